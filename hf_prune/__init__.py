@@ -1,0 +1,24 @@
+"""Pruning for the Hugging Face Trainer ecosystem."""
+
+from importlib.metadata import version
+
+from .callback import PruningCallback
+from .config import PruningConfig, PruningConfigError, load_configs
+from .mask_files import PruningStateError
+from .pruner import Pruner
+from .targets import TargetError
+from .trainer import PruningMixin, PruningTrainer
+
+__version__ = version("hf-prune")
+
+__all__ = [
+    "Pruner",
+    "PruningCallback",
+    "PruningConfig",
+    "PruningConfigError",
+    "PruningMixin",
+    "PruningStateError",
+    "PruningTrainer",
+    "TargetError",
+    "load_configs",
+]

@@ -1,0 +1,5 @@
+"""`python -m hf_prune` is `hf-prune`."""
+
+from .cli import main
+
+main()

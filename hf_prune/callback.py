@@ -1,0 +1,133 @@
+"""`PruningCallback`: events of the Trainer -> `Pruner`.
+
+One optimizer step of `transformers.Trainer`, and what is done at each event:
+
+    on_train_begin           start the pruner, or resume it from the checkpoint; an update due at step 0
+    for each micro-batch:
+        forward, backward    gradients of masked weights become zero as they are accumulated
+    clip gradients
+    optimizer.step()
+    on_optimizer_step        weights back to zero, for optimizers that do not work element by element
+    on_step_end              masks are updated if due; weights and moments follow
+    on_log                   sparsity and target_sparsity join the logs
+    evaluate, save
+    on_save                  masks, configuration and state go into the checkpoint
+    on_train_end             gradients are left alone again
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .config import PruningConfig
+from .pruner import Pruner
+
+logger = logging.getLogger(__name__)
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes the model of any `Trainer` while it is trained: `Trainer(..., callbacks=[PruningCallback(config)])`.
+
+    Masks, weights and moments are as exact as with `PruningTrainer`. What a callback cannot reach is the reporters'
+    logs (sparsity is in `state.log_history` and on the progress bar only) and the Hub push of a checkpoint, which the
+    Trainer makes before `on_save`.
+
+    Args:
+        config: one configuration, or several that apply together or one after another.
+        pruner: a pruner made beforehand, in place of one made from `config` when training begins.
+        in_trainer: whether a `PruningMixin` masks the gradients after backward and saves masks with each model; if not,
+            the callback does both, by hooks on the parameters and in `on_save`.
+    """
+
+    def __init__(
+        self,
+        config: PruningConfig | Sequence[PruningConfig],
+        pruner: Pruner | None = None,
+        in_trainer: bool = False,
+    ):
+        self.config = config
+        self.pruner = pruner
+        self.resume_directory: Path | None = None
+        self._in_trainer = in_trainer
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the pruner on the model as it is now, or resume it from the checkpoint."""
+        model: nn.Module = kwargs["model"]
+        _refuse_sharded(model, args)
+        if self.pruner is None:
+            self.pruner = Pruner(model, self.config)
+        if state.global_step == 0:
+            self.pruner.start(state.max_steps, model)
+        else:
+            directory = self.resume_directory or _checkpoint_directory(args, state)
+            self.pruner.resume(state.max_steps, directory, model)
+        self.resume_directory = None
+        self._remove_hooks()
+        if not self._in_trainer:
+            self._hooks = self.pruner.mask_gradients_in_backward()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put masked weights back to zero where the optimizer may have moved them."""
+        if self.pruner is not None:
+            self.pruner.after_optimizer_step(kwargs["optimizer"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Update masks if that is due after the step that was just completed."""
+        if self.pruner is not None:
+            self.pruner.update(state.global_step, kwargs["optimizer"])
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add sparsity to the logs, where the trainer has not."""
+        logs = kwargs.get("logs")
+        if logs is not None:
+            for name, value in self.log_values().items():
+                logs.setdefault(name, value)
+                state.log_history[-1].setdefault(name, value)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put masks, configuration and state into the checkpoint, where the trainer has not."""
+        if self.pruner is not None and state.is_world_process_zero and not self._in_trainer:
+            self.pruner.save(_checkpoint_directory(args, state))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave gradients alone again."""
+        self._remove_hooks()
+
+    def log_values(self) -> dict[str, float]:
+        """`sparsity` (masked share of the targets now) and `target_sparsity` (at the end), once training has begun."""
+        if self.pruner is None or self.pruner.target_sparsity is None or not self.pruner.targets:
+            return {}
+        return {"sparsity": self.pruner.sparsity, "target_sparsity": self.pruner.target_sparsity}
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def _checkpoint_directory(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
+def _refuse_sharded(model: nn.Module, args: TrainingArguments) -> None:
+    """Sharded parameters cannot be ranked yet: say so before training rather than prune them wrongly."""
+    sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    if args.deepspeed or sharded:
+        engine = "DeepSpeed" if args.deepspeed else "FSDP"
+        raise ValueError(
+            f"Expected a model that each process holds whole, got one that {engine} shards: pruning under {engine} is "
+            "not supported yet. Train on one process, or replicated (DDP)."
+        )

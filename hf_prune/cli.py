@@ -1,0 +1,221 @@
+"""Commands: `hf-prune run`, `plan`, `report`."""
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import datasets
+import transformers
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .config import PruningConfigError
+from .mask_files import PruningStateError
+from .plan import Plan
+from .pruner import Pruner
+from .recipe import RecipeError, load_recipe, parse_pruning
+from .report import Report, ReportError, build_skeleton, find_model, make_report
+from .run import RunResult, prepare, run
+from .targets import TargetError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
+console = Console(highlight=False, markup=False, emoji=False)
+
+_USER_ERRORS = (PruningConfigError, PruningStateError, RecipeError, ReportError, TargetError)
+
+
+@contextlib.contextmanager
+def _errors_as_lines() -> Iterator[None]:
+    """A mistake of the user ends in one line a problem on standard error and exit code 2; anything else is a bug."""
+    try:
+        yield
+    except _USER_ERRORS as error:
+        for line in str(error).splitlines():
+            print(f"hf-prune: {line}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hf-prune {version('hf-prune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Prune Hugging Face models."""
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, such as pruning.sparsity=0.7.")] = None,
+) -> None:
+    """Fine-tune and prune as a recipe says."""
+    with _errors_as_lines():
+        _quiet(progress=True)
+        result = run(load_recipe(recipe, overrides or []), say=lambda text: console.rule(text, align="left"))
+    _print_result(result)
+
+
+@app.command("plan")
+def plan_command(
+    source: Annotated[str, typer.Argument(help="A recipe (.yaml), a folder with a model, or its name on the Hub.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="KEY=VALUE: of the recipe, or of the pruning of a model, such as sparsity=0.7."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of the training that a model is planned for.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what would be pruned and when, before any training."""
+    with _errors_as_lines():
+        _quiet()
+        if source.endswith((".yaml", ".yml")):
+            plan = prepare(load_recipe(source, overrides or [])).plan()
+        else:
+            plan = _plan_model(source, overrides or [], steps)
+    if as_json:
+        print(json.dumps(plan.to_dict()))
+    else:
+        _print_plan(plan)
+
+
+@app.command("report")
+def report_command(
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, or its name on the Hub.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count the zeros in a saved model, tensor by tensor."""
+    with _errors_as_lines():
+        _quiet()
+        report = make_report(model)
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        _print_report(report)
+
+
+def _quiet(progress: bool = False) -> None:
+    """Only errors from transformers: its notices would drown ours."""
+    transformers.logging.set_verbosity_error()
+    if not progress:
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+
+
+def _plan_model(source: str, overrides: list[str], steps: int) -> Plan:
+    config = parse_pruning(overrides)
+    folder = find_model(source)
+    skeleton, note = build_skeleton(folder)
+    if skeleton is None:
+        raise ReportError(f"{source}: {note}")
+    if steps < 1:
+        raise RecipeError([f"--steps: expected 1 or more, got {steps}"])
+    model = type(skeleton).from_pretrained(folder, dtype="auto") if _has_weights(folder) else skeleton
+    return Pruner(model, config).plan(steps)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose first column is text that may be folded, and whose others are figures."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="right" if index else "left", no_wrap=bool(index))
+    return table
+
+
+def _name(name: str, width: int = 46) -> str:
+    """A tensor's name, on several lines if it is long, broken before a dot."""
+    lines = [""]
+    for part in re.findall(r"\.?[^.]+", name):
+        if len(lines[-1]) + len(part) > width:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "-"
+
+
+def _print_plan(plan: Plan) -> None:
+    table = _table("What is pruned", "tensor", "shape", "now", "final")
+    for tensor in plan.tensors:
+        final = "by rank" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
+        table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
+    console.print(table)
+    console.print()
+    updates = _table("When", "after optimizer step", "sparsity")
+    shown = plan.updates if len(plan.updates) <= 12 else [*plan.updates[:6], None, *plan.updates[-5:]]
+    for update in shown:
+        if update is None:
+            updates.add_row("...", "")
+        else:
+            updates.add_row(str(update.step), f"{update.sparsity:.2%}")
+    console.print(updates)
+    console.print()
+    console.print(
+        f"{len(plan.tensors)} tensors with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
+        f"{len(plan.updates)} mask updates in {plan.total_steps:,} steps; {plan.final_sparsity:.2%} of the tensors' "
+        f"weights at the end, {plan.final_sparsity * plan.weights / max(plan.all_weights, 1):.2%} of the model's."
+    )
+
+
+def _print_report(report: Report) -> None:
+    table = _table(report.model, "tensor", "shape", "zeros", "sparsity")
+    for tensor in report.tensors:
+        if tensor.prunable or tensor.prunable is None:
+            table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.zeros:,}", f"{tensor.sparsity:.2%}")
+    console.print(table)
+    console.print()
+    totals = _table("Totals", "", "weights", "zeros", "sparsity")
+    others = [tensor for tensor in report.tensors if tensor.prunable is False]
+    rows = [("prunable", report.prunable), ("other tensors", others)] if report.note is None else []
+    for name, tensors in [*rows, ("overall", report.tensors)]:
+        weights = sum(tensor.weights for tensor in tensors)
+        zeros = sum(tensor.zeros for tensor in tensors)
+        totals.add_row(name, f"{weights:,}", f"{zeros:,}", f"{zeros / max(weights, 1):.2%}")
+    console.print(totals)
+    if report.note:
+        console.print(f"\nWhich tensors are prunable is not known: {report.note}.")
+
+
+def _print_result(result: RunResult) -> None:
+    console.rule("Results on the test part", align="left")
+    table = _table("", "", *(["dense"] if result.dense else []), "pruned", *(["recovery"] if result.dense else []))
+    for name, value in result.pruned.items():
+        dense = [f"{result.dense[name]:.4f}", f"{value / result.dense[name]:.1%}"] if result.dense else []
+        table.add_row(name, *dense[:1], f"{value:.4f}", *dense[1:])
+    zeros = f"{result.report.prunable_sparsity:.2%}"
+    empty = [""] if result.dense else []
+    table.add_row("zeros in prunable tensors", *empty, zeros, *empty)
+    table.add_row("zeros in all tensors", *empty, f"{result.report.sparsity:.2%}", *empty)
+    table.add_row(
+        "seconds",
+        *([f"{result.seconds['dense']:.0f}"] if result.dense else []),
+        f"{result.seconds['pruned']:.0f}",
+        *empty,
+    )
+    console.print(table)
+    console.print(f"\n{result.test_samples:,} test samples. Files written:")
+    for file in result.files:
+        console.print(f"  {file} ({file.stat().st_size:,} bytes)", soft_wrap=True)
+
+
+def main() -> None:
+    """The console script."""
+    app()

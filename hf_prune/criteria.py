@@ -1,0 +1,66 @@
+"""Which weights matter: weights -> scores, where a higher score is kept longer.
+
+A criterion is a function `(weight, piece) -> scores`, elementwise over a flat piece of one tensor, so that it can be
+run over any slice of a tensor and give the same numbers. Scores are float32 or int32. To add a criterion, write the
+function and name it in `CRITERIA`.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a flat piece of weights lies: the tensor's name, the flat index of its first weight, and the seed."""
+
+    name: str
+    offset: int = 0
+    seed: int = 0
+
+
+Criterion = Callable[[torch.Tensor, Piece], torch.Tensor]
+
+_LOW_32_BITS = 0xFFFFFFFF
+
+
+def magnitude(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """`|w|` in float32: the weights nearest to zero go first (Han et al., arXiv 1506.02626, section 3)."""
+    return weight.detach().float().abs()
+
+
+def random(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """A fixed 31-bit number (int32) for each weight, hashed from the seed, the tensor's name and the flat index.
+
+    The choice does not depend on the weights, the device, the machine or the number of processes, and since the numbers
+    never change, what is dropped at one sparsity is dropped at every higher one. The hash is two rounds of the 32-bit
+    mixer of murmur3 (Appleby's fmix32).
+    """
+    index = torch.arange(piece.offset, piece.offset + weight.numel(), dtype=torch.int64, device=weight.device)
+    key = zlib.crc32(f"{piece.seed}/{piece.name}".encode())
+    bits = _mix32((index & _LOW_32_BITS) ^ key)
+    bits = _mix32((bits + (index >> 32)) & _LOW_32_BITS)
+    return (bits >> 1).to(torch.int32)
+
+
+def _mix32(bits: torch.Tensor) -> torch.Tensor:
+    """Scramble 32-bit values held in int64; each product is taken in two halves so that nothing overflows."""
+    bits = bits ^ (bits >> 16)
+    bits = _multiply32(bits, 0x85EBCA6B)
+    bits = bits ^ (bits >> 13)
+    bits = _multiply32(bits, 0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+def _multiply32(bits: torch.Tensor, factor: int) -> torch.Tensor:
+    low = bits * (factor & 0xFFFF)
+    high = ((bits * (factor >> 16)) & 0xFFFF) << 16
+    return (low + high) & _LOW_32_BITS
+
+
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": magnitude,
+    "random": random,
+}

@@ -1,0 +1,407 @@
+"""Recipes: YAML -> checked objects. Nothing is loaded, downloaded or written here."""
+
+import dataclasses
+import enum
+import importlib.util
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from transformers import TrainingArguments
+
+from .config import PruningConfig, PruningConfigError, nearest
+
+_PACKAGE_SCHEME = "package:"
+_OUR_ARGUMENTS = ("output_dir",)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the scalars of version 1.2: `no` and `2:4` are text, and `1e-4` is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """As YAML says, and an error for a key that is given twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise DuplicateKeyError(key.start_mark.line + 1, key.value)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class DuplicateKeyError(ValueError):
+    """A key given twice in a mapping, with its second line."""
+
+    def __init__(self, line: int, key: str):
+        self.line, self.key = line, key
+        super().__init__(f"{key} is given twice")
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false)$", re.IGNORECASE), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
+class RecipeError(ValueError):
+    """What is wrong with a recipe: a line for each problem, with where, what was expected, and what came."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ModelSection(_Section):
+    """Which model to start from.
+
+    `name` is a name on the Hub, a folder, or `package:NAME/PATH` for a folder inside an installed Python package.
+    `freeze` lists regular expressions, matched whole, for parameters that are not trained.
+    """
+
+    name: str
+    freeze: list[str] = []
+
+
+class DatasetSection(_Section):
+    """Which data to train and evaluate on.
+
+    `name` is a name on the Hub, a folder or file (CSV, JSON, Parquet, or `save_to_disk`), or `package:NAME/PATH`;
+    `config` is the configuration of a data set on the Hub. `where` keeps the rows whose columns have the given values.
+    Parts come from the data set's own splits (`validation_split`, `test_split`), or are cut from the training split
+    (`validation_size`, `test_size` rows, shuffled with `split_seed`, repeated texts dropped first, so that the parts
+    are disjoint). `max_length` is in tokens.
+    """
+
+    name: str
+    config: str | None = None
+    where: dict[str, str | int] = {}
+    text_column: str = "text"
+    label_column: str = "label"
+    train_split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = None
+    validation_size: PositiveInt | None = None
+    test_size: PositiveInt | None = None
+    split_seed: NonNegativeInt = 0
+    max_train_samples: PositiveInt | None = None
+    max_length: PositiveInt = 128
+
+
+class Recipe(_Section):
+    """A whole run: fine-tune dense, then prune from there.
+
+    `training` holds `TrainingArguments` of both runs; `dense` those that differ for the dense one, or null to prune
+    from the start without a dense baseline. `pruning` is one `PruningConfig` or a list. The first of `metrics` is the
+    one that recovery is measured by.
+    """
+
+    task: Literal["text-classification"]
+    output_dir: str
+    model: ModelSection
+    dataset: DatasetSection
+    metrics: list[str] = Field(min_length=1)
+    training: dict[str, Any]
+    dense: dict[str, Any] | None = {}
+    pruning: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+    @property
+    def pruning_configs(self) -> list[PruningConfig]:
+        """The pruning configurations as objects."""
+        sections = self.pruning if isinstance(self.pruning, list) else [self.pruning]
+        return [PruningConfig.from_dict(section) for section in sections]
+
+    def training_arguments(self, dense: bool = False) -> TrainingArguments:
+        """The arguments of the pruned run, or of the dense one."""
+        values = self.training | (self.dense or {} if dense else {})
+        return TrainingArguments(output_dir=self.output_dir, **values)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check it whole.
+
+    `overrides` are `KEY=VALUE` with a dotted key, such as `pruning.sparsity=0.7`; the value is read as YAML.
+    Raises RecipeError with a line for each unknown key, wrong type and value out of range.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        content = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            [f"{path}: expected YAML, got a file that does not parse: {' '.join(str(error).split())}"]
+        ) from error
+    except DuplicateKeyError as error:
+        raise RecipeError([f"{path}:{error.line}: {error.key}: expected once, got twice"]) from error
+    if not isinstance(content, dict):
+        raise RecipeError([f"{path}: expected a mapping of settings, got {type(content).__name__}"])
+    lines = _lines_of_keys(yaml.compose(text, _Loader))
+    for override in overrides:
+        key = _apply_override(content, override)
+        lines = {known: line for known, line in lines.items() if known[: len(key)] != key}
+        lines[key] = None
+
+    def place(key: tuple) -> str:
+        for length in range(len(key), 0, -1):
+            if key[:length] in lines:
+                line = lines[key[:length]]
+                return f"{path}:{line}: " if line is not None else "command line: "
+        return f"{path}: "
+
+    problems = [f"{place(key)}{'.'.join(map(str, key))}: {message}" for key, message in _problems(content)]
+    if problems:
+        raise RecipeError(problems)
+    recipe = Recipe(**content)
+    _check_arguments(recipe, place)
+    return recipe
+
+
+def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
+    """A pruning configuration from `KEY=VALUE` alone, such as `sparsity=0.7`; raises as `load_recipe` does."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, override)
+    problems = [
+        f"command line: {'.'.join(map(str, key))}: {message}" for key, message in _check_pruning((), values).items()
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return PruningConfig.from_dict(values)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        siblings = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+        found = "a folder" if path.is_dir() else "nothing"
+        raise RecipeError([f"{path}: expected a recipe, found {found}{nearest(str(path), siblings)}"]) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"{path}: expected YAML in UTF-8, got other bytes ({error})"]) from error
+
+
+def _apply_override(content: dict, override: str) -> tuple:
+    """Set one `KEY=VALUE` in the content; the key as a tuple."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise RecipeError([f"command line: expected KEY=VALUE such as pruning.sparsity=0.7, got {override!r}"])
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError([f"command line: {name}: expected a YAML value, got {text!r}"]) from error
+    key = tuple(int(part) if part.isdigit() else part for part in name.split("."))
+    target: Any = content
+    for part in key[:-1]:
+        if isinstance(target, list) and isinstance(part, int) and part < len(target):
+            target = target[part]
+        elif isinstance(target, dict):
+            if not isinstance(target.get(part), (dict, list)):
+                target[part] = {}
+            target = target[part]
+        else:
+            raise RecipeError([f"command line: {name}: expected a key of the recipe, got one that leads nowhere"])
+    if isinstance(target, list) and not (isinstance(key[-1], int) and key[-1] < len(target)):
+        raise RecipeError([f"command line: {name}: expected an index below {len(target)}, got {key[-1]!r}"])
+    target[key[-1]] = value
+    return key
+
+
+def _lines_of_keys(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | None]:
+    """The line (from 1) of every key of a YAML document."""
+    lines: dict[tuple, int | None] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines[(*prefix, key.value)] = key.start_mark.line + 1
+            lines.update(_lines_of_keys(value, (*prefix, key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*prefix, index)] = value.start_mark.line + 1
+            lines.update(_lines_of_keys(value, (*prefix, index)))
+    return lines
+
+
+def _problems(content: dict) -> list[tuple[tuple, str]]:
+    """All that is wrong with the content, as (key, message)."""
+    problems: dict[tuple, str] = {}
+    try:
+        Recipe.model_validate(content)
+    except ValidationError as error:
+        problems.update(_explain(error, content))
+    for section in ("training", "dense"):
+        values = content.get(section)
+        if isinstance(values, dict):
+            problems.update(_check_values((section,), values, TrainingArguments))
+    pruning = content.get("pruning")
+    sections = enumerate(pruning) if isinstance(pruning, list) else [(None, pruning)]
+    for index, values in sections:
+        if isinstance(values, dict):
+            key = ("pruning",) if index is None else ("pruning", index)
+            problems.update(_check_pruning(key, values))
+    return list(problems.items())
+
+
+def _check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
+    """Unknown names, wrong types and values out of range in a section; right values take their converted form."""
+    names = [field.name for field in dataclasses.fields(fields_of) if field.init]
+    types = typing.get_type_hints(fields_of)
+    problems = {}
+    for name, value in values.items():
+        if name in _OUR_ARGUMENTS:
+            problems[(*key, name)] = f"expected at the top of the recipe, as {name}"
+        elif name not in names:
+            problems[(*key, name)] = f"unknown key{nearest(name, names)}"
+        else:
+            message, values[name] = _converted(types[name], value, _LOWEST.get(name))
+            if message is not None:
+                problems[(*key, name)] = message
+    return problems
+
+
+# The least that makes sense, where TrainingArguments itself does not object. max_steps and epochs: -1 and 0 mean none.
+_LOWEST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "warmup_steps": 0,
+    "seed": 0,
+}
+
+
+def _converted(expected: Any, value: Any, lowest: float | None) -> tuple[str | None, Any]:
+    """What is wrong with a value of a field of this type, or None; and the value as the field takes it."""
+    adapter = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True))
+    try:
+        # Text may stand for a number or a choice; a boolean may not stand for a number.
+        converted = adapter.validate_python(value, strict=not isinstance(value, str))
+    except ValidationError as error:
+        return f"{_expectation(error.errors())}, got {value!r}", value
+    choices = [option.value for part in typing.get_args(expected) for option in _options(part)]
+    if choices and isinstance(value, str) and value not in choices:
+        return f"expected one of {', '.join(map(str, choices))}, got {value!r}{nearest(value, choices)}", value
+    if lowest is not None and converted < lowest:
+        return f"expected {lowest} or more, got {value!r}", value
+    return None, converted
+
+
+def _options(part: Any) -> list[enum.Enum]:
+    return list(part) if isinstance(part, type) and issubclass(part, enum.Enum) else []
+
+
+def _check_pruning(key: tuple, values: dict) -> dict[tuple, str]:
+    problems = _check_values(key, values, PruningConfig)
+    if problems:
+        return problems
+    try:
+        PruningConfig.from_dict(values)
+    except PruningConfigError as error:
+        for problem in error.problems:
+            name, _, message = problem.partition(": ")
+            problems[(*key, name)] = message
+    return problems
+
+
+def _explain(error: ValidationError, content: Any) -> dict[tuple, str]:
+    """pydantic's errors in our words, those of one key put together."""
+    entries: dict[tuple, list[Any]] = {}
+    for entry in error.errors():
+        entries.setdefault(_key_in(content, entry), []).append(entry)
+    problems = {}
+    for key, found in entries.items():
+        if found[0]["type"] == "extra_forbidden":
+            problems[key] = f"unknown key{nearest(str(key[-1]), _fields_at(key[:-1]))}"
+        elif found[0]["type"] == "missing":
+            problems[key] = "expected a value, got none"
+        else:
+            problems[key] = f"{_expectation(found)}, got {found[-1]['input']!r}"
+    return problems
+
+
+def _key_in(content: Any, entry: Any) -> tuple:
+    """Where an error is, without the names that pydantic gives to the branches of a union."""
+    key: list[Any] = []
+    for part in entry["loc"]:
+        if isinstance(content, dict) and (part in content or entry["type"] == "missing"):
+            key.append(part)
+            content = content.get(part)
+        elif isinstance(content, list) and isinstance(part, int):
+            key.append(part)
+            content = content[part]
+    return tuple(key)
+
+
+def _expectation(entries: Sequence[Any]) -> str:
+    """`expected a valid integer or null` of several pydantic errors."""
+    wanted: dict[str, None] = {}
+    for entry in entries:
+        words = entry["msg"].removeprefix("Input should be ").partition(",")[0]
+        wanted[words.partition(" or instance of ")[0].replace("a valid dictionary", "a mapping")] = None
+    return f"expected {' or '.join(wanted)}"
+
+
+def _fields_at(key: tuple) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in key:
+        model = typing.cast(type[BaseModel], model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _check_arguments(recipe: Recipe, place: Any) -> None:
+    """Let TrainingArguments itself object to values of the right type."""
+    for dense in (False, True):
+        try:
+            recipe.training_arguments(dense)
+        except (ValueError, ImportError, TypeError) as error:
+            section = "dense" if dense else "training"
+            message = " ".join(str(error).split())
+            raise RecipeError([f"{place((section,))}{section}: {message}"]) from error
+
+
+def resolve_name(key: str, name: str) -> str:
+    """A name as recipes give it -> a Hub name or an existing path; `package:NAME/PATH` lies in an installed package.
+
+    Raises RecipeError, naming `key`, for a package that is not installed or a path that is not there.
+    """
+    if name.startswith(_PACKAGE_SCHEME):
+        package, _, inside = name.removeprefix(_PACKAGE_SCHEME).partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise RecipeError(
+                [
+                    f"{key}: expected the Python package {package!r} ({name}), found none installed; "
+                    f"pip install {package.replace('_', '-')}"
+                ]
+            )
+        path = Path(spec.submodule_search_locations[0], inside)
+        if not path.exists():
+            raise RecipeError([f"{key}: expected {inside!r} in the package {package!r}, found nothing"])
+        return str(path)
+    path = Path(name).expanduser()
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or bool(path.suffix in _DATA_FILES)
+    if looks_like_path and not path.exists():
+        raise RecipeError([f"{key}: expected a file or folder, found nothing at {name!r}"])
+    return str(path) if path.exists() else name
+
+
+_DATA_FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def data_format(path: str) -> str | None:
+    """The `datasets` builder for a file, by its ending; None if it is none of the known ones."""
+    return _DATA_FILES.get(Path(path).suffix)

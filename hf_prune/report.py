@@ -1,0 +1,220 @@
+"""Zeros counted in saved files: a model's folder -> how sparse each tensor is."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from .config import CONFIG_NAME, load_configs
+from .targets import find_targets
+
+_WEIGHTS_NAME = "model.safetensors"
+_INDEX_NAME = "model.safetensors.index.json"
+
+# Rows read at a time, so that a large embedding is never in memory whole.
+_VALUES_AT_A_TIME = 1 << 24
+
+
+class ReportError(ValueError):
+    """A folder or file that no report can be made from."""
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One parameter: fused expert weights that are saved one by one count as the one parameter they are.
+
+    `prunable` is None where the model's class is not known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    zeros: int
+    prunable: bool | None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros."""
+        return self.zeros / max(self.weights, 1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All tensors of a saved model. `note` says why it is not known what is prunable, where it is not."""
+
+    model: str
+    tensors: list[TensorReport]
+    file_bytes: int
+    note: str | None = None
+
+    @property
+    def prunable(self) -> list[TensorReport]:
+        """The tensors that may be pruned."""
+        return [tensor for tensor in self.tensors if tensor.prunable]
+
+    @property
+    def prunable_sparsity(self) -> float:
+        """The share of zeros in all prunable tensors together."""
+        return share_of_zeros(self.prunable)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros in all tensors together."""
+        return share_of_zeros(self.tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "model": self.model,
+            "file_bytes": self.file_bytes,
+            "note": self.note,
+            "prunable": _totals(self.prunable),
+            "overall": _totals(self.tensors),
+            "tensors": [asdict(tensor) | {"sparsity": tensor.sparsity} for tensor in self.tensors],
+        }
+
+
+def share_of_zeros(tensors: Sequence[TensorReport]) -> float:
+    """Zeros of all the tensors over weights of all the tensors."""
+    return sum(tensor.zeros for tensor in tensors) / max(sum(tensor.weights for tensor in tensors), 1)
+
+
+def _totals(tensors: Sequence[TensorReport]) -> dict[str, Any]:
+    return {
+        "weights": sum(tensor.weights for tensor in tensors),
+        "zeros": sum(tensor.zeros for tensor in tensors),
+        "sparsity": share_of_zeros(tensors),
+    }
+
+
+def make_report(model: str | os.PathLike) -> Report:
+    """Count the zeros in the safetensors of a saved model: a folder, or a name on the Hub, which is downloaded.
+
+    Reads one file or a sharded index, a part of a tensor at a time. Which tensors are prunable follows from the model's
+    class in its config.json, and from the `pruning_config.json` beside it where there is one.
+
+    Raises ReportError if there is no folder, no safetensors in it, or a file is broken.
+    """
+    folder = find_model(model)
+    files = _weight_files(folder)
+    skeleton, note = build_skeleton(folder)
+    owners = _owners(skeleton) if skeleton is not None else {}
+    prunable = {target.name for target in _targets(skeleton, folder)} if skeleton is not None else set()
+    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()} if skeleton else {}
+
+    counts: dict[str, list[Any]] = {}
+    for file in files:
+        for key, shape, zeros in _count_zeros(file):
+            name = owners.get(key, key)
+            entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0])
+            entry[1] += math.prod(shape)
+            entry[2] += zeros
+    tensors = [
+        TensorReport(name, tuple(shape), weights, zeros, name in prunable if skeleton is not None else None)
+        for name, (shape, weights, zeros) in counts.items()
+    ]
+    order = {name: index for index, name in enumerate(shapes)}
+    tensors.sort(key=lambda tensor: order.get(tensor.name, len(order)))
+    return Report(str(model), tensors, sum(file.stat().st_size for file in files), note)
+
+
+def find_model(model: str | os.PathLike) -> Path:
+    """The folder of a model: as named, or downloaded from the Hub (weights and JSON files only)."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or str(model).count("/") > 1 or str(model).startswith((".", "/", "~")):
+        raise ReportError(f"{model}: expected a folder with a saved model, found {_what_is_there(folder)}")
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
+    except Exception as error:
+        raise ReportError(
+            f"{model}: expected a folder or a model on the Hub; there is no such folder, and the Hub answered: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _what_is_there(path: Path) -> str:
+    return "a file" if path.is_file() else "nothing"
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / _INDEX_NAME
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            raise ReportError(
+                f"{index}: expected an index of safetensors files, got a file that cannot be read"
+            ) from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise ReportError(f"{folder}: {_INDEX_NAME} names {missing[0]}, which is not there")
+        return [folder / name for name in names]
+    if (folder / _WEIGHTS_NAME).exists():
+        return [folder / _WEIGHTS_NAME]
+    raise ReportError(
+        f"{folder}: expected {_WEIGHTS_NAME} or {_INDEX_NAME}, found neither; save the model with save_pretrained"
+    )
+
+
+def _count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Name, shape and number of zeros of each tensor in a safetensors file."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict: it cannot be iterated
+                part = tensors.get_slice(name)
+                shape = tuple(part.get_shape())
+                yield name, shape, sum(int((rows == 0).sum()) for rows in _rows(part, shape))
+    except SafetensorError as error:
+        raise ReportError(f"{file}: expected safetensors, got a file that cannot be read ({error})") from error
+
+
+def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    if not shape:
+        yield part[...]
+        return
+    step = max(_VALUES_AT_A_TIME // max(math.prod(shape[1:]), 1), 1)
+    for start in range(0, shape[0], step):
+        rows = part[start : start + step]
+        yield rows if rows.dtype.itemsize > 1 else rows.float()
+
+
+def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
+    """The model of a folder's config.json without weights (on the meta device), or None and the reason."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        return None, f"the model's class is not known: {str(error).splitlines()[0]}"
+    names = getattr(config, "architectures", None) or []
+    model_class = getattr(transformers, names[0], None) if names else None
+    if model_class is None:
+        return None, f"the model's class {names[0] if names else '(none named)'} is not part of transformers"
+    with torch.device("meta"):
+        return model_class(config), None
+
+
+def _targets(skeleton: nn.Module, folder: Path) -> Iterable[Any]:
+    configs = load_configs(folder) if (folder / CONFIG_NAME).exists() else []
+    if not configs:
+        return find_targets(skeleton)
+    return [target for config in configs for target in find_targets(skeleton, config.targets, config.exclude)]
+
+
+def _owners(skeleton: PreTrainedModel) -> dict[str, str]:
+    """Name in the file -> name of the parameter, as the model's own save_pretrained converts it."""
+    owners = {}
+    for name, parameter in skeleton.named_parameters():
+        owners.update(dict.fromkeys(revert_weight_conversion(skeleton, {name: parameter}), name))
+    return owners

@@ -1,0 +1,313 @@
+"""Run a recipe: data and model in, a dense run, a pruned run, and what came of them out."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+
+from .metrics import load_metric
+from .plan import Plan
+from .plots import plot_layers, plot_schedule
+from .pruner import Pruner
+from .recipe import DatasetSection, Recipe, RecipeError, data_format, resolve_name
+from .report import Report, make_report
+from .targets import check_expressions
+from .trainer import PruningTrainer, training_steps
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Prepared:
+    """All that a run needs, loaded: nothing has been written yet."""
+
+    recipe: Recipe
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: datasets.DatasetDict
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+
+    def plan(self) -> Plan:
+        """What the pruned run would prune. Raises what `Pruner` raises for a configuration that does not fit."""
+        steps = training_steps(self.recipe.training_arguments(), self.data["train"])
+        return Pruner(self.model, self.recipe.pruning_configs).plan(steps)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a recipe came to: metrics on the test part, by name; `dense` is None where no dense run was made."""
+
+    recipe: dict[str, Any]
+    dense: dict[str, float] | None
+    pruned: dict[str, float]
+    report: Report
+    main_metric: str
+    test_samples: int
+    seconds: dict[str, float]
+    files: list[Path]
+
+    @property
+    def recovery(self) -> float | None:
+        """The main metric of the pruned model over that of the dense one."""
+        if not self.dense or not self.dense[self.main_metric]:
+            return None
+        return self.pruned[self.main_metric] / self.dense[self.main_metric]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "recipe": self.recipe,
+            "dense": self.dense,
+            "pruned": self.pruned,
+            "main_metric": self.main_metric,
+            "recovery": self.recovery,
+            "test_samples": self.test_samples,
+            "prunable_sparsity": self.report.prunable_sparsity,
+            "overall_sparsity": self.report.sparsity,
+            "seconds": self.seconds,
+        }
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Load and check all that a recipe names. Raises RecipeError where data or model are not what it says."""
+    model_name = resolve_name("model.name", recipe.model.name)
+    _check_output(recipe)
+    data = load_data(recipe.dataset)
+    data, labels = _number_labels(data, recipe.dataset)
+    metrics = [_load_metric(name) for name in recipe.metrics]
+    set_seed(recipe.training_arguments().seed)  # the new task head is drawn at random
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            model_name,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError([f"model.name: {_first_line(error)}"]) from error
+    _freeze(model, recipe.model.freeze)
+
+    def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
+        return dict(tokenizer(rows[recipe.dataset.text_column], truncation=True, max_length=recipe.dataset.max_length))
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        guesses = np.argmax(prediction.predictions, axis=-1)
+        values: dict[str, float] = {}
+        for metric in metrics:
+            values.update(metric.compute(predictions=guesses, references=prediction.label_ids))
+        return values
+
+    text = [name for name in data["train"].column_names if name != "labels"]
+    data = data.map(tokenize, batched=True, remove_columns=text, desc="Tokenizing")
+    return Prepared(recipe, model, tokenizer, data, compute_metrics)
+
+
+def run(recipe: Recipe, say: Say = print) -> RunResult:
+    """Fine-tune dense, prune from there, evaluate both on the test part, and write everything into `output_dir`.
+
+    `model/` there opens with a plain `from_pretrained`, and so does `dense/`. Raises RecipeError or what `Pruner`
+    raises for a configuration that does not fit, before anything is written.
+    """
+    prepared = prepare(recipe)
+    plan = prepared.plan()
+    output = Path(recipe.output_dir)
+    seconds: dict[str, float] = {}
+
+    dense: dict[str, float] | None = None
+    if recipe.dense is not None:
+        say("Fine-tuning dense")
+        start = time.perf_counter()
+        trainer = _make_trainer(prepared, dense=True)
+        trainer.train()
+        dense = _evaluate(trainer, prepared)
+        trainer.save_model(str(output / "dense"))
+        seconds["dense"] = time.perf_counter() - start
+        say(f"Dense model on the test part: {_as_text(dense)}")
+
+    say(f"Fine-tuning while {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights are pruned")
+    start = time.perf_counter()
+    trainer = _make_trainer(prepared, dense=False)
+    trainer.train()
+    pruned = _evaluate(trainer, prepared)
+    trainer.save_model(str(output / "model"))
+    seconds["pruned"] = time.perf_counter() - start
+    say(f"Pruned model on the test part: {_as_text(pruned)}")
+
+    report = make_report(output / "model")
+    plot_schedule(trainer.state.log_history, output / "schedule.png", "Sparsity and loss while pruning")
+    plot_layers(_layer_sparsities(report), output / "layers.png", "Zeros by tensor, counted in the saved file")
+    main_metric = next(iter(pruned))
+    files = [output / name for name in ("model/model.safetensors", "schedule.png", "layers.png", "results.json")]
+    result = RunResult(
+        recipe.model_dump(), dense, pruned, report, main_metric, len(prepared.data["test"]), seconds, files
+    )
+    (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _make_trainer(prepared: Prepared, dense: bool) -> Trainer:
+    trainer_class: type[Trainer] = Trainer if dense else PruningTrainer
+    extra: dict[str, Any] = {} if dense else {"pruning_config": prepared.recipe.pruning_configs}
+    return trainer_class(
+        model=prepared.model,
+        args=prepared.recipe.training_arguments(dense),
+        train_dataset=prepared.data["train"],
+        eval_dataset=prepared.data["validation"],
+        processing_class=prepared.tokenizer,
+        data_collator=DataCollatorWithPadding(prepared.tokenizer),
+        compute_metrics=prepared.compute_metrics,
+        **extra,
+    )
+
+
+def _evaluate(trainer: Trainer, prepared: Prepared) -> dict[str, float]:
+    """The recipe's metrics on the test part."""
+    speed = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    values = trainer.predict(prepared.data["test"], metric_key_prefix="test").metrics or {}
+    names = {name.removeprefix("test_"): value for name, value in values.items() if name.startswith("test_")}
+    return {name: value for name, value in names.items() if name not in speed}
+
+
+def _layer_sparsities(report: Report) -> dict[str, float]:
+    return {tensor.name: tensor.sparsity for tensor in report.prunable}
+
+
+def _as_text(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+# ---- Data ----
+
+
+def load_data(section: DatasetSection) -> datasets.DatasetDict:
+    """The parts `train`, `validation` and `test` of a data set, as the recipe's section describes them."""
+    name = resolve_name("dataset.name", section.name)
+    try:
+        loaded = _open_data(name, section.config)
+    except (OSError, ValueError) as error:
+        raise RecipeError([f"dataset.name: {name}: {_first_line(error)}"]) from error
+    train = _part(loaded, "train_split", section.train_split)
+    for field in ("text_column", "label_column"):
+        column = getattr(section, field)
+        if column not in train.column_names:
+            raise RecipeError([f"dataset.{field}: expected one of {', '.join(train.column_names)}, got {column!r}"])
+    parts = datasets.DatasetDict(train=_where(train, section))
+    for part in ("validation", "test"):
+        split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
+        if (split is None) == (size is None):
+            came = "neither" if split is None else "both"
+            raise RecipeError([f"dataset.{part}_split: expected either {part}_split or {part}_size, got {came}"])
+        if split is not None:
+            parts[part] = _where(_part(loaded, f"{part}_split", split), section)
+    if section.validation_size is not None or section.test_size is not None:
+        parts["train"] = _drop_repeated(parts["train"], section.text_column).shuffle(seed=section.split_seed)
+    for part in ("test", "validation"):
+        size = getattr(section, f"{part}_size")
+        if size is not None:
+            parts[part], parts["train"] = _cut(parts["train"], f"{part}_size", size)
+    if section.max_train_samples is not None:
+        parts["train"] = parts["train"].select(range(min(section.max_train_samples, len(parts["train"]))))
+    return parts
+
+
+def _open_data(name: str, config: str | None) -> datasets.DatasetDict:
+    path = Path(name)
+    if path.is_file():
+        builder = data_format(name)
+        if builder is None:
+            raise ValueError("expected a .csv, .json, .jsonl or .parquet file")
+        return datasets.load_dataset(builder, data_files=name)
+    if path.is_dir() and (path / "dataset_dict.json").exists():
+        return datasets.load_from_disk(name)
+    return datasets.load_dataset(name, config)
+
+
+def _part(loaded: datasets.DatasetDict, field: str, split: str) -> datasets.Dataset:
+    if split not in loaded:
+        raise RecipeError([f"dataset.{field}: expected one of {', '.join(loaded)}, got {split!r}"])
+    return loaded[split]
+
+
+def _where(part: datasets.Dataset, section: DatasetSection) -> datasets.Dataset:
+    for column, value in section.where.items():
+        if column not in part.column_names:
+            raise RecipeError([f"dataset.where: expected one of {', '.join(part.column_names)}, got {column!r}"])
+        part = part.select([index for index, cell in enumerate(part[column]) if cell == value])
+        if not len(part):
+            raise RecipeError([f"dataset.where: expected rows where {column} is {value!r}, found none"])
+    return part
+
+
+def _drop_repeated(part: datasets.Dataset, column: str) -> datasets.Dataset:
+    first = {text: index for index, text in reversed(list(enumerate(part[column])))}
+    return part.select(sorted(first.values()))
+
+
+def _cut(part: datasets.Dataset, field: str, size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    if not 0 < size < len(part):
+        raise RecipeError([f"dataset.{field}: expected 1 to {len(part) - 1} of the rows there are, got {size}"])
+    return part.select(range(size)), part.select(range(size, len(part)))
+
+
+def _number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple[datasets.DatasetDict, list[str]]:
+    """Only the text and `labels` from 0, and the labels' names."""
+    column = section.label_column
+    feature = data["train"].features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        names, numbers = list(feature.names), {index: index for index in range(feature.num_classes)}
+    else:
+        values = sorted(set(data["train"][column]))
+        names, numbers = [str(value) for value in values], {value: index for index, value in enumerate(values)}
+    for part, rows in data.items():
+        unknown = set(rows[column]) - set(numbers)
+        if unknown:
+            expected = f"the labels {names} of the training part"
+            raise RecipeError([f"dataset.label_column: expected {expected}, got {unknown.pop()!r} in {part}"])
+
+    def number(rows: dict[str, list[Any]]) -> dict[str, list[int]]:
+        return {"labels": [numbers[value] for value in rows[column]]}
+
+    others = [name for name in data["train"].column_names if name != section.text_column]
+    return data.map(number, batched=True, remove_columns=others, desc="Numbering labels"), names
+
+
+def _load_metric(name: str) -> Any:
+    try:
+        return load_metric(name)
+    except (FileNotFoundError, ImportError, ValueError, OSError) as error:
+        raise RecipeError([f"metrics: {name!r} cannot be loaded: {_first_line(error)}"]) from error
+
+
+def _freeze(model: PreTrainedModel, expressions: list[str]) -> None:
+    parameters = dict(model.named_parameters())
+    check_expressions("model.freeze", expressions, parameters)
+    for name, parameter in parameters.items():
+        if any(re.fullmatch(expression, name) for expression in expressions):
+            parameter.requires_grad_(False)
+
+
+def _check_output(recipe: Recipe) -> None:
+    output = Path(recipe.output_dir)
+    if output.exists() and not output.is_dir():
+        raise RecipeError([f"output_dir: expected a folder, found a file at {recipe.output_dir!r}"])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,97 @@
+"""The exact k lowest scores of one tensor or of many, without sorting and without a copy of the scores.
+
+Scores become int32 keys of the same order. The k-th lowest key is found digit by digit: one pass counts the upper 16
+bits, a second counts the lower 16 bits of the keys that share the winning upper ones. Keys come in chunks, so that what
+is held at once does not grow with the model. Equal keys go in a fixed order, lower index first, so exactly k are taken.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+# Below every key of a real score (only a NaN maps here): marks what is already dropped and so goes first.
+LOWEST_KEY = -(2**31)
+
+_DIGITS = 1 << 16
+_HALF = 1 << 15
+
+KeyChunks = Callable[[], Iterable[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Take every key below `key`, and the first `ties` of those equal to it; `all_ties` if that is all of them."""
+
+    key: int
+    ties: int
+    all_ties: bool = False
+
+
+def order_keys(scores: torch.Tensor) -> torch.Tensor:
+    """int32 keys in the order of the scores (float32 or int32); -0.0 and 0.0 get the same key."""
+    if scores.dtype == torch.int32:
+        return scores
+    bits = scores.float().contiguous().view(torch.int32)
+    if not bits.numel() or int(bits.amin()) >= 0:
+        return bits  # no sign bit is set: the bits of non-negative floats are in their order
+    bits = (scores.float() + 0.0).view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def demote(keys: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The keys, with `LOWEST_KEY` wherever `kept` (bool) is False. By bits: a select costs a CPU ten times as much."""
+    ones = kept.to(torch.int32).neg_()
+    demoted = keys & ones
+    return demoted.bitwise_or_(ones.bitwise_not_().bitwise_left_shift_(31))
+
+
+def find_threshold(sources: Sequence[KeyChunks], count: int) -> Threshold:
+    """The threshold that takes exactly `count` of the keys that all `sources` give together.
+
+    Each source is called twice and must yield the same int32 chunks both times. `count` is from 1 to all keys.
+    """
+    upper, count, _ = _digit_of_rank(sources, count, _upper_digits)
+    lower, count, equal = _digit_of_rank(sources, count, lambda keys: _lower_digits(keys, upper))
+    return Threshold(key=((upper - _HALF) << 16) | lower, ties=count, all_ties=count == equal)
+
+
+def _digit_of_rank(
+    sources: Sequence[KeyChunks], rank: int, digits_of: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[int, int, int]:
+    """The digit of the `rank`-th lowest key (from 1), its rank among the keys with that digit, and their number."""
+    counts = None
+    for source in sources:
+        for keys in source():
+            chunk_counts = torch.bincount(digits_of(keys), minlength=_DIGITS)
+            counts = chunk_counts if counts is None else counts.add_(chunk_counts.to(counts.device))
+    assert counts is not None
+    running = counts.cumsum(0).cpu()
+    digit = int(torch.searchsorted(running, rank))
+    below = int(running[digit - 1]) if digit > 0 else 0
+    return digit, rank - below, int(running[digit]) - below
+
+
+def _upper_digits(keys: torch.Tensor) -> torch.Tensor:
+    return (keys >> 16).add_(_HALF)
+
+
+def _lower_digits(keys: torch.Tensor, upper: int) -> torch.Tensor:
+    matching = ((keys >> 16) == upper - _HALF).nonzero().squeeze(1)
+    return keys[matching] & (_DIGITS - 1)
+
+
+def taken(chunks: Iterable[torch.Tensor], threshold: Threshold) -> tuple[torch.Tensor, int]:
+    """Which keys of one source the threshold takes (bool, flat), and the ties left for the sources after it."""
+    parts = [torch.zeros(0, dtype=torch.bool)]
+    ties = threshold.ties
+    for keys in chunks:
+        if threshold.all_ties:
+            parts.append(keys <= threshold.key)
+            continue
+        below = keys < threshold.key
+        equal = (keys == threshold.key).nonzero().squeeze(1)[:ties]
+        below[equal] = True
+        ties -= len(equal)
+        parts.append(below)
+    return torch.cat(parts[1:] or parts), ties

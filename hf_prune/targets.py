@@ -1,0 +1,237 @@
+"""Which tensors of a model may be pruned, found by what they are and never by a model's name."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+LAYOUTS = ("matrix", "transposed", "convolution", "experts", "experts_transposed", "flat")
+
+
+class TargetError(ValueError):
+    """Expressions or tensors that a configuration names and the model cannot serve."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor to prune: its parameter name, its shape, and how its dimensions are to be read.
+
+    `layout` is `matrix` (out, in), `transposed` (in, out: Conv1D of GPT-2), `convolution` (out, in, kernel...),
+    `experts` (expert, out, in), `experts_transposed` (expert, in, out), or `flat` (no input dimension is known).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: str
+
+    @property
+    def weights(self) -> int:
+        """How many weights the tensor has."""
+        return math.prod(self.shape)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides of one matrix or convolution: experts are separate matrices."""
+        return self.shape[1:] if self.layout.startswith("experts") else self.shape
+
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """The shape (batch, out, in) of `as_matrices`."""
+        return tuple(as_matrices(torch.empty(self.shape, device="meta"), self.layout).shape)  # type: ignore[return-value]
+
+
+def as_matrices(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """The tensor as a stack of matrices (batch, out, in), a view wherever possible.
+
+    A convolution gives one (out, in) matrix for each kernel position. A `flat` tensor is one row.
+    """
+    if layout == "matrix":
+        return tensor.unsqueeze(0)
+    if layout == "transposed":
+        return tensor.t().unsqueeze(0)
+    if layout == "convolution":
+        return tensor.flatten(2).permute(2, 0, 1)
+    if layout == "experts":
+        return tensor
+    if layout == "experts_transposed":
+        return tensor.transpose(1, 2)
+    return tensor.reshape(1, 1, -1)
+
+
+def from_matrices(matrices: torch.Tensor, layout: str, shape: Sequence[int]) -> torch.Tensor:
+    """The inverse of `as_matrices`: a contiguous tensor of the given shape."""
+    if layout == "transposed":
+        matrices = matrices.transpose(1, 2)
+    elif layout == "convolution":
+        matrices = matrices.permute(1, 2, 0)
+    elif layout == "experts_transposed":
+        matrices = matrices.transpose(1, 2)
+    return matrices.reshape(tuple(shape)).contiguous()
+
+
+def find_targets(model: nn.Module, targets: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> list[Target]:
+    """The tensors to prune, in the model's order, a tied one once.
+
+    By default: weights of Linear, Conv1D, Conv1d and Conv2d inside a repeated stack of layers, and the 3-D weights of
+    expert modules there; not task heads, routers or adapters, nor weights that are shared with an embedding,
+    parametrised or quantised.
+    `targets` replaces that by regular expressions that must match a whole parameter name; a 1-D parameter is taken only
+    by an expression that is its name. `exclude` subtracts by the same kind of expressions.
+
+    Raises TargetError for an expression that is no regular expression or matches no parameter of the model.
+    """
+    layouts = _layouts(model)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    check_expressions("targets", targets or (), shapes)
+    check_expressions("exclude", exclude, shapes)
+    if targets is None:
+        chosen = _default_names(model)
+    else:
+        floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+        chosen = {
+            name
+            for name, shape in shapes.items()
+            if name in floating and any(_selects(expression, name, shape) for expression in targets)
+        }
+    return [
+        Target(name, shape, layouts.get(name, "flat"))
+        for name, shape in shapes.items()
+        if name in chosen and not any(re.fullmatch(expression, name) for expression in exclude)
+    ]
+
+
+def check_expressions(field: str, expressions: Sequence[str], names: Sequence[str] | dict) -> None:
+    """Raise TargetError for an expression that does not compile or matches none of the names."""
+    for expression in expressions:
+        try:
+            matcher = re.compile(expression)
+        except re.error as error:
+            raise TargetError(f"{field}: {expression!r} is not a regular expression: {error}") from error
+        if not any(matcher.fullmatch(name) for name in names):
+            plain = expression.replace("\\", "").replace(".*", "")
+            near = difflib.get_close_matches(plain, list(names), n=1, cutoff=0.0)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise TargetError(
+                f"{field}: {expression!r} matches no whole parameter name of the model{hint} "
+                "(expressions are matched with re.fullmatch)"
+            )
+
+
+def _selects(expression: str, name: str, shape: tuple[int, ...]) -> bool:
+    if len(shape) < 2 and expression.replace("\\", "") != name:
+        return False
+    return re.fullmatch(expression, name) is not None
+
+
+def _layouts(model: nn.Module) -> dict[str, str]:
+    """The layout of every parameter whose input dimension is known, by the module that owns it."""
+    layouts = {}
+    for module_name, module in model.named_modules():
+        for parameter_name, parameter in module.named_parameters(prefix=module_name, recurse=False):
+            if isinstance(module, Conv1D) and parameter.ndim == 2:
+                layout = "transposed"
+            elif isinstance(module, _CONVOLUTIONS) and parameter.ndim in (3, 4):
+                layout = "convolution"
+            elif _is_experts(module) and parameter.ndim == 3:
+                layout = "experts_transposed" if module.is_transposed else "experts"
+            elif parameter.ndim == 2:
+                layout = "matrix"
+            else:
+                layout = "flat"
+            layouts[parameter_name] = layout
+    return layouts
+
+
+def _default_names(model: nn.Module) -> set[str]:
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    left_alone = _routers(model) | _adapter_modules(model) | _head_modules(model)
+    candidates = _stacked_modules(model) - left_alone
+    names = set()
+    for module_name, module in model.named_modules():
+        if id(module) not in candidates:
+            continue
+        for parameter_name, parameter in module.named_parameters(prefix=module_name, recurse=False):
+            own_name = parameter_name.rsplit(".", 1)[-1]
+            is_weight = own_name == "weight" and isinstance(module, (nn.Linear, Conv1D, *_CONVOLUTIONS))
+            is_expert_weight = _is_experts(module) and parameter.ndim == 3
+            if (is_weight or is_expert_weight) and parameter.is_floating_point() and id(parameter) not in embeddings:
+                names.add(parameter_name)
+    return names
+
+
+def _is_experts(module: nn.Module) -> bool:
+    """Whether a module holds fused experts: transformers marks each such class with `is_transposed`."""
+    return isinstance(getattr(module, "is_transposed", None), bool) and hasattr(module, "has_gate")
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """A ModuleList of modules with parts of their own, or a Sequential of two or more of one class."""
+    children = list(module.children())
+    if not children or not all(any(True for _ in child.children()) for child in children):
+        return False
+    if isinstance(module, nn.ModuleList):
+        return True
+    return isinstance(module, nn.Sequential) and len(children) > 1 and len({type(child) for child in children}) == 1
+
+
+def _stacked_modules(model: nn.Module) -> set[int]:
+    """The ids of all modules inside a repeated stack of layers."""
+    inside: set[int] = set()
+    for module in model.modules():
+        if _is_stack(module):
+            inside.update(id(part) for child in module.children() for part in child.modules())
+    return inside
+
+
+def _routers(model: nn.Module) -> set[int]:
+    """Linear modules beside experts with one output an expert, or a single one: they choose, they do not compute."""
+    routers = set()
+    for parent in model.modules():
+        experts = {id(child): number for child in parent.children() if (number := _number_of_experts(child))}
+        for child in parent.children():
+            if id(child) in experts:
+                continue
+            linears = [module for module in child.modules() if isinstance(module, nn.Linear)]
+            if experts and len(linears) == 1 and linears[0].out_features in (*experts.values(), 1):
+                routers.add(id(linears[0]))
+    return routers
+
+
+def _number_of_experts(module: nn.Module) -> int:
+    """How many experts a module holds, fused into 3-D weights or as alike modules; 0 if it holds none."""
+    own = [] if isinstance(module, _CONVOLUTIONS) else list(module.parameters(recurse=False))
+    fused = [parameter.shape[0] for parameter in own if parameter.ndim == 3]
+    if fused:
+        return fused[0]
+    children = [child for child in module.children() if any(True for _ in child.parameters())]
+    alike = len({type(child) for child in children}) == 1
+    return len(children) if alike and len(children) > 1 else 0
+
+
+def _head_modules(model: nn.Module) -> set[int]:
+    """The ids of modules outside the base model of a transformers model with a task head."""
+    whole = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if whole is None or whole.base_model is whole:
+        return set()
+    base = {id(module) for module in whole.base_model.modules()}
+    return {id(module) for module in whole.modules()} - base
+
+
+def _adapter_modules(model: nn.Module) -> set[int]:
+    """The ids of modules that PEFT has put around base layers: all parts of a tuner layer but its base layer."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    def parts(layer: nn.Module) -> Iterator[nn.Module]:
+        for name, child in layer.named_children():
+            if name != "base_layer":
+                yield from child.modules()
+
+    return {id(part) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in parts(layer)}

@@ -1,0 +1,72 @@
+"""What every test runs under: warnings are errors, seeds are fixed, there is no network and one thread."""
+
+import os
+import tempfile
+
+# Read by libraries when they are imported, so set before any of them is.
+_HF_HOME = tempfile.mkdtemp(prefix="hf_prune_tests_")
+os.environ["HF_HOME"] = _HF_HOME
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import ipaddress  # noqa: E402
+import shutil  # noqa: E402
+import socket  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import set_seed  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    # peft 0.21 (peft_model.py) asks transformers 5.23 for a property that transformers has renamed.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated and will be removed in v6:FutureWarning"
+    )
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    set_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, _only_loopback(getattr(socket.socket, name)))
+
+
+def _only_loopback(connect):
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            raise RuntimeError(f"a test tried to reach {address!r}: tests have no network")
+        return connect(self, address)
+
+    return guarded
+
+
+def _is_loopback(host):
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def pytest_collection_modifyitems(items):
+    """Defects that are known and listed are expected to fail, so that any other failure stands out."""
+    lines = Path(__file__).with_name("open_defects.txt").read_text(encoding="utf-8").splitlines()
+    listed = {line for line in lines if not line.startswith("#")}
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.xfail(reason="listed in tests/open_defects.txt"))

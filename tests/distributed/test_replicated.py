@@ -1,0 +1,39 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from hf_prune.mask_files import MASKS_NAME
+
+HERE = Path(__file__).parent
+
+
+def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "default"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(HERE / "train_replicated.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    masks = [torch.tensor(mask) for mask in first["masks"].values()]
+    weights = [torch.tensor(weight) for weight in first["weights"].values()]
+    total = sum(mask.numel() for mask in masks)
+    assert sum(int((~mask).sum()) for mask in masks) == round(0.5 * total)
+    assert all(bool((weight[~mask] == 0).all()) for weight, mask in zip(weights, masks, strict=True))
+
+    checkpoint = tmp_path / "checkpoint-10"
+    assert (checkpoint / MASKS_NAME).exists()
+    saved = dict(AutoModelForSequenceClassification.from_pretrained(checkpoint).named_parameters())
+    assert sum(int((saved[name] == 0).sum()) for name in first["masks"]) == round(0.5 * total)

@@ -1,0 +1,126 @@
+import math
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hf_prune.plots import plot_layers, plot_schedule
+
+# As a Trainer logs: training steps, evaluations, and a summary at the end.
+HISTORY = [
+    {"step": 1, "loss": 0.9, "learning_rate": 0.1, "sparsity": 0.0, "target_sparsity": 0.5},
+    {"step": 2, "loss": 0.8, "learning_rate": 0.1, "sparsity": 0.3, "target_sparsity": 0.5},
+    {"step": 2, "eval_loss": 0.7, "eval_accuracy": 0.5, "sparsity": 0.3, "target_sparsity": 0.5},
+    {"step": 3, "loss": 0.6, "learning_rate": 0.0, "sparsity": 0.5, "target_sparsity": 0.5},
+    {"step": 3, "train_runtime": 1.0, "train_loss": 0.7, "sparsity": 0.5, "target_sparsity": 0.5},
+]
+
+
+def opened(path):
+    """The pixels of a PNG that opens."""
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+def close_to(pixels, color):
+    """How many pixels have about this colour."""
+    return int((np.abs(pixels.astype(int) - np.array(color)).max(axis=2) < 12).sum())
+
+
+RED, BLUE = (0xB5, 0x43, 0x2B), (0x2B, 0x6C, 0xB5)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, in the end of the list."""
+    figures = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def test_a_schedule_is_a_picture_of_a_sane_size_with_both_colours(tmp_path):
+    plot_schedule(HISTORY, tmp_path / "schedule.png", "Title")
+    pixels = opened(tmp_path / "schedule.png")
+    assert pixels.shape == (480, 960, 3)
+    assert close_to(pixels, RED) > 500
+    assert close_to(pixels, BLUE) > 500
+
+
+def test_a_schedule_shows_what_was_logged(tmp_path, drawn):
+    plot_schedule(HISTORY, tmp_path / "schedule.png", "Title")
+    left, right = drawn[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for axis in (left, right) for line in axis.get_lines()}
+    sparsities = [[1, 0], [2, 0.3], [2, 0.3], [3, 0.5], [3, 0.5]]
+    assert lines == {
+        "sparsity": sparsities,
+        "target sparsity": [[step, 0.5] for step, _ in sparsities],
+        "training loss": [[1, 0.9], [2, 0.8], [3, 0.6]],
+        "validation loss": [[2, 0.7]],
+    }
+    assert [line.get_label() for line in left.get_lines()] == ["sparsity", "target sparsity"]
+    assert left.get_ylim() == (0, 1)
+    assert right.get_ylim()[0] == 0
+    assert left.get_title() == "Title"
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == list(lines)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [],
+        [{"step": 1}],
+        [{"step": 1, "sparsity": 0.1}],
+        [{"step": 1, "loss": 0.5}],
+        [{"step": 1, "loss": math.nan, "sparsity": 0.1}],
+        [{"step": 0, "eval_loss": math.inf, "sparsity": 0.0}],
+    ],
+    ids=["empty", "nothing known", "sparsity alone", "loss alone", "nan", "infinite"],
+)
+def test_a_schedule_of_little_is_a_picture_all_the_same(tmp_path, history):
+    plot_schedule(history, tmp_path / "schedule.png", "Title")
+    assert opened(tmp_path / "schedule.png").shape == (480, 960, 3)
+
+
+def test_bars_are_as_long_as_tensors_are_sparse(tmp_path, drawn):
+    shares = {"first": 0.25, "second": 1.0, "third": 0.0}
+    plot_layers(shares, tmp_path / "layers.png", "Title")
+    (axis,) = drawn[0].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(shares)
+    assert [bar.get_width() for bar in axis.patches] == list(shares.values())
+    assert axis.yaxis_inverted()
+    assert axis.get_xlim() == (0, 1)
+    assert axis.get_title() == "Title"
+    rows = [(opened(tmp_path / "layers.png")[row : row + 1], row) for row in range(0, 240, 4)]
+    lengths = [close_to(line, RED) for line, _ in rows]
+    first, second = (length for length in dict.fromkeys(lengths) if length > 20)
+    assert second == pytest.approx(4 * first, rel=0.05)
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 60])
+def test_the_picture_grows_with_the_number_of_tensors(tmp_path, count):
+    plot_layers({f"layer.{index}.weight": 0.5 for index in range(count)}, tmp_path / "layers.png", "Title")
+    height, width, _ = opened(tmp_path / "layers.png").shape
+    assert width == 960
+    assert height == pytest.approx(max(240, 120 * (0.8 + 0.17 * count)), abs=1)
+
+
+def test_long_names_leave_room_for_the_bars(tmp_path):
+    name = "base_model.model.model.layers.{}.block_sparse_moe.experts.gate_up_proj.base_layer.weight"
+    plot_layers({name.format(index): 1.0 for index in range(12)}, tmp_path / "layers.png", "Title")
+    pixels = opened(tmp_path / "layers.png")
+    assert close_to(pixels, RED) > 0.1 * pixels.shape[0] * pixels.shape[1]
+
+
+def test_a_picture_takes_the_place_of_the_one_before(tmp_path):
+    path = tmp_path / "layers.png"
+    path.write_bytes(b"no picture")
+    plot_layers({"a": 0.5}, path, "Title")
+    assert opened(path).size

@@ -6,11 +6,21 @@ import importlib.util
 import re
 import typing
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+)
 from transformers import TrainingArguments
 
 from .config import PruningConfig, PruningConfigError, nearest
@@ -20,7 +30,7 @@ _OUR_ARGUMENTS = ("output_dir",)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2: `no` and `2:4` are text, and `1e-4` is a number."""
+    """YAML with the scalars of version 1.2: `no` and `2:4` are text, `1e-4` is a number and `1e2` a whole one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """As YAML says, and an error for a key that is given twice."""
@@ -40,6 +50,11 @@ class DuplicateKeyError(ValueError):
         super().__init__(f"{key} is given twice")
 
 
+def _number(text: str) -> int | float:
+    value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return int(value) if "." not in text and value.is_integer() else value
+
+
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -47,6 +62,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false)$", re.IGNORECASE), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: _number(node.value))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
@@ -60,6 +76,25 @@ class RecipeError(ValueError):
     def __init__(self, problems: Sequence[str]):
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the keys of a recipe stand: its file, and their lines in it, or None for those of the command line."""
+
+    path: str
+    lines: dict[tuple, int | None]
+
+    def problem(self, key: tuple, message: str) -> str:
+        """The line for one problem: where, the key, and what is wrong."""
+        return f"{self._place(key)}{'.'.join(map(str, key))}: {message}"
+
+    def _place(self, key: tuple) -> str:
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.lines:
+                line = self.lines[key[:length]]
+                return f"{self.path}:{line}: " if line is not None else "command line: "
+        return f"{self.path}: "
 
 
 class _Section(BaseModel):
@@ -118,6 +153,14 @@ class Recipe(_Section):
     training: dict[str, Any]
     dense: dict[str, Any] | None = {}
     pruning: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    _places: Places | None = PrivateAttr(default=None)
+
+    def place(self, error: "RecipeError") -> "RecipeError":
+        """The same error, each problem with the line of the file that its key stands in."""
+        if self._places is None:
+            return error
+        split = [problem.partition(": ") for problem in error.problems]
+        return RecipeError([self._places.problem(_as_key(key), message) for key, _, message in split])
 
     @property
     def pruning_configs(self) -> list[PruningConfig]:
@@ -126,9 +169,12 @@ class Recipe(_Section):
         return [PruningConfig.from_dict(section) for section in sections]
 
     def training_arguments(self, dense: bool = False) -> TrainingArguments:
-        """The arguments of the pruned run, or of the dense one."""
-        values = self.training | (self.dense or {} if dense else {})
-        return TrainingArguments(output_dir=self.output_dir, **values)
+        """The arguments of the pruned run, or of the dense one, whose checkpoints and logs go into `dense/`."""
+        if dense:
+            return TrainingArguments(
+                output_dir=str(Path(self.output_dir, "dense")), **self.training | (self.dense or {})
+            )
+        return TrainingArguments(output_dir=self.output_dir, **self.training)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -141,33 +187,39 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     text = _read(path)
     try:
         content = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except yaml.MarkedYAMLError as error:
         raise RecipeError(
-            [f"{path}: expected YAML, got a file that does not parse: {' '.join(str(error).split())}"]
+            [f"{_line_of(path, error)}: expected YAML, got a file that does not parse: {error.problem}"]
         ) from error
+    except yaml.YAMLError as error:
+        raise RecipeError([f"{path}: expected YAML, got a file that does not parse: {one_line(error)}"]) from error
     except DuplicateKeyError as error:
         raise RecipeError([f"{path}:{error.line}: {error.key}: expected once, got twice"]) from error
     if not isinstance(content, dict):
         raise RecipeError([f"{path}: expected a mapping of settings, got {type(content).__name__}"])
     lines = _lines_of_keys(yaml.compose(text, _Loader))
     for override in overrides:
-        key = _apply_override(content, override)
-        lines = {known: line for known, line in lines.items() if known[: len(key)] != key}
-        lines[key] = None
+        first_set, key = _apply_override(content, override)
+        lines = {known: line for known, line in lines.items() if known[: len(first_set)] != first_set}
+        lines |= {key[:length]: None for length in range(len(first_set), len(key) + 1)}
+    places = Places(str(path), lines)
 
-    def place(key: tuple) -> str:
-        for length in range(len(key), 0, -1):
-            if key[:length] in lines:
-                line = lines[key[:length]]
-                return f"{path}:{line}: " if line is not None else "command line: "
-        return f"{path}: "
-
-    problems = [f"{place(key)}{'.'.join(map(str, key))}: {message}" for key, message in _problems(content)]
+    problems = [places.problem(key, message) for key, message in _problems(content)]
     if problems:
         raise RecipeError(problems)
     recipe = Recipe(**content)
-    _check_arguments(recipe, place)
+    recipe._places = places
+    _check_arguments(recipe)
     return recipe
+
+
+def _line_of(path: Path, error: yaml.MarkedYAMLError) -> str:
+    return f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks, or its class where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
@@ -175,9 +227,8 @@ def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
     values: dict[str, Any] = {}
     for override in overrides:
         _apply_override(values, override)
-    problems = [
-        f"command line: {'.'.join(map(str, key))}: {message}" for key, message in _check_pruning((), values).items()
-    ]
+    places = Places("command line", {})
+    problems = [places.problem(key, message) for key, message in _check_pruning((), values).items()]
     if problems:
         raise RecipeError(problems)
     return PruningConfig.from_dict(values)
@@ -186,16 +237,24 @@ def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except OSError as error:
         siblings = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        found = "a folder" if path.is_dir() else "nothing"
+        found = "a folder" if path.is_dir() else "nothing" if _is_missing(error) else f"an error: {error.strerror}"
         raise RecipeError([f"{path}: expected a recipe, found {found}{nearest(str(path), siblings)}"]) from error
     except UnicodeDecodeError as error:
         raise RecipeError([f"{path}: expected YAML in UTF-8, got other bytes ({error})"]) from error
 
 
-def _apply_override(content: dict, override: str) -> tuple:
-    """Set one `KEY=VALUE` in the content; the key as a tuple."""
+def _is_missing(error: OSError) -> bool:
+    return isinstance(error, (FileNotFoundError, NotADirectoryError))
+
+
+def _as_key(name: str) -> tuple:
+    return tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+
+
+def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
+    """Set one `KEY=VALUE` in the content: the outermost key that was set (a parent, where it made one), and the key."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise RecipeError([f"command line: expected KEY=VALUE such as pruning.sparsity=0.7, got {override!r}"])
@@ -203,21 +262,22 @@ def _apply_override(content: dict, override: str) -> tuple:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError([f"command line: {name}: expected a YAML value, got {text!r}"]) from error
-    key = tuple(int(part) if part.isdigit() else part for part in name.split("."))
+    key = first_set = _as_key(name)
     target: Any = content
-    for part in key[:-1]:
+    for depth, part in enumerate(key[:-1], start=1):
         if isinstance(target, list) and isinstance(part, int) and part < len(target):
             target = target[part]
         elif isinstance(target, dict):
             if not isinstance(target.get(part), (dict, list)):
                 target[part] = {}
+                first_set = min(first_set, key[:depth], key=len)
             target = target[part]
         else:
             raise RecipeError([f"command line: {name}: expected a key of the recipe, got one that leads nowhere"])
     if isinstance(target, list) and not (isinstance(key[-1], int) and key[-1] < len(target)):
         raise RecipeError([f"command line: {name}: expected an index below {len(target)}, got {key[-1]!r}"])
     target[key[-1]] = value
-    return key
+    return first_set, key
 
 
 def _lines_of_keys(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | None]:
@@ -251,7 +311,8 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
         if isinstance(values, dict):
             key = ("pruning",) if index is None else ("pruning", index)
             problems.update(_check_pruning(key, values))
-    return list(problems.items())
+    inner = {key[:length] for key in problems for length in range(len(key))}
+    return [(key, message) for key, message in problems.items() if key not in inner]
 
 
 def _check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
@@ -362,15 +423,14 @@ def _fields_at(key: tuple) -> list[str]:
     return list(model.model_fields)
 
 
-def _check_arguments(recipe: Recipe, place: Any) -> None:
+def _check_arguments(recipe: Recipe) -> None:
     """Let TrainingArguments itself object to values of the right type."""
     for dense in (False, True):
         try:
             recipe.training_arguments(dense)
         except (ValueError, ImportError, TypeError) as error:
             section = "dense" if dense else "training"
-            message = " ".join(str(error).split())
-            raise RecipeError([f"{place((section,))}{section}: {message}"]) from error
+            raise recipe.place(RecipeError([f"{section}: {one_line(error)}"])) from error
 
 
 def resolve_name(key: str, name: str) -> str:
@@ -379,24 +439,37 @@ def resolve_name(key: str, name: str) -> str:
     Raises RecipeError, naming `key`, for a package that is not installed or a path that is not there.
     """
     if name.startswith(_PACKAGE_SCHEME):
-        package, _, inside = name.removeprefix(_PACKAGE_SCHEME).partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise RecipeError(
-                [
-                    f"{key}: expected the Python package {package!r} ({name}), found none installed; "
-                    f"pip install {package.replace('_', '-')}"
-                ]
-            )
-        path = Path(spec.submodule_search_locations[0], inside)
-        if not path.exists():
-            raise RecipeError([f"{key}: expected {inside!r} in the package {package!r}, found nothing"])
-        return str(path)
+        return str(_path_in_package(key, name))
     path = Path(name).expanduser()
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or bool(path.suffix in _DATA_FILES)
     if looks_like_path and not path.exists():
-        raise RecipeError([f"{key}: expected a file or folder, found nothing at {name!r}"])
+        raise RecipeError([f"{key}: expected a file or folder, found nothing at {name!r}{_nearest_beside(path)}"])
     return str(path) if path.exists() else name
+
+
+def _path_in_package(key: str, name: str) -> Path:
+    package, _, inside = name.removeprefix(_PACKAGE_SCHEME).partition("/")
+    if not all(part.isidentifier() for part in package.split(".")):
+        raise RecipeError([f"{key}: expected package:NAME/PATH with the name of a Python package, got {name!r}"])
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # of the package that this one is part of
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        pip_name = package.partition(".")[0].replace("_", "-")
+        raise RecipeError(
+            [f"{key}: expected the Python package {package!r} ({name}), found none installed; pip install {pip_name}"]
+        )
+    path = Path(spec.submodule_search_locations[0], inside)
+    if not path.exists():
+        hint = _nearest_beside(path)
+        raise RecipeError([f"{key}: expected {inside!r} in the package {package!r}, found nothing{hint}"])
+    return path
+
+
+def _nearest_beside(path: Path) -> str:
+    """A hint at the file with the nearest name in the folder of a path that is not there."""
+    return nearest(path.name, [file.name for file in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 
 _DATA_FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}

@@ -89,7 +89,7 @@ def test_a_shipped_recipe_loads_and_its_arguments_are_valid(path):
     recipe = load_recipe(path)
     assert recipe.pruning_configs
     assert recipe.training_arguments().output_dir == recipe.output_dir
-    assert recipe.training_arguments(dense=True).output_dir == recipe.output_dir
+    assert recipe.training_arguments(dense=True).output_dir == str(Path(recipe.output_dir, "dense"))
 
 
 def test_there_are_shipped_recipes():

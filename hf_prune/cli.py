@@ -14,13 +14,15 @@ import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from .config import PruningConfigError
 from .mask_files import PruningStateError
 from .plan import Plan
 from .pruner import Pruner
-from .recipe import RecipeError, load_recipe, parse_pruning
-from .report import Report, ReportError, build_skeleton, find_model, make_report
+from .recipe import RecipeError, load_recipe, one_line, parse_pruning
+from .report import Report, ReportError, build_skeleton, find_model, make_report, weight_files
 from .run import RunResult, prepare, run
 from .targets import TargetError
 
@@ -75,16 +77,22 @@ def plan_command(
         list[str] | None,
         typer.Argument(help="KEY=VALUE: of the recipe, or of the pruning of a model, such as sparsity=0.7."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of the training that a model is planned for.")] = 1000,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps of the training that a model is planned for (default 1000).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what would be pruned and when, before any training."""
     with _errors_as_lines():
         _quiet()
+        if steps is not None and steps < 1:
+            raise RecipeError([f"--steps: expected 1 or more, got {steps}"])
         if source.endswith((".yaml", ".yml")):
+            if steps is not None:
+                raise RecipeError(["--steps: expected none with a recipe, which says itself; use training.max_steps="])
             plan = prepare(load_recipe(source, overrides or [])).plan()
         else:
-            plan = _plan_model(source, overrides or [], steps)
+            plan = _plan_model(source, overrides or [], 1000 if steps is None else steps)
     if as_json:
         print(json.dumps(plan.to_dict()))
     else:
@@ -120,14 +128,18 @@ def _plan_model(source: str, overrides: list[str], steps: int) -> Plan:
     skeleton, note = build_skeleton(folder)
     if skeleton is None:
         raise ReportError(f"{source}: {note}")
-    if steps < 1:
-        raise RecipeError([f"--steps: expected 1 or more, got {steps}"])
-    model = type(skeleton).from_pretrained(folder, dtype="auto") if _has_weights(folder) else skeleton
-    return Pruner(model, config).plan(steps)
+    return Pruner(_load_weights(folder, skeleton), config).plan(steps)
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
+def _load_weights(folder: Path, skeleton: PreTrainedModel) -> PreTrainedModel:
+    """The model with its weights; a folder with a config.json alone gives the skeleton, which counts as dense."""
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return skeleton
+    weight_files(folder)
+    try:
+        return type(skeleton).from_pretrained(folder, dtype="auto")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ReportError(f"{folder}: its weights cannot be loaded: {one_line(error)}") from error
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -198,8 +210,11 @@ def _print_result(result: RunResult) -> None:
     console.rule("Results on the test part", align="left")
     table = _table("", "", *(["dense"] if result.dense else []), "pruned", *(["recovery"] if result.dense else []))
     for name, value in result.pruned.items():
-        dense = [f"{result.dense[name]:.4f}", f"{value / result.dense[name]:.1%}"] if result.dense else []
-        table.add_row(name, *dense[:1], f"{value:.4f}", *dense[1:])
+        if result.dense is None:
+            table.add_row(name, f"{value:.4f}")
+        else:
+            dense = result.dense[name]
+            table.add_row(name, f"{dense:.4f}", f"{value:.4f}", f"{value / dense:.1%}" if dense else "-")
     zeros = f"{result.report.prunable_sparsity:.2%}"
     empty = [""] if result.dense else []
     table.add_row("zeros in prunable tensors", *empty, zeros, *empty)

@@ -58,11 +58,10 @@ def read_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, t
             f"{saved.get(different[0])} in the file, {shapes.get(different[0])} in the model"
         )
     for name, shape in saved.items():
-        came = tuple(packed[name].shape) if name in packed else None
-        if came != _packed_shape(shape):
-            raise PruningStateError(
-                f"{path}: expected {name!r} packed as {_packed_shape(shape)} for the shape {shape}, got {came}"
-            )
+        expected = (torch.uint8, _packed_shape(shape))
+        came = (packed[name].dtype, tuple(packed[name].shape)) if name in packed else None
+        if came != expected:
+            raise PruningStateError(f"{path}: expected {name!r} packed as {expected} for the shape {shape}, got {came}")
     return {name: _unpack(packed[name], shape) for name, shape in saved.items()}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
@@ -107,7 +108,7 @@ def make_report(model: str | os.PathLike) -> Report:
     Raises ReportError if there is no folder, no safetensors in it, or a file is broken.
     """
     folder = find_model(model)
-    files = _weight_files(folder)
+    files = weight_files(folder)
     skeleton, note = build_skeleton(folder)
     owners = _owners(skeleton) if skeleton is not None else {}
     prunable = {target.name for target in _targets(skeleton, folder)} if skeleton is not None else set()
@@ -116,7 +117,7 @@ def make_report(model: str | os.PathLike) -> Report:
     counts: dict[str, list[Any]] = {}
     for file in files:
         for key, shape, zeros in _count_zeros(file):
-            name = owners.get(key, key)
+            name = _owner(key, owners, skeleton)
             entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0])
             entry[1] += math.prod(shape)
             entry[2] += zeros
@@ -141,7 +142,7 @@ def find_model(model: str | os.PathLike) -> Path:
     except Exception as error:
         raise ReportError(
             f"{model}: expected a folder or a model on the Hub; there is no such folder, and the Hub answered: "
-            f"{str(error).splitlines()[0]}"
+            f"{_first_line(error)}"
         ) from error
 
 
@@ -149,24 +150,26 @@ def _what_is_there(path: Path) -> str:
     return "a file" if path.is_file() else "nothing"
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / _INDEX_NAME
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise ReportError(
-                f"{index}: expected an index of safetensors files, got a file that cannot be read"
-            ) from error
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ReportError(f"{folder}: {_INDEX_NAME} names {missing[0]}, which is not there")
-        return [folder / name for name in names]
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a saved model: the one or, where that is not there, those of the index.
+
+    Raises ReportError if there is neither, or the index is broken or names a file that is missing.
+    """
     if (folder / _WEIGHTS_NAME).exists():
         return [folder / _WEIGHTS_NAME]
-    raise ReportError(
-        f"{folder}: expected {_WEIGHTS_NAME} or {_INDEX_NAME}, found neither; save the model with save_pretrained"
-    )
+    index = folder / _INDEX_NAME
+    if not index.exists():
+        raise ReportError(
+            f"{folder}: expected {_WEIGHTS_NAME} or {_INDEX_NAME}, found neither; save the model with save_pretrained"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ReportError(f"{index}: expected an index of safetensors files, got a file that cannot be read") from error
+    if missing:
+        raise ReportError(f"{folder}: {_INDEX_NAME} names {missing[0]}, which is not there")
+    return [folder / name for name in names]
 
 
 def _count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
@@ -195,14 +198,21 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
     """The model of a folder's config.json without weights (on the meta device), or None and the reason."""
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        return None, f"the model's class is not known: {str(error).splitlines()[0]}"
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        return None, f"the model's class is not known: {_first_line(error)}"
     names = getattr(config, "architectures", None) or []
     model_class = getattr(transformers, names[0], None) if names else None
-    if model_class is None:
-        return None, f"the model's class {names[0] if names else '(none named)'} is not part of transformers"
-    with torch.device("meta"):
-        return model_class(config), None
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        return None, f"the model's class {names[0] if names else '(none named)'} is not one of transformers"
+    try:
+        with torch.device("meta"):
+            return model_class(config), None
+    except Exception as error:  # noqa: BLE001 - the config is a stranger's; the note says what it led to
+        return None, f"no {names[0]} can be made from config.json: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _targets(skeleton: nn.Module, folder: Path) -> Iterable[Any]:
@@ -210,6 +220,15 @@ def _targets(skeleton: nn.Module, folder: Path) -> Iterable[Any]:
     if not configs:
         return find_targets(skeleton)
     return [target for config in configs for target in find_targets(skeleton, config.targets, config.exclude)]
+
+
+def _owner(key: str, owners: dict[str, str], skeleton: PreTrainedModel | None) -> str:
+    """The parameter that a name in the file belongs to; the prefix of the base model may be there or not."""
+    if skeleton is None or key in owners:
+        return owners.get(key, key)
+    prefix = f"{skeleton.base_model_prefix}."
+    other = key.removeprefix(prefix) if key.startswith(prefix) else prefix + key
+    return owners.get(other, key)
 
 
 def _owners(skeleton: PreTrainedModel) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Run a recipe: data and model in, a dense run, a pruned run, and what came of them out."""
 
+import dataclasses
 import json
 import re
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,16 +20,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainingArguments,
     set_seed,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 
-from .metrics import load_metric
+from .config import PruningConfig, PruningConfigError, nearest
+from .metrics import METRICS, load_metric
 from .plan import Plan
 from .plots import plot_layers, plot_schedule
 from .pruner import Pruner
-from .recipe import DatasetSection, Recipe, RecipeError, data_format, resolve_name
+from .recipe import DatasetSection, Recipe, RecipeError, data_format, one_line, resolve_name
 from .report import Report, make_report
-from .targets import check_expressions
+from .targets import TargetError, check_expressions
 from .trainer import PruningTrainer, training_steps
 
 Say = Callable[[str], None]
@@ -35,18 +40,25 @@ Say = Callable[[str], None]
 
 @dataclass
 class Prepared:
-    """All that a run needs, loaded: nothing has been written yet."""
+    """All that a run needs, loaded: nothing has been written yet. `new_weights` were drawn, not in the model's file."""
 
     recipe: Recipe
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     data: datasets.DatasetDict
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+    new_weights: list[str]
 
     def plan(self) -> Plan:
-        """What the pruned run would prune. Raises what `Pruner` raises for a configuration that does not fit."""
+        """What the pruned run would prune. Raises RecipeError for pruning that does not fit."""
         steps = training_steps(self.recipe.training_arguments(), self.data["train"])
-        return Pruner(self.model, self.recipe.pruning_configs).plan(steps)
+        try:
+            return Pruner(self.model, self.recipe.pruning_configs).plan(steps)
+        except (PruningConfigError, TargetError) as error:
+            fields = [field.name for field in dataclasses.fields(PruningConfig)]
+            lines = str(error).splitlines()
+            named = [f"pruning{'.' if line.partition(':')[0] in fields else ': '}{line}" for line in lines]
+            raise self.recipe.place(RecipeError(named)) from error
 
 
 @dataclass(frozen=True)
@@ -86,23 +98,26 @@ class RunResult:
 
 def prepare(recipe: Recipe) -> Prepared:
     """Load and check all that a recipe names. Raises RecipeError where data or model are not what it says."""
+    try:
+        return _prepare(recipe)
+    except RecipeError as error:
+        raise recipe.place(error) from error
+
+
+def _prepare(recipe: Recipe) -> Prepared:
     model_name = resolve_name("model.name", recipe.model.name)
-    _check_output(recipe)
+    _check_output(Path(recipe.output_dir))
     data = load_data(recipe.dataset)
+    _check_cells(data, recipe.dataset)
     data, labels = _number_labels(data, recipe.dataset)
     metrics = [_load_metric(name) for name in recipe.metrics]
-    set_seed(recipe.training_arguments().seed)  # the new task head is drawn at random
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            model_name,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-        )
-    except (OSError, ValueError) as error:
-        raise RecipeError([f"model.name: {_first_line(error)}"]) from error
+    tokenizer = _load_tokenizer(model_name)
+    model, new_weights = _load_model(model_name, labels, recipe.training_arguments().seed)
+    _set_padding(model, tokenizer)
+    _check_length(model, recipe.dataset.max_length)
     _freeze(model, recipe.model.freeze)
+    for dense in (False, True):
+        _check_optional_packages(recipe.training_arguments(dense), "dense" if dense else "training")
 
     def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
         return dict(tokenizer(rows[recipe.dataset.text_column], truncation=True, max_length=recipe.dataset.max_length))
@@ -114,19 +129,20 @@ def prepare(recipe: Recipe) -> Prepared:
             values.update(metric.compute(predictions=guesses, references=prediction.label_ids))
         return values
 
-    text = [name for name in data["train"].column_names if name != "labels"]
-    data = data.map(tokenize, batched=True, remove_columns=text, desc="Tokenizing")
-    return Prepared(recipe, model, tokenizer, data, compute_metrics)
+    data = data.map(tokenize, batched=True, remove_columns=[recipe.dataset.text_column], desc="Tokenizing")
+    return Prepared(recipe, model, tokenizer, data, compute_metrics, new_weights)
 
 
 def run(recipe: Recipe, say: Say = print) -> RunResult:
     """Fine-tune dense, prune from there, evaluate both on the test part, and write everything into `output_dir`.
 
-    `model/` there opens with a plain `from_pretrained`, and so does `dense/`. Raises RecipeError or what `Pruner`
-    raises for a configuration that does not fit, before anything is written.
+    `model/` there opens with a plain `from_pretrained`, and so does `dense/`. Raises RecipeError, before anything is
+    written, where the recipe, the model and the data do not fit together.
     """
     prepared = prepare(recipe)
     plan = prepared.plan()
+    if prepared.new_weights:
+        say(f"Drawn at random, for they are not in the model's file: {', '.join(prepared.new_weights)}")
     output = Path(recipe.output_dir)
     seconds: dict[str, float] = {}
 
@@ -201,21 +217,17 @@ def load_data(section: DatasetSection) -> datasets.DatasetDict:
     name = resolve_name("dataset.name", section.name)
     try:
         loaded = _open_data(name, section.config)
-    except (OSError, ValueError) as error:
-        raise RecipeError([f"dataset.name: {name}: {_first_line(error)}"]) from error
-    train = _part(loaded, "train_split", section.train_split)
-    for field in ("text_column", "label_column"):
-        column = getattr(section, field)
-        if column not in train.column_names:
-            raise RecipeError([f"dataset.{field}: expected one of {', '.join(train.column_names)}, got {column!r}"])
-    parts = datasets.DatasetDict(train=_where(train, section))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error
+        raise RecipeError([f"dataset.name: {name}: {_first_line(cause)}"]) from error
+    parts = datasets.DatasetDict(train=_rows(_part(loaded, "train_split", section.train_split), "train", section))
     for part in ("validation", "test"):
         split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
         if (split is None) == (size is None):
             came = "neither" if split is None else "both"
             raise RecipeError([f"dataset.{part}_split: expected either {part}_split or {part}_size, got {came}"])
         if split is not None:
-            parts[part] = _where(_part(loaded, f"{part}_split", split), section)
+            parts[part] = _rows(_part(loaded, f"{part}_split", split), part, section)
     if section.validation_size is not None or section.test_size is not None:
         parts["train"] = _drop_repeated(parts["train"], section.text_column).shuffle(seed=section.split_seed)
     for part in ("test", "validation"):
@@ -234,8 +246,9 @@ def _open_data(name: str, config: str | None) -> datasets.DatasetDict:
         if builder is None:
             raise ValueError("expected a .csv, .json, .jsonl or .parquet file")
         return datasets.load_dataset(builder, data_files=name)
-    if path.is_dir() and (path / "dataset_dict.json").exists():
-        return datasets.load_from_disk(name)
+    if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
+        saved = datasets.load_from_disk(name, keep_in_memory=True)  # or `map` would leave its cache beside the files
+        return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
     return datasets.load_dataset(name, config)
 
 
@@ -245,14 +258,45 @@ def _part(loaded: datasets.DatasetDict, field: str, split: str) -> datasets.Data
     return loaded[split]
 
 
-def _where(part: datasets.Dataset, section: DatasetSection) -> datasets.Dataset:
+def _rows(rows: datasets.Dataset, part: str, section: DatasetSection) -> datasets.Dataset:
+    """The rows that `where` asks for, with only the columns of text and label."""
+    if section.text_column == section.label_column:
+        raise RecipeError(
+            [f"dataset.text_column: expected another column than label_column, got {section.text_column!r}"]
+        )
+    for field in ("text_column", "label_column"):
+        column = getattr(section, field)
+        if column not in rows.column_names:
+            found = ", ".join(rows.column_names)
+            raise RecipeError([f"dataset.{field}: expected one of {found} (the columns of {part}), got {column!r}"])
     for column, value in section.where.items():
-        if column not in part.column_names:
-            raise RecipeError([f"dataset.where: expected one of {', '.join(part.column_names)}, got {column!r}"])
-        part = part.select([index for index, cell in enumerate(part[column]) if cell == value])
-        if not len(part):
-            raise RecipeError([f"dataset.where: expected rows where {column} is {value!r}, found none"])
-    return part
+        if column not in rows.column_names:
+            raise RecipeError([f"dataset.where: expected one of {', '.join(rows.column_names)}, got {column!r}"])
+        rows = rows.select([index for index, cell in enumerate(rows[column]) if cell == value])
+        if not len(rows):
+            raise RecipeError([f"dataset.where: expected rows where {column} is {value!r}, found none in {part}"])
+    return rows.select_columns([section.text_column, section.label_column])
+
+
+def _check_cells(data: datasets.DatasetDict, section: DatasetSection) -> None:
+    """Texts must be texts and labels single values, in every row of every part."""
+    for part, rows in data.items():
+        text, label = rows.features[section.text_column], rows.features[section.label_column]
+        if not isinstance(text, datasets.Value) or text.dtype not in ("string", "large_string"):
+            kind = getattr(text, "dtype", type(text).__name__)
+            raise RecipeError([f"dataset.text_column: expected texts in {section.text_column!r}, got {kind} in {part}"])
+        if not isinstance(label, (datasets.Value, datasets.ClassLabel)):
+            kind = type(label).__name__
+            raise RecipeError(
+                [f"dataset.label_column: expected single values in {section.label_column!r}, got {kind} in {part}"]
+            )
+        for field in ("text_column", "label_column"):
+            cells = rows[getattr(section, field)]
+            empty = next((index for index, cell in enumerate(cells) if cell is None), None)
+            if empty is not None:
+                raise RecipeError(
+                    [f"dataset.{field}: expected a value in every row, got none in row {empty} of {part}"]
+                )
 
 
 def _drop_repeated(part: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -275,6 +319,8 @@ def _number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple
     else:
         values = sorted(set(data["train"][column]))
         names, numbers = [str(value) for value in values], {value: index for index, value in enumerate(values)}
+    if len(names) < 2:
+        raise RecipeError([f"dataset.label_column: expected two or more labels to tell apart, got {', '.join(names)}"])
     for part, rows in data.items():
         unknown = set(rows[column]) - set(numbers)
         if unknown:
@@ -284,15 +330,78 @@ def _number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple
     def number(rows: dict[str, list[Any]]) -> dict[str, list[int]]:
         return {"labels": [numbers[value] for value in rows[column]]}
 
-    others = [name for name in data["train"].column_names if name != section.text_column]
-    return data.map(number, batched=True, remove_columns=others, desc="Numbering labels"), names
+    return data.map(number, batched=True, remove_columns=[column], desc="Numbering labels"), names
 
 
 def _load_metric(name: str) -> Any:
     try:
         return load_metric(name)
     except (FileNotFoundError, ImportError, ValueError, OSError) as error:
-        raise RecipeError([f"metrics: {name!r} cannot be loaded: {_first_line(error)}"]) from error
+        hint = nearest(name, METRICS)
+        raise RecipeError([f"metrics: {name!r} cannot be loaded: {_first_line(error)}{hint}"]) from error
+
+
+# ---- Model ----
+
+
+def _load_tokenizer(model_name: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise RecipeError([f"model.name: its tokenizer cannot be loaded: {_first_line(error)}"]) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # What transformers makes of a folder without the files: every word would be unknown.
+        raise RecipeError(["model.name: expected a tokenizer with a vocabulary, found special tokens only"])
+    return tokenizer
+
+
+def _load_model(model_name: str, labels: list[str], seed: int) -> tuple[PreTrainedModel, list[str]]:
+    """The model with a head for these labels, and the names of weights that are not in its file."""
+    set_seed(seed)  # a new head is drawn at random
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            model_name,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise RecipeError([f"model.name: {one_line(error)}"]) from error
+    return model, sorted(loading["missing_keys"])
+
+
+def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A decoder is often trained without padding; its end-of-text token then serves, as is the custom."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise RecipeError(
+                ["model.name: expected a tokenizer with a padding or an end-of-text token, found neither"]
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _check_length(model: PreTrainedModel, max_length: int) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise RecipeError(
+            [f"dataset.max_length: expected at most the {positions} positions of the model, got {max_length}"]
+        )
+
+
+def _check_optional_packages(args: TrainingArguments, section: str) -> None:
+    """Reporters and optimizers of packages that are not installed would stop the run only once it has begun."""
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise RecipeError([f"{section}.report_to: {one_line(error)}"]) from error
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise RecipeError([f"{section}.optim: {one_line(error)}"]) from error
 
 
 def _freeze(model: PreTrainedModel, expressions: list[str]) -> None:
@@ -303,11 +412,11 @@ def _freeze(model: PreTrainedModel, expressions: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def _check_output(recipe: Recipe) -> None:
-    output = Path(recipe.output_dir)
-    if output.exists() and not output.is_dir():
-        raise RecipeError([f"output_dir: expected a folder, found a file at {recipe.output_dir!r}"])
+def _check_output(output: Path) -> None:
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir():
+        raise RecipeError([f"output_dir: expected a folder, found a file at {str(there)!r}"])
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

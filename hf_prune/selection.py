@@ -82,7 +82,10 @@ def _lower_digits(keys: torch.Tensor, upper: int) -> torch.Tensor:
 
 
 def taken(chunks: Iterable[torch.Tensor], threshold: Threshold) -> tuple[torch.Tensor, int]:
-    """Which keys of one source the threshold takes (bool, flat), and the ties left for the sources after it."""
+    """Which keys of one source the threshold takes (bool, flat), and the ties left for the sources after it.
+
+    With `all_ties` there is nothing to share out: the number is passed on as it came.
+    """
     parts = [torch.zeros(0, dtype=torch.bool)]
     ties = threshold.ties
     for keys in chunks:

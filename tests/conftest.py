@@ -14,7 +14,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import ipaddress  # noqa: E402
 import shutil  # noqa: E402
 import socket  # noqa: E402
-from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -61,12 +60,3 @@ def _is_loopback(host):
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def pytest_collection_modifyitems(items):
-    """Defects that are known and listed are expected to fail, so that any other failure stands out."""
-    lines = Path(__file__).with_name("open_defects.txt").read_text(encoding="utf-8").splitlines()
-    listed = {line for line in lines if not line.startswith("#")}
-    for item in items:
-        if item.nodeid in listed:
-            item.add_marker(pytest.mark.xfail(reason="listed in tests/open_defects.txt"))

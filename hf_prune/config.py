@@ -3,10 +3,10 @@
 import dataclasses
 import difflib
 import json
-import math
 import numbers
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,9 +73,7 @@ class PruningConfig:
     initial_sparsity: float | None = field(default=None, metadata={"help": "Sparsity the schedule starts from."})
     schedule: str = field(default="cubic", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
     begin: float = field(default=0.1, metadata={"help": "First mask update: steps, or a share of training below 1."})
-    end: float | None = field(
-        default=0.7, metadata={"help": "Final sparsity reached: steps or share; none: last step."}
-    )
+    end: float | None = field(default=0.7, metadata={"help": "Final sparsity reached: steps, or a share below 1."})
     frequency: float = field(default=0.01, metadata={"help": "Distance between updates: steps, or a share below 1."})
     scope: str = field(default="layer", metadata={"help": f"One of {', '.join(SCOPES)}."})
     pattern: str = field(default="unstructured", metadata={"help": "unstructured, n:m such as 2:4, or block:RxC."})
@@ -88,7 +86,7 @@ class PruningConfig:
     def __post_init__(self) -> None:
         for name in ("sparsity", "initial_sparsity", "begin", "end", "frequency"):
             value = getattr(self, name)
-            if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            if _is_number(value):
                 object.__setattr__(self, name, float(value))
         problems = [
             *self._parse_overrides(),
@@ -221,12 +219,12 @@ class PruningConfig:
         at_once = self.schedule == "one_shot" or self.method == "keep"
         end = begin if at_once else resolve_step(self.end, total_steps)
         frequency = max(resolve_step(self.frequency, total_steps), 1)
-        problems = []
-        if end > total_steps:
-            name, value = ("begin", self.begin) if end == begin else ("end", self.end)
-            last = f"the last step of training ({total_steps})"
-            problems.append(f"{name}: expected at most {last}, got {_as_time(value)}")
-        if begin > end:
+        problems = [
+            f"{name}: expected at most the last step of training ({total_steps}), got {_as_time(value)}"
+            for name, value, step in (("begin", self.begin, begin), ("end", self.end, end))
+            if step > total_steps and not (name == "end" and at_once)
+        ]
+        if begin > end and not problems:
             problems.append(f"end: expected at least begin (step {begin} of {total_steps}), got step {end}")
         if problems:
             raise PruningConfigError(problems)
@@ -313,7 +311,8 @@ def _as_time(value: float | None) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a real number, finite and small enough for a float."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_sparsity(value: Any) -> bool:

@@ -413,6 +413,11 @@ def test_a_result_whose_dense_metric_is_zero_is_a_table_all_the_same(monkeypatch
     assert "accuracy 0.5000 0.2500 50.0%" in text
 
 
+def test_steps_are_for_a_model_and_not_for_a_recipe(tmp_path, material):
+    (line,) = refused("plan", write_recipe(tmp_path, material), "--steps", "20")
+    assert line.startswith("hf-prune: --steps: expected none with a recipe")
+
+
 @pytest.mark.parametrize("command", ["run", "plan"])
 @pytest.mark.parametrize(
     ("changes", "overrides", "parts"),

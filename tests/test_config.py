@@ -228,6 +228,13 @@ def test_an_end_before_the_begin_is_refused_where_both_have_one_unit(values, fie
     assert all(f"{value:g}" in problem for value in values.values())
 
 
+@pytest.mark.parametrize("field", ["sparsity", "initial_sparsity", "begin", "end", "frequency"])
+def test_a_number_too_large_for_a_float_is_refused(field):
+    with pytest.raises(PruningConfigError) as caught:
+        PruningConfig(**{"sparsity": 0.8} | {field: 10**400})
+    assert caught.value.problems[0].startswith(f"{field}: expected")
+
+
 def test_one_shot_and_keep_have_no_end():
     assert PruningConfig(sparsity=0.8, schedule="one_shot", begin=0.9).window(100) == (90, 90, 1)
     assert PruningConfig(method="keep", begin=0.9).window(100) == (90, 90, 1)
@@ -371,7 +378,8 @@ def test_the_window_agrees_with_the_reference_or_is_refused(config, total):
         ({"begin": 2, "end": 1234568}, 1234567, "end", ["1234567", "1234568"]),
         ({"begin": 15, "schedule": "one_shot"}, 14, "begin", ["14", "15"]),
         ({"begin": 0.5, "end": 6}, 14, "end", ["7", "6"]),
-        ({"begin": 15, "end": None}, 14, "", ["begin", "14", "15"]),
+        ({"begin": 15, "end": None}, 14, "begin", ["14", "15"]),
+        ({"begin": 400}, 14, "begin", ["14", "400"]),
     ],
 )
 def test_a_window_that_does_not_lie_in_training_is_refused(values, total, field, parts):

@@ -124,3 +124,14 @@ def test_a_picture_takes_the_place_of_the_one_before(tmp_path):
     path.write_bytes(b"no picture")
     plot_layers({"a": 0.5}, path, "Title")
     assert opened(path).size
+
+
+def test_very_many_tensors_make_an_outline_of_a_sane_size(tmp_path, drawn):
+    shares = {f"layer.{index}.weight": index / 4000 for index in range(4000)}
+    plot_layers(shares, tmp_path / "layers.png", "Title")
+    assert opened(tmp_path / "layers.png").shape == (480, 960, 3)
+    (axis,) = drawn[0].axes
+    (outline,) = axis.patches
+    assert outline.get_data().values.tolist() == list(shares.values())
+    assert (axis.get_xlim(), axis.get_ylim()) == ((0, 4000), (0, 1))
+    assert axis.get_title() == "Title"

@@ -163,6 +163,14 @@ def test_a_headless_file_under_a_config_with_a_head_is_understood_as_from_pretra
     assert found.prunable_sparsity == make_report(tmp_path / "whole").prunable_sparsity
 
 
+def test_a_file_with_the_prefix_of_a_base_model_is_understood_under_a_config_without_a_head(tmp_path):
+    saved(tmp_path / "whole", gpt2())
+    config = json.loads((tmp_path / "whole" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2Model"]}))
+    found = make_report(tmp_path / "whole")
+    assert len(found.prunable) == 8
+
+
 def test_of_one_file_and_an_index_the_one_is_counted_that_from_pretrained_opens(tmp_path):
     saved(tmp_path, bert(), max_shard_size="10KB")
     other = bert()

@@ -763,6 +763,53 @@ def test_an_output_folder_that_cannot_be_is_refused(tmp_path, material, place):
     assert "taken" in line
 
 
+def test_a_column_cannot_be_text_and_label(tmp_path, material):
+    line = refusal(tmp_path, material, dataset__text_column="answer", dataset__label_column="answer")
+    assert "dataset.text_column: expected another column than label_column, got 'answer'" in line
+
+
+def test_labels_must_be_single_values(tmp_path, material):
+    rows = [{**row, "label": [row["label"]]} for row in reviews()]
+    name = str(save_json(tmp_path, rows))
+    line = refusal(tmp_path, material, dataset__name=name)
+    assert "dataset.label_column: expected single values in 'label', got List in train" in line
+
+
+def test_a_refusal_names_the_line_of_the_recipe(tmp_path, material):
+    path = write_recipe(tmp_path, material, dataset__label_column="lable", pruning__targets=["encoder.*"])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    at = {
+        key: next(n for n, line in enumerate(lines, 1) if line.strip().startswith(f"{key}:"))
+        for key in ("label_column", "targets")
+    }
+    with pytest.raises(RecipeError) as caught:
+        quiet_run(path)
+    assert str(caught.value).startswith(f"{path}:{at['label_column']}: dataset.label_column: ")
+    with pytest.raises(RecipeError) as caught:
+        run(load_recipe(path, ["dataset.label_column=label"]))
+    assert str(caught.value).startswith(f"{path}:{at['targets']}: pruning.targets: 'encoder.*' matches no")
+    with pytest.raises(RecipeError) as caught:
+        run(load_recipe(path, ["dataset.label_column=label", "pruning.targets=[decoder.*]"]))
+    assert str(caught.value).startswith("command line: pruning.targets: 'decoder.*' matches no")
+
+
+def test_without_a_padding_token_the_end_of_text_pads(tmp_path, material):
+    shutil.copytree(material / "model", tmp_path / "model")
+    remove_padding(tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"eos_token": "[SEP]"}))
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"pad_token_id": None}))
+    ready = prepared(tmp_path, material, model__name=str(tmp_path / "model"))
+    assert ready.tokenizer.pad_token == "[SEP]"
+    assert ready.model.config.pad_token_id == VOCABULARY.index("[SEP]")
+
+
+def test_weights_that_are_drawn_are_told(finished):
+    (told,) = [line for line in finished["said"] if "at random" in line]
+    assert told.endswith("classifier.bias, classifier.weight")
+
+
 def remove_tokenizer(folder):
     for path in folder.glob("token*"):
         path.unlink()

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 
 from .config import PruningConfigError
 from .mask_files import PruningStateError
+from .messages import one_line
 from .plan import Plan
 from .pruner import Pruner
-from .recipe import RecipeError, load_recipe, one_line, parse_pruning
+from .recipe import RecipeError, load_recipe, parse_pruning
 from .report import Report, ReportError, build_skeleton, find_model, make_report, weight_files
 from .run import RunResult, prepare, run
 from .targets import TargetError

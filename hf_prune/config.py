@@ -1,7 +1,6 @@
 """`PruningConfig`: what to prune, how much and when."""
 
 import dataclasses
-import difflib
 import json
 import numbers
 import os
@@ -14,6 +13,7 @@ from typing import Any
 
 from .allocation import SCOPES
 from .criteria import CRITERIA
+from .messages import nearest
 from .patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from .schedules import SCHEDULES, resolve_step
 
@@ -290,12 +290,6 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
         raise PruningConfigError([f"{path}: {problem}" for problem in error.problems]) from error
 
 
-def nearest(value: Any, allowed: Sequence[str] | Mapping[str, Any]) -> str:
-    """`; did you mean 'x'?` for the allowed name nearest to a wrong one, or nothing if none is near."""
-    near = difflib.get_close_matches(str(value), list(allowed), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _why_no_expression(expression: Any) -> str | None:
     if not isinstance(expression, str):
         return f"it is {type(expression).__name__}, not text"
@@ -312,7 +306,7 @@ def _as_time(value: float | None) -> str:
 
 def _is_number(value: Any) -> bool:
     """Whether a value is a real number, finite and small enough for a float."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # type: ignore[operator]
 
 
 def _is_sparsity(value: Any) -> bool:

@@ -3,7 +3,6 @@
 import dataclasses
 import enum
 import importlib.util
-import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,51 +22,12 @@ from pydantic import (
 )
 from transformers import TrainingArguments
 
-from .config import PruningConfig, PruningConfigError, nearest
+from .config import PruningConfig, PruningConfigError
+from .messages import nearest, one_line
+from .yaml_loader import DuplicateKeyError, Loader, lines_of_keys
 
 _PACKAGE_SCHEME = "package:"
 _OUR_ARGUMENTS = ("output_dir",)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2: `no` and `2:4` are text, `1e-4` is a number and `1e2` a whole one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """As YAML says, and an error for a key that is given twice."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise DuplicateKeyError(key.start_mark.line + 1, key.value)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class DuplicateKeyError(ValueError):
-    """A key given twice in a mapping, with its second line."""
-
-    def __init__(self, line: int, key: str):
-        self.line, self.key = line, key
-        super().__init__(f"{key} is given twice")
-
-
-def _number(text: str) -> int | float:
-    value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return int(value) if "." not in text and value.is_integer() else value
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false)$", re.IGNORECASE), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: _number(node.value))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
-    list("-+.0123456789"),
-)
 
 
 class RecipeError(ValueError):
@@ -186,7 +146,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     text = _read(path)
     try:
-        content = yaml.load(text, _Loader)
+        content = yaml.load(text, Loader)
     except yaml.MarkedYAMLError as error:
         raise RecipeError(
             [f"{_line_of(path, error)}: expected YAML, got a file that does not parse: {error.problem}"]
@@ -197,7 +157,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError([f"{path}:{error.line}: {error.key}: expected once, got twice"]) from error
     if not isinstance(content, dict):
         raise RecipeError([f"{path}: expected a mapping of settings, got {type(content).__name__}"])
-    lines = _lines_of_keys(yaml.compose(text, _Loader))
+    lines = lines_of_keys(yaml.compose(text, Loader))
     for override in overrides:
         first_set, key = _apply_override(content, override)
         lines = {known: line for known, line in lines.items() if known[: len(first_set)] != first_set}
@@ -215,11 +175,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _line_of(path: Path, error: yaml.MarkedYAMLError) -> str:
     return f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text without line breaks, or its class where it has no text."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
@@ -259,7 +214,7 @@ def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
     if not equals or not name:
         raise RecipeError([f"command line: expected KEY=VALUE such as pruning.sparsity=0.7, got {override!r}"])
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise RecipeError([f"command line: {name}: expected a YAML value, got {text!r}"]) from error
     key = first_set = _as_key(name)
@@ -278,20 +233,6 @@ def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
         raise RecipeError([f"command line: {name}: expected an index below {len(target)}, got {key[-1]!r}"])
     target[key[-1]] = value
     return first_set, key
-
-
-def _lines_of_keys(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | None]:
-    """The line (from 1) of every key of a YAML document."""
-    lines: dict[tuple, int | None] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines[(*prefix, key.value)] = key.start_mark.line + 1
-            lines.update(_lines_of_keys(value, (*prefix, key.value)))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*prefix, index)] = value.start_mark.line + 1
-            lines.update(_lines_of_keys(value, (*prefix, index)))
-    return lines
 
 
 def _problems(content: dict) -> list[tuple[tuple, str]]:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from .config import CONFIG_NAME, load_configs
+from .messages import first_line
 from .targets import find_targets
 
 _WEIGHTS_NAME = "model.safetensors"
@@ -142,7 +143,7 @@ def find_model(model: str | os.PathLike) -> Path:
     except Exception as error:
         raise ReportError(
             f"{model}: expected a folder or a model on the Hub; there is no such folder, and the Hub answered: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
 
 
@@ -198,8 +199,8 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
     """The model of a folder's config.json without weights (on the meta device), or None and the reason."""
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        return None, f"the model's class is not known: {_first_line(error)}"
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        return None, f"the model's class is not known: {first_line(error)}"
     names = getattr(config, "architectures", None) or []
     model_class = getattr(transformers, names[0], None) if names else None
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
@@ -208,11 +209,7 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
         with torch.device("meta"):
             return model_class(config), None
     except Exception as error:  # noqa: BLE001 - the config is a stranger's; the note says what it led to
-        return None, f"no {names[0]} can be made from config.json: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return None, f"no {names[0]} can be made from config.json: {first_line(error)}"
 
 
 def _targets(skeleton: nn.Module, folder: Path) -> Iterable[Any]:

@@ -25,12 +25,14 @@ from transformers import (
 )
 from transformers.integrations import get_reporting_integration_callbacks
 
-from .config import PruningConfig, PruningConfigError, nearest
+from .config import PruningConfig, PruningConfigError
+from .data import check_cells, load_data, number_labels
+from .messages import first_line, nearest, one_line
 from .metrics import METRICS, load_metric
 from .plan import Plan
 from .plots import plot_layers, plot_schedule
 from .pruner import Pruner
-from .recipe import DatasetSection, Recipe, RecipeError, data_format, one_line, resolve_name
+from .recipe import Recipe, RecipeError, resolve_name
 from .report import Report, make_report
 from .targets import TargetError, check_expressions
 from .trainer import PruningTrainer, training_steps
@@ -108,8 +110,8 @@ def _prepare(recipe: Recipe) -> Prepared:
     model_name = resolve_name("model.name", recipe.model.name)
     _check_output(Path(recipe.output_dir))
     data = load_data(recipe.dataset)
-    _check_cells(data, recipe.dataset)
-    data, labels = _number_labels(data, recipe.dataset)
+    check_cells(data, recipe.dataset)
+    data, labels = number_labels(data, recipe.dataset)
     metrics = [_load_metric(name) for name in recipe.metrics]
     tokenizer = _load_tokenizer(model_name)
     model, new_weights = _load_model(model_name, labels, recipe.training_arguments().seed)
@@ -209,136 +211,12 @@ def _as_text(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
-# ---- Data ----
-
-
-def load_data(section: DatasetSection) -> datasets.DatasetDict:
-    """The parts `train`, `validation` and `test` of a data set, as the recipe's section describes them."""
-    name = resolve_name("dataset.name", section.name)
-    try:
-        loaded = _open_data(name, section.config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise RecipeError([f"dataset.name: {name}: {_first_line(cause)}"]) from error
-    parts = datasets.DatasetDict(train=_rows(_part(loaded, "train_split", section.train_split), "train", section))
-    for part in ("validation", "test"):
-        split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
-        if (split is None) == (size is None):
-            came = "neither" if split is None else "both"
-            raise RecipeError([f"dataset.{part}_split: expected either {part}_split or {part}_size, got {came}"])
-        if split is not None:
-            parts[part] = _rows(_part(loaded, f"{part}_split", split), part, section)
-    if section.validation_size is not None or section.test_size is not None:
-        parts["train"] = _drop_repeated(parts["train"], section.text_column).shuffle(seed=section.split_seed)
-    for part in ("test", "validation"):
-        size = getattr(section, f"{part}_size")
-        if size is not None:
-            parts[part], parts["train"] = _cut(parts["train"], f"{part}_size", size)
-    if section.max_train_samples is not None:
-        parts["train"] = parts["train"].select(range(min(section.max_train_samples, len(parts["train"]))))
-    return parts
-
-
-def _open_data(name: str, config: str | None) -> datasets.DatasetDict:
-    path = Path(name)
-    if path.is_file():
-        builder = data_format(name)
-        if builder is None:
-            raise ValueError("expected a .csv, .json, .jsonl or .parquet file")
-        return datasets.load_dataset(builder, data_files=name)
-    if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
-        saved = datasets.load_from_disk(name, keep_in_memory=True)  # or `map` would leave its cache beside the files
-        return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
-    return datasets.load_dataset(name, config)
-
-
-def _part(loaded: datasets.DatasetDict, field: str, split: str) -> datasets.Dataset:
-    if split not in loaded:
-        raise RecipeError([f"dataset.{field}: expected one of {', '.join(loaded)}, got {split!r}"])
-    return loaded[split]
-
-
-def _rows(rows: datasets.Dataset, part: str, section: DatasetSection) -> datasets.Dataset:
-    """The rows that `where` asks for, with only the columns of text and label."""
-    if section.text_column == section.label_column:
-        raise RecipeError(
-            [f"dataset.text_column: expected another column than label_column, got {section.text_column!r}"]
-        )
-    for field in ("text_column", "label_column"):
-        column = getattr(section, field)
-        if column not in rows.column_names:
-            found = ", ".join(rows.column_names)
-            raise RecipeError([f"dataset.{field}: expected one of {found} (the columns of {part}), got {column!r}"])
-    for column, value in section.where.items():
-        if column not in rows.column_names:
-            raise RecipeError([f"dataset.where: expected one of {', '.join(rows.column_names)}, got {column!r}"])
-        rows = rows.select([index for index, cell in enumerate(rows[column]) if cell == value])
-        if not len(rows):
-            raise RecipeError([f"dataset.where: expected rows where {column} is {value!r}, found none in {part}"])
-    return rows.select_columns([section.text_column, section.label_column])
-
-
-def _check_cells(data: datasets.DatasetDict, section: DatasetSection) -> None:
-    """Texts must be texts and labels single values, in every row of every part."""
-    for part, rows in data.items():
-        text, label = rows.features[section.text_column], rows.features[section.label_column]
-        if not isinstance(text, datasets.Value) or text.dtype not in ("string", "large_string"):
-            kind = getattr(text, "dtype", type(text).__name__)
-            raise RecipeError([f"dataset.text_column: expected texts in {section.text_column!r}, got {kind} in {part}"])
-        if not isinstance(label, (datasets.Value, datasets.ClassLabel)):
-            kind = type(label).__name__
-            raise RecipeError(
-                [f"dataset.label_column: expected single values in {section.label_column!r}, got {kind} in {part}"]
-            )
-        for field in ("text_column", "label_column"):
-            cells = rows[getattr(section, field)]
-            empty = next((index for index, cell in enumerate(cells) if cell is None), None)
-            if empty is not None:
-                raise RecipeError(
-                    [f"dataset.{field}: expected a value in every row, got none in row {empty} of {part}"]
-                )
-
-
-def _drop_repeated(part: datasets.Dataset, column: str) -> datasets.Dataset:
-    first = {text: index for index, text in reversed(list(enumerate(part[column])))}
-    return part.select(sorted(first.values()))
-
-
-def _cut(part: datasets.Dataset, field: str, size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    if not 0 < size < len(part):
-        raise RecipeError([f"dataset.{field}: expected 1 to {len(part) - 1} of the rows there are, got {size}"])
-    return part.select(range(size)), part.select(range(size, len(part)))
-
-
-def _number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple[datasets.DatasetDict, list[str]]:
-    """Only the text and `labels` from 0, and the labels' names."""
-    column = section.label_column
-    feature = data["train"].features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        names, numbers = list(feature.names), {index: index for index in range(feature.num_classes)}
-    else:
-        values = sorted(set(data["train"][column]))
-        names, numbers = [str(value) for value in values], {value: index for index, value in enumerate(values)}
-    if len(names) < 2:
-        raise RecipeError([f"dataset.label_column: expected two or more labels to tell apart, got {', '.join(names)}"])
-    for part, rows in data.items():
-        unknown = set(rows[column]) - set(numbers)
-        if unknown:
-            expected = f"the labels {names} of the training part"
-            raise RecipeError([f"dataset.label_column: expected {expected}, got {unknown.pop()!r} in {part}"])
-
-    def number(rows: dict[str, list[Any]]) -> dict[str, list[int]]:
-        return {"labels": [numbers[value] for value in rows[column]]}
-
-    return data.map(number, batched=True, remove_columns=[column], desc="Numbering labels"), names
-
-
 def _load_metric(name: str) -> Any:
     try:
         return load_metric(name)
     except (FileNotFoundError, ImportError, ValueError, OSError) as error:
         hint = nearest(name, METRICS)
-        raise RecipeError([f"metrics: {name!r} cannot be loaded: {_first_line(error)}{hint}"]) from error
+        raise RecipeError([f"metrics: {name!r} cannot be loaded: {first_line(error)}{hint}"]) from error
 
 
 # ---- Model ----
@@ -348,7 +226,7 @@ def _load_tokenizer(model_name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise RecipeError([f"model.name: its tokenizer cannot be loaded: {_first_line(error)}"]) from error
+        raise RecipeError([f"model.name: its tokenizer cannot be loaded: {first_line(error)}"]) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # What transformers makes of a folder without the files: every word would be unknown.
         raise RecipeError(["model.name: expected a tokenizer with a vocabulary, found special tokens only"])
@@ -416,7 +294,3 @@ def _check_output(output: Path) -> None:
     there = next(path for path in (output, *output.parents) if path.exists())
     if not there.is_dir():
         raise RecipeError([f"output_dir: expected a folder, found a file at {str(there)!r}"])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

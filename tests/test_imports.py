@@ -15,6 +15,7 @@ PACKAGE = Path(hf_prune.__file__).parent
 
 # Each module may import only from those before it. A new module needs its place here.
 ORDER = [
+    "messages",
     "schedules",
     "criteria",
     "selection",
@@ -30,7 +31,9 @@ ORDER = [
     "metrics",
     "plots",
     "report",
+    "yaml_loader",
     "recipe",
+    "data",
     "run",
     "__init__",
     "cli",

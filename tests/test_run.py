@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from hf_prune import PruningConfigError, TargetError
+from hf_prune.data import load_data
 from hf_prune.recipe import DatasetSection, Recipe, RecipeError, load_recipe
 from hf_prune.report import Report, ReportError, TensorReport
-from hf_prune.run import RunResult, load_data, prepare, run
+from hf_prune.run import RunResult, prepare, run
 
 USER_ERRORS = (PruningConfigError, RecipeError, ReportError, TargetError)
 

@@ -1,0 +1,21 @@
+"""Words of error messages."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def nearest(value: Any, allowed: Sequence[str] | Mapping[str, Any]) -> str:
+    """`; did you mean 'x'?` for the allowed name nearest to a wrong one, or nothing if none is near."""
+    near = difflib.get_close_matches(str(value), list(allowed), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks, or its class where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__

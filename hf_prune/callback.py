@@ -26,7 +26,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .config import PruningConfig
-from .pruner import Pruner
+from .mask_files import PruningStateError
+from .pruner import STATE_FILES, Pruner
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +66,26 @@ class PruningCallback(TrainerCallback):
         _refuse_sharded(model, args)
         if self.pruner is None:
             self.pruner = Pruner(model, self.config)
+        directory = self.resume_directory or _checkpoint_directory(args, state)
         if state.global_step == 0:
             self.pruner.start(state.max_steps, model)
-        else:
-            directory = self.resume_directory or _checkpoint_directory(args, state)
+        elif any((directory / name).exists() for name in STATE_FILES):
             self.pruner.resume(state.max_steps, directory, model)
-        self.resume_directory = None
+        else:
+            logger.warning("%s has no masks: the training so far was dense; pruning begins here.", directory)
+            self.pruner.start(state.max_steps, model, state.global_step, kwargs.get("optimizer"))
+        if not self.pruner.at_final_sparsity:
+            _forget_best(state)
         self._remove_hooks()
         if not self._in_trainer:
             self._hooks = self.pruner.mask_gradients_in_backward()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget a best model that was not at final sparsity, where the trainer has taken one for the best."""
+        if self.pruner is not None and not self.pruner.at_final_sparsity:
+            _forget_best(state)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -99,12 +111,33 @@ class PruningCallback(TrainerCallback):
         """Put masks, configuration and state into the checkpoint, where the trainer has not."""
         if self.pruner is not None and state.is_world_process_zero and not self._in_trainer:
             self.pruner.save(_checkpoint_directory(args, state))
+        if self.pruner is not None and not self.pruner.at_final_sparsity:
+            _forget_best(state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave gradients alone again."""
+        """Leave gradients alone again, and say so if the schedule has not come to its end.
+
+        Raises PruningStateError if the best model was to be loaded and none was saved at final sparsity.
+        """
         self._remove_hooks()
+        if self.pruner is None:
+            return
+        if not self.pruner.at_final_sparsity:
+            logger.warning(
+                "Training ended after %d optimizer steps, pruning would have after %d: sparsity is %.2f%%, not %.2f%%.",
+                state.global_step,
+                self.pruner.last_update_step,
+                100 * self.pruner.sparsity,
+                100 * (self.pruner.target_sparsity or 0.0),
+            )
+        if args.load_best_model_at_end and state.best_model_checkpoint is None:
+            raise PruningStateError(
+                f"load_best_model_at_end: expected a checkpoint that was evaluated at final sparsity, from step "
+                f"{self.pruner.last_update_step} on, found none after {state.global_step} steps; the model is the last "
+                "one. End pruning earlier, or evaluate and save later."
+            )
 
     def log_values(self) -> dict[str, float]:
         """`sparsity` (masked share of the targets now) and `target_sparsity` (at the end), once training has begun."""
@@ -116,6 +149,10 @@ class PruningCallback(TrainerCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+def _forget_best(state: TrainerState) -> None:
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 def _checkpoint_directory(args: TrainingArguments, state: TrainerState) -> Path:

@@ -21,6 +21,9 @@ from .targets import Target, as_matrices, find_targets, from_matrices
 
 logger = logging.getLogger(__name__)
 
+# What `Pruner.save` writes.
+STATE_FILES = (MASKS_NAME, CONFIG_NAME, STATE_NAME)
+
 # With a zero gradient and zero moments these leave a zero weight at zero, so they need no second pass over the weights.
 ELEMENTWISE_OPTIMIZERS = frozenset(
     {"SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Rprop", "ASGD"}
@@ -108,19 +111,27 @@ class Pruner:
 
     # ---- When ----
 
-    def start(self, total_steps: int, model: nn.Module | None = None) -> None:
-        """Begin a training of `total_steps` optimizer steps: mask the zeros that are there, make updates due at step 0.
+    def start(
+        self,
+        total_steps: int,
+        model: nn.Module | None = None,
+        completed_steps: int = 0,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Begin to prune in a training of `total_steps` optimizer steps: mask the zeros that are there.
 
-        `model` takes the place of the model so far. Raises PruningConfigError if the configuration does not fit into
-        that many steps.
+        Updates due at step 0 are made. Where `completed_steps` were trained before, without pruning, what the schedule
+        would have pruned by then is pruned now. `model` takes the place of the model so far. Raises PruningConfigError
+        if the configuration does not fit into that many steps.
         """
         self._attach(model if model is not None else self.model)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
-        self.completed_steps = 0
+        self.completed_steps = completed_steps
         self.target_sparsity = self.plan().final_sparsity
         self._log_zeros()
-        self.update(0)
+        begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
+        self._update_groups(begun, completed_steps, optimizer)
 
     def _log_zeros(self) -> None:
         """Say which zeros were there, and which tensors are sparser than they were to become: they stay so."""
@@ -187,6 +198,9 @@ class Pruner:
         if self.total_steps is None:
             raise PruningStateError("The pruner was not started: give it total_steps, or call start(total_steps).")
         due = [index for index, group in enumerate(self._groups) if self._window(group).due(completed_steps)]
+        return self._update_groups(due, completed_steps, optimizer)
+
+    def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         self._check_finite(due, completed_steps)
         self.completed_steps = completed_steps
         changed: set[str] = set()
@@ -200,6 +214,16 @@ class Pruner:
         return self._windows[group.config_index]
 
     # ---- What is masked ----
+
+    @property
+    def at_final_sparsity(self) -> bool:
+        """Whether the schedule has ended on every tensor: no mask will change any more."""
+        return self.total_steps is not None and self.completed_steps >= self.last_update_step
+
+    @property
+    def last_update_step(self) -> int:
+        """The completed optimizer steps after which the last mask update is due; 0 where there is none."""
+        return max((self._window(group).end for group in self._groups), default=0)
 
     @property
     def sparsity(self) -> float:

@@ -2,15 +2,20 @@
 
 import inspect
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from .callback import PruningCallback
+from .checkpoints import UNFINISHED, keep_only, newest_complete, publish, remove_leftovers, rotate
 from .config import PruningConfig
-from .pruner import Pruner
+from .pruner import STATE_FILES, Pruner
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -27,8 +32,9 @@ class PruningMixin(_Base):
             trainer is the one it extends, without any callback of ours.
 
     Beyond what `PruningCallback` does, gradients are masked once a step, before they are clipped; `sparsity` and
-    `target_sparsity` are in the logs of every reporter; every saved model has its masks beside it; and
-    `resume_from_checkpoint` takes them from there. `trainer.pruner` is the `Pruner`, or None.
+    `target_sparsity` are in the logs of every reporter; every saved model has its masks beside it, also in what is
+    pushed to the Hub; `resume_from_checkpoint` takes them from there; a checkpoint has its name only once it is
+    complete; and the best model is chosen among those at final sparsity. `trainer.pruner` is the `Pruner`, or None.
 
     Raises, when it is made: TargetError if the configuration does not fit the model.
     """
@@ -36,14 +42,16 @@ class PruningMixin(_Base):
     def __init__(
         self, *args: Any, pruning_config: PruningConfig | Sequence[PruningConfig] | None = None, **kwargs: Any
     ):
-        super().__init__(*args, **kwargs)
         self._pruning: PruningCallback | None = None
+        self._unfinished: Path | None = None
+        super().__init__(*args, **kwargs)
         if pruning_config is None:
             return
         assert self.model is not None  # Trainer.__init__ has made sure
         pruner = Pruner(self.model, pruning_config)
         self._pruning = PruningCallback(pruning_config, pruner, in_trainer=True)
         self.add_callback(self._pruning)
+        _save_on_sigterm_at_step_end(self)
 
     def __init_subclass__(cls, **kwargs: Any):
         """Show the signature of the Trainer that is extended, and ours after it."""
@@ -92,6 +100,117 @@ class PruningMixin(_Base):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._pruning is not None:
             self._pruning.resume_directory = Path(resume_from_checkpoint)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as the extended class does; with True, go on from the newest checkpoint that is complete."""
+        if self._pruning is not None:
+            directory = Path(str(self.args.output_dir))
+            self._pruning.resume_directory = None
+            if resume_from_checkpoint is True:
+                newest = newest_complete(directory)
+                if newest is None:
+                    raise ValueError(
+                        f"resume_from_checkpoint: expected a complete checkpoint in {directory}, found none"
+                    )
+                resume_from_checkpoint = str(newest)
+            if self.args.should_save:
+                remove_leftovers(directory, everything=True)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self._pruning is not None and self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # resumed after the last step: the Trainer would make one more
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
+    # ---- A checkpoint is written in a folder aside and gets its name once it is complete ----
+
+    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
+        """The folder that checkpoints lie in; while one is written, the folder aside."""
+        directory = super()._get_output_dir(*args, **kwargs)
+        return directory if self._unfinished is None else str(self._unfinished.parent)
+
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        if self._pruning is None:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+            return
+        directory = Path(self._get_output_dir(trial=trial))
+        self._unfinished = directory / UNFINISHED / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+            self._publish_checkpoint()
+        finally:
+            self._unfinished = None
+        if self.args.should_save:
+            rotate(directory, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _publish_checkpoint(self) -> Path | None:
+        """Give the checkpoint that is being written its name, when every process has done its part; that path."""
+        if self._unfinished is None:
+            return None
+        unfinished, self._unfinished = self._unfinished, None
+        directory = unfinished.parents[1]
+        final = directory / unfinished.name
+        self.accelerator.wait_for_everyone()
+        best = directory / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best == final or best.exists():
+            self.state.best_model_checkpoint = str(best)
+        if self.args.should_save:
+            self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
+            publish(unfinished, final)
+        self.accelerator.wait_for_everyone()
+        return final
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        published = self._publish_checkpoint()
+        folder = published if published is not None else Path(checkpoint_folder)
+        if self.pruner is not None and self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            for name in STATE_FILES:  # the Trainer copies only the model's own files
+                shutil.copy(folder / name, Path(str(self.args.output_dir), name))
+        super()._push_from_checkpoint(str(folder))
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._pruning is not None and self.args.should_save and self.args.save_total_limit == 1:
+            # The Trainer then keeps the best checkpoint alone, and would empty the other under its name.
+            keep_only(Path(self._get_output_dir(trial=trial)), self.state.best_model_checkpoint)
+        return super()._finalize_training(trial, *args, **kwargs)
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """Only a model at final sparsity can be the best."""
+        if self.pruner is not None and not self.pruner.at_final_sparsity:
+            return False
+        return super()._determine_best_metric(*args, **kwargs)
+
+
+class _SaveAtStepEnd(JITCheckpointCallback):
+    """Saves and stops on SIGTERM as `enable_jit_checkpoint` asks for, but only when the step is wholly done.
+
+    The Trainer's own saves before the optimizer step, with the random state of a batch that will be drawn again: a
+    resumed run would differ. It also makes the checkpoint's folder before anything is in it.
+    """
+
+    def __init__(self, stock: JITCheckpointCallback):
+        super().__init__()
+        self.trainer, self.jit_manager = stock.trainer, stock.jit_manager
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for the end of the step."""
+
+    on_step_begin = on_epoch_end = on_pre_optimizer_step
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Let the Trainer save and stop."""
+        if self.jit_manager is not None and self.jit_manager.is_checkpoint_requested:
+            self.jit_manager.is_checkpoint_requested = False
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def _save_on_sigterm_at_step_end(trainer: Trainer) -> None:
+    for callback in list(trainer.callback_handler.callbacks):
+        if isinstance(callback, JITCheckpointCallback):
+            trainer.remove_callback(callback)
+            trainer.add_callback(_SaveAtStepEnd(callback))
 
 
 def training_steps(args: TrainingArguments, dataset: Any) -> int | None:

@@ -27,6 +27,7 @@ ORDER = [
     "plan",
     "pruner",
     "callback",
+    "checkpoints",
     "trainer",
     "metrics",
     "plots",

@@ -56,6 +56,7 @@ class PruningCallback(TrainerCallback):
         self.pruner = pruner
         self.resume_directory: Path | None = None
         self._in_trainer = in_trainer
+        self._training = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def on_train_begin(
@@ -76,6 +77,7 @@ class PruningCallback(TrainerCallback):
             self.pruner.start(state.max_steps, model, state.global_step, kwargs.get("optimizer"))
         if not self.pruner.at_final_sparsity:
             _forget_best(state)
+        self._training = True
         self._remove_hooks()
         if not self._in_trainer:
             self._hooks = self.pruner.mask_gradients_in_backward()
@@ -102,7 +104,7 @@ class PruningCallback(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add sparsity to the logs, where the trainer has not."""
         logs = kwargs.get("logs")
-        if logs is not None:
+        if logs is not None and self._training and not self._in_trainer:
             for name, value in self.log_values().items():
                 logs.setdefault(name, value)
                 state.log_history[-1].setdefault(name, value)
@@ -121,6 +123,7 @@ class PruningCallback(TrainerCallback):
 
         Raises PruningStateError if the best model was to be loaded and none was saved at final sparsity.
         """
+        self._training = False
         self._remove_hooks()
         if self.pruner is None:
             return

@@ -67,7 +67,7 @@ def run_command(
     """Fine-tune and prune as a recipe says."""
     with _errors_as_lines():
         _quiet(progress=True)
-        result = run(load_recipe(recipe, overrides or []), say=lambda text: console.rule(text, align="left"))
+        result = run(load_recipe(recipe, overrides or []), say=_say)
     _print_result(result)
 
 
@@ -115,9 +115,18 @@ def report_command(
         _print_report(report)
 
 
+def _say(text: str) -> None:
+    """A heading, or on lines of its own what is too long for one."""
+    if len(text) < console.width - 5:
+        console.rule(text, align="left")
+    else:
+        console.print(text)
+
+
 def _quiet(progress: bool = False) -> None:
     """Only errors from transformers: its notices would drown ours."""
     transformers.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what went wrong is told once, by us
     if not progress:
         transformers.logging.disable_progress_bar()
         datasets.disable_progress_bars()
@@ -129,7 +138,10 @@ def _plan_model(source: str, overrides: list[str], steps: int) -> Plan:
     skeleton, note = build_skeleton(folder)
     if skeleton is None:
         raise ReportError(f"{source}: {note}")
-    return Pruner(_load_weights(folder, skeleton), config).plan(steps)
+    try:
+        return Pruner(_load_weights(folder, skeleton), config).plan(steps)
+    except (PruningConfigError, TargetError) as error:
+        raise RecipeError([f"command line: {line}" for line in str(error).splitlines()]) from error
 
 
 def _load_weights(folder: Path, skeleton: PreTrainedModel) -> PreTrainedModel:
@@ -228,8 +240,11 @@ def _print_result(result: RunResult) -> None:
     )
     console.print(table)
     console.print(f"\n{result.test_samples:,} test samples. Files written:")
-    for file in result.files:
-        console.print(f"  {file} ({file.stat().st_size:,} bytes)", soft_wrap=True)
+    for path in result.files:
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        size = sum(file.stat().st_size for file in files)
+        many = f"{len(files)} files, " if path.is_dir() else ""
+        console.print(f"  {path}{'/' if path.is_dir() else ''} ({many}{size:,} bytes)", soft_wrap=True)
 
 
 def main() -> None:

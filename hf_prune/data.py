@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 
-from .messages import first_line
+from .messages import first_line, nearest_beside
 from .recipe import DatasetSection, RecipeError, data_format, resolve_name
 
 
@@ -16,7 +16,9 @@ def load_data(section: DatasetSection) -> datasets.DatasetDict:
         loaded = _open_data(name, section.config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
-        raise RecipeError([f"dataset.name: {name}: {first_line(cause)}"]) from error
+        hint = "" if Path(name).exists() else nearest_beside(Path(name))
+        raise RecipeError([f"dataset.name: {name}: {first_line(cause)}{hint}"]) from error
+    _check_split_names(section)
     parts = datasets.DatasetDict(train=_rows(_part(loaded, "train_split", section.train_split), "train", section))
     for part in ("validation", "test"):
         split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
@@ -36,17 +38,33 @@ def load_data(section: DatasetSection) -> datasets.DatasetDict:
     return parts
 
 
+def _check_split_names(section: DatasetSection) -> None:
+    used = {section.train_split: "train_split"}
+    for field in ("validation_split", "test_split"):
+        split = getattr(section, field)
+        if split is not None and split in used:
+            raise RecipeError([f"dataset.{field}: expected another split than {used[split]}, got {split!r} for both"])
+        used[split] = field
+
+
 def _open_data(name: str, config: str | None) -> datasets.DatasetDict:
     path = Path(name)
+    if config is not None and (path.is_file() or _is_saved(path)):
+        raise RecipeError([f"dataset.config: expected none, for {name} has no configurations, got {config!r}"])
     if path.is_file():
         builder = data_format(name)
         if builder is None:
             raise ValueError("expected a .csv, .json, .jsonl or .parquet file")
         return datasets.load_dataset(builder, data_files=name)
-    if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
+    if _is_saved(path):
         saved = datasets.load_from_disk(name, keep_in_memory=True)  # or `map` would leave its cache beside the files
         return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
     return datasets.load_dataset(name, config)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
 def _part(loaded: datasets.DatasetDict, field: str, split: str) -> datasets.Dataset:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -9,6 +10,11 @@ def nearest(value: Any, allowed: Sequence[str] | Mapping[str, Any]) -> str:
     """`; did you mean 'x'?` for the allowed name nearest to a wrong one, or nothing if none is near."""
     near = difflib.get_close_matches(str(value), list(allowed), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def nearest_beside(path: Path) -> str:
+    """A hint at the file with the nearest name in the folder of a path that is not there."""
+    return nearest(path.name, [file.name for file in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 
 def first_line(error: BaseException) -> str:

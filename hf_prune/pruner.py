@@ -130,6 +130,7 @@ class Pruner:
         self.completed_steps = completed_steps
         self.target_sparsity = self.plan().final_sparsity
         self._log_zeros()
+        self._check_finite(range(len(self._groups)), completed_steps)
         begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
         self._update_groups(begun, completed_steps, optimizer)
 
@@ -138,17 +139,16 @@ class Pruner:
         zeros = sum(self.masked.values())
         if zeros:
             logger.info("%s prunable weights are zero already; they are masked and stay zero.", f"{zeros:,}")
+        sparser = []
         for group in self._groups:
             weights = sum(target.weights for target in group.members)
             there = sum(self.masked[target.name] for target in group.members)
             if there > count_of(group.final, weights):
-                logger.warning(
-                    "%s%s: %.2f%% are zero already, above the target of %.2f%%; they stay zero.",
-                    group.members[0].name,
-                    f" and {len(group.members) - 1} more" if len(group.members) > 1 else "",
-                    100 * there / weights,
-                    100 * group.final,
-                )
+                share = f"{100 * there / weights:.2f}% for a target of {100 * group.final:.2f}%"
+                sparser += [f"{target.name} ({share})" for target in group.members]
+        if sparser:
+            more = f" and {len(sparser) - 1} more tensors" if len(sparser) > 1 else ""
+            logger.warning("Sparser already than they were to become, and left so: %s%s.", sparser[0], more)
 
     def resume(self, total_steps: int, directory: str | os.PathLike, model: nn.Module | None = None) -> None:
         """Go on with a training whose masks and state `save` wrote into `directory`; see `load` for the errors."""

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import importlib.util
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pydantic import (
 from transformers import TrainingArguments
 
 from .config import PruningConfig, PruningConfigError
-from .messages import nearest, one_line
+from .messages import nearest, nearest_beside, one_line
 from .yaml_loader import DuplicateKeyError, Loader, lines_of_keys
 
 _PACKAGE_SCHEME = "package:"
@@ -128,13 +129,21 @@ class Recipe(_Section):
         sections = self.pruning if isinstance(self.pruning, list) else [self.pruning]
         return [PruningConfig.from_dict(section) for section in sections]
 
-    def training_arguments(self, dense: bool = False) -> TrainingArguments:
+    def training_arguments(self, dense: bool = False, **changes: Any) -> TrainingArguments:
         """The arguments of the pruned run, or of the dense one, whose checkpoints and logs go into `dense/`."""
-        if dense:
-            return TrainingArguments(
-                output_dir=str(Path(self.output_dir, "dense")), **self.training | (self.dense or {})
-            )
-        return TrainingArguments(output_dir=self.output_dir, **self.training)
+        own = {"output_dir": str(Path(self.output_dir, "dense"))} | (self.dense or {}) if dense else {}
+        return TrainingArguments(**{"output_dir": self.output_dir} | self.training | own | changes)
+
+    def argument_error(self, dense: bool, error: Exception) -> "RecipeError":
+        """What TrainingArguments or a Trainer objected to, told at the argument that it names."""
+        section = "dense" if dense else "training"
+        message = one_line(error)
+        values = self.training | (self.dense or {} if dense else {})
+        named = [name for name in values if name in message]
+        name = max(named, key=len) if named else None
+        if dense and name not in (self.dense or {}):
+            section = "training"
+        return self.place(RecipeError([f"{section}.{name}: {message}" if name else f"{section}: {message}"]))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -178,10 +187,13 @@ def _line_of(path: Path, error: yaml.MarkedYAMLError) -> str:
 
 
 def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
-    """A pruning configuration from `KEY=VALUE` alone, such as `sparsity=0.7`; raises as `load_recipe` does."""
+    """A pruning configuration from `KEY=VALUE` alone, such as `sparsity=0.7`; raises as `load_recipe` does.
+
+    A key may be written as in a recipe, `pruning.sparsity=0.7`.
+    """
     values: dict[str, Any] = {}
     for override in overrides:
-        _apply_override(values, override)
+        _apply_override(values, override.removeprefix("pruning."))
     places = Places("command line", {})
     problems = [places.problem(key, message) for key, message in _check_pruning((), values).items()]
     if problems:
@@ -258,47 +270,73 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
 
 def _check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
     """Unknown names, wrong types and values out of range in a section; right values take their converted form."""
-    names = [field.name for field in dataclasses.fields(fields_of) if field.init]
+    fields = {field.name: field for field in dataclasses.fields(fields_of) if field.init}
     types = typing.get_type_hints(fields_of)
     problems = {}
     for name, value in values.items():
         if name in _OUR_ARGUMENTS:
             problems[(*key, name)] = f"expected at the top of the recipe, as {name}"
-        elif name not in names:
-            problems[(*key, name)] = f"unknown key{nearest(name, names)}"
+        elif name not in fields:
+            problems[(*key, name)] = f"unknown key{nearest(name, fields)}"
         else:
-            message, values[name] = _converted(types[name], value, _LOWEST.get(name))
+            message, values[name] = _converted(types[name], value, fields[name].metadata.get("choices") or ())
+            expected = _out_of_range(name, values[name]) if fields_of is TrainingArguments else None
+            if message is None and expected is not None:
+                message = f"expected {expected}, got {value!r}"
             if message is not None:
                 problems[(*key, name)] = message
     return problems
 
 
-# The least that makes sense, where TrainingArguments itself does not object. max_steps and epochs: -1 and 0 mean none.
-_LOWEST = {
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "num_train_epochs": 0,
-    "learning_rate": 0,
-    "weight_decay": 0,
-    "warmup_steps": 0,
-    "seed": 0,
-}
+# What makes sense, where TrainingArguments itself does not object.
+_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_NOT_NEGATIVE = (
+    "dataloader_num_workers",
+    "eval_steps",
+    "label_smoothing_factor",
+    "learning_rate",
+    "logging_steps",
+    "max_grad_norm",
+    "save_steps",
+    "warmup_steps",
+    "weight_decay",
+)
+_SEEDS = ("seed", "data_seed")  # of NumPy: 32 bits
 
 
-def _converted(expected: Any, value: Any, lowest: float | None) -> tuple[str | None, Any]:
-    """What is wrong with a value of a field of this type, or None; and the value as the field takes it."""
+def _out_of_range(name: str, value: Any) -> str | None:
+    """What was expected of a number of TrainingArguments that makes no sense, or None if it does."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if not math.isfinite(value):
+        return "a finite number"
+    if name in _AT_LEAST_ONE and value < 1:
+        return "1 or more"
+    if name in _NOT_NEGATIVE and value < 0:
+        return "0 or more"
+    if name == "num_train_epochs" and value <= 0:
+        return "more than 0"
+    if name == "max_steps" and value < 1 and value != -1:
+        return "1 or more, or -1 to count epochs"
+    if name in _SEEDS and not 0 <= value < 2**32:
+        return "0 to 4294967295"
+    return None
+
+
+def _converted(expected: Any, value: Any, choices: Sequence[str]) -> tuple[str | None, Any]:
+    """What is wrong with a value of a field of this type, or None; and the value as the field takes it.
+
+    `choices` are those of the field, where its type does not say them.
+    """
     adapter = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True))
     try:
         # Text may stand for a number or a choice; a boolean may not stand for a number.
         converted = adapter.validate_python(value, strict=not isinstance(value, str))
     except ValidationError as error:
         return f"{_expectation(error.errors())}, got {value!r}", value
-    choices = [option.value for part in typing.get_args(expected) for option in _options(part)]
+    choices = [*choices, *(option.value for part in typing.get_args(expected) for option in _options(part))]
     if choices and isinstance(value, str) and value not in choices:
         return f"expected one of {', '.join(map(str, choices))}, got {value!r}{nearest(value, choices)}", value
-    if lowest is not None and converted < lowest:
-        return f"expected {lowest} or more, got {value!r}", value
     return None, converted
 
 
@@ -352,6 +390,9 @@ def _expectation(entries: Sequence[Any]) -> str:
     """`expected a valid integer or null` of several pydantic errors."""
     wanted: dict[str, None] = {}
     for entry in entries:
+        if entry["type"] == "too_short":
+            wanted["a list of one or more"] = None
+            continue
         words = entry["msg"].removeprefix("Input should be ").partition(",")[0]
         wanted[words.partition(" or instance of ")[0].replace("a valid dictionary", "a mapping")] = None
     return f"expected {' or '.join(wanted)}"
@@ -369,9 +410,8 @@ def _check_arguments(recipe: Recipe) -> None:
     for dense in (False, True):
         try:
             recipe.training_arguments(dense)
-        except (ValueError, ImportError, TypeError) as error:
-            section = "dense" if dense else "training"
-            raise recipe.place(RecipeError([f"{section}: {one_line(error)}"])) from error
+        except (ValueError, ImportError, TypeError, OSError) as error:
+            raise recipe.argument_error(dense, error) from error
 
 
 def resolve_name(key: str, name: str) -> str:
@@ -384,7 +424,7 @@ def resolve_name(key: str, name: str) -> str:
     path = Path(name).expanduser()
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or bool(path.suffix in _DATA_FILES)
     if looks_like_path and not path.exists():
-        raise RecipeError([f"{key}: expected a file or folder, found nothing at {name!r}{_nearest_beside(path)}"])
+        raise RecipeError([f"{key}: expected a file or folder, found nothing at {name!r}{nearest_beside(path)}"])
     return str(path) if path.exists() else name
 
 
@@ -403,14 +443,9 @@ def _path_in_package(key: str, name: str) -> Path:
         )
     path = Path(spec.submodule_search_locations[0], inside)
     if not path.exists():
-        hint = _nearest_beside(path)
+        hint = nearest_beside(path)
         raise RecipeError([f"{key}: expected {inside!r} in the package {package!r}, found nothing{hint}"])
     return path
-
-
-def _nearest_beside(path: Path) -> str:
-    """A hint at the file with the nearest name in the folder of a path that is not there."""
-    return nearest(path.name, [file.name for file in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 
 _DATA_FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from .config import CONFIG_NAME, load_configs
-from .messages import first_line
+from .messages import first_line, nearest_beside
 from .targets import find_targets
 
 _WEIGHTS_NAME = "model.safetensors"
@@ -143,7 +143,7 @@ def find_model(model: str | os.PathLike) -> Path:
     except Exception as error:
         raise ReportError(
             f"{model}: expected a folder or a model on the Hub; there is no such folder, and the Hub answered: "
-            f"{first_line(error)}"
+            f"{first_line(error)}{nearest_beside(folder)}"
         ) from error
 
 

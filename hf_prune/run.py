@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,14 +23,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
-from transformers.integrations import get_reporting_integration_callbacks
 
 from .config import PruningConfig, PruningConfigError
 from .data import check_cells, load_data, number_labels
-from .messages import first_line, nearest, one_line
+from .messages import first_line, nearest, nearest_beside, one_line
 from .metrics import METRICS, load_metric
 from .plan import Plan
 from .plots import plot_layers, plot_schedule
@@ -116,23 +117,26 @@ def _prepare(recipe: Recipe) -> Prepared:
     tokenizer = _load_tokenizer(model_name)
     model, new_weights = _load_model(model_name, labels, recipe.training_arguments().seed)
     _set_padding(model, tokenizer)
-    _check_length(model, recipe.dataset.max_length)
+    _check_length(model, tokenizer, recipe.dataset.max_length)
     _freeze(model, recipe.model.freeze)
-    for dense in (False, True):
-        _check_optional_packages(recipe.training_arguments(dense), "dense" if dense else "training")
 
     def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
         return dict(tokenizer(rows[recipe.dataset.text_column], truncation=True, max_length=recipe.dataset.max_length))
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        guesses = np.argmax(prediction.predictions, axis=-1)
+        outputs = prediction.predictions
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs  # encoder-decoders give hidden states, too
+        guesses = np.argmax(logits, axis=-1)
         values: dict[str, float] = {}
         for metric in metrics:
             values.update(metric.compute(predictions=guesses, references=prediction.label_ids))
         return values
 
     data = data.map(tokenize, batched=True, remove_columns=[recipe.dataset.text_column], desc="Tokenizing")
-    return Prepared(recipe, model, tokenizer, data, compute_metrics, new_weights)
+    prepared = Prepared(recipe, model, tokenizer, data, compute_metrics, new_weights)
+    for dense in (False, True):
+        _try_trainer(prepared, dense)
+    return prepared
 
 
 def run(recipe: Recipe, say: Say = print) -> RunResult:
@@ -143,9 +147,13 @@ def run(recipe: Recipe, say: Say = print) -> RunResult:
     """
     prepared = prepare(recipe)
     plan = prepared.plan()
+    output = Path(recipe.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise recipe.place(RecipeError([f"output_dir: it cannot be made: {one_line(error)}"])) from error
     if prepared.new_weights:
         say(f"Drawn at random, for they are not in the model's file: {', '.join(prepared.new_weights)}")
-    output = Path(recipe.output_dir)
     seconds: dict[str, float] = {}
 
     dense: dict[str, float] | None = None
@@ -172,7 +180,8 @@ def run(recipe: Recipe, say: Say = print) -> RunResult:
     plot_schedule(trainer.state.log_history, output / "schedule.png", "Sparsity and loss while pruning")
     plot_layers(_layer_sparsities(report), output / "layers.png", "Zeros by tensor, counted in the saved file")
     main_metric = next(iter(pruned))
-    files = [output / name for name in ("model/model.safetensors", "schedule.png", "layers.png", "results.json")]
+    names = ["dense"] if recipe.dense is not None else []
+    files = [output / name for name in (*names, "model", "schedule.png", "layers.png", "results.json")]
     result = RunResult(
         recipe.model_dump(), dense, pruned, report, main_metric, len(prepared.data["test"]), seconds, files
     )
@@ -222,11 +231,18 @@ def _load_metric(name: str) -> Any:
 # ---- Model ----
 
 
+# What transformers raises for a folder in which something is missing, broken or does not fit.
+_LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
+
+
 def _load_tokenizer(model_name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise RecipeError([f"model.name: its tokenizer cannot be loaded: {first_line(error)}"]) from error
+    except _LOADING_ERRORS as error:
+        raise RecipeError([f"model.name: its tokenizer cannot be loaded: {one_line(error)}"]) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # What transformers makes of a folder without the files: every word would be unknown.
         raise RecipeError(["model.name: expected a tokenizer with a vocabulary, found special tokens only"])
@@ -243,10 +259,20 @@ def _load_model(model_name: str, labels: list[str], seed: int) -> tuple[PreTrain
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # of a head for other labels, which is drawn anew; others are refused below
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise RecipeError([f"model.name: {one_line(error)}"]) from error
-    return model, sorted(loading["missing_keys"])
+    except _LOADING_ERRORS as error:
+        hint = "" if Path(model_name).exists() else nearest_beside(Path(model_name))
+        raise RecipeError([f"model.name: {one_line(error)}{hint}"]) from error
+    base = {id(parameter) for parameter in model.base_model.parameters()}
+    for name, in_file, in_model in loading["mismatched_keys"]:
+        if id(model.get_parameter(name)) in base:
+            shapes = f"{tuple(in_file)} in its file and {tuple(in_model)} in its config.json"
+            raise RecipeError([f"model.name: expected weights of the shapes that its config says, {name} is {shapes}"])
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise RecipeError([f"model.name: expected finite weights, got NaN or infinite ones in {name}"])
+    return model, sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
 
 
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -261,7 +287,10 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _check_length(model: PreTrainedModel, max_length: int) -> None:
+def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise RecipeError([f"dataset.max_length: expected more than the {special} special tokens, got {max_length}"])
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise RecipeError(
@@ -269,22 +298,33 @@ def _check_length(model: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def _check_optional_packages(args: TrainingArguments, section: str) -> None:
-    """Reporters and optimizers of packages that are not installed would stop the run only once it has begun."""
-    try:
-        for callback in get_reporting_integration_callbacks(args.report_to):
-            callback()
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise RecipeError([f"{section}.report_to: {one_line(error)}"]) from error
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(args)
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise RecipeError([f"{section}.optim: {one_line(error)}"]) from error
+def _try_trainer(prepared: Prepared, dense: bool) -> None:
+    """Make a Trainer and its optimizer, and let go of them: arguments that they object to are told before any run."""
+    recipe = prepared.recipe
+    if dense and recipe.dense is None:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        args = recipe.training_arguments(dense, output_dir=scratch, push_to_hub=False)
+        try:
+            trainer = Trainer(
+                model=prepared.model,
+                args=args,
+                train_dataset=prepared.data["train"],
+                eval_dataset=prepared.data["validation"],
+                processing_class=prepared.tokenizer,
+                data_collator=DataCollatorWithPadding(prepared.tokenizer),
+            )
+            trainer.create_optimizer()
+        except (ValueError, ImportError, RuntimeError, TypeError, OSError) as error:
+            raise recipe.argument_error(dense, error) from error
 
 
 def _freeze(model: PreTrainedModel, expressions: list[str]) -> None:
     parameters = dict(model.named_parameters())
-    check_expressions("model.freeze", expressions, parameters)
+    try:
+        check_expressions("model.freeze", expressions, parameters)
+    except TargetError as error:
+        raise RecipeError([str(error)]) from error
     for name, parameter in parameters.items():
         if any(re.fullmatch(expression, name) for expression in expressions):
             parameter.requires_grad_(False)

@@ -116,13 +116,28 @@ def check_expressions(field: str, expressions: Sequence[str], names: Sequence[st
         except re.error as error:
             raise TargetError(f"{field}: {expression!r} is not a regular expression: {error}") from error
         if not any(matcher.fullmatch(name) for name in names):
-            plain = expression.replace("\\", "").replace(".*", "")
-            near = difflib.get_close_matches(plain, list(names), n=1, cutoff=0.0)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
+            near = _nearest_name(expression.replace("\\", "").replace(".*", ""), names)
+            hint = f"; the nearest is {near!r}" if near else ""
             raise TargetError(
                 f"{field}: {expression!r} matches no whole parameter name of the model{hint} "
                 "(expressions are matched with re.fullmatch)"
             )
+
+
+def _nearest_name(plain: str, names: Sequence[str] | dict) -> str | None:
+    """The first name that contains the text, or else that begins most like it, or else that is most like it at all."""
+    containing = next((name for name in names if plain and plain in name), None)
+    if containing is not None:
+        return containing
+    alike = [name for name in names if name.startswith(plain[:3])] if len(plain) >= 3 else []
+    if alike:
+        return max(alike, key=lambda name: _letters_in_common(plain, name))
+    return next(iter(difflib.get_close_matches(plain, list(names), n=1, cutoff=0.0)), None)
+
+
+def _letters_in_common(first: str, second: str) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
 def _selects(expression: str, name: str, shape: tuple[int, ...]) -> bool:

@@ -35,7 +35,9 @@ class DataArguments:
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
+    outputs = prediction.predictions
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs  # encoder-decoders give hidden states, too
+    return {"accuracy": float(np.mean(np.argmax(logits, axis=-1) == prediction.label_ids))}
 
 
 def main() -> None:

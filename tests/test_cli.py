@@ -396,9 +396,13 @@ def test_a_run_ends_with_a_table_of_results(done):
 
 
 def test_a_run_ends_with_the_files_that_it_wrote(done):
-    for name in ("model/model.safetensors", "schedule.png", "layers.png", "results.json"):
+    for name in ("schedule.png", "layers.png", "results.json"):
         path = done["out"] / name
         assert f"{path} ({path.stat().st_size:,} bytes)" in done["said"]
+    for name in ("dense", "model") if done["kind"] == "layer" else ("model",):
+        files = list((done["out"] / name).iterdir())
+        size = sum(path.stat().st_size for path in files)
+        assert f"{done['out'] / name}/ ({len(files)} files, {size:,} bytes)" in done["said"]
 
 
 def test_a_result_whose_dense_metric_is_zero_is_a_table_all_the_same(monkeypatch, tmp_path):
@@ -411,6 +415,28 @@ def test_a_result_whose_dense_metric_is_zero_is_a_table_all_the_same(monkeypatch
     text = words(printed("run", "recipe.yaml"))
     assert "matthews_correlation 0.0000 0.0000" in text
     assert "accuracy 0.5000 0.2500 50.0%" in text
+
+
+def test_what_does_not_fit_a_model_is_told_as_of_the_command_line(sparse_bert):
+    for override, field in (("end=5000", "end"), ("targets=[foo]", "targets"), ("pruning.sparsty=1", "sparsty")):
+        (line,) = refused("plan", sparse_bert, "sparsity=0.5", override)
+        assert line.startswith(f"hf-prune: command line: {field}: ")
+
+
+def test_a_key_for_a_model_may_be_written_as_in_a_recipe(sparse_bert):
+    assert read_json("plan", sparse_bert, "pruning.sparsity=0.5", "--json")["final_sparsity"] == 0.5
+
+
+def test_a_folder_with_a_name_almost_like_it_is_offered(sparse_bert, monkeypatch):
+    monkeypatch.chdir(sparse_bert.parent)
+    (line,) = refused("report", "modell")
+    assert line.endswith("did you mean 'model'?")
+
+
+def test_what_is_too_long_for_a_heading_is_told_whole(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "console", cli.Console(width=80, highlight=False))
+    cli._say("word " * 30)
+    assert capsys.readouterr().out.split() == ["word"] * 30
 
 
 def test_steps_are_for_a_model_and_not_for_a_recipe(tmp_path, material):

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from hf_prune import PruningConfigError, TargetError
@@ -268,7 +268,7 @@ def test_frozen_parameters_stay_as_they_were_and_others_are_trained(finished, ma
 def test_what_is_written_lies_in_the_output_folder(finished):
     out = finished["out"]
     assert {path.name for path in out.iterdir()} == {"dense", "model", "results.json", "schedule.png", "layers.png"}
-    assert [path for path in finished["result"].files if not path.is_file()] == []
+    assert [path for path in finished["result"].files if not path.exists()] == []
     for name in ("dense", "model"):
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (out / name).iterdir()}
     ours = {"pruning_config.json", "pruning_masks.safetensors", "pruning_state.json"}
@@ -688,6 +688,15 @@ def refusal(folder, material, **changes):
         ({"training__report_to": "wandb"}, ["training", "wandb", "install"]),
         ({"training__report_to": "wandbb"}, ["training", "wandbb"]),
         ({"training__optim": "adamw_bnb_8bit"}, ["training", "bitsandbytes"]),
+        ({"training__adam_beta1": 2.0}, ["training: ", "beta"]),
+        ({"training__fsdp": "full_shard"}, ["training.fsdp: "]),
+        ({"dataset__config": "short"}, ["dataset.config", "'short'"]),
+        ({"dataset__max_length": 2}, ["dataset.max_length", "2 special tokens"]),
+        (
+            {"dataset__test_split": "train", "dataset__test_size": None},
+            ["dataset.test_split", "train_split", "'train'"],
+        ),
+        ({"model__freeze": ["("]}, [":", "model.freeze", "'('"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -806,6 +815,27 @@ def test_without_a_padding_token_the_end_of_text_pads(tmp_path, material):
     assert ready.model.config.pad_token_id == VOCABULARY.index("[SEP]")
 
 
+def test_a_head_for_other_labels_is_drawn_anew(tmp_path, material, finished):
+    rows = [{**row, "label": number % 3} for number, row in enumerate(reviews())]
+    name = str(write_csv(tmp_path / "reviews.csv", rows))
+    ready = prepared(tmp_path, material, dataset__name=name, model__name=str(finished["out"] / "dense"))
+    assert ready.model.num_labels == 3
+    assert ready.new_weights == ["classifier.bias", "classifier.weight"]
+
+
+def test_an_encoder_decoder_is_evaluated_by_its_logits(tmp_path, material):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
+    config = transformers.T5Config(vocab_size=len(VOCABULARY), decoder_start_token_id=0, **sizes)
+    transformers.T5ForSequenceClassification(config).save_pretrained(tmp_path / "t5")
+    for path in (material / "model").glob("token*"):
+        shutil.copy(path, tmp_path / "t5")
+    path = tmp_path / "t5" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"eos_token": "[SEP]"}))
+    spoil_config(tmp_path / "t5", eos_token_id=VOCABULARY.index("[SEP]"))
+    result, _ = quiet_run(write_recipe(tmp_path, material, model__name=str(tmp_path / "t5")))
+    assert 0 <= result.pruned["accuracy"] <= 1
+
+
 def test_weights_that_are_drawn_are_told(finished):
     (told,) = [line for line in finished["said"] if "at random" in line]
     assert told.endswith("classifier.bias, classifier.weight")
@@ -819,6 +849,17 @@ def remove_tokenizer(folder):
 def cut_weights(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def spoil_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def put_nan(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def remove_padding(folder):
@@ -836,8 +877,14 @@ def remove_padding(folder):
         cut_weights,
         remove_tokenizer,
         remove_padding,
+        put_nan,
+        lambda folder: spoil_config(folder, hidden_size="wide"),
+        lambda folder: spoil_config(folder, intermediate_size=48),
     ],
-    ids=["no config", "broken config", "no weights", "truncated weights", "no tokenizer", "no padding token"],
+    ids=[
+        *("no config", "broken config", "no weights", "truncated weights", "no tokenizer", "no padding token"),
+        *("a weight that is NaN", "a word for a width", "another width"),
+    ],
 )
 def test_a_model_folder_that_lacks_something_is_refused(tmp_path, material, spoil):
     shutil.copytree(material / "model", tmp_path / "model")

@@ -34,6 +34,8 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/training_step.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

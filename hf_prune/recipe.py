@@ -305,7 +305,9 @@ _SEEDS = ("seed", "data_seed")  # of NumPy: 32 bits
 
 
 def _out_of_range(name: str, value: Any) -> str | None:
-    """What was expected of a number of TrainingArguments that makes no sense, or None if it does."""
+    """What was expected of a value of TrainingArguments that makes no sense, or None if it does."""
+    if name == "deepspeed" and isinstance(value, str) and not Path(value).is_file():
+        return "a file with a DeepSpeed configuration"  # transformers would keep one half made
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if not math.isfinite(value):

@@ -689,7 +689,6 @@ def refusal(folder, material, **changes):
         ({"training__report_to": "wandbb"}, ["training", "wandbb"]),
         ({"training__optim": "adamw_bnb_8bit"}, ["training", "bitsandbytes"]),
         ({"training__adam_beta1": 2.0}, ["training: ", "beta"]),
-        ({"training__fsdp": "full_shard"}, ["training.fsdp: "]),
         ({"dataset__config": "short"}, ["dataset.config", "'short'"]),
         ({"dataset__max_length": 2}, ["dataset.max_length", "2 special tokens"]),
         (

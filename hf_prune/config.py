@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .allocation import SCOPES
 from .criteria import CRITERIA
@@ -166,7 +166,7 @@ class PruningConfig:
             final = fixed
         elif final is None:
             yield "sparsity: expected 0 <= s < 1, got None"
-        if _is_sparsity(final) and _is_sparsity(self.initial_sparsity) and self.initial_sparsity > final:  # type: ignore[operator]
+        if _is_sparsity(final) and _is_sparsity(self.initial_sparsity) and self.initial_sparsity > final:
             yield f"initial_sparsity: expected at most sparsity ({final}), got {self.initial_sparsity}"
 
     def _check_times(self) -> Iterator[str]:
@@ -304,10 +304,13 @@ def _as_time(value: float | None) -> str:
     return str(int(value)) if value is not None and value >= 1 else str(value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a real number, finite and small enough for a float."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # type: ignore[operator]
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    largest: Any = sys.float_info.max
+    return bool(-largest <= value <= largest)
 
 
-def _is_sparsity(value: Any) -> bool:
+def _is_sparsity(value: Any) -> TypeGuard[float]:
     return _is_number(value) and 0 <= value < 1

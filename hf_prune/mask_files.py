@@ -43,7 +43,8 @@ def read_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, t
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            names = file.keys()
+            packed = {name: file.get_tensor(name) for name in names}
         version = metadata.get("format_version")
         saved = {name: tuple(shape) for name, shape in json.loads(metadata.get("shapes", "{}")).items()}
     except FileNotFoundError as error:

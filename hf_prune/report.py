@@ -140,7 +140,7 @@ def find_model(model: str | os.PathLike) -> Path:
         raise ReportError(f"{model}: expected a folder with a saved model, found {_what_is_there(folder)}")
     try:
         return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
-    except Exception as error:
+    except (OSError, ValueError) as error:  # what huggingface_hub raises: no such name, no network, no right
         raise ReportError(
             f"{model}: expected a folder or a model on the Hub; there is no such folder, and the Hub answered: "
             f"{first_line(error)}{nearest_beside(folder)}"
@@ -177,7 +177,8 @@ def _count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
     """Name, shape and number of zeros of each tensor in a safetensors file."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict: it cannot be iterated
+            names = tensors.keys()
+            for name in names:
                 part = tensors.get_slice(name)
                 shape = tuple(part.get_shape())
                 yield name, shape, sum(int((rows == 0).sum()) for rows in _rows(part, shape))
@@ -195,6 +196,13 @@ def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
         yield rows if rows.dtype.itemsize > 1 else rows.float()
 
 
+# What the constructors of transformers run into when a config.json does not fit its class: the note tells it.
+_BUILDING_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError),
+    *(RuntimeError, TypeError, ValueError, StrictDataclassError),
+)
+
+
 def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
     """The model of a folder's config.json without weights (on the meta device), or None and the reason."""
     try:
@@ -208,7 +216,7 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
     try:
         with torch.device("meta"):
             return model_class(config), None
-    except Exception as error:  # noqa: BLE001 - the config is a stranger's; the note says what it led to
+    except _BUILDING_ERRORS as error:
         return None, f"no {names[0]} can be made from config.json: {first_line(error)}"
 
 

@@ -45,7 +45,8 @@ class Target:
     @property
     def matrices(self) -> tuple[int, int, int]:
         """The shape (batch, out, in) of `as_matrices`."""
-        return tuple(as_matrices(torch.empty(self.shape, device="meta"), self.layout).shape)  # type: ignore[return-value]
+        batch, rows, columns = as_matrices(torch.empty(self.shape, device="meta"), self.layout).shape
+        return batch, rows, columns
 
 
 def as_matrices(tensor: torch.Tensor, layout: str) -> torch.Tensor:

@@ -39,6 +39,8 @@ class PruningMixin(_Base):
     Raises, when it is made: TargetError if the configuration does not fit the model.
     """
 
+    __signature__: inspect.Signature | None
+
     def __init__(
         self, *args: Any, pruning_config: PruningConfig | Sequence[PruningConfig] | None = None, **kwargs: Any
     ):
@@ -57,7 +59,7 @@ class PruningMixin(_Base):
         """Show the signature of the Trainer that is extended, and ours after it."""
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__signature__ = None  # type: ignore[attr-defined]  # that of its own __init__, not an inherited one
+            cls.__signature__ = None  # that of its own __init__, not an inherited one
             return
         extended = next(base for base in cls.__mro__[1:] if base is not PruningMixin and "__init__" in base.__dict__)
         parameters = list(inspect.signature(extended).parameters.values())
@@ -66,7 +68,7 @@ class PruningMixin(_Base):
         ours = inspect.signature(PruningMixin.__init__).parameters["pruning_config"]
         after = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.VAR_KEYWORD]
         before = [parameter for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-        cls.__signature__ = inspect.Signature([*before, ours, *after])  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.Signature([*before, ours, *after])
 
     @property
     def pruner(self) -> Pruner | None:

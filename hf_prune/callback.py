@@ -5,6 +5,7 @@ One optimizer step of `transformers.Trainer`, and what is done at each event:
     on_train_begin           start the pruner, or resume it from the checkpoint; an update due at step 0
     for each micro-batch:
         forward, backward    gradients of masked weights become zero as they are accumulated
+        on_substep_end       weights back to zero, for optimizers that change them in backward
     clip gradients
     optimizer.step()
     on_optimizer_step        weights back to zero, for optimizers that do not work element by element
@@ -27,6 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .config import PruningConfig
 from .mask_files import PruningStateError
+from .optimizers import updates_in_backward
 from .pruner import STATE_FILES, Pruner
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,13 @@ class PruningCallback(TrainerCallback):
         """Forget a best model that was not at final sparsity, where the trainer has taken one for the best."""
         if self.pruner is not None and not self.pruner.at_final_sparsity:
             _forget_best(state)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put masked weights back to zero where backward itself has moved them, before the next micro-batch."""
+        if self.pruner is not None and updates_in_backward(kwargs["optimizer"]):
+            self.pruner.mask_weights()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,11 +1,13 @@
 """`Pruner`: owns the masks of a model and the rule of when and how they change."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,9 +16,10 @@ from .allocation import Pool
 from .config import CONFIG_NAME, PruningConfig, PruningConfigError, load_configs, save_configs
 from .criteria import CRITERIA, Piece
 from .mask_files import MASKS_NAME, STATE_NAME, PruningStateError, read_masks, read_state, write_masks, write_state
+from .optimizers import leaves_zeros, zero_masked, zero_moments
 from .patterns import PATTERNS, count_of
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
-from .selection import KeyChunks, demote, find_threshold, order_keys, taken
+from .selection import KeptChunks, KeyChunks, demote, find_threshold, lowest_of_kept, order_keys, taken
 from .targets import Target, as_matrices, find_targets, from_matrices
 
 logger = logging.getLogger(__name__)
@@ -24,17 +27,15 @@ logger = logging.getLogger(__name__)
 # What `Pruner.save` writes.
 STATE_FILES = (MASKS_NAME, CONFIG_NAME, STATE_NAME)
 
-# With a zero gradient and zero moments these leave a zero weight at zero, so they need no second pass over the weights.
-ELEMENTWISE_OPTIMIZERS = frozenset(
-    {"SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Rprop", "ASGD"}
-)
-
 # Weights ranked at a time: small enough for a CPU's cache, large enough to keep an accelerator busy.
 _CPU_PIECE = 1 << 18
 _ACCELERATOR_PIECE = 1 << 24
 
 # Up to this many weights (16 MiB of keys) keys are made once and held, not made again for each pass.
 _KEYS_HELD = 1 << 22
+
+
+_Chunk = TypeVar("_Chunk")
 
 
 class Pruner:
@@ -131,6 +132,7 @@ class Pruner:
         self.target_sparsity = self.plan().final_sparsity
         self._log_zeros()
         self._check_finite(range(len(self._groups)), completed_steps)
+        self._mask_moments(optimizer, self.parameters)
         begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
         self._update_groups(begun, completed_steps, optimizer)
 
@@ -185,7 +187,7 @@ class Pruner:
 
         It may have if it is not one that works element by element, or if gradients were not masked before it.
         """
-        if not self._gradients_masked or _class_name(optimizer) not in ELEMENTWISE_OPTIMIZERS:
+        if not self._gradients_masked or not leaves_zeros(optimizer):
             self.mask_weights()
             self._mask_moments(optimizer, self.parameters)
         self._gradients_masked = False
@@ -203,12 +205,8 @@ class Pruner:
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         self._check_finite(due, completed_steps)
         self.completed_steps = completed_steps
-        changed: set[str] = set()
-        for index in due:
-            changed |= self._update_group(index, completed_steps)
-        self.mask_weights(changed)
-        self._mask_moments(optimizer, changed)
-        return bool(changed)
+        changed = [self._update_group(index, completed_steps, optimizer) for index in due]
+        return any(changed)
 
     def _window(self, group: Group) -> Window:
         return self._windows[group.config_index]
@@ -235,7 +233,7 @@ class Pruner:
         """Set the gradients of masked weights to zero. Call it after backward and before gradients are clipped."""
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                _zero_masked(parameter.grad, self._mask_for(name, parameter.grad))
+                zero_masked(parameter.grad, self._mask_for(name, parameter))
         self._gradients_masked = True
 
     def mask_gradients_in_backward(self) -> list[torch.utils.hooks.RemovableHandle]:
@@ -245,7 +243,7 @@ class Pruner:
             @torch.no_grad()
             def mask_gradient(parameter: torch.Tensor) -> None:
                 if parameter.grad is not None:
-                    _zero_masked(parameter.grad, self._mask_for(name, parameter.grad))
+                    zero_masked(parameter.grad, self._mask_for(name, parameter))
                 self._gradients_masked = True
 
             return mask_gradient
@@ -256,22 +254,26 @@ class Pruner:
             if parameter.requires_grad
         ]
 
-    @torch.no_grad()
     def mask_weights(self, names: Iterable[str] | None = None) -> None:
         """Set masked weights to exactly (positive) zero, in the named tensors or in all."""
         for name in self.parameters if names is None else names:
             parameter = self.parameters[name]
-            _zero_masked(parameter, self._mask_for(name, parameter))
+            zero_masked(parameter, self._mask_for(name, parameter))
 
-    @torch.no_grad()
     def _mask_moments(self, optimizer: torch.optim.Optimizer | None, names: Iterable[str]) -> None:
-        """Zero the optimizer's state of masked weights, in every state tensor that has the parameter's shape."""
-        state = getattr(optimizer, "state", {})
         for name in names:
             parameter = self.parameters[name]
-            for value in state.get(parameter, {}).values():
-                if torch.is_tensor(value) and value.shape == parameter.shape and value.is_floating_point():
-                    _zero_masked(value, self._mask_for(name, value))
+            zero_moments(optimizer, parameter, self._mask_for(name, parameter))
+
+    def _mask_indices(self, name: str, indices: torch.Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+        """Mask the weights at flat indices, all of them kept so far; weights and moments become zero there."""
+        parameter = self.parameters[name]
+        mask = self._mask_for(name, parameter).flatten().clone()
+        mask = mask.index_fill_(0, indices, False).view(parameter.shape)
+        self.masks[name] = mask
+        self.masked[name] += len(indices)
+        zero_masked(parameter, mask, indices)
+        zero_moments(optimizer, parameter, mask, indices)
 
     def _mask_for(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """The mask on the device of `like`, to which it moves for good."""
@@ -284,15 +286,15 @@ class Pruner:
     def _check_finite(self, due: Iterable[int], completed_steps: int) -> None:
         for target in dict.fromkeys(target for index in due for target in self._groups[index].members):
             weight = self.parameters[target.name].detach()
-            if weight.numel() and not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
+            if not math.isfinite(weight.sum(dtype=torch.float32)) and not weight.isfinite().all():
                 raise PruningStateError(
                     f"{target.name}: expected finite weights, got NaN or infinite ones after {completed_steps} "
                     "optimizer steps; nothing was pruned. Lower the learning rate, or start from a sound checkpoint."
                 )
 
     @torch.no_grad()
-    def _update_group(self, index: int, step: int) -> set[str]:
-        """Update the masks of a group; the names of the tensors whose masks changed."""
+    def _update_group(self, index: int, step: int, optimizer: torch.optim.Optimizer | None) -> bool:
+        """Update the masks of a group, and weights and moments with them; whether any mask changed."""
         group = self._groups[index]
         rules = PATTERNS[group.pattern.name]
         dropped = []
@@ -303,42 +305,54 @@ class Pruner:
                 mask = as_matrices(self._mask_for(target.name, self.parameters[target.name]), target.layout)
                 dropped.append(int(rules.dropped(mask, group.pattern).sum()))
         start = self._starts.setdefault(index, group.share_dropped(dropped))
-        changed: set[str] = set()
+        changed = False
         for pool in group.pools(self._window(group), step, start, dropped):
-            if pool.count > sum(dropped[member] for member in pool.members):
-                changed |= self._drop(group, pool)
+            more = pool.count - sum(dropped[member] for member in pool.members)
+            if more > 0:
+                self._drop(group, pool, more, optimizer)
+                changed = True
         return changed
 
-    def _drop(self, group: Group, pool: Pool) -> set[str]:
-        """Drop exactly `pool.count` units of the pool's members: what is dropped already, then the lowest scores."""
+    def _drop(self, group: Group, pool: Pool, more: int, optimizer: torch.optim.Optimizer | None) -> None:
+        """Drop `more` units of the pool's members, `pool.count` with those dropped already: the lowest scores."""
         members = [group.members[member] for member in pool.members]
-        sources = [self._key_source(group, target) for target in members]
-        if sum(target.weights for target in members) <= _KEYS_HELD:
-            sources = [_held(source) for source in sources]
+        if group.pattern.name == "unstructured":
+            weights = sum(target.weights for target in members)
+            pieces = [self._key_pieces(group, target) for target in members]
+            if weights <= _KEYS_HELD:
+                pieces = [_held(source) for source in pieces]
+            lowest = lowest_of_kept(pieces, more, weights - pool.count + more, weights)
+            if lowest is not None:
+                for target, indices in zip(members, lowest, strict=True):
+                    self._mask_indices(target.name, indices, optimizer)
+                return
+            sources = [_demoted(source) for source in pieces]
+        else:
+            sources = [partial(iter, [self._unit_keys(group, target)]) for target in members]
         threshold = find_threshold(sources, pool.count)
         for target, source in zip(members, sources, strict=True):
             drop, ties = taken(source(), threshold)
             threshold = replace(threshold, ties=ties)
             self.masks[target.name] = self._mask_without(group, target, drop)
             self.masked[target.name] = _count_masked(self.masks[target.name])
-        return {target.name for target in members}
+            self.mask_weights([target.name])
+            self._mask_moments(optimizer, [target.name])
 
-    def _key_source(self, group: Group, target: Target) -> KeyChunks:
-        """The ranking keys of a tensor's units, dropped units lowest, in chunks that can be read many times."""
-        if group.pattern.name == "unstructured":
-            return lambda: self._weight_keys(group, target)
-        keys = self._unit_keys(group, target)
-        return lambda: iter([keys])
-
-    def _weight_keys(self, group: Group, target: Target) -> Iterator[torch.Tensor]:
+    def _key_pieces(self, group: Group, target: Target) -> KeptChunks:
+        """The ranking keys of a tensor's weights and which are kept, piece by piece; can be read many times."""
         weight = self.parameters[target.name].detach().reshape(-1)
         mask = self._mask_for(target.name, weight).reshape(-1)
+        dense = not self.masked[target.name]
         criterion = CRITERIA[group.config.method]
         size = _CPU_PIECE if weight.device.type == "cpu" else _ACCELERATOR_PIECE
-        for offset in range(0, max(weight.numel(), 1), size):
-            piece = Piece(target.name, offset, group.config.pruning_seed)
-            keys = order_keys(criterion(weight[offset : offset + size], piece))
-            yield demote(keys, mask[offset : offset + size]) if self.masked[target.name] else keys
+
+        def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+            for offset in range(0, max(weight.numel(), 1), size):
+                piece = Piece(target.name, offset, group.config.pruning_seed)
+                keys = order_keys(criterion(weight[offset : offset + size], piece))
+                yield keys, None if dense else mask[offset : offset + size]
+
+        return pieces
 
     def _scores(self, group: Group, target: Target) -> torch.Tensor:
         """The scores of a whole tensor as matrices."""
@@ -418,32 +432,15 @@ class Pruner:
             )
 
 
-def _held(source: KeyChunks) -> KeyChunks:
+def _held(source: Callable[[], Iterable[_Chunk]]) -> Callable[[], Iterable[_Chunk]]:
     """The same chunks, made once."""
     chunks = list(source())
     return lambda: chunks
 
 
-def _zero_masked(tensor: torch.Tensor, mask: torch.Tensor) -> None:
-    """Set the entries of a floating-point tensor whose mask is False to +0.0, in place, whatever they were.
-
-    On a CPU by the bits, a piece at a time: four times as fast as `masked_fill_`, which branches on every entry.
-    """
-    if tensor.device.type != "cpu" or not (tensor.is_contiguous() and mask.is_contiguous()):
-        tensor.masked_fill_(~mask, 0)
-        return
-    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    bits = tensor.detach().view(-1).view(integer)
-    kept = mask.view(-1)
-    for offset in range(0, len(bits), _CPU_PIECE):
-        bits[offset : offset + _CPU_PIECE] &= kept[offset : offset + _CPU_PIECE].to(integer).neg_()
-
-
-def _class_name(optimizer: Any) -> str:
-    """The class of the optimizer itself, without the wrappers of accelerate."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return type(optimizer).__name__
+def _demoted(source: KeptChunks) -> KeyChunks:
+    """The same keys, what is not kept lowest."""
+    return lambda: (keys if is_kept is None else demote(keys, is_kept) for keys, is_kept in source())
 
 
 def _count_masked(mask: torch.Tensor) -> int:

@@ -10,17 +10,19 @@ VOCABULARY = 64
 LENGTH = 8
 
 
-def bert():
-    config = transformers.BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        num_labels=2,
-    )
-    return transformers.BertForSequenceClassification(config)
+_ENCODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "num_labels": 2,
+}
+
+
+def bert(**changes):
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**_ENCODER | changes))
 
 
 def albert():

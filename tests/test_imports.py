@@ -18,6 +18,7 @@ ORDER = [
     "messages",
     "schedules",
     "criteria",
+    "optimizers",
     "selection",
     "targets",
     "patterns",

@@ -12,7 +12,7 @@ from transformers.optimization import Adafactor
 
 from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, TargetError
 from hf_prune.criteria import Piece, random
-from hf_prune.pruner import ELEMENTWISE_OPTIMIZERS
+from hf_prune.optimizers import ELEMENTWISE_OPTIMIZERS
 
 TOTAL_STEPS = 10
 # Updates after 2, 5 and 8 of ten steps.
@@ -482,7 +482,7 @@ def test_masked_weights_and_moments_are_zero_after_every_step(optimizer_name):
         assert not torch.equal(parameter.detach()[kept], dense[name][kept]), f"{name} was not trained"
 
 
-@pytest.mark.parametrize("name", sorted(ELEMENTWISE_OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(optimizer.__name__ for optimizer in ELEMENTWISE_OPTIMIZERS))
 def test_every_optimizer_in_the_table_leaves_a_zero_weight_with_a_zero_gradient_at_zero(name):
     extras = {
         "SGD": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},

@@ -1,0 +1,121 @@
+"""Every `optim` of TrainingArguments, as the table of docs/optimizers.md has it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import bert, bert_examples, training_arguments
+from transformers import TrainerCallback
+from transformers.training_args import OptimizerNames
+
+from hf_prune import PruningConfig, PruningTrainer
+
+TABLE = Path(__file__).parents[1] / "docs" / "optimizers.md"
+CONFIG = PruningConfig(sparsity=0.7, schedule="linear", begin=2, end=6, frequency=2)
+LOW_RANK = {"optim_target_modules": ["query", "value"], "optim_args": "rank=4,update_proj_gap=2"}
+ARGUMENTS = {
+    "sgd": {"optim_args": "momentum=0.9"},
+    "galore_adamw": LOW_RANK,
+    "galore_adafactor": LOW_RANK,
+    "galore_adamw_layerwise": LOW_RANK,
+    "apollo_adamw": LOW_RANK,
+    "apollo_adamw_layerwise": LOW_RANK,
+    "rmsprop": {"optim_args": "momentum=0.9,centered=True"},
+}
+
+
+def rows_of_the_table():
+    """The documented lines: optim -> (weights, moments, run on)."""
+    rows: dict[str, tuple[str, ...]] = {}
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `") and not line.startswith("| `optim`"):
+            names, _package, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows |= {name.strip(" `"): tuple(cells) for name in names.split(",")}
+    return rows
+
+
+ROWS = rows_of_the_table()
+RUN_HERE = [name for name, (*_, run_on) in ROWS.items() if run_on == "CPU"]
+
+
+class AfterEachStep(TrainerCallback):
+    """Calls a function with the optimizer itself after each step, added last."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.function(kwargs["optimizer"].optimizer)
+
+    on_step_end = on_optimizer_step
+
+
+def states_of(optimizer, parameter):
+    """All that the optimizer keeps of a parameter, as plain numbers: name -> tensor."""
+    found = dict(optimizer.state.get(parameter, {}))
+    for group in optimizer.param_groups:
+        found |= group.get("state", {}).get(parameter, {})
+    if hasattr(optimizer, "optimizer_dict"):
+        found |= optimizer.optimizer_dict[parameter].state[parameter]
+    plain = {}
+    for name, value in found.items():
+        if not torch.is_tensor(value) or name.startswith(("qmap", "absmax")):
+            continue
+        if value.dtype is torch.uint8:
+            value = found[f"qmap{name[-1]}"][value.long()]
+        plain[name] = value.float() if type(value) is torch.Tensor else value.dequantize()
+    return plain
+
+
+def test_the_table_has_every_optim():
+    assert set(ROWS) == {name.value for name in OptimizerNames}
+    assert len(RUN_HERE) >= 34
+    assert all(weights == "zero" for name, (weights, *_) in ROWS.items() if name in RUN_HERE)
+
+
+# The packages warn of what is old in them (galore-torch, grokadamw) and of pages that a CPU has not (bitsandbytes).
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_masked_weights_and_moments_are_zero_with_every_optim(tmp_path, name):
+    """Weights large enough to be kept in 8 and 4 bits, too."""
+    model = bert(hidden_size=64, intermediate_size=96)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    arguments = {"optim": name, "weight_decay": 0.1, "max_steps": 8} | ARGUMENTS.get(name, {})
+    trainer = PruningTrainer(
+        model=model,
+        args=training_arguments(tmp_path, **arguments),
+        train_dataset=bert_examples(),
+        pruning_config=CONFIG,
+    )
+    shaped, nonzero, other = set(), set(), set()
+
+    def check(optimizer):
+        for key, parameter in trainer.pruner.parameters.items():
+            masked = ~trainer.pruner.masks[key]
+            assert not torch.count_nonzero(parameter[masked])
+            for state, value in states_of(optimizer, parameter).items():
+                if value.shape[value.dim() - 2 :] != parameter.shape:
+                    other.update({state} if value.dim() else ())
+                    continue
+                shaped.add(state)
+                if torch.count_nonzero(value * masked):
+                    nonzero.add(state)
+
+    trainer.add_callback(AfterEachStep(check))
+    with torch.compiler.set_stance("force_eager"):  # torchao compiles its step, which takes a minute and a C++ compiler
+        trainer.train()
+    moments = ROWS[name][1]
+    if moments == "zero":
+        assert (bool(shaped), nonzero, other) == (True, set(), set())
+    elif moments == "zero where they have the weight's shape":
+        assert (bool(shaped), nonzero, bool(other)) == (True, set(), True)
+    elif moments == "first zero, second at its lowest code":
+        assert (shaped, nonzero) == ({"exp_avg", "exp_avg_sq"}, {"exp_avg_sq"})
+    elif moments == "means of rows and columns":
+        assert (shaped, bool(other)) == (set(), True)
+    else:
+        assert (moments, shaped, other) == ("none", set(), set())
+    assert trainer.pruner.sparsity == pytest.approx(0.7, abs=1e-3)
+    for key, parameter in trainer.pruner.parameters.items():
+        kept = trainer.pruner.masks[key]
+        assert not torch.equal(parameter.detach()[kept], before[key][kept]), f"{key} was not trained"

@@ -168,7 +168,10 @@ def _forget_best(state: TrainerState) -> None:
 
 
 def _checkpoint_directory(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+    """Where the checkpoint of this step lies; in a hyperparameter search the newest one, in the folder of its trial."""
+    output, name = Path(str(args.output_dir)), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    in_trials = output.glob(f"*/{name}") if state.is_hyper_param_search else ()
+    return max(in_trials, key=lambda path: path.stat().st_mtime_ns, default=output / name)
 
 
 def _refuse_sharded(model: nn.Module, args: TrainingArguments) -> None:

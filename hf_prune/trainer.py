@@ -103,10 +103,12 @@ class PruningMixin(_Base):
         if self._pruning is not None:
             self._pruning.resume_directory = Path(resume_from_checkpoint)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Train as the extended class does; with True, go on from the newest checkpoint that is complete."""
         if self._pruning is not None:
-            directory = Path(str(self.args.output_dir))
+            directory = Path(self._get_output_dir(trial=trial))
             self._pruning.resume_directory = None
             if resume_from_checkpoint is True:
                 newest = newest_complete(directory)
@@ -117,7 +119,7 @@ class PruningMixin(_Base):
                 resume_from_checkpoint = str(newest)
             if self.args.should_save:
                 remove_leftovers(directory, everything=True)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        return super().train(resume_from_checkpoint, trial, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         if self._pruning is not None and self.state.global_step >= self.state.max_steps:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from models import bert, bert_examples, training_arguments
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.training_args import OptimizerNames
 
-from hf_prune import PruningConfig, PruningTrainer
+from hf_prune import PruningCallback, PruningConfig, PruningTrainer
 
 TABLE = Path(__file__).parents[1] / "docs" / "optimizers.md"
 CONFIG = PruningConfig(sparsity=0.7, schedule="linear", begin=2, end=6, frequency=2)
@@ -119,3 +119,30 @@ def test_masked_weights_and_moments_are_zero_with_every_optim(tmp_path, name):
     for key, parameter in trainer.pruner.parameters.items():
         kept = trainer.pruner.masks[key]
         assert not torch.equal(parameter.detach()[kept], before[key][kept]), f"{key} was not trained"
+
+
+@pytest.mark.parametrize("kind", ["trainer", "callback"])
+def test_weights_are_zero_between_micro_batches_where_backward_changes_them(tmp_path, kind):
+    arguments = {"optim": "lomo", "gradient_accumulation_steps": 2, "max_steps": 8}
+    keywords = {
+        "model": bert(),
+        "args": training_arguments(tmp_path, **arguments),
+        "train_dataset": bert_examples(),
+    }
+    if kind == "trainer":
+        trainer = holder = PruningTrainer(**keywords, pruning_config=CONFIG)
+    else:
+        holder = PruningCallback(CONFIG)
+        trainer = Trainer(**keywords, callbacks=[holder])
+    zeros = []
+
+    class AfterEachMicroBatch(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            pruner = holder.pruner
+            zeros.append(sum(int((weight == 0).sum()) for weight in pruner.parameters.values()))
+            assert zeros[-1] == sum(pruner.masked.values())
+
+    trainer.add_callback(AfterEachMicroBatch())
+    trainer.train()
+    assert len(zeros) == 8
+    assert zeros[-1] > 0

@@ -6,13 +6,14 @@ from fractions import Fraction
 
 import pytest
 import torch
-from models import ARCHITECTURES, bert
+from models import ARCHITECTURES, bert, resnet
 from torch import nn
 from transformers.optimization import Adafactor
 
 from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, TargetError
 from hf_prune.criteria import Piece, random
 from hf_prune.optimizers import ELEMENTWISE_OPTIMIZERS
+from hf_prune.selection import lowest_of_kept
 
 TOTAL_STEPS = 10
 # Updates after 2, 5 and 8 of ten steps.
@@ -322,6 +323,39 @@ def test_masks_do_not_depend_on_how_many_weights_are_ranked_at_a_time(monkeypatc
     in_pieces.start(TOTAL_STEPS)
     assert all(torch.equal(pruner.masks[name], in_pieces.masks[name]) for name in pruner.masks)
     assert_masked_weights_are_zero(in_pieces)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random"])
+@pytest.mark.parametrize("scope", ["layer", "global", "erk"])
+@pytest.mark.parametrize("build", [bert, resnet], ids=["contiguous", "other memory layout"])
+def test_a_shortlist_gives_the_masks_of_a_full_ranking(monkeypatch, method, scope, build):
+    config = PruningConfig(method=method, sparsity=0.7, scope=scope, schedule="linear", begin=1, end=8, frequency=1)
+    results = []
+    used = []
+    for shortlist in (lowest_of_kept, lambda *arguments: None):
+        monkeypatch.setattr(
+            "hf_prune.pruner.lowest_of_kept",
+            lambda *arguments, shortlist=shortlist: used.append(shortlist(*arguments)) or used[-1],
+        )
+        torch.manual_seed(5)
+        model = build().to(memory_format=torch.channels_last)
+        pruner = Pruner(model, config, 8)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for step in range(8):
+            torch.manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            pruner.mask_gradients()
+            optimizer.step()
+            pruner.step(optimizer)
+            assert_masked_weights_are_zero(pruner)
+            assert_counts_are_true(pruner)
+            assert_moments_are_zero(pruner, optimizer)
+        results.append((pruner.masks, model.state_dict()))
+    assert any(indices is not None for indices in used)
+    (masks, weights), (full_masks, full_weights) = results
+    assert all(torch.equal(masks[name], full_masks[name]) for name in masks)
+    assert all(torch.equal(weights[name], full_weights[name]) for name in weights)
 
 
 def test_the_seed_decides_what_is_random_and_nothing_else_does():
@@ -798,6 +832,23 @@ def test_a_target_that_was_reached_by_rounding_up_is_not_called_exceeded(caplog)
     with caplog.at_level(logging.INFO, logger="hf_prune"):
         pruner.start(TOTAL_STEPS)
     assert "above the target" not in caplog.text
+
+
+def test_zeros_that_are_there_lose_the_moments_that_they_have():
+    """Where a training goes on that was dense so far: weights that are zero by chance must not move again."""
+    model = Stack()
+    inputs = torch.randn(4, 8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(inputs).backward()
+    optimizer.step()
+    with torch.no_grad():
+        model.get_parameter(FIRST)[0] = 0
+    pruner = Pruner(model, PruningConfig(sparsity=0.6, begin=3, end=4, frequency=1))
+    pruner.start(4, completed_steps=1, optimizer=optimizer)
+    assert pruner.masked[FIRST] == 8
+    assert_moments_are_zero(pruner, optimizer)
+    train(pruner, optimizer, lambda: model(inputs), 1)
+    assert_masked_weights_are_zero(pruner)
 
 
 def test_a_sparse_model_is_continued_from_its_own_sparsity():

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_prune.selection import LOWEST_KEY, Threshold, demote, find_threshold, order_keys, taken
+from hf_prune import selection
+from hf_prune.selection import LOWEST_KEY, Threshold, demote, find_threshold, lowest_of_kept, order_keys, taken
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 
@@ -203,3 +204,61 @@ def test_an_empty_tensor_among_others_loses_nothing(chunks):
     assert drop.tolist() == []
     assert ties == 1
     assert taken([keys], threshold)[0].tolist() == [False, True]
+
+
+# ---- A small share of many ----
+
+
+def shortlisted(tensors, masks, count, chunk=1000):
+    """What `lowest_of_kept` takes of each tensor, as sets of flat indices, or None."""
+
+    def pieces(scores, mask):
+        keys = order_keys(scores)
+        return zip(keys.split(chunk), [None] * len(keys) if mask is None else mask.split(chunk), strict=False)
+
+    sources = [
+        lambda scores=scores, mask=mask: pieces(scores, mask) for scores, mask in zip(tensors, masks, strict=True)
+    ]
+    kept = sum(len(scores) if mask is None else int(mask.sum()) for scores, mask in zip(tensors, masks, strict=True))
+    lowest = lowest_of_kept(sources, count, kept, sum(map(len, tensors)))
+    return None if lowest is None else [set(indices.tolist()) for indices in lowest]
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 6])  # many ties, some, hardly any
+@pytest.mark.parametrize("count", [1, 60, 700, 1400])
+@pytest.mark.parametrize("chunk", [313, 10_000])
+def test_a_small_share_is_the_one_that_a_full_ranking_drops(decimals, count, chunk):
+    generator = torch.Generator().manual_seed(count)
+    tensors = [torch.randn(size, generator=generator).round(decimals=decimals) for size in (5000, 3000, 1)]
+    masks = [torch.rand(5000, generator=generator) < 0.7, None, torch.tensor([True])]
+    gone = [~mask if mask is not None else torch.zeros(3000, dtype=torch.bool) for mask in masks]
+    dropped = [tensor.tolist() for tensor in gone]
+    full = select(tensors, dropped, sum(map(sum, dropped)) + count)
+    newly = [
+        {index for index, goes in enumerate(row) if goes and not gone_before[index]}
+        for row, gone_before in zip(full, dropped, strict=True)
+    ]
+    assert sum(map(len, newly)) == count
+    assert shortlisted(tensors, masks, count, chunk) == newly
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"_SAMPLE": 1}, {"_SHORTLIST": 499}, {"_SHORTLIST": 505}, {"count": 2001}],
+    ids=["sample", "count", "listed", "share"],
+)
+def test_where_a_shortlist_does_not_serve_nothing_is_chosen(monkeypatch, setting):
+    setting = dict(setting)
+    count = setting.pop("count", 500)
+    for name, value in setting.items():
+        monkeypatch.setattr(selection, name, value)
+    assert shortlisted([torch.arange(8000.0)], [None], count, chunk=10_000) is None
+
+
+def test_a_sample_that_misleads_is_noticed():
+    """Every third key is sampled, and those are the lowest by far: their bound lies below most of the others."""
+    scores = torch.arange(9000.0)
+    scores[::3] -= 1e6
+    assert selection._SAMPLE == 4096
+    assert shortlisted([scores], [None], 2200) is None
+    assert shortlisted([scores.flip(0)], [None], 2200) is None

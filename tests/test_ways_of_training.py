@@ -3,13 +3,15 @@
 import itertools
 from fractions import Fraction
 
+import optuna
 import pytest
 import torch
 from models import bert, bert_examples, training_arguments
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_prune import PruningCallback, PruningConfig, PruningTrainer
+from hf_prune import Pruner, PruningCallback, PruningConfig, PruningTrainer
+from hf_prune.checkpoints import UNFINISHED, is_complete
 
 STEPS = 8
 SPARSITIES = {3: 0.2, 5: 0.6}  # after so many steps, the first a small share and the second a large one
@@ -132,6 +134,11 @@ def train(directory, way, kind):
     return trainer
 
 
+def assert_same(model, other):
+    weights = other.state_dict()
+    assert [name for name, weight in model.state_dict().items() if not torch.equal(weight, weights[name])] == []
+
+
 def by_hand(trainer):
     return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, ByHand))
 
@@ -147,8 +154,7 @@ def logged(trainer):
 def test_pruning_is_what_a_reference_by_hand_gives(tmp_path, way, kind):
     ours, reference = train(tmp_path, way, kind), train(tmp_path, way, "by hand")
     assert logged(ours) == logged(reference)
-    expected = reference.model.state_dict()
-    assert [name for name, weight in ours.model.state_dict().items() if not torch.equal(weight, expected[name])] == []
+    assert_same(ours.model, reference.model)
     zeros = [int((weight == 0).sum()) for weight in by_hand(reference).weights]
     assert zeros == [round(0.6 * weight.numel()) for weight in by_hand(reference).weights]
 
@@ -163,3 +169,134 @@ def test_each_way_is_another_than_the_plain_one(tmp_path, way):
         assert trainer.model.bert.encoder.layer[0].gradient_checkpointing
     else:
         assert logged(trainer) != logged(train(tmp_path, "plain", "by hand"))
+
+
+# ---- Training that begins again ----
+
+GRADUAL = PruningConfig(sparsity=0.6, schedule="linear", begin=2, end=8, frequency=1)
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+
+
+def out_of_memory_at_the_fourth_batch_of_four(model):
+    """Raise what torch raises on a GPU, when the first steps have been made and masks were updated."""
+    large = []
+
+    def check(module, args, kwargs):
+        if len(kwargs["input_ids"]) == 4:
+            large.append(module)
+            if len(large) == 4:
+                raise RuntimeError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
+    return large
+
+
+def make_trainer(kind, pruning_config, **keywords):
+    """A PruningTrainer, or a stock Trainer with our callback; and what has its pruner."""
+    if kind == "trainer":
+        trainer = PruningTrainer(**keywords, pruning_config=pruning_config)
+        return trainer, trainer
+    callback = PruningCallback(pruning_config)
+    return Trainer(**keywords, callbacks=[callback]), callback
+
+
+def searching_a_batch_size(directory, kind):
+    arguments = {"auto_find_batch_size": True, "max_steps": -1, "num_train_epochs": 1}
+    torch.manual_seed(3)
+    return make_trainer(
+        kind,
+        GRADUAL,
+        model=bert(),
+        args=training_arguments(directory, **arguments, **SAVING),
+        train_dataset=bert_examples(),
+    )
+
+
+@pytest.mark.parametrize("kind", ["trainer", "callback"])
+def test_pruning_begins_again_with_the_batch_size_that_is_found(tmp_path, kind):
+    """From the zeros of the steps before, with a schedule for the steps that there are now; and it can be resumed."""
+    trainer, holder = searching_a_batch_size(tmp_path, kind)
+    large = out_of_memory_at_the_fourth_batch_of_four(trainer.model)
+    hooks = []
+    trainer.add_callback(CountHooks(hooks))
+    trainer.train()
+    assert len(large) == 4
+    assert trainer.state.global_step == 14  # 40 examples in batches of three
+    assert holder.pruner.total_steps == 14
+    assert hooks == [0 if kind == "trainer" else 12] * 17  # three steps, then fourteen
+    sparsities = [entry["sparsity"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sparsities[0] == pytest.approx(0.1, abs=0.01)  # of the second step before
+    assert sparsities == sorted(sparsities)
+    assert sparsities[7:] == [pytest.approx(0.6, abs=0.001)] * 7
+    for name, parameter in holder.pruner.parameters.items():
+        assert int((parameter == 0).sum()) == holder.pruner.masked[name] == round(0.6 * parameter.numel())
+    resumed, holder = searching_a_batch_size(tmp_path, kind)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == 14
+    expected = trainer.model.state_dict()
+    assert [
+        name for name, weight in resumed.model.state_dict().items() if not torch.equal(weight, expected[name])
+    ] == []
+
+
+class CountHooks(TrainerCallback):
+    """How many parameters have a gradient hook at each step; none may have two."""
+
+    def __init__(self, counts):
+        self.counts = counts
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        hooks = [parameter._post_accumulate_grad_hooks or {} for parameter in kwargs["model"].parameters()]
+        assert max(map(len, hooks)) <= 1
+        self.counts.append(sum(map(len, hooks)))
+
+
+@pytest.mark.parametrize("kind", ["trainer", "callback"])
+def test_every_trial_of_a_hyperparameter_search_is_pruned_from_dense(tmp_path, kind):
+    """Each with checkpoints of its own, complete and with masks, that training can go on from."""
+    trainer, holder = make_trainer(
+        kind,
+        GRADUAL,
+        model_init=lambda trial: bert(),
+        args=training_arguments(tmp_path, eval_strategy="no", **SAVING),
+        train_dataset=bert_examples(),
+        eval_dataset=bert_examples(8),
+    )
+    if kind == "trainer":  # of a search that was killed
+        (tmp_path / "run-1" / UNFINISHED / "checkpoint-2").mkdir(parents=True)
+        (tmp_path / "run-1" / UNFINISHED / "checkpoint-2" / "leftover").touch()
+    found = []
+
+    def objective(metrics):
+        found.append(({name: mask.clone() for name, mask in holder.pruner.masks.items()}, trainer.model))
+        return metrics["eval_loss"]
+
+    rates = [1e-3, 1e-2, 3e-2]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", rates)},
+        compute_objective=objective,
+        n_trials=3,
+        backend="optuna",
+        direction="minimize",
+        sampler=optuna.samplers.GridSampler({"learning_rate": rates}),
+    )
+    assert best.hyperparameters["learning_rate"] in rates
+    assert len(found) == 3
+    for masks, model in found:
+        assert len(masks) == 12
+        for name, mask in masks.items():
+            weight = model.get_parameter(name)
+            assert int((~mask).sum()) == round(0.6 * mask.numel()) == int((weight == 0).sum())
+    assert any(not torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
+    runs = sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name.startswith("run-"))
+    assert runs == ["run-0", "run-1", "run-2"]
+    for run in runs:
+        for step in (2, 4, 6, 8, 10):
+            folder = tmp_path / run / f"checkpoint-{step}"
+            assert is_complete(folder)
+            assert not (folder / "leftover").exists()
+            loaded = Pruner(bert(), GRADUAL)
+            loaded.load(folder)
+            assert loaded.completed_steps == step
+        assert loaded.sparsity == pytest.approx(0.6, abs=0.001)

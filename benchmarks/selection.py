@@ -1,15 +1,17 @@
-"""Mask updates against `torch.kthvalue`, side by side in one run: time ratios.
+"""Mask updates against `torch.kthvalue`, side by side in one run: time ratios, and what an update allocates.
 
 python benchmarks/selection.py [--weights 100000000] [--threads 1]
 """
 
 import argparse
 import copy
+import itertools
 import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.profiler import profile
 
 from hf_prune import Pruner, PruningConfig
 
@@ -61,6 +63,19 @@ def compare(weights: int, scope: str, sparsity: float, repeats: int) -> tuple[fl
     return min(times["pruner"]), min(times["kthvalue"])
 
 
+def peak_mebibytes(weights: int, scope: str, sparsity: float) -> float:
+    """The most that a whole mask update has allocated at once beyond what was there before."""
+    model = Stack(weights)
+    with profile(profile_memory=True) as profiler:
+        pruner = make_pruner(model, scope, sparsity)
+        start_ns = time.time_ns()
+        by_pruner(pruner)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    before = sum(event.nbytes() for event in events if event.start_ns() < start_ns)
+    after = sorted((event.start_ns(), event.nbytes()) for event in events if event.start_ns() >= start_ns)
+    return (max(itertools.accumulate((nbytes for _, nbytes in after), initial=before)) - before) / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=int, default=100_000_000)
@@ -72,6 +87,8 @@ def main() -> None:
     for scope in ("layer", "global"):
         pruner, kthvalue = compare(options.weights, scope, 0.8, options.repeats)
         print(f"{scope:>6}: mask update {pruner:.2f} s, kthvalue {kthvalue:.2f} s, ratio {pruner / kthvalue:.2f}")
+        peak = peak_mebibytes(options.weights, scope, 0.8)
+        print(f"{scope:>6}: at most {peak:.1f} MiB more were allocated during an update")
 
 
 if __name__ == "__main__":

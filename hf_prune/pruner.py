@@ -340,13 +340,13 @@ class Pruner:
 
     def _key_pieces(self, group: Group, target: Target) -> KeptChunks:
         """The ranking keys of a tensor's weights and which are kept, piece by piece; can be read many times."""
-        weight = self.parameters[target.name].detach().reshape(-1)
-        mask = self._mask_for(target.name, weight).reshape(-1)
-        dense = not self.masked[target.name]
         criterion = CRITERIA[group.config.method]
-        size = _CPU_PIECE if weight.device.type == "cpu" else _ACCELERATOR_PIECE
 
         def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+            weight = self.parameters[target.name].detach().reshape(-1)
+            mask = self._mask_for(target.name, weight).reshape(-1)
+            dense = not self.masked[target.name]
+            size = _CPU_PIECE if weight.device.type == "cpu" else _ACCELERATOR_PIECE
             for offset in range(0, max(weight.numel(), 1), size):
                 piece = Piece(target.name, offset, group.config.pruning_seed)
                 keys = order_keys(criterion(weight[offset : offset + size], piece))
@@ -445,4 +445,4 @@ def _demoted(source: KeptChunks) -> KeyChunks:
 
 def _count_masked(mask: torch.Tensor) -> int:
     """How many weights are masked; a mask without data (on the meta device) counts as dense."""
-    return 0 if mask.is_meta else mask.numel() - int(mask.sum())
+    return 0 if mask.is_meta else mask.numel() - int(mask.count_nonzero())

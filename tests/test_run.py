@@ -687,7 +687,7 @@ def refusal(folder, material, **changes):
         ({"pruning__pattern": "block:5x1"}, ["bert.encoder.layer.0.attention.self.query.weight", "block:5x1"]),
         ({"training__report_to": "wandb"}, ["training", "wandb", "install"]),
         ({"training__report_to": "wandbb"}, ["training", "wandbb"]),
-        ({"training__optim": "adamw_bnb_8bit"}, ["training", "bitsandbytes"]),
+        ({"training__optim": "adamw_torch_npu_fused"}, ["training", "torch_npu"]),
         ({"training__adam_beta1": 2.0}, ["training: ", "beta"]),
         ({"dataset__config": "short"}, ["dataset.config", "'short'"]),
         ({"dataset__max_length": 2}, ["dataset.max_length", "2 special tokens"]),

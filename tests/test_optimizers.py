@@ -68,8 +68,10 @@ def states_of(optimizer, parameter):
 
 
 def test_the_table_has_every_optim():
-    assert set(ROWS) == {name.value for name in OptimizerNames}
+    known = {name.value for name in OptimizerNames}
+    assert known <= set(ROWS)
     assert len(RUN_HERE) >= 34
+    assert set(RUN_HERE) <= known
     assert all(weights == "zero" for name, (weights, *_) in ROWS.items() if name in RUN_HERE)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 # With a zero gradient and zero moments these leave a zero weight at zero, so they need no second pass over the weights.
 # The very classes: GaLore's and bitsandbytes' have the same names and do other things.
@@ -34,8 +35,17 @@ _PIECE = 1 << 18
 
 
 def leaves_zeros(optimizer: Any) -> bool:
-    """Whether the optimizer leaves a weight at zero whose gradient and moments are zero."""
-    return type(_unwrapped(optimizer)) in ELEMENTWISE_OPTIMIZERS
+    """Whether the optimizer leaves a weight at zero whose gradient and moments are zero.
+
+    With `eps=0` none does: zero over zero is NaN.
+    """
+    optimizer = _unwrapped(optimizer)
+    return type(optimizer) in ELEMENTWISE_OPTIMIZERS and all(group.get("eps", 1) for group in optimizer.param_groups)
+
+
+def parameters_of(optimizer: Any) -> set[torch.Tensor]:
+    """The parameters that the optimizer changes."""
+    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def updates_in_backward(optimizer: Any) -> bool:
@@ -69,12 +79,21 @@ def zero_moments(
 
 
 def _states(optimizer: Any, parameter: torch.Tensor) -> Iterator[Mapping[str, Any]]:
-    """The optimizer's states of a parameter, where torch has them and where other optimizers do."""
-    layer_wise = getattr(optimizer, "optimizer_dict", {})  # GaLore and APOLLO: an optimizer for each parameter
-    for owner in (optimizer, layer_wise.get(parameter)):
-        yield getattr(owner, "state", {}).get(parameter, {})
-    for group in getattr(optimizer, "param_groups", []):
-        yield group.get("state", {}).get(parameter, {})  # GrokAdamW
+    """The optimizer's states of a parameter, where torch has them and where other optimizers do.
+
+    Not those of a space of lower rank (GaLore, APOLLO): whatever their shape, they are no moments of single weights.
+    """
+    while optimizer is not None:
+        layer_wise = getattr(optimizer, "optimizer_dict", {})  # GaLore and APOLLO: an optimizer for each parameter
+        for owner in (optimizer, layer_wise.get(parameter)):
+            groups = getattr(owner, "param_groups", [])
+            group: dict[str, Any] = next(
+                (group for group in groups if any(one is parameter for one in group["params"])), {}
+            )
+            if "rank" not in group:
+                yield getattr(owner, "state", {}).get(parameter, {})
+                yield group.get("state", {}).get(parameter, {})  # GrokAdamW
+        optimizer = getattr(optimizer, "optimizer", None)  # Lookahead and its like
 
 
 @torch.no_grad()
@@ -98,7 +117,5 @@ def zero_masked(tensor: torch.Tensor, mask: torch.Tensor, indices: torch.Tensor 
 
 
 def _unwrapped(optimizer: Any) -> Any:
-    """The optimizer itself, without the wrappers of accelerate."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
+    """The optimizer without the wrapper of accelerate; wrappers of others may do what they like to the weights."""
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer

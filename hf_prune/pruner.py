@@ -16,7 +16,7 @@ from .allocation import Pool
 from .config import CONFIG_NAME, PruningConfig, PruningConfigError, load_configs, save_configs
 from .criteria import CRITERIA, Piece
 from .mask_files import MASKS_NAME, STATE_NAME, PruningStateError, read_masks, read_state, write_masks, write_state
-from .optimizers import leaves_zeros, zero_masked, zero_moments
+from .optimizers import leaves_zeros, parameters_of, zero_masked, zero_moments
 from .patterns import PATTERNS, count_of
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
 from .selection import KeptChunks, KeyChunks, demote, find_threshold, lowest_of_kept, order_keys, taken
@@ -106,7 +106,7 @@ class Pruner:
         self.masks = {name: parameter.detach() != 0 for name, parameter in self.parameters.items()}
         self.masked = {name: _count_masked(mask) for name, mask in self.masks.items()}
         self._starts: dict[int, float] = {}
-        self._gradients_masked = False
+        self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         if not self.targets:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
 
@@ -185,12 +185,20 @@ class Pruner:
     def after_optimizer_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Put masked weights back to zero where the optimizer may have moved them.
 
-        It may have if it is not one that works element by element, or if gradients were not masked before it.
+        It may have if it is not one that works element by element, or if gradients were not masked before it, or if the
+        weights are another optimizer's.
         """
-        if not self._gradients_masked or not leaves_zeros(optimizer):
-            self.mask_weights()
-            self._mask_moments(optimizer, self.parameters)
-        self._gradients_masked = False
+        names = list(self.parameters)
+        if optimizer is not None and leaves_zeros(optimizer):
+            safe = parameters_of(optimizer)
+            names = [
+                name
+                for name, parameter in self.parameters.items()
+                if parameter.requires_grad and not (name in self._gradients_masked and parameter in safe)
+            ]
+        self.mask_weights(names)
+        self._mask_moments(optimizer, names)
+        self._gradients_masked.clear()
 
     def update(self, completed_steps: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
         """Update masks if that is due after `completed_steps` optimizer steps; whether any mask changed.
@@ -234,7 +242,7 @@ class Pruner:
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 zero_masked(parameter.grad, self._mask_for(name, parameter))
-        self._gradients_masked = True
+        self._gradients_masked.update(self.parameters)
 
     def mask_gradients_in_backward(self) -> list[torch.utils.hooks.RemovableHandle]:
         """Mask each gradient as soon as backward has accumulated it, until the returned handles are removed."""
@@ -244,7 +252,7 @@ class Pruner:
             def mask_gradient(parameter: torch.Tensor) -> None:
                 if parameter.grad is not None:
                     zero_masked(parameter.grad, self._mask_for(name, parameter))
-                self._gradients_masked = True
+                self._gradients_masked.add(name)
 
             return mask_gradient
 

@@ -8,7 +8,7 @@ from models import bert, bert_examples, training_arguments
 from transformers import Trainer, TrainerCallback
 from transformers.training_args import OptimizerNames
 
-from hf_prune import PruningCallback, PruningConfig, PruningTrainer
+from hf_prune import Pruner, PruningCallback, PruningConfig, PruningTrainer
 
 TABLE = Path(__file__).parents[1] / "docs" / "optimizers.md"
 CONFIG = PruningConfig(sparsity=0.7, schedule="linear", begin=2, end=6, frequency=2)
@@ -109,7 +109,7 @@ def test_masked_weights_and_moments_are_zero_with_every_optim(tmp_path, name):
     moments = ROWS[name][1]
     if moments == "zero":
         assert (bool(shaped), nonzero, other) == (True, set(), set())
-    elif moments == "zero where they have the weight's shape":
+    elif moments == "zero, but for the space of lower rank":
         assert (bool(shaped), nonzero, bool(other)) == (True, set(), True)
     elif moments == "first zero, second at its lowest code":
         assert (shaped, nonzero) == ({"exp_avg", "exp_avg_sq"}, {"exp_avg_sq"})
@@ -121,6 +121,92 @@ def test_masked_weights_and_moments_are_zero_with_every_optim(tmp_path, name):
     for key, parameter in trainer.pruner.parameters.items():
         kept = trainer.pruner.masks[key]
         assert not torch.equal(parameter.detach()[kept], before[key][kept]), f"{key} was not trained"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_moments_in_a_space_of_lower_rank_are_left_alone_whatever_their_shape(tmp_path):
+    model = bert(hidden_size=64)
+    arguments = {"optim": "galore_adamw", "optim_target_modules": ["query"], "optim_args": "rank=128"}
+    args = training_arguments(tmp_path, **arguments)
+    trainer = PruningTrainer(model=model, args=args, train_dataset=bert_examples(), pruning_config=CONFIG)
+    trainer.train()
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    moment = trainer.optimizer.optimizer.state[model.get_parameter(name)]["exp_avg"]
+    assert moment.shape == (64, 64)
+    assert torch.count_nonzero(moment) == 64 * 64
+    assert not torch.count_nonzero(model.get_parameter(name)[~trainer.pruner.masks[name]])
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Wraps an optimizer, and goes half of the way to where that has gone (Zhang et al., arXiv 1907.08610)."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        super().__init__(optimizer.param_groups, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.optimizer.step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                slow = self.state[parameter].setdefault("slow", parameter.clone())
+                parameter.copy_(slow.lerp_(parameter, 0.5))
+
+
+def test_an_optimizer_that_wraps_another_is_no_other_than_itself(tmp_path):
+    model = bert()
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    keywords = {"model": model, "train_dataset": bert_examples(), "pruning_config": CONFIG}
+    optimizer = Lookahead(inner)
+    trainer = PruningTrainer(**keywords, args=training_arguments(tmp_path), optimizers=(optimizer, None))
+    trainer.train()
+    for name, parameter in trainer.pruner.parameters.items():
+        masked = ~trainer.pruner.masks[name]
+        for tensor in (parameter, optimizer.state[parameter]["slow"], inner.state[parameter]["exp_avg"]):
+            assert not torch.count_nonzero(tensor[masked])
+
+
+def test_weights_that_are_unfrozen_while_training_stay_zero(tmp_path):
+    model = bert()
+    frozen = [parameter for name, parameter in model.named_parameters() if ".layer.0." in name]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+    class Unfreeze(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            for parameter in frozen if state.global_step == 4 else ():
+                parameter.requires_grad_(True)
+
+    holder = PruningCallback(CONFIG)
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(tmp_path),
+        train_dataset=bert_examples(),
+        optimizers=(optimizer, None),
+        callbacks=[holder, Unfreeze()],
+    )
+    trainer.train()
+    for name, parameter in holder.pruner.parameters.items():
+        assert int((parameter == 0).sum()) == holder.pruner.masked[name] == round(0.7 * parameter.numel())
+
+
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_weights_of_another_optimizer_and_of_one_without_epsilon_stay_zero(eps):
+    model = bert()
+    batch = {name: torch.stack([row[name] for row in bert_examples(4)]) for name in ("input_ids", "labels")}
+    pruner = Pruner(model, PruningConfig(sparsity=0.5, schedule="one_shot", begin=0), total_steps=4)
+    others = {parameter for name, parameter in model.named_parameters() if ".layer.0." in name}
+    noisy = torch.optim.Muon([parameter for parameter in others if parameter.dim() == 2], lr=1e-2)
+    adamw = torch.optim.AdamW([one for one in model.parameters() if one not in others], lr=1e-2, eps=eps)
+    for _ in range(4):
+        model(**batch).loss.backward()
+        pruner.mask_gradients()
+        noisy.step()
+        adamw.step()
+        pruner.step(adamw)
+        for name, parameter in pruner.parameters.items():
+            assert not torch.count_nonzero(parameter[~pruner.masks[name]])
 
 
 @pytest.mark.parametrize("kind", ["trainer", "callback"])

@@ -5,7 +5,7 @@ bits, a second counts the lower 16 bits of the keys that share the winning upper
 is held at once does not grow with the model. Equal keys go in a fixed order, lower index first, so exactly k are taken.
 
 A gradual schedule drops a small share at a time. Then a sample of the keys bounds the few that can be among the lowest,
-and only those are ranked (`lowest_of_kept`): the choice is the same, at a fifth of the time.
+and only those are ranked (`lowest_of_kept`): the choice is the same, in less time (benchmarks/README.md).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Commands: `hf-prune run`, `plan`, `report`."""
+"""Commands: `hf-prune run`, `plan`, `report`, `card`, `push`."""
 
 import contextlib
 import json
@@ -17,12 +17,17 @@ from rich.table import Table
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from .card import forget_measurements, write_card
+from .card_merge import CardError
 from .config import PruningConfigError
+from .figures import StaleRecordError
+from .hub import PushError, PushPlan, PushResult, plan_push, push_model
 from .mask_files import PruningStateError
 from .messages import one_line
 from .plan import Plan
 from .pruner import Pruner
 from .recipe import RecipeError, load_recipe, parse_pruning
+from .record import RecordError
 from .report import Report, ReportError, build_skeleton, find_model, make_report, weight_files
 from .run import RunResult, prepare, run
 from .targets import TargetError
@@ -30,18 +35,24 @@ from .targets import TargetError
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
 console = Console(highlight=False, markup=False, emoji=False)
 
-_USER_ERRORS = (PruningConfigError, PruningStateError, RecipeError, ReportError, TargetError)
+_USER_ERRORS = (
+    *(CardError, PruningConfigError, PruningStateError, RecipeError),
+    *(RecordError, ReportError, StaleRecordError, TargetError),
+)
 
 
 @contextlib.contextmanager
 def _errors_as_lines() -> Iterator[None]:
-    """A mistake of the user ends in one line a problem on standard error and exit code 2; anything else is a bug."""
+    """A mistake of the user ends in one line a problem on standard error and exit code 2, trouble with the Hub in 1.
+
+    Anything else is a bug.
+    """
     try:
         yield
-    except _USER_ERRORS as error:
+    except (*_USER_ERRORS, PushError) as error:
         for line in str(error).splitlines():
             print(f"hf-prune: {line}", file=sys.stderr)
-        raise typer.Exit(2) from error
+        raise typer.Exit(1 if isinstance(error, PushError) else 2) from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -113,6 +124,84 @@ def report_command(
         print(json.dumps(report.to_dict()))
     else:
         _print_report(report)
+
+
+@app.command("card")
+def card_command(
+    model: Annotated[Path, typer.Argument(help="A folder with a saved model.")],
+    without_measurements: Annotated[
+        bool,
+        typer.Option(help="Forget what was measured and trained: the weights are others now. Zeros are counted."),
+    ] = False,
+) -> None:
+    """Make a model's card, README.md, from what is saved.
+
+    Beside it lie sparsity.json and assets/. What a person wrote into the card is kept.
+    """
+    with _errors_as_lines():
+        _quiet()
+        _check_folder(model)
+        if without_measurements:
+            forget_measurements(model)
+        path = write_card(model)
+    console.print(str(path), soft_wrap=True)
+
+
+@app.command("push")
+def push_command(
+    model: Annotated[Path, typer.Argument(help="A folder with a saved model.")],
+    repo: Annotated[str, typer.Argument(help="USER/REPO on the Hub; it is made if it is not there.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Whether a repository that is made is private.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="The branch to commit to; made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Make a pull request of it.")] = False,
+    with_masks: Annotated[bool, typer.Option("--with-masks", help="Send masks, too, to resume training.")] = False,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload pruned model",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
+) -> None:
+    """Push a saved model and its card to the Hub.
+
+    All files go in one commit, which is read back and compared. The token is that of `hf auth login`, or of HF_TOKEN.
+    """
+    with _errors_as_lines():
+        _quiet(progress=True)
+        _check_folder(model)
+        if create_pr and revision is not None:
+            raise RecipeError(["--revision: expected none with --create-pr, which makes its own"])
+        plan = plan_push(model, repo, revision, with_masks)
+        _print_push_plan(plan)
+        if dry_run:
+            console.print("\nA dry run: nothing was sent.")
+            return
+        result = push_model(model, repo, private, revision, create_pr, with_masks, message, say=console.print)
+    _print_push(result)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise ReportError(f"{folder}: expected a folder with a saved model, found {found}")
+
+
+def _print_push_plan(plan: PushPlan) -> None:
+    table = _table(f"{plan.repo_id}{' (to be made)' if plan.is_new else ''}", "file", "bytes", "")
+    for name in plan.files:
+        table.add_row(name, f"{plan.size_of(name):,}", "" if name in plan.changed else "there already")
+    for name in plan.removed:
+        table.add_row(name, "", "removed from the Hub")
+    console.print(table)
+    if plan.left_out:
+        console.print()
+        left_out = _table("Left out", "", "")
+        for name, reason in plan.left_out.items():
+            left_out.add_row(name, reason)
+        console.print(left_out)
+    console.print(f"\n{plan.sparsity:.2%} of all weights are zero, counted just now.")
+
+
+def _print_push(result: PushResult) -> None:
+    console.print(result.commit.pr_url or result.commit.commit_url, soft_wrap=True)
 
 
 def _say(text: str) -> None:
@@ -245,6 +334,8 @@ def _print_result(result: RunResult) -> None:
         size = sum(file.stat().st_size for file in files)
         many = f"{len(files)} files, " if path.is_dir() else ""
         console.print(f"  {path}{'/' if path.is_dir() else ''} ({many}{size:,} bytes)", soft_wrap=True)
+    if result.pushed is not None:
+        _print_push(result.pushed)
 
 
 def main() -> None:

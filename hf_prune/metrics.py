@@ -41,3 +41,21 @@ METRICS: dict[str, type[evaluate.Metric]] = {"accuracy": Accuracy, "f1": F1}
 def load_metric(name: str) -> evaluate.EvaluationModule:
     """A metric of the table above, or what `evaluate.load` finds: a local path, or (with a network) a Hub name."""
     return METRICS[name]() if name in METRICS else evaluate.load(name)
+
+
+_LOWER_IS_BETTER = ("loss", "perplexity", "wer", "cer", "mae", "mse", "rmse")
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a metric is an error: a loss, `perplexity`, `wer`, `cer`, `mae`, `mse` or `rmse`."""
+    return name in _LOWER_IS_BETTER or name.endswith("_loss")
+
+
+def recovery(name: str, dense: float, pruned: float) -> float | None:
+    """How much of a metric the pruned model keeps: pruned over dense, or dense over pruned where lower is better.
+
+    None where the quotient says nothing: a value that is zero or negative.
+    """
+    if dense <= 0 or pruned < 0 or (pruned == 0 and lower_is_better(name)):
+        return None
+    return dense / pruned if lower_is_better(name) else pruned / dense

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import importlib.metadata
 import importlib.util
 import math
 import typing
@@ -66,10 +67,12 @@ class ModelSection(_Section):
     """Which model to start from.
 
     `name` is a name on the Hub, a folder, or `package:NAME/PATH` for a folder inside an installed Python package.
-    `freeze` lists regular expressions, matched whole, for parameters that are not trained.
+    `freeze` lists regular expressions, matched whole, for parameters that are not trained. `base_model` is what the
+    model of a folder or package is called on the Hub, for the card.
     """
 
     name: str
+    base_model: str | None = None
     freeze: list[str] = []
 
 
@@ -132,6 +135,8 @@ class Recipe(_Section):
     def training_arguments(self, dense: bool = False, **changes: Any) -> TrainingArguments:
         """The arguments of the pruned run, or of the dense one, whose checkpoints and logs go into `dense/`."""
         own = {"output_dir": str(Path(self.output_dir, "dense"))} | (self.dense or {}) if dense else {}
+        if dense:
+            own["push_to_hub"] = False  # one repository holds one model, the pruned one
         return TrainingArguments(**{"output_dir": self.output_dir} | self.training | own | changes)
 
     def argument_error(self, dense: bool, error: Exception) -> "RecipeError":
@@ -448,6 +453,12 @@ def _path_in_package(key: str, name: str) -> Path:
         hint = nearest_beside(path)
         raise RecipeError([f"{key}: expected {inside!r} in the package {package!r}, found nothing{hint}"])
     return path
+
+
+def package_version(package: str) -> str | None:
+    """The version of the distribution that an importable package came with, or None if that is not known."""
+    names = importlib.metadata.packages_distributions().get(package.partition(".")[0], [])
+    return importlib.metadata.version(names[0]) if names else None
 
 
 _DATA_FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}

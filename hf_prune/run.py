@@ -26,17 +26,21 @@ from transformers import (
     set_seed,
 )
 
+from .card import write_card
 from .config import PruningConfig, PruningConfigError
 from .data import check_cells, load_data, number_labels
+from .describe import describe_base, describe_dataset, without_paths, without_tokens
+from .hub import PushResult, push_model
 from .messages import first_line, nearest, nearest_beside, one_line
-from .metrics import METRICS, load_metric
+from .metrics import METRICS, load_metric, recovery
 from .plan import Plan
-from .plots import plot_layers, plot_schedule
 from .pruner import Pruner
-from .recipe import Recipe, RecipeError, resolve_name
+from .recipe import Recipe, RecipeError, package_version, resolve_name
+from .record import Evaluation, Source, save_record
 from .report import Report, make_report
 from .targets import TargetError, check_expressions
 from .trainer import PruningTrainer, training_steps
+from .trainer_record import Given, measure_trainer, record_of
 
 Say = Callable[[str], None]
 
@@ -76,13 +80,14 @@ class RunResult:
     test_samples: int
     seconds: dict[str, float]
     files: list[Path]
+    pushed: PushResult | None = None
 
     @property
     def recovery(self) -> float | None:
-        """The main metric of the pruned model over that of the dense one."""
-        if not self.dense or not self.dense[self.main_metric]:
+        """How much of the dense model's main metric the pruned one keeps; None where that cannot be said."""
+        if not self.dense:
             return None
-        return self.pruned[self.main_metric] / self.dense[self.main_metric]
+        return recovery(self.main_metric, self.dense[self.main_metric], self.pruned[self.main_metric])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -142,8 +147,9 @@ def _prepare(recipe: Recipe) -> Prepared:
 def run(recipe: Recipe, say: Say = print) -> RunResult:
     """Fine-tune dense, prune from there, evaluate both on the test part, and write everything into `output_dir`.
 
-    `model/` there opens with a plain `from_pretrained`, and so does `dense/`. Raises RecipeError, before anything is
-    written, where the recipe, the model and the data do not fit together.
+    `model/` there opens with a plain `from_pretrained`, and so does `dense/`; `model/README.md` is its card. With
+    `push_to_hub` in the training arguments, `model/` is pushed at the end. Raises RecipeError, before anything is
+    written, where the recipe, the model and the data do not fit together, and PushError.
     """
     prepared = prepare(recipe)
     plan = prepared.plan()
@@ -172,21 +178,96 @@ def run(recipe: Recipe, say: Say = print) -> RunResult:
     trainer = _make_trainer(prepared, dense=False)
     trainer.train()
     pruned = _evaluate(trainer, prepared)
-    trainer.save_model(str(output / "model"))
+    trainer.save_model(str(output / "model"), _internal_call=True)
     seconds["pruned"] = time.perf_counter() - start
     say(f"Pruned model on the test part: {_as_text(pruned)}")
 
-    report = make_report(output / "model")
-    plot_schedule(trainer.state.log_history, output / "schedule.png", "Sparsity and loss while pruning")
-    plot_layers(_layer_sparsities(report), output / "layers.png", "Zeros by tensor, counted in the saved file")
-    main_metric = next(iter(pruned))
-    names = ["dense"] if recipe.dense is not None else []
-    files = [output / name for name in (*names, "model", "schedule.png", "layers.png", "results.json")]
+    _write_record(prepared, trainer, plan.final_sparsity, dense, pruned)
+    files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(
-        recipe.model_dump(), dense, pruned, report, main_metric, len(prepared.data["test"]), seconds, files
+        recipe=without_tokens(recipe.model_dump()),
+        dense=dense,
+        pruned=pruned,
+        report=make_report(output / "model"),
+        main_metric=next(iter(pruned)),
+        test_samples=len(prepared.data["test"]),
+        seconds=seconds,
+        files=files,
     )
     (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    args = trainer.args
+    if args.push_to_hub:
+        repo_id = args.hub_model_id or output.resolve().name
+        say(f"Pushing to {repo_id}")
+        pushed = push_model(
+            output / "model", repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say
+        )
+        result = dataclasses.replace(result, pushed=pushed)
     return result
+
+
+def _write_record(
+    prepared: Prepared,
+    trainer: Trainer,
+    target_sparsity: float,
+    dense: dict[str, float] | None,
+    pruned: dict[str, float],
+) -> None:
+    """Write the record and the card of the run into `model/`."""
+    recipe = prepared.recipe
+    folder = Path(recipe.output_dir, "model")
+    dense_model = _open_dense(Path(recipe.output_dir, "dense"), prepared) if dense is not None else None
+    record = record_of(
+        trainer,
+        folder,
+        configs=recipe.pruning_configs,
+        target_sparsity=target_sparsity,
+        step=trainer.state.global_step,
+        evaluated=None,
+        latency=measure_trainer(trainer, dense_model),
+        given=Given(model_name=Path(recipe.output_dir).resolve().name),
+    )
+    evaluation = Evaluation(
+        metrics=pruned,
+        main_metric=next(iter(pruned)),
+        dense_metrics=dense,
+        samples=len(prepared.data["test"]),
+        dataset=_describe_data(prepared),
+    )
+    content = without_paths(without_tokens(recipe.model_dump(exclude_unset=True)))
+    record = record.model_copy(
+        update={"base_model": _describe_model(prepared), "evaluation": evaluation, "recipe": content}
+    )
+    save_record(folder, record)
+    write_card(folder)
+
+
+def _open_dense(folder: Path, prepared: Prepared) -> PreTrainedModel:
+    return type(prepared.model).from_pretrained(folder, dtype=prepared.model.dtype)
+
+
+def _describe_model(prepared: Prepared) -> Source:
+    section = prepared.recipe.model
+    path = resolve_name("model.name", section.name)
+    source, _ = describe_base(path, section.base_model, getattr(prepared.model.config, "_commit_hash", None))
+    return source
+
+
+def _describe_data(prepared: Prepared) -> Source:
+    """The test part in words: of which data set, and how it was cut from it."""
+    section = prepared.recipe.dataset
+    known = describe_dataset(prepared.data["test"])
+    on_hub = known is not None and known.hub_name is not None
+    package = section.name.removeprefix("package:").partition("/")[0] if section.name.startswith("package:") else None
+    rows = "".join(f", where {column} is {value}" for column, value in section.where.items())
+    cut = f"rows held out of {section.train_split} with seed {section.split_seed}"
+    return Source(
+        name=package or (section.name if on_hub else Path(section.name).name),
+        hub_name=known.hub_name if on_hub and known is not None else None,
+        revision=package_version(package) if package else known.revision if known is not None else None,
+        config=section.config,
+        split=f"{section.test_split or cut}{rows}",
+    )
 
 
 def _make_trainer(prepared: Prepared, dense: bool) -> Trainer:
@@ -210,10 +291,6 @@ def _evaluate(trainer: Trainer, prepared: Prepared) -> dict[str, float]:
     values = trainer.predict(prepared.data["test"], metric_key_prefix="test").metrics or {}
     names = {name.removeprefix("test_"): value for name, value in values.items() if name.startswith("test_")}
     return {name: value for name, value in names.items() if name not in speed}
-
-
-def _layer_sparsities(report: Report) -> dict[str, float]:
-    return {tensor.name: tensor.sparsity for tensor in report.prunable}
 
 
 def _as_text(metrics: dict[str, float]) -> str:

@@ -267,7 +267,7 @@ def test_frozen_parameters_stay_as_they_were_and_others_are_trained(finished, ma
 
 def test_what_is_written_lies_in_the_output_folder(finished):
     out = finished["out"]
-    assert {path.name for path in out.iterdir()} == {"dense", "model", "results.json", "schedule.png", "layers.png"}
+    assert {path.name for path in out.iterdir()} == {"dense", "model", "results.json"}
     assert [path for path in finished["result"].files if not path.exists()] == []
     for name in ("dense", "model"):
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (out / name).iterdir()}
@@ -278,7 +278,7 @@ def test_what_is_written_lies_in_the_output_folder(finished):
 
 @pytest.mark.parametrize("name", ["schedule.png", "layers.png"])
 def test_pictures_of_a_run_open(finished, name):
-    with Image.open(finished["out"] / name) as picture:
+    with Image.open(finished["out"] / "model" / "assets" / name) as picture:
         picture.verify()
         assert picture.format == "PNG"
 

@@ -1,0 +1,98 @@
+"""Model cards on disk: a saved model's folder -> README.md, sparsity.json and plots.
+
+Nothing in a card is remembered: sparsity is counted when the card is made, and what was measured counts only for the
+files that it was measured on.
+"""
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .card_text import make_card
+from .figures import FIGURES_NAME, Figures, count_figures
+from .plots import plot_layers, plot_schedule
+from .record import RunRecord, load_record, save_record, saved_files
+from .report import weight_files
+
+CARD_NAME = "README.md"
+ASSETS_FOLDER = "assets"
+
+
+def make_files(
+    folder: str | os.PathLike, repo_id: str | None = None, existing: Sequence[str] | None = None
+) -> dict[str, bytes]:
+    """The card of a saved model and what belongs to it, path -> content; nothing is written.
+
+    `repo_id` is where the model is going to be, for the usage in the card. `existing` are cards whose texts are kept:
+    by default the folder's own. Raises ReportError, RecordError and CardError.
+    """
+    folder = Path(folder)
+    record = load_record(folder)
+    figures = count_figures(folder, record)
+    if existing is None:
+        existing = read_card(folder)
+    card = make_card(figures, record, repo_id or _shown_path(folder), existing)
+    files = {CARD_NAME: card.encode(), FIGURES_NAME: _as_json(figures)}
+    if figures.prunable:
+        image = io.BytesIO()
+        shares = {tensor.name: tensor.sparsity for tensor in figures.prunable}
+        plot_layers(shares, image, "Zeros by tensor, counted in the saved files")
+        files[f"{ASSETS_FOLDER}/layers.png"] = image.getvalue()
+    if record is not None and record.history:
+        image = io.BytesIO()
+        metric = record.evaluation.main_metric if record.evaluation is not None else None
+        plot_schedule(record.history, image, "Sparsity while fine-tuning", metric)
+        files[f"{ASSETS_FOLDER}/schedule.png"] = image.getvalue()
+    return files
+
+
+def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
+    """Make the card of a saved model and write it into its folder, with `sparsity.json` and `assets/`; the card's path.
+
+    What a person wrote into a card that is there is kept. Raises as `make_files` does, and writes nothing then.
+    """
+    write_files(folder, make_files(folder, repo_id))
+    return Path(folder, CARD_NAME)
+
+
+def write_files(folder: str | os.PathLike, files: Mapping[str, bytes]) -> None:
+    """Write files, path -> content, into a folder."""
+    for name, content in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def forget_measurements(folder: str | os.PathLike) -> None:
+    """Make the record of a folder one of the weights that are there now: what was measured and trained goes."""
+    record = load_record(folder)
+    if record is not None:
+        files = saved_files(weight_files(Path(folder)))
+        save_record(
+            folder,
+            RunRecord(
+                name=record.name,
+                chosen=record.chosen,
+                tags=record.tags,
+                base_model=record.base_model,
+                pruning=record.pruning,
+                weights=files,
+            ),
+        )
+
+
+def read_card(folder: str | os.PathLike) -> list[str]:
+    """The card in a folder, in a list, or an empty list if there is none."""
+    path = Path(folder, CARD_NAME)
+    return [path.read_text(encoding="utf-8-sig")] if path.exists() else []
+
+
+def _shown_path(folder: Path) -> str:
+    """How the folder is named where the card is made, without where on the machine that is."""
+    return folder.resolve().name if folder.is_absolute() or ".." in folder.parts else folder.as_posix()
+
+
+def _as_json(figures: Figures) -> bytes:
+    return (json.dumps(figures.model_dump(), indent=1, allow_nan=False) + "\n").encode()

@@ -1,0 +1,469 @@
+"""The text of a model card: figures and the record of a run -> Markdown and metadata, by a template."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
+from transformers.modelcard import TASK_MAPPING
+
+from .card_merge import merge_cards
+from .figures import Figures, total
+from .markdown import code, fence, inline, single_line
+from .metrics import lower_is_better, recovery
+from .patterns import parse_pattern
+from .record import RunRecord, Source
+
+_TEMPLATE = Path(__file__).with_name("card_template.md")
+
+# Rows of the table of tensors; a card must stay readable in a browser.
+_MOST_ROWS = 500
+
+
+def make_card(figures: Figures, record: RunRecord | None, location: str, existing: Sequence[str] = ()) -> str:
+    """The text of a card, with its metadata: from figures and record alone, whatever is on disk.
+
+    `location` is the model's name on the Hub or its folder, for the usage; `existing` are cards whose texts are kept.
+    """
+    # The template's own blocks are made whole, and only then are texts of persons put between them.
+    prunable = total(figures.prunable) if figures.prunable else None
+    overall = total(figures.tensors)
+    evaluation = record.evaluation if record is not None else None
+    values: dict[str, Any] = {
+        "title": inline(figures.model),
+        "summary": _summary(figures, record),
+        "headline": _headline(record),
+        "prunable": prunable,
+        "overall": overall,
+        "others": total([tensor for tensor in figures.tensors if not tensor.prunable]),
+        "target": figures.target_sparsity,
+        "how_pruned": _how_pruned(figures),
+        "weight_files": ", ".join(map(code, figures.files))
+        if len(figures.files) <= 3
+        else f"{len(figures.files)} files",
+        "tensors": figures.prunable,
+        "most_rows": _MOST_ROWS,
+        "layers_alt": _layers_alt(figures),
+        "history": record.history if record is not None else [],
+        "schedule_alt": _schedule_alt(record) if record is not None and record.history else "",
+        "evaluation": evaluation,
+        "evaluated_on": _evaluated_on(record) if record is not None and evaluation is not None else "",
+        "rows": _metric_rows(record) if record is not None and evaluation is not None else [],
+        "recovery_note": _recovery_note(record) if record is not None and evaluation is not None else "",
+        "file_bytes": figures.file_bytes,
+        "speed": _speed(record),
+        "speed_note": _speed_note(record),
+        "pattern_note": _pattern_note(figures.pruning),
+        "location": single_line(location),
+        "usage": _usage(figures, location),
+        "check": _check(figures, location),
+        "go_on": _go_on(figures.pruning),
+        "record": record if record is not None and (record.training_arguments or record.steps) else None,
+        "training_lines": _training_lines(record),
+        "recipe": fence(_as_yaml(record.recipe), "yaml") if record is not None and record.recipe else None,
+        "pruning_yaml": fence(_as_yaml({"pruning": figures.pruning}), "yaml") if figures.pruning else None,
+        "arguments": list(record.training_arguments.items()) if record is not None else [],
+        "limits": _limits(figures, record),
+        "citations": _citations(figures.pruning),
+        "cell": code,
+        "number": lambda value: f"{value:,}",
+        "percent": lambda value: f"{value:.2%}",
+        "shape": lambda sides: "×".join(map(str, sides)) or "–",
+    }
+    generated = ModelCard.from_template(ModelCardData(**_metadata(figures, record)), str(_TEMPLATE), **values)
+    return merge_cards(str(generated), existing, _clean(record.chosen) if record is not None else None)
+
+
+def _metadata(figures: Figures, record: RunRecord | None) -> dict[str, Any]:
+    task = task_of(figures.architecture)
+    base = record.base_model if record is not None else None
+    evaluation = record.evaluation if record is not None else None
+    found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
+    if base is not None:
+        found |= {"license": base.license, "language": base.languages or None}
+        if base.hub_name:
+            found |= {"base_model": base.hub_name, "base_model_relation": "finetune"}
+    found["tags"] = ["hf-prune", "pruned", *_method_tags(figures.pruning), *(record.tags if record is not None else [])]
+    if evaluation is not None:
+        if evaluation.dataset is not None and evaluation.dataset.hub_name:
+            found["datasets"] = [evaluation.dataset.hub_name]
+        found["metrics"] = [name for name in evaluation.metrics if name != "loss"] or None
+        if task is not None and evaluation.dataset is not None:
+            found["eval_results"] = _eval_results(task, evaluation.dataset, evaluation.metrics)
+            found["model_name"] = figures.model
+    if record is not None and record.emissions is not None:
+        found["co2_eq_emissions"] = {
+            "emissions": record.emissions.kilograms * 1000,
+            "source": record.emissions.source,
+            "training_type": "fine-tuning",
+        }
+    return {key: _clean(value) for key, value in found.items() if value is not None}
+
+
+def _clean(value: Any) -> Any:
+    """The same with every text on a single line of printable characters, which YAML and the Hub can hold."""
+    if isinstance(value, str):
+        return single_line(value)
+    if isinstance(value, Mapping):
+        return {single_line(key): _clean(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_clean(inner) for inner in value]
+    return value
+
+
+def _eval_results(task: str, dataset: Source, metrics: Mapping[str, float]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=single_line(dataset.hub_name or dataset.name),
+            dataset_name=single_line(dataset.name),
+            dataset_config=single_line(dataset.config) if dataset.config else None,
+            dataset_split=single_line(dataset.split) if dataset.split else None,
+            dataset_revision=single_line(dataset.revision) if dataset.revision else None,
+            metric_type=single_line(name),
+            metric_name=single_line(name),
+            metric_value=round(value, 6),
+        )
+        for name, value in metrics.items()
+    ]
+
+
+def task_of(architecture: str | None) -> str | None:
+    """The Hub's name of the task that a transformers class does, or None if it is not one of a known task."""
+    mappings: Mapping[str, Any] = TASK_MAPPING
+    for task, classes in mappings.items():
+        for names in classes.values():
+            if architecture in ((names,) if isinstance(names, str) else names):
+                return task
+    return None
+
+
+def _method_tags(pruning: Sequence[Mapping[str, Any]]) -> list[str]:
+    tags: dict[str, None] = {}
+    for config in pruning:
+        tags |= {config["pattern"].replace(":", "-") if "block" in config["pattern"] else config["pattern"]: None}
+        tags |= {config["method"]: None}
+    return list(tags)
+
+
+def _shown(source: Source) -> str:
+    """A model or data set, linked where it is on the Hub, with its revision."""
+    text = code(source.name)
+    if source.hub_name:
+        text = f"[{text}]({constants.ENDPOINT}/{single_line(source.hub_name)})"
+    return f"{text} (revision {code(source.revision)})" if source.revision else text
+
+
+def _summary(figures: Figures, record: RunRecord | None) -> str:
+    base = record.base_model if record is not None else None
+    begun = f"{_shown(base)}, fine-tuned" if base is not None else "A fine-tuned model"
+    if not figures.pruning:
+        return f"{_shown(base)}, pruned." if base is not None else "A pruned model."
+    return f"{begun} and pruned on the way with hf-prune: {'; then '.join(map(_method, figures.pruning))}."
+
+
+_METHODS = {
+    "magnitude": "the weights of least magnitude",
+    "random": "weights chosen at random",
+    "keep": "the zeros that were there kept",
+}
+_SCOPES = {
+    "layer": "in each tensor by itself",
+    "global": "in one ranking of all tensors",
+    "erk": "in shares by the size of each tensor (Erdős–Rényi-kernel)",
+}
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    if config["method"] == "keep":
+        return _METHODS["keep"]
+    pattern = parse_pattern(config["pattern"])
+    if pattern.name == "n:m":
+        return f"{_METHODS[config['method']]} of every group ({config['pattern']})"
+    what = _METHODS[config["method"]]
+    blocks = f", in whole {config['pattern'].removeprefix('block:')} blocks" if pattern.name == "block" else ""
+    return f"{what}{blocks}, {_SCOPES[config['scope']]}"
+
+
+def _headline(record: RunRecord | None) -> str | None:
+    """The main metric, and how much of the dense model's it is."""
+    if record is None or record.evaluation is None:
+        return None
+    evaluation = record.evaluation
+    name = evaluation.main_metric
+    value = evaluation.metrics[name]
+    text = f"{code(name)} is **{value:.4f}**"
+    dense = (evaluation.dense_metrics or {}).get(name)
+    if dense is None:
+        return f"{text}; the dense baseline was not measured."
+    kept = recovery(name, dense, value)
+    return f"{text}, dense it was {dense:.4f}" + (f": **{kept:.1%}** recovered." if kept is not None else ".")
+
+
+def _how_pruned(figures: Figures) -> list[str]:
+    lines = []
+    for config in figures.pruning:
+        if config["method"] == "keep":
+            lines.append("Method: `keep`, the zeros that were there were kept.")
+            continue
+        lines.append(
+            f"Method: {code(config['method'])}; pattern: {code(config['pattern'])}; scope: {code(config['scope'])}; "
+            f"schedule: {code(config['schedule'])}."
+        )
+    targets = [expression for config in figures.pruning for expression in config["targets"] or ()]
+    excluded = [expression for config in figures.pruning for expression in config["exclude"]]
+    if targets:
+        lines.append(f"Prunable are the tensors that match {', '.join(map(code, targets))}.")
+    elif figures.prunable:
+        lines.append(
+            "Prunable are the linear layers and convolutions in the repeated stack of layers; not embeddings, norms, "
+            "biases, poolers and heads."
+        )
+    if excluded:
+        lines.append(f"Excluded: {', '.join(map(code, excluded))}.")
+    if figures.note:
+        lines.append(f"Which tensors are prunable is not known: {inline(figures.note)}.")
+    return lines
+
+
+def _file_names(figures: Figures) -> str:
+    return ", ".join(map(code, figures.files)) if len(figures.files) <= 3 else f"{len(figures.files)} files"
+
+
+def _layers_alt(figures: Figures) -> str:
+    shares = [tensor.sparsity for tensor in figures.prunable]
+    if not shares:
+        return ""
+    return f"Bars: the share of zeros in each of {len(shares)} tensors, from {min(shares):.1%} to {max(shares):.1%}"
+
+
+def _schedule_alt(record: RunRecord) -> str:
+    steps = int(record.history[-1]["step"])
+    shares = [entry["sparsity"] for entry in record.history if "sparsity" in entry]
+    if not shares:
+        return f"Lines: losses and evaluations over {steps} optimizer steps"
+    return (
+        f"Lines: sparsity from {shares[0]:.1%} to {shares[-1]:.1%}, losses and evaluations over {steps} optimizer steps"
+    )
+
+
+def _evaluated_on(record: RunRecord) -> str:
+    evaluation = record.evaluation
+    assert evaluation is not None  # the caller has looked
+    samples = f", {evaluation.samples:,} samples" if evaluation.samples is not None else ""
+    dataset = evaluation.dataset
+    if dataset is None:
+        return f"Evaluated on a data set whose name the trainer did not know{samples}."
+    config = f", configuration {code(dataset.config)}" if dataset.config else ""
+    split = f", {inline(dataset.split)}" if dataset.split else ""
+    return f"Evaluated on {_shown(dataset)}{config}{split}{samples}."
+
+
+def _metric_rows(record: RunRecord) -> list[tuple[str, str, str, str, str]]:
+    """Name, dense, pruned, difference and recovery of each metric, the main one first."""
+    evaluation = record.evaluation
+    assert evaluation is not None  # the caller has looked
+    names = sorted(evaluation.metrics, key=lambda name: name != evaluation.main_metric)
+    rows = []
+    for name in names:
+        pruned, dense = evaluation.metrics[name], (evaluation.dense_metrics or {}).get(name)
+        if dense is None:
+            rows.append((name, "not measured", f"{pruned:.4f}", "–", "–"))
+            continue
+        kept = recovery(name, dense, pruned)
+        share = f"{kept:.1%}" if kept is not None else "–"
+        rows.append((name, f"{dense:.4f}", f"{pruned:.4f}", f"{pruned - dense:+.4f}", share))
+    return rows
+
+
+def _recovery_note(record: RunRecord) -> str:
+    evaluation = record.evaluation
+    assert evaluation is not None  # the caller has looked
+    note = "Recovery is the pruned model's value over the dense one's"
+    errors = [name for name in evaluation.metrics if lower_is_better(name)]
+    return (
+        f"{note}; of {', '.join(map(code, errors))}, where lower is better, the other way round."
+        if errors
+        else f"{note}."
+    )
+
+
+def _speed(record: RunRecord | None) -> list[tuple[str, str]]:
+    latency = record.latency if record is not None else None
+    if latency is None:
+        return []
+    rows = [("a forward pass", f"{latency.seconds * 1000:.1f} ms")]
+    if latency.dense_seconds is not None:
+        rows.append(("the same, dense model", f"{latency.dense_seconds * 1000:.1f} ms"))
+    return rows
+
+
+def _speed_note(record: RunRecord | None) -> str:
+    if record is None or record.latency is None:
+        return ""
+    latency, machine = record.latency, record.hardware
+    shapes: dict[str, list[str]] = {}
+    for name, shape in latency.shapes.items():
+        shapes.setdefault("×".join(map(str, shape)), []).append(code(name))
+    batch = "; ".join(f"{', '.join(names)} {shape}" for shape, names in shapes.items())
+    note = f"Median of {latency.passes} passes on one batch ({batch})"
+    if machine is None:
+        return f"{note}."
+    if machine.accelerator:
+        return f"{note}, on {inline(machine.accelerator)}."
+    return f"{note}, on {inline(machine.processor)} with {machine.threads} threads."
+
+
+def _pattern_note(pruning: Sequence[Mapping[str, Any]]) -> str:
+    patterns = {config["pattern"] for config in pruning}
+    if "2:4" in patterns:
+        return "What they are good for: the 2:4 kernels of recent GPUs, sparse runtimes, compression, further training."
+    return "What they are good for: sparse runtimes, compression, and further training."
+
+
+# Tasks whose pipeline takes one text.
+_TEXT_PIPELINES = {
+    "text-classification": "A film that stays with you.",
+    "token-classification": "Ada Lovelace was born in London.",
+    "text-generation": "The film begins",
+}
+
+
+def _usage(figures: Figures, location: str) -> str:
+    where = json.dumps(single_line(location), ensure_ascii=False)
+    task = task_of(figures.architecture)
+    if task in _TEXT_PIPELINES and figures.has_tokenizer:
+        return (
+            f"from transformers import pipeline\n\n"
+            f'pipe = pipeline("{task}", model={where})\n'
+            f'print(pipe("{_TEXT_PIPELINES[task]}"))'
+        )
+    name = figures.architecture or "AutoModel"
+    return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
+
+
+def _check(figures: Figures, location: str) -> str:
+    name = figures.architecture or "AutoModel"
+    where = json.dumps(single_line(location), ensure_ascii=False)
+    return (
+        f"from transformers import {name}\n\n"
+        f"model = {name}.from_pretrained({where})\n"
+        "tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()  # tied ones once\n"
+        "zeros = sum(int((tensor == 0).sum()) for tensor in tensors)\n"
+        'print(f"{zeros / sum(tensor.numel() for tensor in tensors):.2%} of all weights are zero")'
+    )
+
+
+def _go_on(pruning: Sequence[Mapping[str, Any]]) -> str:
+    choices = [
+        {"method": "keep", "targets": config["targets"], "exclude": config["exclude"]} for config in pruning
+    ] or [{"method": "keep"}]
+    kept = list(dict.fromkeys(_call({key: value for key, value in choice.items() if value}) for choice in choices))
+    config = kept[0] if len(kept) == 1 else f"[{', '.join(kept)}]"
+    return (
+        "from hf_prune import PruningConfig, PruningTrainer\n\n"
+        "trainer = PruningTrainer(\n"
+        "    model=model,\n"
+        "    args=args,  # TrainingArguments and data of your own\n"
+        "    train_dataset=train_dataset,\n"
+        f"    pruning_config={config},\n"
+        ")\n"
+        "trainer.train()"
+    )
+
+
+def _call(values: Mapping[str, Any]) -> str:
+    return f"PruningConfig({', '.join(f'{name}={_clean(value)!r}' for name, value in values.items())})"
+
+
+def _training_lines(record: RunRecord | None) -> list[str]:
+    if record is None:
+        return []
+    lines = []
+    if record.steps is not None:
+        epochs = f", {record.epochs:.4g} epochs" if record.epochs is not None else ""
+        samples = f" of {record.train_samples:,} samples" if record.train_samples is not None else ""
+        lines.append(f"Trained for {record.steps:,} optimizer steps{epochs}{samples}; seed {record.seed}.")
+    if record.versions:
+        lines.append(
+            ", ".join(f"{single_line(name)} {single_line(text)}" for name, text in record.versions.items()) + "."
+        )
+    machine = record.hardware
+    if machine is not None:
+        processes = f", {machine.processes} processes" if machine.processes > 1 else ""
+        accelerator = f", {inline(machine.accelerator)}" if machine.accelerator else ""
+        lines.append(f"On {inline(machine.processor)}, {machine.cores} cores{accelerator}{processes}.")
+    if record.emissions is not None:
+        lines.append(
+            f"Emissions of the training, measured by {inline(record.emissions.source)}: "
+            f"{record.emissions.kilograms * 1000:.4g} g of CO2 equivalent in {record.emissions.seconds:.0f} s."
+        )
+    return lines
+
+
+def _as_yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _limits(figures: Figures, record: RunRecord | None) -> list[str]:
+    lines = []
+    evaluation = record.evaluation if record is not None else None
+    if evaluation is None:
+        lines.append("It was not evaluated when this card was made: how good it is, is not known.")
+    else:
+        lines.append(
+            "Only what is said under Evaluation was measured. Pruned models can lose more on rare groups and unusual "
+            "inputs than an average shows; that was not looked into."
+        )
+    if record is not None and record.base_model is not None:
+        lines.append(f"What limits {code(record.base_model.name)} limits this model, too.")
+    return lines
+
+
+_CITATIONS = {
+    "magnitude": """@inproceedings{han2015learning,
+  title = {Learning both Weights and Connections for Efficient Neural Networks},
+  author = {Han, Song and Pool, Jeff and Tran, John and Dally, William J.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2015}
+}""",
+    "cubic": """@article{zhu2017prune,
+  title = {To prune, or not to prune: exploring the efficacy of pruning for model compression},
+  author = {Zhu, Michael and Gupta, Suyog},
+  journal = {arXiv preprint arXiv:1710.01878},
+  year = {2017}
+}""",
+    "erk": """@inproceedings{evci2020rigging,
+  title = {Rigging the Lottery: Making All Tickets Winners},
+  author = {Evci, Utku and Gale, Trevor and Menick, Jacob and Castro, Pablo Samuel and Elsen, Erich},
+  booktitle = {International Conference on Machine Learning},
+  year = {2020}
+}""",
+    "n:m": """@article{mishra2021accelerating,
+  title = {Accelerating Sparse Deep Neural Networks},
+  author = {Mishra, Asit and Latorre, Jorge Albericio and Pool, Jeff and Stosic, Darko and Stosic, Dusan and
+            Venkatesh, Ganesh and Yu, Chong and Micikevicius, Paulius},
+  journal = {arXiv preprint arXiv:2104.08378},
+  year = {2021}
+}""",
+    "block": """@article{narang2017block,
+  title = {Block-Sparse Recurrent Neural Networks},
+  author = {Narang, Sharan and Undersander, Eric and Diamos, Gregory},
+  journal = {arXiv preprint arXiv:1711.02782},
+  year = {2017}
+}""",
+}
+
+
+def _citations(pruning: Sequence[Mapping[str, Any]]) -> str | None:
+    """BibTeX for the methods, schedules, scopes and patterns that were used."""
+    used: dict[str, None] = {}
+    for config in pruning:
+        if config["method"] != "keep":
+            used |= dict.fromkeys(
+                [config["method"], config["schedule"], config["scope"], parse_pattern(config["pattern"]).name]
+            )
+    found = [_CITATIONS[name] for name in used if name in _CITATIONS]
+    return fence("\n\n".join(found), "bibtex") if found else None

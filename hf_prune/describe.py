@@ -1,0 +1,262 @@
+"""What a run was made with and what came of it, described and measured for its record."""
+
+import dataclasses
+import enum
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import TrainingArguments
+
+from .record import Emissions, Hardware, Source
+
+# Entries of the log that are kept; every evaluation is.
+_LOGGED_STEPS = 1000
+
+# What a Trainer logs of an evaluation beside its metrics.
+_NOT_METRICS = (
+    *("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time"),
+    *("epoch", "step", "num_input_tokens_seen", "mem_cpu_alloc_delta", "mem_cpu_peaked_delta"),
+    *("mem_gpu_alloc_delta", "mem_gpu_peaked_delta"),
+)
+
+# Arguments that say where a run was made and what was done with it, not what came of it.
+_NOT_REPRODUCED = (
+    *("output_dir", "logging_dir", "run_name", "report_to"),
+    *("disable_tqdm", "log_level", "log_level_replica", "do_train", "do_eval", "do_predict"),
+)
+
+_SECRETS = ("token", "api_key", "password")
+
+
+# ---- What a Trainer logged ----
+
+
+def metrics_of(values: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
+    """The metrics among what a Trainer logs of an evaluation, without prefix and timings: finite numbers only."""
+    metrics = {}
+    for key, value in values.items():
+        name = key.removeprefix(f"{prefix}_")
+        if name != key and name not in _NOT_METRICS and _is_finite(value):
+            metrics[name] = float(value)
+    return metrics
+
+
+def thin_history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Steps, sparsities, losses and evaluation metrics of a log; of very many training steps an even selection."""
+    wanted = ("step", "loss", "sparsity", "target_sparsity")
+    entries = []
+    for entry in log_history:
+        kept = {name: float(entry[name]) for name in wanted if name in entry and _is_finite(entry[name])}
+        kept |= {f"eval_{name}": value for name, value in metrics_of(entry).items()}
+        if "step" in kept and ("loss" in kept or any(name.startswith("eval_") for name in kept)):
+            entries.append(kept)
+    training = [index for index, entry in enumerate(entries) if "loss" in entry]
+    every = math.ceil(len(training) / _LOGGED_STEPS) or 1
+    dropped = set(training) - set(training[::every]) - set(training[-1:])
+    return [entry for index, entry in enumerate(entries) if index not in dropped]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# ---- What a run was made with ----
+
+
+def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """The training arguments that are not the defaults, as plain values; no paths, tokens, or names on the Hub."""
+    default = type(args)(output_dir=str(args.output_dir))
+    changed = {}
+    for field in dataclasses.fields(args):
+        name = field.name
+        private = name.startswith(("_", "hub_", "push_to_hub")) or name.endswith("_token") or name in _NOT_REPRODUCED
+        if not field.init or private:
+            continue
+        value = getattr(args, name)
+        if value != getattr(default, name):
+            value = value.value if isinstance(value, enum.Enum) else value
+            if _is_plain(value):
+                changed[name] = value
+    return changed
+
+
+def without_tokens(value: Any) -> Any:
+    """A recipe's content without the keys that hold tokens or passwords, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_tokens(inner) for key, inner in value.items() if not str(key).endswith(_SECRETS)}
+    if isinstance(value, (list, tuple)):
+        return [without_tokens(inner) for inner in value]
+    return value
+
+
+def without_paths(value: Any) -> Any:
+    """A recipe's content as it may be published: of absolute paths, only the last part."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(inner) for inner in value]
+    if isinstance(value, str) and Path(value).expanduser().is_absolute():
+        return Path(value).name
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be shown: a number, text that is no path, or a list or mapping of such."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        return not Path(value).expanduser().is_absolute()
+    return value is None or isinstance(value, bool) or _is_finite(value)
+
+
+def versions(names: Sequence[str] = ("hf-prune", "transformers", "torch", "accelerate", "datasets")) -> dict[str, str]:
+    """Python's version and those of installed packages."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device, processes: int = 1) -> Hardware:
+    """The machine that this process runs on, and the accelerator if `device` is one."""
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    if accelerator is None and device.type != "cpu":
+        accelerator = device.type
+    return Hardware(
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        accelerator=accelerator,
+        processes=processes,
+    )
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return " ".join(found[1].split()) if found else platform.processor() or platform.machine()
+
+
+def measure_latency(
+    forwards: Sequence[Callable[[], Any]], passes: int = 20, seconds: float = 5.0
+) -> tuple[list[float], int]:
+    """Median seconds of each of several forward passes, taken in turns, and how often each was timed.
+
+    Each is called once beforehand to warm up; no more are begun after `seconds`.
+    """
+    times: list[list[float]] = [[] for _ in forwards]
+    started = time.perf_counter()
+    for forward in forwards:
+        forward()
+    while len(times[-1]) < passes and (not times[-1] or time.perf_counter() - started < seconds):
+        for forward, taken in zip(forwards, times, strict=True):
+            _wait_for_accelerator()
+            start = time.perf_counter()
+            forward()
+            _wait_for_accelerator()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times], len(times[-1])
+
+
+def _wait_for_accelerator() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def input_shapes(batch: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The shapes of the tensors in a batch, labels left out."""
+    inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and "label" not in name}
+    return {name: list(value.shape) for name, value in inputs.items()}
+
+
+def emissions_of(callbacks: Sequence[Any]) -> Emissions | None:
+    """What codecarbon measured, where transformers' `report_to="codecarbon"` is among a Trainer's callbacks."""
+    for callback in callbacks:
+        data = getattr(getattr(callback, "tracker", None), "final_emissions_data", None)
+        if data is not None and _is_finite(data.emissions):
+            return Emissions(kilograms=float(data.emissions), seconds=float(data.duration))
+    return None
+
+
+# ---- What a run began with ----
+
+
+def is_hub_name(name: str | None) -> bool:
+    """Whether a name could be that of a repository on the Hub, with its namespace or without."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return False
+    return bool(name)
+
+
+def describe_base(
+    name_or_path: str, hub_name: str | None = None, revision: str | None = None
+) -> tuple[Source, str | None]:
+    """A base model as its own card describes it: license and languages; and why they are not known, where they are not.
+
+    `name_or_path` is a folder or a name on the Hub; `hub_name` is what a folder's model is called there.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir() and hub_name is None:
+        hub_name = name_or_path if is_hub_name(name_or_path) else None
+    shown = hub_name or folder.name or name_or_path
+    try:
+        card = ModelCard.load(folder / "README.md" if folder.is_dir() else name_or_path, ignore_metadata_errors=True)
+        data = card.data.to_dict()
+        problem = None if _texts(data.get("license")) else f"the card of {shown} names no license"
+    except (OSError, ValueError) as error:  # no such file, no network, no such name, or a card that is not one
+        data, problem = {}, f"the card of {shown} cannot be read: {type(error).__name__}"
+    license_name = next(iter(_texts(data.get("license"))), None)
+    source = Source(
+        name=shown,
+        hub_name=hub_name,
+        revision=revision,
+        license=license_name,
+        languages=_texts(data.get("language")),
+    )
+    return source, problem
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str) and text]
+
+
+def describe_dataset(dataset: Any) -> Source | None:
+    """What a `datasets.Dataset` knows of where it came from: name and revision on the Hub, configuration, split."""
+    info = getattr(dataset, "info", None)
+    if info is None:
+        return None
+    found = next(
+        filter(None, (re.match(r"hf://datasets/([^@]+)@([^/]+)/", url) for url in info.download_checksums or {})), None
+    )
+    name = found[1] if found else info.dataset_name
+    if name is None:
+        return None
+    return Source(
+        name=name,
+        hub_name=found[1] if found else None,
+        revision=found[2] if found else None,
+        config=info.config_name if info.config_name != "default" else None,
+        split=str(dataset.split) if dataset.split is not None else None,
+    )

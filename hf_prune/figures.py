@@ -1,0 +1,123 @@
+"""`sparsity.json`: the figures of a saved model, counted in its files, with the evaluation that belongs to them."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .config import CONFIG_NAME, load_configs
+from .record import Part, RunRecord, SavedFile, saved_files
+from .report import Report, make_report, weight_files
+
+FIGURES_NAME = "sparsity.json"
+FORMAT_VERSION = 1
+
+
+class StaleRecordError(ValueError):
+    """Measurements that belong to other weights than those that are there."""
+
+
+class CountedTensor(Part):
+    """One tensor of the saved files, as `TensorReport` has it."""
+
+    name: str
+    shape: list[int]
+    weights: int
+    zeros: int
+    prunable: bool | None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros."""
+        return self.zeros / max(self.weights, 1)
+
+
+class Figures(Part):
+    """What is in `sparsity.json`: counted in the saved files, with the evaluation that belongs to them."""
+
+    format_version: int = FORMAT_VERSION
+    model: str
+    architecture: str | None
+    has_tokenizer: bool
+    pruning: list[dict[str, Any]]
+    target_sparsity: float | None
+    prunable_sparsity: float | None
+    overall_sparsity: float
+    file_bytes: int
+    note: str | None
+    files: dict[str, SavedFile]
+    evaluation: dict[str, Any] | None
+    tensors: list[CountedTensor]
+
+    @property
+    def prunable(self) -> list[CountedTensor]:
+        """The tensors that may be pruned."""
+        return [tensor for tensor in self.tensors if tensor.prunable]
+
+
+class Totals(Part):
+    """Weights and zeros of several tensors."""
+
+    weights: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros."""
+        return self.zeros / max(self.weights, 1)
+
+
+def total(tensors: Sequence[CountedTensor]) -> Totals:
+    """Weights and zeros of all the tensors."""
+    return Totals(weights=sum(tensor.weights for tensor in tensors), zeros=sum(tensor.zeros for tensor in tensors))
+
+
+def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) -> Figures:
+    """Count the zeros in a folder's safetensors, and put the record's evaluation beside them.
+
+    Raises ReportError where there is nothing to count, and StaleRecordError where the record's measurements belong to
+    other weights than those that are there.
+    """
+    folder = Path(folder)
+    files = saved_files(weight_files(folder))
+    if record is not None and record.weights != files:
+        different = sorted(name for name in {*files, *record.weights} if files.get(name) != record.weights.get(name))
+        raise StaleRecordError(
+            f"{folder}: expected the weights that were evaluated, {different[0]} is not as it was then. What was "
+            "measured does not belong to these weights: save and evaluate again, or make a card without it, "
+            f"hf-prune card --without-measurements {folder}"
+        )
+    report = make_report(folder)
+    configs = record.pruning if record is not None else _saved_pruning(folder)
+    return Figures(
+        model=record.name if record is not None else folder.resolve().name,
+        architecture=_architecture(folder),
+        has_tokenizer=any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")),
+        pruning=configs,
+        target_sparsity=record.target_sparsity if record is not None else None,
+        prunable_sparsity=report.prunable_sparsity if report.prunable else None,
+        overall_sparsity=report.sparsity,
+        file_bytes=report.file_bytes,
+        note=report.note.replace(str(folder), folder.name) if report.note else None,
+        files=files,
+        evaluation=record.evaluation.model_dump() if record is not None and record.evaluation is not None else None,
+        tensors=_counted(report),
+    )
+
+
+def _counted(report: Report) -> list[CountedTensor]:
+    return [CountedTensor(**asdict(tensor) | {"shape": list(tensor.shape)}) for tensor in report.tensors]
+
+
+def _saved_pruning(folder: Path) -> list[dict[str, Any]]:
+    return [config.to_dict() for config in load_configs(folder)] if (folder / CONFIG_NAME).exists() else []
+
+
+def _architecture(folder: Path) -> str | None:
+    """The name of the model's class in its config.json."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    names = content.get("architectures") or [None]
+    return names[0] if isinstance(names[0], str) and names[0].isidentifier() else None

@@ -1,0 +1,166 @@
+"""The record of a run, `run_record.json` beside a saved model: what was measured, and no weights can tell."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from .config import PruningConfig
+from .messages import one_line
+
+RECORD_NAME = "run_record.json"
+FORMAT_VERSION = 1
+
+
+class RecordError(ValueError):
+    """A `run_record.json` that cannot be used."""
+
+
+class Part(BaseModel):
+    """Plain values that are checked when they are read; it cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Part):
+    """A model or data set that a run began with. `name` is shown; `hub_name` is its name on the Hub, if it has one.
+
+    `split` says which part of a data set it was, in words.
+    """
+
+    name: str
+    hub_name: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+    license: str | None = None
+    languages: list[str] = []
+
+
+class Evaluation(Part):
+    """Metrics of the saved model, and of the dense one where there are any; `samples` were evaluated."""
+
+    metrics: dict[str, float]
+    main_metric: str
+    dense_metrics: dict[str, float] | None = None
+    samples: int | None = None
+    dataset: Source | None = None
+
+    @model_validator(mode="after")
+    def _main_metric_is_one(self) -> "Evaluation":
+        if self.main_metric not in self.metrics:
+            raise ValueError(f"main_metric: expected one of {', '.join(self.metrics)}, got {self.main_metric!r}")
+        return self
+
+
+class Latency(Part):
+    """Median seconds of a forward pass on one batch of these input shapes, over so many passes."""
+
+    shapes: dict[str, list[int]]
+    passes: int
+    seconds: float
+    dense_seconds: float | None = None
+
+
+class Hardware(Part):
+    """Where the run was made. `threads` are those of torch on the CPU."""
+
+    processor: str
+    cores: int
+    threads: int
+    accelerator: str | None = None
+    processes: int = 1
+
+
+class Emissions(Part):
+    """What codecarbon measured of the training: kilograms of CO2 equivalent, and seconds."""
+
+    kilograms: float
+    seconds: float
+    source: str = "codecarbon"
+
+
+class SavedFile(Part):
+    """Size and SHA-256 of a file of weights."""
+
+    size: int
+    sha256: str
+
+
+class RunRecord(Part):
+    """All that a card says and the saved weights cannot. `weights` are the files that the measurements belong to.
+
+    `chosen` is metadata that a person gave for the card: license, language, pipeline_tag; and `tags` are more tags.
+    """
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    chosen: dict[str, Any] = {}
+    tags: list[str] = []
+    base_model: Source | None = None
+    pruning: list[dict[str, Any]] = []
+    target_sparsity: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    train_samples: int | None = None
+    training_arguments: dict[str, Any] = {}
+    seed: int | None = None
+    recipe: dict[str, Any] | None = None
+    history: list[dict[str, float]] = []
+    evaluation: Evaluation | None = None
+    latency: Latency | None = None
+    hardware: Hardware | None = None
+    emissions: Emissions | None = None
+    versions: dict[str, str] = {}
+    weights: dict[str, SavedFile] = {}
+
+    @field_validator("pruning")
+    @classmethod
+    def _complete(cls, configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [PruningConfig.from_dict(config).to_dict() for config in configs]
+
+    @field_validator("history")
+    @classmethod
+    def _with_steps(cls, history: list[dict[str, float]]) -> list[dict[str, float]]:
+        if not all("step" in entry for entry in history):
+            raise ValueError("history: expected a step in every entry")
+        return history
+
+
+def save_record(folder: str | os.PathLike, record: RunRecord) -> None:
+    """Write `run_record.json` into the folder."""
+    text = json.dumps(record.model_dump(), indent=1, allow_nan=False)
+    Path(folder, RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load_record(folder: str | os.PathLike) -> RunRecord | None:
+    """The record in a folder, or None if there is none. Raises RecordError, naming the file, for one that is broken."""
+    path = Path(folder, RECORD_NAME)
+    try:
+        record = RunRecord.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValidationError, UnicodeDecodeError) as error:
+        why = one_line(error)
+        raise RecordError(f"{path}: expected the record of a run, got a file that cannot be used ({why})") from error
+    if record.format_version != FORMAT_VERSION:
+        raise RecordError(
+            f"{path}: expected format version {FORMAT_VERSION}, got {record.format_version}; "
+            "a newer hf-prune may read it"
+        )
+    return record
+
+
+def saved_files(files: Sequence[Path]) -> dict[str, SavedFile]:
+    """Size and SHA-256 of each file, by its name."""
+    found = {}
+    for path in files:
+        with path.open("rb") as file:
+            found[path.name] = SavedFile(
+                size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
+            )
+    return found

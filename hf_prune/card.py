@@ -33,6 +33,8 @@ def make_files(
     figures = count_figures(folder, record)
     if existing is None:
         existing = read_card(folder)
+    if repo_id is not None:
+        figures = figures.model_copy(update={"model": repo_id.rsplit("/", 1)[-1]})
     card = make_card(figures, record, repo_id or _shown_path(folder), existing)
     files = {CARD_NAME: card.encode(), FIGURES_NAME: _as_json(figures)}
     if figures.prunable:

@@ -50,17 +50,28 @@ def split_body(text: str) -> Body:
         elif kind == "end" and opened is not None and opened[2] == name:
             parts.append((name, text[opened.start() : marker.end()], ""))
             opened, position = None, marker.end()
+        elif opened is not None:
+            raise CardError(_unended(text, opened))
         else:
             line = text.count("\n", 0, marker.start()) + 1
-            raise CardError(f"line {line}: expected generated parts that begin and end once, got {marker[0].strip()!r}")
+            raise CardError(
+                f"README.md, line {line} of its text: expected the generated part {name!r} once, from begin marker to "
+                f"end marker, got {marker[0].strip()!r}; remove what is left of it, and it is made anew"
+            )
     if opened is not None:
-        line = text.count("\n", 0, opened.start()) + 1
-        raise CardError(
-            f"line {line}: the generated part {opened[2]!r} begins and does not end; put its end marker back"
-        )
+        raise CardError(_unended(text, opened))
     if parts:
         parts[-1] = (*parts[-1][:2], text[position:].strip("\n"))
     return Body(preface if parts else text.strip("\n"), parts)
+
+
+def _unended(text: str, opened: re.Match) -> str:
+    line = text.count("\n", 0, opened.start()) + 1
+    end = opened[0].strip().replace("begin", "end", 1)
+    return (
+        f"README.md, line {line} of its text: the generated part {opened[2]!r} begins there and does not end; put "
+        f"{end!r} where it ended, or remove what is left of it, and it is made anew"
+    )
 
 
 def merge_cards(generated: str, existing: Sequence[str], chosen: Mapping[str, Any] | None = None) -> str:

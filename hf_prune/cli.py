@@ -21,7 +21,7 @@ from .card import forget_measurements, write_card
 from .card_merge import CardError
 from .config import PruningConfigError
 from .figures import StaleRecordError
-from .hub import PushError, PushPlan, PushResult, plan_push, push_model
+from .hub import NOTHING_THERE, PushError, PushPlan, PushResult, make_plan, plan_push, push_model
 from .mask_files import PruningStateError
 from .messages import one_line
 from .plan import Plan
@@ -169,13 +169,31 @@ def push_command(
         _check_folder(model)
         if create_pr and revision is not None:
             raise RecipeError(["--revision: expected none with --create-pr, which makes its own"])
-        plan = plan_push(model, repo, revision, with_masks)
-        _print_push_plan(plan)
         if dry_run:
+            _print_push_plan(_plan_of_dry_run(model, repo, revision, with_masks))
             console.print("\nA dry run: nothing was sent.")
             return
-        result = push_model(model, repo, private, revision, create_pr, with_masks, message, say=console.print)
+        result = push_model(
+            model,
+            repo,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            with_masks=with_masks,
+            message=message,
+            show=_print_push_plan,
+            say=console.print,
+        )
     _print_push(result)
+
+
+def _plan_of_dry_run(model: Path, repo: str, revision: str | None, with_masks: bool) -> PushPlan:
+    """The plan of a push; where the Hub cannot be asked, as if nothing were there yet, and that is said."""
+    try:
+        return plan_push(model, repo, revision, with_masks)
+    except PushError as error:
+        console.print(f"What is on the Hub is not known. {error}", soft_wrap=True)
+        return make_plan(model, repo, NOTHING_THERE, with_masks)
 
 
 def _check_folder(folder: Path) -> None:

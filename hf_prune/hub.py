@@ -35,13 +35,11 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from .card import ASSETS_FOLDER, CARD_NAME, make_files, read_card, write_files
-from .figures import FIGURES_NAME
+from .figures import FIGURES_NAME, Figures
 from .mask_files import MASKS_NAME, STATE_NAME
 from .messages import one_line
-from .record import RECORD_NAME
+from .record import RECORD_NAME, SavedFile
 from .report import weight_files
-
-Say = Callable[[str], None]
 
 _MASK_FILES = (MASKS_NAME, STATE_NAME)
 
@@ -82,14 +80,22 @@ class Remote:
     files: dict[str, RemoteFile]
     has_branch: bool
     card: str | None
+    is_private: bool | None
+
+
+NOTHING_THERE = Remote(head=None, files={}, has_branch=False, card=None, is_private=None)
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push sends: path -> file or content; what it leaves out, with the reason; and what it takes away."""
+    """What a push sends: path -> file or content; what it leaves out, with the reason; and what it takes away.
+
+    `weights` are the files of weights as they were when zeros were counted.
+    """
 
     repo_id: str
     files: dict[str, Path | bytes]
+    weights: dict[str, SavedFile]
     left_out: dict[str, str]
     changed: list[str]
     removed: list[str]
@@ -119,29 +125,37 @@ def push_model(
     with_masks: bool = False,
     message: str = "Upload pruned model",
     token: str | None = None,
-    say: Say | None = None,
+    show: Callable[[PushPlan], None] = lambda plan: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> PushResult:
     """Push a saved model with a card made from what was measured, in one commit, and check what the Hub then holds.
 
     Args:
         folder: the saved model, with its `run_record.json` if it was trained with `PruningTrainer`.
         repo_id: `USER/REPO`; a name alone is one of the user whose token it is. Made if it is not there.
-        private: whether a repository that is made is private; None is the user's own default on the Hub.
+        private: whether a repository that is made is private; None is the user's own default on the Hub. A public one
+            that is there already is refused if this is True.
         revision: the branch to commit to; made from the main branch if it is not there.
         create_pr: whether the commit is a pull request.
         with_masks: whether masks and the pruning state go with it, to resume training from there.
         message: of the commit.
         token: to be used in place of the one that the user is logged in with.
+        show: called with the plan before anything is sent.
         say: called with a line for each step.
 
     Raises:
         ReportError, RecordError, StaleRecordError, CardError: what is in the folder cannot be pushed; nothing was sent.
         PushError: the Hub did not take it; the message says what is and is not there.
     """
-    say = say or (lambda text: None)
     api = _api(token)
     repo_id, remote = _look(api, repo_id, revision, token)
+    if private and remote.is_private is False:
+        raise PushError(
+            f"{repo_id}: expected a private repository, it is there and public; nothing was sent. Make it private "
+            "in its settings on the Hub, or push without asking for that."
+        )
     plan = make_plan(folder, repo_id, remote, with_masks)
+    show(plan)
     with _explained(f"The card was not taken by the Hub, and nothing was sent to {repo_id}", token):
         ModelCard(_content(plan.files[CARD_NAME]).decode()).validate()
     write_files(folder, {name: content for name, content in plan.files.items() if isinstance(content, bytes)})
@@ -155,7 +169,7 @@ def push_model(
         say(f"Made the branch {revision}")
     if remote.head is None or not remote.has_branch:
         _, remote = _look(api, repo_id, revision if not create_pr else None, token)
-    if not plan.changed and not plan.removed and not create_pr:
+    if not plan.changed and not plan.removed:
         say("The Hub holds all of it already")
         commit = _commit_of(api, repo_id, remote, message)
     else:
@@ -187,14 +201,20 @@ def make_plan(folder: str | Path, repo_id: str, remote: Remote, with_masks: bool
     chosen, left_out = choose_files(folder, [path.name for path in weights], with_masks)
     files: dict[str, Path | bytes] = {**chosen}
     files |= made
+    figures = Figures.model_validate_json(made[FIGURES_NAME])
     return PushPlan(
         repo_id=repo_id,
         files=dict(sorted(files.items())),
+        weights=figures.files,
         left_out=left_out,
-        changed=[name for name, content in files.items() if not _is_there(content, remote.files.get(name))],
+        changed=[
+            name
+            for name in sorted(files)
+            if not _is_there(files[name], remote.files.get(name), figures.files.get(name))
+        ],
         removed=sorted(name for name in remote.files if _REPLACED.fullmatch(name) and name not in files),
         is_new=remote.head is None,
-        sparsity=json.loads(made[FIGURES_NAME])["overall_sparsity"],
+        sparsity=figures.overall_sparsity,
     )
 
 
@@ -260,17 +280,18 @@ def _look(api: HfApi, repo_id: str, revision: str | None, token: str | None) -> 
             return repo_id, _remote(api, repo_id, None, has_branch=False)
         except RepositoryNotFoundError:
             api.whoami()  # a token that the Hub does not know looks like a repository that is not there
-            return repo_id, Remote(None, {}, has_branch=False, card=None)
+            return repo_id, NOTHING_THERE
 
 
 def _remote(api: HfApi, repo_id: str, revision: str | None, has_branch: bool) -> Remote:
-    head = str(api.model_info(repo_id, revision=revision).sha)
+    info = api.model_info(repo_id, revision=revision)
+    head = str(info.sha)
     files = _files_of(api, repo_id, head)
     card = None
     if CARD_NAME in files:
         path = api.hf_hub_download(repo_id, CARD_NAME, revision=head)
         card = Path(path).read_text(encoding="utf-8-sig")
-    return Remote(head, files, has_branch, card)
+    return Remote(head, files, has_branch, card, info.private)
 
 
 def _files_of(api: HfApi, repo_id: str, revision: str) -> dict[str, RemoteFile]:
@@ -359,13 +380,18 @@ def _check(api: HfApi, plan: PushPlan, commit: CommitInfo, token: str | None) ->
 
 def _differences(plan: PushPlan, files: Mapping[str, RemoteFile]) -> list[str]:
     """Names of files that are not on the Hub as they are here, and of such that should have gone."""
-    wrong = [name for name, content in plan.files.items() if not _is_there(content, files.get(name))]
+    wrong = [
+        name for name, content in plan.files.items() if not _is_there(content, files.get(name), plan.weights.get(name))
+    ]
     return wrong + [name for name in plan.removed if name in files]
 
 
-def _is_there(content: Path | bytes, remote: RemoteFile | None) -> bool:
+def _is_there(content: Path | bytes, remote: RemoteFile | None, known: SavedFile | None) -> bool:
+    """Whether a file on the Hub is the same as one here, whose hash may be known from counting zeros."""
     if remote is None:
         return False
+    if known is not None and remote.is_large:
+        return (remote.size, remote.digest) == (known.size, known.sha256)
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     if size != remote.size:
         return False
@@ -427,6 +453,8 @@ def explain_error(error: BaseException, token: str | None = None) -> str:
         return f"the repository was changed by somebody else meanwhile ({text})"
     if status is not None and status >= 500:
         return f"the Hub is in trouble, try again later ({text})"
+    if isinstance(error, ValueError) and text.startswith('{"errors"'):
+        return "; ".join(problem["message"] for problem in json.loads(str(error))["errors"])  # of validate-yaml
     if isinstance(error, _TransportError) and status is None:
         return f"the connection failed ({type(error).__name__}: {text})"
     return text

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart test test-oldest check bench format clean
+.PHONY: quickstart cards test test-oldest check bench format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,15 @@ $(VENV)/installed-optimizers: $(VENV)/installed
 
 quickstart: $(VENV)/installed
 	$(BIN)/hf-prune run recipes/quickstart.yaml
+
+# The cards in model_cards/, from real runs of the shipped recipes: recipes/NAME.yaml writes into outputs/NAME.
+cards: $(VENV)/installed
+	for recipe in $(basename $(notdir $(wildcard recipes/*.yaml))); do \
+		$(BIN)/hf-prune run recipes/$$recipe.yaml output_dir=outputs/$$recipe && \
+		mkdir -p model_cards/$$recipe && \
+		cd outputs/$$recipe/model && \
+		cp -r README.md sparsity.json run_record.json assets ../../../model_cards/$$recipe/ && cd ../../.. || exit 1; \
+	done
 
 test: $(VENV)/installed-optimizers
 	$(BIN)/python -m pytest

@@ -96,7 +96,7 @@ def _metadata(figures: Figures, record: RunRecord | None) -> dict[str, Any]:
     if record is not None and record.emissions is not None:
         found["co2_eq_emissions"] = {
             "emissions": record.emissions.kilograms * 1000,
-            "source": record.emissions.source,
+            "source": "codecarbon",
             "training_type": "fine-tuning",
         }
     return {key: _clean(value) for key, value in found.items() if value is not None}
@@ -395,10 +395,12 @@ def _training_lines(record: RunRecord | None) -> list[str]:
         processes = f", {machine.processes} processes" if machine.processes > 1 else ""
         accelerator = f", {inline(machine.accelerator)}" if machine.accelerator else ""
         lines.append(f"On {inline(machine.processor)}, {machine.cores} cores{accelerator}{processes}.")
-    if record.emissions is not None:
+    emissions = record.emissions
+    if emissions is not None:
+        country = f", with the electricity of {inline(emissions.country)}" if emissions.country else ""
         lines.append(
-            f"Emissions of the training, measured by {inline(record.emissions.source)}: "
-            f"{record.emissions.kilograms * 1000:.4g} g of CO2 equivalent in {record.emissions.seconds:.0f} s."
+            f"Emissions of the training as codecarbon estimates them{country}: {emissions.kilograms * 1000:.4g} g of "
+            f"CO2 equivalent, {emissions.kilowatt_hours:.4g} kWh in {emissions.seconds:.0f} s."
         )
     return lines
 

@@ -77,19 +77,27 @@ def _is_finite(value: Any) -> bool:
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
     """The training arguments that are not the defaults, as plain values; no paths, tokens, or names on the Hub."""
-    default = type(args)(output_dir=str(args.output_dir))
     changed = {}
     for field in dataclasses.fields(args):
         name = field.name
-        private = name.startswith(("_", "hub_", "push_to_hub")) or name.endswith("_token") or name in _NOT_REPRODUCED
+        private = name.startswith(("_", "hub_", "push_to_hub")) or name.endswith(_SECRETS) or name in _NOT_REPRODUCED
         if not field.init or private:
             continue
-        value = getattr(args, name)
-        if value != getattr(default, name):
-            value = value.value if isinstance(value, enum.Enum) else value
-            if _is_plain(value):
-                changed[name] = value
+        value, default = _as_plain(getattr(args, name)), _as_plain(_default_of(field))
+        if value != default and (value or default) and _is_plain(value):
+            changed[name] = value
     return changed
+
+
+def _default_of(field: dataclasses.Field) -> Any:
+    # A second object of TrainingArguments would tell, but making one resets accelerate's state.
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default if field.default is not dataclasses.MISSING else None
+
+
+def _as_plain(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def without_tokens(value: Any) -> Any:
@@ -189,11 +197,16 @@ def input_shapes(batch: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def emissions_of(callbacks: Sequence[Any]) -> Emissions | None:
-    """What codecarbon measured, where transformers' `report_to="codecarbon"` is among a Trainer's callbacks."""
+    """What codecarbon estimated, where transformers' `report_to="codecarbon"` is among a Trainer's callbacks."""
     for callback in callbacks:
         data = getattr(getattr(callback, "tracker", None), "final_emissions_data", None)
         if data is not None and _is_finite(data.emissions):
-            return Emissions(kilograms=float(data.emissions), seconds=float(data.duration))
+            return Emissions(
+                kilograms=float(data.emissions),
+                kilowatt_hours=float(data.energy_consumed),
+                country=data.country_name or None,
+                seconds=float(data.duration),
+            )
     return None
 
 

@@ -433,9 +433,8 @@ def _explained(meaning: str, token: str | None) -> Iterator[None]:
 def explain_error(error: BaseException, token: str | None = None) -> str:
     """An error of the client in a line, without any token, and what to do about it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    cause = error.__cause__ if error.__cause__ is not None and status is None else None
-    if cause is not None:
-        return f"{_without_secrets(one_line(error), token)} {explain_error(cause, token)}"
+    if type(error) is RuntimeError and error.__cause__ is not None:  # the client's, around what happened to a file
+        return f"{_without_secrets(one_line(error), token)} {explain_error(error.__cause__, token)}"
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it to reach the Hub."
     if isinstance(error, LocalTokenNotFoundError):

@@ -77,11 +77,12 @@ class Hardware(Part):
 
 
 class Emissions(Part):
-    """What codecarbon measured of the training: kilograms of CO2 equivalent, and seconds."""
+    """What codecarbon estimated of the training: kilograms of CO2 equivalent, for the electricity of a country."""
 
     kilograms: float
+    kilowatt_hours: float
+    country: str | None
     seconds: float
-    source: str = "codecarbon"
 
 
 class SavedFile(Part):

@@ -75,6 +75,8 @@ class PruningMixin(_Base):
         pruner = Pruner(self.model, pruning_config)
         self._pruning = PruningCallback(pruning_config, pruner, in_trainer=True)
         self.add_callback(self._pruning)
+        if self.args.hub_token is not None:
+            self.args.hub_token = UnsavedToken(self.args.hub_token)
         _save_on_sigterm_at_step_end(self)
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -231,7 +233,7 @@ class PruningMixin(_Base):
         for when, job in self._pushes:
             error = job.exception()
             if error is not None:
-                self.failed_pushes.append(f"{when}: {explain_error(error)}")
+                self.failed_pushes.append(f"{when}: {explain_error(error, self.args.hub_token)}")
         if self.failed_pushes:
             logger.error(
                 "%d of %d pushes to the Hub during training failed, and what they held is not there; push the model "
@@ -354,6 +356,19 @@ class PruningMixin(_Base):
             ).commit
 
         return push() if blocking else HfApi().run_as_future(push)
+
+
+class UnsavedToken(str):
+    """A token that is None once it was pickled: the Trainer saves its arguments, and pushes them in training."""
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(None), ()
+
+    def __copy__(self) -> "UnsavedToken":
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "UnsavedToken":
+        return self
 
 
 class _SaveAtStepEnd(JITCheckpointCallback):

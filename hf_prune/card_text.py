@@ -14,7 +14,7 @@ from .figures import Figures, total
 from .markdown import code, fence, inline, single_line
 from .metrics import lower_is_better, recovery
 from .patterns import parse_pattern
-from .record import RunRecord, Source
+from .record import Evaluation, RunRecord, Source
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -27,31 +27,26 @@ def make_card(figures: Figures, record: RunRecord | None, location: str, existin
 
     `location` is the model's name on the Hub or its folder, for the usage; `existing` are cards whose texts are kept.
     """
-    # The template's own blocks are made whole, and only then are texts of persons put between them.
-    prunable = total(figures.prunable) if figures.prunable else None
-    overall = total(figures.tensors)
-    evaluation = record.evaluation if record is not None else None
+    record = record if record is not None else RunRecord(name=figures.model)
     values: dict[str, Any] = {
         "title": inline(figures.model),
         "summary": _summary(figures, record),
-        "headline": _headline(record),
-        "prunable": prunable,
-        "overall": overall,
+        "headline": _headline(record.evaluation),
+        "prunable": total(figures.prunable) if figures.prunable else None,
+        "overall": total(figures.tensors),
         "others": total([tensor for tensor in figures.tensors if not tensor.prunable]),
         "target": figures.target_sparsity,
         "how_pruned": _how_pruned(figures),
-        "weight_files": ", ".join(map(code, figures.files))
-        if len(figures.files) <= 3
-        else f"{len(figures.files)} files",
+        "weight_files": _file_names(figures),
         "tensors": figures.prunable,
         "most_rows": _MOST_ROWS,
         "layers_alt": _layers_alt(figures),
-        "history": record.history if record is not None else [],
-        "schedule_alt": _schedule_alt(record) if record is not None and record.history else "",
-        "evaluation": evaluation,
-        "evaluated_on": _evaluated_on(record) if record is not None and evaluation is not None else "",
-        "rows": _metric_rows(record) if record is not None and evaluation is not None else [],
-        "recovery_note": _recovery_note(record) if record is not None and evaluation is not None else "",
+        "history": record.history,
+        "schedule_alt": _schedule_alt(record.history),
+        "evaluation": record.evaluation,
+        "evaluated_on": _evaluated_on(record.evaluation),
+        "rows": _metric_rows(record.evaluation),
+        "recovery_note": _recovery_note(record.evaluation),
         "file_bytes": figures.file_bytes,
         "speed": _speed(record),
         "speed_note": _speed_note(record),
@@ -60,12 +55,11 @@ def make_card(figures: Figures, record: RunRecord | None, location: str, existin
         "usage": _usage(figures, location),
         "check": _check(figures, location),
         "go_on": _go_on(figures.pruning),
-        "record": record if record is not None and (record.training_arguments or record.steps) else None,
         "training_lines": _training_lines(record),
-        "recipe": fence(_as_yaml(record.recipe), "yaml") if record is not None and record.recipe else None,
+        "recipe": fence(_as_yaml(record.recipe), "yaml") if record.recipe else None,
         "pruning_yaml": fence(_as_yaml({"pruning": figures.pruning}), "yaml") if figures.pruning else None,
-        "arguments": list(record.training_arguments.items()) if record is not None else [],
-        "limits": _limits(figures, record),
+        "arguments": list(record.training_arguments.items()),
+        "limits": _limits(record),
         "citations": _citations(figures.pruning),
         "cell": code,
         "number": lambda value: f"{value:,}",
@@ -73,19 +67,17 @@ def make_card(figures: Figures, record: RunRecord | None, location: str, existin
         "shape": lambda sides: "×".join(map(str, sides)) or "–",
     }
     generated = ModelCard.from_template(ModelCardData(**_metadata(figures, record)), str(_TEMPLATE), **values)
-    return merge_cards(str(generated), existing, _clean(record.chosen) if record is not None else None)
+    return merge_cards(str(generated), existing, _clean(record.chosen))
 
 
-def _metadata(figures: Figures, record: RunRecord | None) -> dict[str, Any]:
-    task = task_of(figures.architecture)
-    base = record.base_model if record is not None else None
-    evaluation = record.evaluation if record is not None else None
+def _metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
+    task, base, evaluation = task_of(figures.architecture), record.base_model, record.evaluation
     found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     if base is not None:
         found |= {"license": base.license, "language": base.languages or None}
         if base.hub_name:
             found |= {"base_model": base.hub_name, "base_model_relation": "finetune"}
-    found["tags"] = ["hf-prune", "pruned", *_method_tags(figures.pruning), *(record.tags if record is not None else [])]
+    found["tags"] = ["hf-prune", "pruned", *_method_tags(figures.pruning), *record.tags]
     if evaluation is not None:
         if evaluation.dataset is not None and evaluation.dataset.hub_name:
             found["datasets"] = [evaluation.dataset.hub_name]
@@ -93,7 +85,7 @@ def _metadata(figures: Figures, record: RunRecord | None) -> dict[str, Any]:
         if task is not None and evaluation.dataset is not None:
             found["eval_results"] = _eval_results(task, evaluation.dataset, evaluation.metrics)
             found["model_name"] = figures.model
-    if record is not None and record.emissions is not None:
+    if record.emissions is not None:
         found["co2_eq_emissions"] = {
             "emissions": record.emissions.kilograms * 1000,
             "source": "codecarbon",
@@ -156,8 +148,8 @@ def _shown(source: Source) -> str:
     return f"{text} (revision {code(source.revision)})" if source.revision else text
 
 
-def _summary(figures: Figures, record: RunRecord | None) -> str:
-    base = record.base_model if record is not None else None
+def _summary(figures: Figures, record: RunRecord) -> str:
+    base = record.base_model
     begun = f"{_shown(base)}, fine-tuned" if base is not None else "A fine-tuned model"
     if not figures.pruning:
         return f"{_shown(base)}, pruned." if base is not None else "A pruned model."
@@ -187,11 +179,10 @@ def _method(config: Mapping[str, Any]) -> str:
     return f"{what}{blocks}, {_SCOPES[config['scope']]}"
 
 
-def _headline(record: RunRecord | None) -> str | None:
+def _headline(evaluation: Evaluation | None) -> str | None:
     """The main metric, and how much of the dense model's it is."""
-    if record is None or record.evaluation is None:
+    if evaluation is None:
         return None
-    evaluation = record.evaluation
     name = evaluation.main_metric
     value = evaluation.metrics[name]
     text = f"{code(name)} is **{value:.4f}**"
@@ -239,19 +230,18 @@ def _layers_alt(figures: Figures) -> str:
     return f"Bars: the share of zeros in each of {len(shares)} tensors, from {min(shares):.1%} to {max(shares):.1%}"
 
 
-def _schedule_alt(record: RunRecord) -> str:
-    steps = int(record.history[-1]["step"])
-    shares = [entry["sparsity"] for entry in record.history if "sparsity" in entry]
-    if not shares:
-        return f"Lines: losses and evaluations over {steps} optimizer steps"
-    return (
-        f"Lines: sparsity from {shares[0]:.1%} to {shares[-1]:.1%}, losses and evaluations over {steps} optimizer steps"
-    )
+def _schedule_alt(history: Sequence[Mapping[str, float]]) -> str:
+    if not history:
+        return ""
+    steps = int(history[-1]["step"])
+    shares = [entry["sparsity"] for entry in history if "sparsity" in entry]
+    rise = f"sparsity from {shares[0]:.1%} to {shares[-1]:.1%}, " if shares else ""
+    return f"Lines: {rise}losses and evaluations over {steps} optimizer steps"
 
 
-def _evaluated_on(record: RunRecord) -> str:
-    evaluation = record.evaluation
-    assert evaluation is not None  # the caller has looked
+def _evaluated_on(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return ""
     samples = f", {evaluation.samples:,} samples" if evaluation.samples is not None else ""
     dataset = evaluation.dataset
     if dataset is None:
@@ -261,10 +251,10 @@ def _evaluated_on(record: RunRecord) -> str:
     return f"Evaluated on {_shown(dataset)}{config}{split}{samples}."
 
 
-def _metric_rows(record: RunRecord) -> list[tuple[str, str, str, str, str]]:
+def _metric_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str, str, str]]:
     """Name, dense, pruned, difference and recovery of each metric, the main one first."""
-    evaluation = record.evaluation
-    assert evaluation is not None  # the caller has looked
+    if evaluation is None:
+        return []
     names = sorted(evaluation.metrics, key=lambda name: name != evaluation.main_metric)
     rows = []
     for name in names:
@@ -278,9 +268,9 @@ def _metric_rows(record: RunRecord) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
-def _recovery_note(record: RunRecord) -> str:
-    evaluation = record.evaluation
-    assert evaluation is not None  # the caller has looked
+def _recovery_note(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return ""
     note = "Recovery is the pruned model's value over the dense one's"
     errors = [name for name in evaluation.metrics if lower_is_better(name)]
     return (
@@ -290,8 +280,8 @@ def _recovery_note(record: RunRecord) -> str:
     )
 
 
-def _speed(record: RunRecord | None) -> list[tuple[str, str]]:
-    latency = record.latency if record is not None else None
+def _speed(record: RunRecord) -> list[tuple[str, str]]:
+    latency = record.latency
     if latency is None:
         return []
     rows = [("a forward pass", f"{latency.seconds * 1000:.1f} ms")]
@@ -300,8 +290,8 @@ def _speed(record: RunRecord | None) -> list[tuple[str, str]]:
     return rows
 
 
-def _speed_note(record: RunRecord | None) -> str:
-    if record is None or record.latency is None:
+def _speed_note(record: RunRecord) -> str:
+    if record.latency is None:
         return ""
     latency, machine = record.latency, record.hardware
     shapes: dict[str, list[str]] = {}
@@ -378,9 +368,7 @@ def _call(values: Mapping[str, Any]) -> str:
     return f"PruningConfig({', '.join(f'{name}={_clean(value)!r}' for name, value in values.items())})"
 
 
-def _training_lines(record: RunRecord | None) -> list[str]:
-    if record is None:
-        return []
+def _training_lines(record: RunRecord) -> list[str]:
     lines = []
     if record.steps is not None:
         epochs = f", {record.epochs:.4g} epochs" if record.epochs is not None else ""
@@ -409,17 +397,16 @@ def _as_yaml(content: Any) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _limits(figures: Figures, record: RunRecord | None) -> list[str]:
+def _limits(record: RunRecord) -> list[str]:
     lines = []
-    evaluation = record.evaluation if record is not None else None
-    if evaluation is None:
+    if record.evaluation is None:
         lines.append("It was not evaluated when this card was made: how good it is, is not known.")
     else:
         lines.append(
             "Only what is said under Evaluation was measured. Pruned models can lose more on rare groups and unusual "
             "inputs than an average shows; that was not looked into."
         )
-    if record is not None and record.base_model is not None:
+    if record.base_model is not None:
         lines.append(f"What limits {code(record.base_model.name)} limits this model, too.")
     return lines
 

@@ -136,7 +136,7 @@ class Recipe(_Section):
         """The arguments of the pruned run, or of the dense one, whose checkpoints and logs go into `dense/`."""
         own = {"output_dir": str(Path(self.output_dir, "dense"))} | (self.dense or {}) if dense else {}
         if dense:
-            own["push_to_hub"] = False  # one repository holds one model, the pruned one
+            own |= {"push_to_hub": False, "hub_token": None}  # one repository holds one model, the pruned one
         return TrainingArguments(**{"output_dir": self.output_dir} | self.training | own | changes)
 
     def argument_error(self, dense: bool, error: Exception) -> "RecipeError":

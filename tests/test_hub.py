@@ -286,6 +286,42 @@ def test_the_snippets_of_a_pushed_card_run_as_they_stand(hub, lfs_client, model)
     assert json.loads(done.stdout)["overall"]["sparsity"] == make_report(model).sparsity
 
 
+@pytest.fixture
+def recipe(tmp_path):
+    save_tiny_bert(tmp_path / "material" / "model")
+    write_csv(tmp_path / "material" / "reviews.csv", reviews())
+    return write_recipe(tmp_path, tmp_path / "material", dense={}, training__max_steps=2)
+
+
+TO_THE_HUB = ["training.push_to_hub=true", "training.hub_model_id=somebody/film", f"training.hub_token={WRITE_TOKEN}"]
+
+
+def test_a_recipe_pushes_the_pruned_model_at_its_end(hub, lfs_client, recipe):
+    done = lfs_client.cli("run", recipe, *TO_THE_HUB, "training.hub_private_repo=true", token=False)
+    assert done.returncode == 0, done.stderr
+    repo = hub.repos["somebody/film"]
+    assert repo.private
+    assert len(repo.commits()) == 2
+    folder = recipe.parent / "out" / "model"
+    assert repo.files()["README.md"] == (folder / "README.md").read_bytes()
+    assert repo.files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert repo.commits()[-1].oid in done.stdout
+    written = [path.read_bytes() for path in (recipe.parent / "out").rglob("*") if path.is_file()]
+    assert [content for content in [*written, *repo.files().values()] if WRITE_TOKEN.encode() in content] == []
+    assert WRITE_TOKEN not in done.stdout + done.stderr
+
+
+def test_a_recipe_whose_push_fails_has_all_its_results_all_the_same(hub, lfs_client, recipe):
+    hub.fail("POST", "/commit/", status=500, times=None)
+    done = lfs_client.cli("run", recipe, *TO_THE_HUB)
+    assert done.returncode == 1
+    assert "the Hub is in trouble" in done.stderr
+    out = recipe.parent / "out"
+    assert json.loads((out / "results.json").read_text())["pruned"]
+    hub.faults.clear()
+    pushed(lfs_client, out / "model")
+
+
 # ---- The card and what a person wrote ----
 
 

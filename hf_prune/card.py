@@ -10,14 +10,20 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from huggingface_hub import ModelCard
+
+from .card_merge import CardError
 from .card_text import make_card
 from .figures import FIGURES_NAME, Figures, count_figures
+from .messages import one_line
 from .plots import plot_layers, plot_schedule
-from .record import RunRecord, load_record, save_record, saved_files
+from .record import Evaluation, RunRecord, load_record, save_record, saved_files
 from .report import weight_files
 
 CARD_NAME = "README.md"
 ASSETS_FOLDER = "assets"
+LAYERS_NAME = f"{ASSETS_FOLDER}/layers.png"
+SCHEDULE_NAME = f"{ASSETS_FOLDER}/schedule.png"
 
 
 def make_files(
@@ -41,12 +47,12 @@ def make_files(
         image = io.BytesIO()
         shares = {tensor.name: tensor.sparsity for tensor in figures.prunable}
         plot_layers(shares, image, "Zeros by tensor, counted in the saved files")
-        files[f"{ASSETS_FOLDER}/layers.png"] = image.getvalue()
+        files[LAYERS_NAME] = image.getvalue()
     if record is not None and record.history:
         image = io.BytesIO()
         metric = record.evaluation.main_metric if record.evaluation is not None else None
         plot_schedule(record.history, image, "Sparsity while fine-tuning", metric)
-        files[f"{ASSETS_FOLDER}/schedule.png"] = image.getvalue()
+        files[SCHEDULE_NAME] = image.getvalue()
     return files
 
 
@@ -60,7 +66,9 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
 
 
 def write_files(folder: str | os.PathLike, files: Mapping[str, bytes]) -> None:
-    """Write files, path -> content, into a folder."""
+    """Write the files of a card, path -> content, into a folder; pictures of an earlier card go."""
+    for name in {LAYERS_NAME, SCHEDULE_NAME} - files.keys():
+        Path(folder, name).unlink(missing_ok=True)
     for name, content in files.items():
         path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +79,7 @@ def forget_measurements(folder: str | os.PathLike) -> None:
     """Make the record of a folder one of the weights that are there now: what was measured and trained goes."""
     record = load_record(folder)
     if record is not None:
+        _forget_datasets(Path(folder), record.evaluation)
         files = saved_files(weight_files(Path(folder)))
         save_record(
             folder,
@@ -85,10 +94,26 @@ def forget_measurements(folder: str | os.PathLike) -> None:
         )
 
 
+def _forget_datasets(folder: Path, evaluation: Evaluation | None) -> None:
+    """Take the data set of an evaluation out of the card's metadata: it would stay as if a person had added it."""
+    if evaluation is None or evaluation.dataset is None:
+        return
+    for text in read_card(folder):
+        card = ModelCard(text, ignore_metadata_errors=True)
+        if card.data.get("datasets") == [evaluation.dataset.hub_name]:
+            card.data.pop("datasets")
+            card.save(folder / CARD_NAME)
+
+
 def read_card(folder: str | os.PathLike) -> list[str]:
-    """The card in a folder, in a list, or an empty list if there is none."""
+    """The card in a folder, in a list, or an empty list if there is none. Raises CardError if it cannot be read."""
     path = Path(folder, CARD_NAME)
-    return [path.read_text(encoding="utf-8-sig")] if path.exists() else []
+    try:
+        return [path.read_text(encoding="utf-8-sig")] if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise CardError(
+            f"{path}: expected a card in UTF-8, got a file that cannot be read: {one_line(error)}"
+        ) from error
 
 
 def _shown_path(folder: Path) -> str:

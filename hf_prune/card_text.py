@@ -1,9 +1,11 @@
 """The text of a model card: figures and the record of a run -> Markdown and metadata, by a template."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
@@ -51,7 +53,7 @@ def make_card(figures: Figures, record: RunRecord | None, location: str, existin
         "speed": _speed(record),
         "speed_note": _speed_note(record),
         "pattern_note": _pattern_note(figures.pruning),
-        "location": single_line(location),
+        "report": f"hf-prune report {shlex.quote(single_line(location))}",
         "usage": _usage(figures, location),
         "check": _check(figures, location),
         "go_on": _go_on(figures.pruning),
@@ -77,7 +79,12 @@ def _metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
         found |= {"license": base.license, "language": base.languages or None}
         if base.hub_name:
             found |= {"base_model": base.hub_name, "base_model_relation": "finetune"}
-    found["tags"] = ["hf-prune", "pruned", *_method_tags(figures.pruning), *record.tags]
+    found["tags"] = [
+        "hf-prune",
+        *(["pruned"] if _is_pruned(figures) else []),
+        *_method_tags(figures.pruning),
+        *record.tags,
+    ]
     if evaluation is not None:
         if evaluation.dataset is not None and evaluation.dataset.hub_name:
             found["datasets"] = [evaluation.dataset.hub_name]
@@ -92,6 +99,11 @@ def _metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
             "training_type": "fine-tuning",
         }
     return {key: _clean(value) for key, value in found.items() if value is not None}
+
+
+def _is_pruned(figures: Figures) -> bool:
+    """Whether zeros were made: by a configuration that is known, or there they are."""
+    return bool(figures.pruning) or total(figures.prunable or figures.tensors).zeros > 0
 
 
 def _clean(value: Any) -> Any:
@@ -140,19 +152,20 @@ def _method_tags(pruning: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(tags)
 
 
-def _shown(source: Source) -> str:
-    """A model or data set, linked where it is on the Hub, with its revision."""
+def _shown(source: Source, kind: str = "") -> str:
+    """A model or (with the kind `datasets/`) a data set, linked where it is on the Hub, with its revision."""
     text = code(source.name)
     if source.hub_name:
-        text = f"[{text}]({constants.ENDPOINT}/{single_line(source.hub_name)})"
+        text = f"[{text}]({constants.ENDPOINT}/{kind}{quote(single_line(source.hub_name), safe='/')})"
     return f"{text} (revision {code(source.revision)})" if source.revision else text
 
 
 def _summary(figures: Figures, record: RunRecord) -> str:
     base = record.base_model
-    begun = f"{_shown(base)}, fine-tuned" if base is not None else "A fine-tuned model"
     if not figures.pruning:
-        return f"{_shown(base)}, pruned." if base is not None else "A pruned model."
+        kind = "pruned" if _is_pruned(figures) else "dense"
+        return f"{_shown(base)}, {kind}." if base is not None else f"A {kind} model."
+    begun = f"{_shown(base)}, fine-tuned" if base is not None else "A fine-tuned model"
     return f"{begun} and pruned on the way with hf-prune: {'; then '.join(map(_method, figures.pruning))}."
 
 
@@ -179,18 +192,23 @@ def _method(config: Mapping[str, Any]) -> str:
     return f"{what}{blocks}, {_SCOPES[config['scope']]}"
 
 
+def _figure(value: float, sign: str = "") -> str:
+    """A value with four decimals, or four digits where that would show next to nothing."""
+    return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:{sign}.4g}"
+
+
 def _headline(evaluation: Evaluation | None) -> str | None:
     """The main metric, and how much of the dense model's it is."""
     if evaluation is None:
         return None
     name = evaluation.main_metric
     value = evaluation.metrics[name]
-    text = f"{code(name)} is **{value:.4f}**"
+    text = f"{code(name)} is **{_figure(value)}**"
     dense = (evaluation.dense_metrics or {}).get(name)
     if dense is None:
         return f"{text}; the dense baseline was not measured."
     kept = recovery(name, dense, value)
-    return f"{text}, dense it was {dense:.4f}" + (f": **{kept:.1%}** recovered." if kept is not None else ".")
+    return f"{text}, dense it was {_figure(dense)}" + (f": **{kept:.1%}** recovered." if kept is not None else ".")
 
 
 def _how_pruned(figures: Figures) -> list[str]:
@@ -248,7 +266,7 @@ def _evaluated_on(evaluation: Evaluation | None) -> str:
         return f"Evaluated on a data set whose name the trainer did not know{samples}."
     config = f", configuration {code(dataset.config)}" if dataset.config else ""
     split = f", {inline(dataset.split)}" if dataset.split else ""
-    return f"Evaluated on {_shown(dataset)}{config}{split}{samples}."
+    return f"Evaluated on {_shown(dataset, 'datasets/')}{config}{split}{samples}."
 
 
 def _metric_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str, str, str]]:
@@ -260,11 +278,11 @@ def _metric_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str, str
     for name in names:
         pruned, dense = evaluation.metrics[name], (evaluation.dense_metrics or {}).get(name)
         if dense is None:
-            rows.append((name, "not measured", f"{pruned:.4f}", "–", "–"))
+            rows.append((name, "not measured", _figure(pruned), "–", "–"))
             continue
         kept = recovery(name, dense, pruned)
         share = f"{kept:.1%}" if kept is not None else "–"
-        rows.append((name, f"{dense:.4f}", f"{pruned:.4f}", f"{pruned - dense:+.4f}", share))
+        rows.append((name, _figure(dense), _figure(pruned), _figure(pruned - dense, "+"), share))
     return rows
 
 
@@ -373,11 +391,10 @@ def _training_lines(record: RunRecord) -> list[str]:
     if record.steps is not None:
         epochs = f", {record.epochs:.4g} epochs" if record.epochs is not None else ""
         samples = f" of {record.train_samples:,} samples" if record.train_samples is not None else ""
-        lines.append(f"Trained for {record.steps:,} optimizer steps{epochs}{samples}; seed {record.seed}.")
+        seed = f"; seed {record.seed}" if record.seed is not None else ""
+        lines.append(f"Trained for {record.steps:,} optimizer steps{epochs}{samples}{seed}.")
     if record.versions:
-        lines.append(
-            ", ".join(f"{single_line(name)} {single_line(text)}" for name, text in record.versions.items()) + "."
-        )
+        lines.append(", ".join(f"{inline(name)} {inline(text)}" for name, text in record.versions.items()) + ".")
     machine = record.hardware
     if machine is not None:
         processes = f", {machine.processes} processes" if machine.processes > 1 else ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -33,11 +34,23 @@ _NOT_METRICS = (
 
 # Arguments that say where a run was made and what was done with it, not what came of it.
 _NOT_REPRODUCED = (
-    *("output_dir", "logging_dir", "run_name", "report_to"),
+    *("output_dir", "logging_dir", "run_name", "project", "report_to", "trackio_space_id"),
     *("disable_tqdm", "log_level", "log_level_replica", "do_train", "do_eval", "do_predict"),
 )
 
-_SECRETS = ("token", "api_key", "password")
+# What `datasets` calls data sets that are files of these kinds.
+_KINDS_OF_FILES = (
+    *("arrow", "audiofolder", "cache", "csv", "generator", "hdf5", "imagefolder", "json", "lance", "pandas", "parquet"),
+    *("pdffolder", "spark", "sql", "text", "videofolder", "webdataset", "xml"),
+)
+
+_SECRETS = ("token", "apikey", "password", "secret")
+_TOKEN = re.compile(r"\bhf_\w{20,}")
+
+# A path that tells where something lies on this machine: from the root, a home folder, a drive, or above where we are.
+_PATH = re.compile(
+    r"""((?:^|[\s=:,"'(\[]))((?:file://)?(?:~\w*)?/(?!/)[^\s"',)\]]*|file://[^\s"']+|[A-Za-z]:\\[^\s"']*|\.\./[^\s"']*)"""
+)
 
 
 # ---- What a Trainer logged ----
@@ -62,7 +75,7 @@ def thin_history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, flo
         kept |= {f"eval_{name}": value for name, value in metrics_of(entry).items()}
         if "step" in kept and ("loss" in kept or any(name.startswith("eval_") for name in kept)):
             entries.append(kept)
-    training = [index for index, entry in enumerate(entries) if "loss" in entry]
+    training = [index for index, entry in enumerate(entries) if not any(name.startswith("eval_") for name in entry)]
     every = math.ceil(len(training) / _LOGGED_STEPS) or 1
     dropped = set(training) - set(training[::every]) - set(training[-1:])
     return [entry for index, entry in enumerate(entries) if index not in dropped]
@@ -80,13 +93,17 @@ def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
     changed = {}
     for field in dataclasses.fields(args):
         name = field.name
-        private = name.startswith(("_", "hub_", "push_to_hub")) or name.endswith(_SECRETS) or name in _NOT_REPRODUCED
+        private = name.startswith(("_", "hub_", "push_to_hub")) or name in _NOT_REPRODUCED
         if not field.init or private:
             continue
         value, default = _as_plain(getattr(args, name)), _as_plain(_default_of(field))
-        if value != default and (value or default) and _is_plain(value):
+        if value != default and not (_says_nothing(value) and _says_nothing(default)) and _is_plain(value):
             changed[name] = value
-    return changed
+    return without_tokens(changed)
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})
 
 
 def _default_of(field: dataclasses.Field) -> Any:
@@ -101,33 +118,45 @@ def _as_plain(value: Any) -> Any:
 
 
 def without_tokens(value: Any) -> Any:
-    """A recipe's content without the keys that hold tokens or passwords, at any depth."""
+    """A recipe's content without what holds tokens or passwords, at any depth: by the name of a key, or by its look."""
     if isinstance(value, Mapping):
-        return {key: without_tokens(inner) for key, inner in value.items() if not str(key).endswith(_SECRETS)}
+        return {
+            key: without_tokens(inner)
+            for key, inner in value.items()
+            if not _is_secret_name(key) and not _is_secret(inner)
+        }
     if isinstance(value, (list, tuple)):
-        return [without_tokens(inner) for inner in value]
+        return [without_tokens(inner) for inner in value if not _is_secret(inner)]
     return value
 
 
+def _is_secret_name(name: Any) -> bool:
+    return str(name).lower().replace("_", "").replace("-", "").endswith(_SECRETS)
+
+
+def _is_secret(value: Any) -> bool:
+    return isinstance(value, str) and _TOKEN.search(value) is not None
+
+
 def without_paths(value: Any) -> Any:
-    """A recipe's content as it may be published: of absolute paths, only the last part."""
+    """A recipe's content as it may be published: of a path on this machine, only the last part."""
     if isinstance(value, Mapping):
-        return {key: without_paths(inner) for key, inner in value.items()}
+        return {without_paths(key): without_paths(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_paths(inner) for inner in value]
-    if isinstance(value, str) and Path(value).expanduser().is_absolute():
-        return Path(value).name
+    if isinstance(value, str):
+        return _PATH.sub(lambda found: found[1] + re.split(r"[/\\]", found[2].rstrip("/\\"))[-1], value)
     return value
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value can be shown: a number, text that is no path, or a list or mapping of such."""
+    """Whether a value can be shown: a number, text that holds no path, or a list or mapping of such."""
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+        return all(isinstance(key, str) and _is_plain(key) and _is_plain(inner) for key, inner in value.items())
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     if isinstance(value, str):
-        return not Path(value).expanduser().is_absolute()
+        return _PATH.search(value) is None
     return value is None or isinstance(value, bool) or _is_finite(value)
 
 
@@ -237,7 +266,8 @@ def describe_base(
         card = ModelCard.load(folder / "README.md" if folder.is_dir() else name_or_path, ignore_metadata_errors=True)
         data = card.data.to_dict()
         problem = None if _texts(data.get("license")) else f"the card of {shown} names no license"
-    except (OSError, ValueError) as error:  # no such file, no network, no such name, or a card that is not one
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        # No such file, no network, no such name, or a card that is none.
         data, problem = {}, f"the card of {shown} cannot be read: {type(error).__name__}"
     license_name = next(iter(_texts(data.get("license"))), None)
     source = Source(
@@ -245,9 +275,21 @@ def describe_base(
         hub_name=hub_name,
         revision=revision,
         license=license_name,
-        languages=_texts(data.get("language")),
+        languages=language_codes(data.get("language")),
     )
     return source, problem
+
+
+def language_codes(value: Any) -> list[str]:
+    """The languages in a card's metadata."""
+    return _texts(with_norwegian(value))
+
+
+def with_norwegian(value: Any) -> Any:
+    """A card's `language`, where `no` is Norwegian: YAML 1.1 reads it as false."""
+    if isinstance(value, list):
+        return [with_norwegian(code) for code in value]
+    return "no" if value is False else value
 
 
 def _texts(value: Any) -> list[str]:
@@ -264,7 +306,7 @@ def describe_dataset(dataset: Any) -> Source | None:
         filter(None, (re.match(r"hf://datasets/([^@]+)@([^/]+)/", url) for url in info.download_checksums or {})), None
     )
     name = found[1] if found else info.dataset_name
-    if name is None:
+    if name is None or (found is None and name in _KINDS_OF_FILES):  # which is a kind of file, not a name
         return None
     return Source(
         name=name,

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from .config import CONFIG_NAME, load_configs
 from .record import Part, RunRecord, SavedFile, saved_files
 from .report import Report, make_report, weight_files
@@ -100,7 +102,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         prunable_sparsity=report.prunable_sparsity if report.prunable else None,
         overall_sparsity=report.sparsity,
         file_bytes=report.file_bytes,
-        note=report.note.replace(str(folder), folder.name) if report.note else None,
+        note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,
         files=files,
         evaluation=record.evaluation.model_dump() if record is not None and record.evaluation is not None else None,
         tensors=_counted(report),
@@ -116,8 +118,10 @@ def _saved_pruning(folder: Path) -> list[dict[str, Any]]:
 
 
 def _architecture(folder: Path) -> str | None:
-    """The name of the model's class in its config.json."""
-    path = folder / "config.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    names = content.get("architectures") or [None]
-    return names[0] if isinstance(names[0], str) and names[0].isidentifier() else None
+    """The name of the model's class in its config.json, if it is one of transformers."""
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    name = names[0] if isinstance(names, list) and names else None
+    return name if isinstance(name, str) and hasattr(transformers, name) else None

@@ -34,7 +34,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from .card import ASSETS_FOLDER, CARD_NAME, make_files, read_card, write_files
+from .card import ASSETS_FOLDER, CARD_NAME, LAYERS_NAME, SCHEDULE_NAME, make_files, read_card, write_files
 from .figures import FIGURES_NAME, Figures
 from .mask_files import MASKS_NAME, STATE_NAME
 from .messages import one_line
@@ -51,7 +51,7 @@ _STATE_OF_TRAINING = ("trainer_state.json", "training_args.bin", "optimizer.pt",
 # Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, our own pictures.
 _REPLACED = re.compile(
     r"(model|adapter_model)[\w.-]*\.safetensors(\.index\.json)?|pytorch_model[\w.-]*\.bin(\.index\.json)?"
-    rf"|{re.escape(MASKS_NAME)}|{re.escape(STATE_NAME)}|{re.escape(RECORD_NAME)}|{ASSETS_FOLDER}/(layers|schedule)\.png"
+    rf"|{re.escape(MASKS_NAME)}|{re.escape(STATE_NAME)}|{re.escape(RECORD_NAME)}|{re.escape(LAYERS_NAME)}|{re.escape(SCHEDULE_NAME)}"
 )
 
 # What the client raises for a connection that fails: its HTTP library's own base class.
@@ -199,7 +199,8 @@ def make_plan(folder: str | Path, repo_id: str, remote: Remote, with_masks: bool
     cards = ([remote.card] if remote.card is not None else []) + read_card(folder)
     made = make_files(folder, repo_id, existing=cards)
     chosen, left_out = choose_files(folder, [path.name for path in weights], with_masks)
-    files: dict[str, Path | bytes] = {**chosen}
+    earlier = {LAYERS_NAME, SCHEDULE_NAME} - made.keys()
+    files: dict[str, Path | bytes] = {name: path for name, path in chosen.items() if name not in earlier}
     files |= made
     figures = Figures.model_validate_json(made[FIGURES_NAME])
     return PushPlan(

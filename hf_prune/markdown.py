@@ -14,8 +14,12 @@ def single_line(value: Any) -> str:
 
 
 def inline(value: Any) -> str:
-    """The value within a line of text, every character that means something to Markdown escaped."""
-    return _SPECIAL.sub(r"\\\1", single_line(value))
+    """The value in a line of text, every character that means something to Markdown escaped."""
+    escaped = _SPECIAL.sub(r"\\\1", single_line(value))
+    # What would begin a list, a rule or a heading.
+    return re.sub(
+        r"^(?:([-+=])|(\d+)([.)])(?=\s|$))", lambda found: f"{found[2] or ''}\\{found[1] or found[3]}", escaped
+    )
 
 
 def code(value: Any) -> str:

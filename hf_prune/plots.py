@@ -32,9 +32,9 @@ def plot_schedule(
     )
     if with_metric:
         name = str(metric).replace("$", r"\$")  # or matplotlib would take it for a formula
-        lines += _draw_beside_sparsity(
-            panels[1], log_history, name, ((f"eval_{metric}", f"validation: {name}", _METRIC_COLOR, "o-"),)
-        )[2:]
+        label = f"validation: {name}"
+        drawn = _draw_beside_sparsity(panels[1], log_history, name, ((f"eval_{metric}", label, _METRIC_COLOR, "o-"),))
+        lines += [line for line in drawn if line.get_label() == label]
     panels[0].set_title(title)
     panels[-1].set_xlabel("optimizer step")
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
@@ -78,6 +78,8 @@ def plot_layers(sparsities: Mapping[str, float], path: Path | BinaryIO, title: s
     axis.set(xlabel="share of weights that are zero", xlim=(0, 1), title=title)
     axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axis.tick_params(axis="y", labelsize=7)
+    for label in axis.get_yticklabels():
+        label.set_parse_math(False)  # names are names, never formulas
     axis.margins(y=0.01)
     _save(figure, path)
 

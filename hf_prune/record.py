@@ -23,7 +23,7 @@ class RecordError(ValueError):
 class Part(BaseModel):
     """Plain values that are checked when they are read; it cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Part):
@@ -142,18 +142,25 @@ def load_record(folder: str | os.PathLike) -> RunRecord | None:
     """The record in a folder, or None if there is none. Raises RecordError, naming the file, for one that is broken."""
     path = Path(folder, RECORD_NAME)
     try:
-        record = RunRecord.model_validate_json(path.read_bytes())
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        version = content.get("format_version", FORMAT_VERSION)
+        if version == FORMAT_VERSION:
+            return RunRecord.model_validate(content)
     except FileNotFoundError:
         return None
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        why = "; ".join(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
+        raise RecordError(f"{path}: expected the record of a run, got a file that cannot be used: {why}") from error
+    except (OSError, ValueError, AttributeError) as error:
         why = one_line(error)
-        raise RecordError(f"{path}: expected the record of a run, got a file that cannot be used ({why})") from error
-    if record.format_version != FORMAT_VERSION:
-        raise RecordError(
-            f"{path}: expected format version {FORMAT_VERSION}, got {record.format_version}; "
-            "a newer hf-prune may read it"
-        )
-    return record
+        raise RecordError(f"{path}: expected the record of a run, got a file that cannot be read: {why}") from error
+    raise RecordError(
+        f"{path}: expected format version {FORMAT_VERSION}, got {version!r}; a newer hf-prune may read it"
+    )
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"expected finite numbers, got {constant}")
 
 
 def saved_files(files: Sequence[Path]) -> dict[str, SavedFile]:

@@ -209,7 +209,7 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         return None, f"the model's class is not known: {first_line(error)}"
-    names = getattr(config, "architectures", None) or []
+    names = [str(name) for name in getattr(config, "architectures", None) or []]
     model_class = getattr(transformers, names[0], None) if names else None
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         return None, f"the model's class {names[0] if names else '(none named)'} is not one of transformers"

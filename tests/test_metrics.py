@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_prune.metrics import METRICS, load_metric
+from hf_prune.metrics import METRICS, load_metric, lower_is_better, recovery
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -115,3 +115,47 @@ def test_a_metric_of_ones_own_is_loaded_from_a_path(tmp_path, as_folder):
 def test_an_unknown_metric_without_a_network_is_an_error():
     with pytest.raises((FileNotFoundError, OSError)):
         load_metric("no_such_metric")
+
+
+# ---- Recovery ----
+
+
+@pytest.mark.parametrize("name", ["loss", "mlm_loss", "perplexity", "wer", "cer", "mae", "mse", "rmse"])
+def test_of_errors_lower_is_better(name):
+    assert lower_is_better(name)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "bleu", "loss_reduction", "lossless", "answer", "", "Loss of f1"])
+def test_of_other_metrics_higher_is_better(name):
+    assert not lower_is_better(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "dense", "pruned", "kept"),
+    [
+        ("accuracy", 0.8, 0.6, 0.75),
+        ("accuracy", 0.5, 0.6, 1.2),
+        ("accuracy", 0.5, 0.0, 0.0),
+        ("loss", 0.5, 0.625, 0.8),
+        ("perplexity", 20.0, 10.0, 2.0),
+        ("eval_loss", 1.0, 2.0, 0.5),
+    ],
+)
+def test_recovery_is_the_share_of_the_better_direction(name, dense, pruned, kept):
+    assert recovery(name, dense, pruned) == pytest.approx(kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "dense", "pruned"),
+    [("f1", 0.0, 0.5), ("f1", -0.5, 0.5), ("f1", 0.5, -0.5), ("f1", 0.0, 0.0), ("loss", 0.0, 0.5), ("loss", 0.5, 0.0)],
+)
+def test_where_a_quotient_says_nothing_there_is_no_recovery(name, dense, pruned):
+    assert recovery(name, dense, pruned) is None
+
+
+@quick
+@given(st.sampled_from(["f1", "loss"]), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_recovery_is_above_one_where_the_pruned_model_is_better(name, dense, pruned):
+    better = pruned < dense if name == "loss" else pruned > dense
+    assert (recovery(name, dense, pruned) > 1) == (better and recovery(name, dense, pruned) != 1)
+    assert recovery(name, dense, dense) == 1

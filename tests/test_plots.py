@@ -89,6 +89,54 @@ def test_a_schedule_of_little_is_a_picture_all_the_same(tmp_path, history):
     assert opened(tmp_path / "schedule.png").shape == (480, 960, 3)
 
 
+def test_a_metric_has_a_panel_of_its_own_below_the_losses(tmp_path, drawn):
+    plot_schedule(HISTORY, tmp_path / "schedule.png", "Title", "accuracy")
+    assert opened(tmp_path / "schedule.png").shape == (780, 960, 3)
+    above, below, losses, metric = drawn[0].axes
+    assert [line.get_label() for line in losses.get_lines()] == ["training loss", "validation loss"]
+    (line,) = metric.get_lines()
+    assert (line.get_label(), line.get_xydata().tolist()) == ("validation: accuracy", [[2, 0.5]])
+    assert (losses.get_ylabel(), metric.get_ylabel()) == ("loss", "accuracy")
+    for panel in (above, below):
+        assert [line.get_label() for line in panel.get_lines()] == ["sparsity", "target sparsity"]
+    assert (above.get_title(), below.get_xlabel(), above.get_xlabel()) == ("Title", "optimizer step", "")
+    shown = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert shown == ["sparsity", "target sparsity", "training loss", "validation loss", "validation: accuracy"]
+
+
+def test_a_metric_before_any_sparsity_is_named_in_the_legend(tmp_path, drawn):
+    history = [{"step": 1, "loss": 0.5}, {"step": 1, "eval_f1": 0.5}]
+    plot_schedule(history, tmp_path / "schedule.png", "Title", "f1")
+    shown = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert shown == ["training loss", "validation: f1"]
+
+
+@pytest.mark.parametrize("metric", ["$a_b$", "a_b^c", "$", "$$", "\\frac{", "_f1", "a\\$b$c", "{}%"])
+def test_a_metric_may_have_a_name_that_matplotlib_takes_for_a_formula(tmp_path, metric):
+    history = [*HISTORY, {"step": 2, f"eval_{metric}": 0.5}]
+    plot_schedule(history, tmp_path / "schedule.png", "Title", metric)
+    assert opened(tmp_path / "schedule.png").shape == (780, 960, 3)
+
+
+@pytest.mark.parametrize("metric", [None, "loss", "f1", "runtime"])
+def test_a_metric_that_was_not_logged_has_no_panel(tmp_path, drawn, metric):
+    plot_schedule(HISTORY, tmp_path / "schedule.png", "Title", metric)
+    assert opened(tmp_path / "schedule.png").shape == (480, 960, 3)
+    assert len(drawn[0].axes) == 2
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "$a_b$", "a$b$c"])
+def test_a_tensor_may_have_a_name_that_matplotlib_takes_for_a_formula(tmp_path, drawn, name):
+    plot_layers({name: 0.5, "other": 0.25}, tmp_path / "layers.png", "Title")
+    assert opened(tmp_path / "layers.png").size
+
+
+def test_a_picture_is_the_same_to_the_byte_each_time(tmp_path):
+    for name in ("a.png", "b.png"):
+        plot_schedule(HISTORY, tmp_path / name, "Title", "accuracy")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_bars_are_as_long_as_tensors_are_sparse(tmp_path, drawn):
     shares = {"first": 0.25, "second": 1.0, "third": 0.0}
     plot_layers(shares, tmp_path / "layers.png", "Title")

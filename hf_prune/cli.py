@@ -167,8 +167,6 @@ def push_command(
     with _errors_as_lines():
         _quiet(progress=True)
         _check_folder(model)
-        if create_pr and revision is not None:
-            raise RecipeError(["--revision: expected none with --create-pr, which makes its own"])
         if dry_run:
             _print_push_plan(_plan_of_dry_run(model, repo, revision, with_masks))
             console.print("\nA dry run: nothing was sent.")

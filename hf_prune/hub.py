@@ -147,6 +147,8 @@ def push_model(
         ReportError, RecordError, StaleRecordError, CardError: what is in the folder cannot be pushed; nothing was sent.
         PushError: the Hub did not take it; the message says what is and is not there.
     """
+    if create_pr and revision is not None:
+        raise PushError(f"revision: expected none for a pull request, which makes its own, got {revision!r}")
     api = _api(token)
     repo_id, remote = _look(api, repo_id, revision, token)
     if private and remote.is_private is False:
@@ -163,12 +165,12 @@ def push_model(
         with _explained(f"{repo_id} could not be made, and nothing was sent", token):
             api.create_repo(repo_id, private=private, exist_ok=True)
         say(f"Made the repository {repo_id}")
-    if revision is not None and not remote.has_branch and not create_pr:
+    if revision is not None and not remote.has_branch:
         with _explained(f"The branch {revision} could not be made in {repo_id}, and nothing was sent", token):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         say(f"Made the branch {revision}")
     if remote.head is None or not remote.has_branch:
-        _, remote = _look(api, repo_id, revision if not create_pr else None, token)
+        _, remote = _look(api, repo_id, revision, token)
     if not plan.changed and not plan.removed:
         say("The Hub holds all of it already")
         commit = _commit_of(api, repo_id, remote, message)
@@ -335,12 +337,12 @@ def _commit(
             plan.repo_id,
             [*additions, *deletions],
             commit_message=message,
-            revision=revision if not create_pr else None,
+            revision=revision,
             create_pr=create_pr,
             parent_commit=remote.head,
         )
     except _HUB_ERRORS as error:
-        there = _what_is_there(api, plan, remote, revision if not create_pr else None, create_pr)
+        there = _what_is_there(api, plan, remote, revision, create_pr)
         raise PushError(f"The push to {plan.repo_id} failed: {explain_error(error, token)}\n{there}") from error
 
 

@@ -331,22 +331,22 @@ def _pattern_note(pruning: Sequence[Mapping[str, Any]]) -> str:
     return "What they are good for: sparse runtimes, compression, and further training."
 
 
-# Tasks whose pipeline takes one text.
+# Tasks whose pipeline takes one text, and what to call it with.
 _TEXT_PIPELINES = {
-    "text-classification": "A film that stays with you.",
-    "token-classification": "Ada Lovelace was born in London.",
-    "text-generation": "The film begins",
+    "text-classification": '"A film that stays with you."',
+    "token-classification": '"Ada Lovelace was born in London."',
+    "text-generation": '"The film begins", max_new_tokens=20',
 }
 
 
 def _usage(figures: Figures, location: str) -> str:
-    where = json.dumps(single_line(location), ensure_ascii=False)
+    where = _as_python(location)
     task = task_of(figures.architecture)
     if task in _TEXT_PIPELINES and figures.has_tokenizer:
         return (
             f"from transformers import pipeline\n\n"
             f'pipe = pipeline("{task}", model={where})\n'
-            f'print(pipe("{_TEXT_PIPELINES[task]}"))'
+            f"print(pipe({_TEXT_PIPELINES[task]}))"
         )
     name = figures.architecture or "AutoModel"
     return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
@@ -354,7 +354,7 @@ def _usage(figures: Figures, location: str) -> str:
 
 def _check(figures: Figures, location: str) -> str:
     name = figures.architecture or "AutoModel"
-    where = json.dumps(single_line(location), ensure_ascii=False)
+    where = _as_python(location)
     return (
         f"from transformers import {name}\n\n"
         f"model = {name}.from_pretrained({where})\n"
@@ -383,7 +383,12 @@ def _go_on(pruning: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _call(values: Mapping[str, Any]) -> str:
-    return f"PruningConfig({', '.join(f'{name}={_clean(value)!r}' for name, value in values.items())})"
+    return f"PruningConfig({', '.join(f'{name}={_as_python(value)}' for name, value in values.items())})"
+
+
+def _as_python(value: Any) -> str:
+    """Texts, and lists of them, as Python has them: JSON's notation is the same."""
+    return json.dumps(_clean(value), ensure_ascii=False)
 
 
 def _training_lines(record: RunRecord) -> list[str]:

@@ -227,12 +227,10 @@ def test_a_card_without_metadata_is_text():
     [
         *("a: [", "- a list", "text", "a: b: c", "1: x", "self: x", "ignore_metadata_errors: true", "? [a]\n: b"),
         *("a: !!python/object:os.system x", "tags: 5", "a: =", "\tb: 1"),
-        "eval_results: text",
-        "model_name: x\neval_results: [1]",
     ],
 )
 def test_metadata_that_cannot_be_read_are_refused_rather_than_lost(front):
-    with pytest.raises(CardError, match="metadata cannot be read"):
+    with pytest.raises(CardError, match=r"README.md: "):
         merge_cards(GENERATED, [f"---\n{front}\n---\n\ntext\n"])
 
 

@@ -7,17 +7,16 @@ files that it was measured on.
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard
-
-from .card_merge import CardError
-from .card_text import make_card
+from .card_merge import CardError, Existing, merge_cards
+from .card_text import generated_metadata, render_card
 from .figures import FIGURES_NAME, Figures, count_figures
 from .messages import one_line
 from .plots import plot_layers, plot_schedule
-from .record import Evaluation, RunRecord, load_record, save_record, saved_files
+from .record import RunRecord, load_record, save_record, saved_files
 from .report import weight_files
 
 CARD_NAME = "README.md"
@@ -27,31 +26,42 @@ SCHEDULE_NAME = f"{ASSETS_FOLDER}/schedule.png"
 
 
 def make_files(
-    folder: str | os.PathLike, repo_id: str | None = None, existing: Sequence[str] | None = None
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    on_hub: Existing | None = None,
+    pushed: str | None = None,
 ) -> dict[str, bytes]:
     """The card of a saved model and what belongs to it, path -> content; nothing is written.
 
-    `repo_id` is where the model is going to be, for the usage in the card. `existing` are cards whose texts are kept:
-    by default the folder's own. Raises ReportError, RecordError and CardError.
+    `repo_id` is where the model is going to be, for the usage in the card; `on_hub` the card that is there, `pushed`
+    the one that was last pushed there from here. Texts of persons there and in the folder's own are kept.
+
+    Raises ReportError, RecordError, StaleRecordError and CardError.
     """
     folder = Path(folder)
     record = load_record(folder)
     figures = count_figures(folder, record)
-    if existing is None:
-        existing = read_card(folder)
     if repo_id is not None:
         figures = figures.model_copy(update={"model": repo_id.rsplit("/", 1)[-1]})
-    card = make_card(figures, record, repo_id or _shown_path(folder), existing)
+    known = record if record is not None else RunRecord(name=figures.model)
+    figures = figures.model_copy(update={"metadata": generated_metadata(figures, known)})
+    card = merge_cards(
+        render_card(figures, known, repo_id or _shown_path(folder)),
+        here=read_card(folder),
+        on_hub=on_hub,
+        pushed=pushed,
+        chosen={key: figures.metadata[key] for key in known.chosen if key in figures.metadata},
+    )
     files = {CARD_NAME: card.encode(), FIGURES_NAME: _as_json(figures)}
     if figures.prunable:
         image = io.BytesIO()
         shares = {tensor.name: tensor.sparsity for tensor in figures.prunable}
         plot_layers(shares, image, "Zeros by tensor, counted in the saved files")
         files[LAYERS_NAME] = image.getvalue()
-    if record is not None and record.history:
+    if known.history:
         image = io.BytesIO()
-        metric = record.evaluation.main_metric if record.evaluation is not None else None
-        plot_schedule(record.history, image, "Sparsity while fine-tuning", metric)
+        metric = known.evaluation.main_metric if known.evaluation is not None else None
+        plot_schedule(known.history, image, "Sparsity while fine-tuning", metric)
         files[SCHEDULE_NAME] = image.getvalue()
     return files
 
@@ -79,7 +89,6 @@ def forget_measurements(folder: str | os.PathLike) -> None:
     """Make the record of a folder one of the weights that are there now: what was measured and trained goes."""
     record = load_record(folder)
     if record is not None:
-        _forget_datasets(Path(folder), record.evaluation)
         files = saved_files(weight_files(Path(folder)))
         save_record(
             folder,
@@ -94,26 +103,31 @@ def forget_measurements(folder: str | os.PathLike) -> None:
         )
 
 
-def _forget_datasets(folder: Path, evaluation: Evaluation | None) -> None:
-    """Take the data set of an evaluation out of the card's metadata: it would stay as if a person had added it."""
-    if evaluation is None or evaluation.dataset is None:
-        return
-    for text in read_card(folder):
-        card = ModelCard(text, ignore_metadata_errors=True)
-        if card.data.get("datasets") == [evaluation.dataset.hub_name]:
-            card.data.pop("datasets")
-            card.save(folder / CARD_NAME)
+def read_card(folder: str | os.PathLike) -> Existing | None:
+    """The card in a folder, with the metadata that was generated for it; None if there is none.
+
+    Raises CardError if it cannot be read.
+    """
+    text = _read_text(Path(folder, CARD_NAME))
+    figures = _read_text(Path(folder, FIGURES_NAME))
+    return Existing(text, metadata_in(figures)) if text is not None else None
 
 
-def read_card(folder: str | os.PathLike) -> list[str]:
-    """The card in a folder, in a list, or an empty list if there is none. Raises CardError if it cannot be read."""
-    path = Path(folder, CARD_NAME)
+def metadata_in(figures: str | None) -> dict[str, Any]:
+    """The metadata that a `sparsity.json` says was generated; none where it is not there or is not one of ours."""
     try:
-        return [path.read_text(encoding="utf-8-sig")] if path.exists() else []
+        metadata = json.loads(figures or "{}").get("metadata")
+    except (ValueError, AttributeError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8-sig") if path.exists() else None
     except (OSError, UnicodeDecodeError) as error:
-        raise CardError(
-            f"{path}: expected a card in UTF-8, got a file that cannot be read: {one_line(error)}"
-        ) from error
+        why = one_line(error)
+        raise CardError(f"{path}: expected text in UTF-8, got a file that cannot be read: {why}") from error
 
 
 def _shown_path(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -16,14 +16,12 @@ from .messages import first_line
 _LINE_BREAK = re.compile(r"\r\n?")
 _MARKER = re.compile(r"^<!-- hf-prune: (begin|end) ([a-z]+) -->[ \t]*$", re.MULTILINE)
 
-# A person's value stands, if there is one.
-_A_PERSONS = ("language", "license", "license_link", "license_name", "pipeline_tag")
 # Results are those of this model, or there are none.
-_OURS_ALONE = ("base_model_relation", "co2_eq_emissions", "eval_results", "metrics", "model-index", "model_name")
+_OURS_ALONE = ("base_model_relation", "co2_eq_emissions", "eval_results", "model-index", "model_name")
+# Lists, to which a person may add.
+_LISTS = ("datasets", "language", "metrics", "tags")
 # Names that `ModelCardData` takes for something else.
 _RESERVED = {"self", "ignore_metadata_errors"}
-# Tags that the methods and patterns of an earlier card may have left.
-_OUR_TAG = re.compile(r"hf-prune|pruned|keep|magnitude|random|unstructured|\d+:\d+|block-\d+x\d+|block:\d+x\d+")
 
 
 class CardError(ValueError):
@@ -79,46 +77,148 @@ def _unended(text: str, opened: re.Match) -> str:
     )
 
 
-def merge_cards(generated: str, existing: Sequence[str], chosen: Mapping[str, Any] | None = None) -> str:
-    """The generated card with what persons wrote into the existing ones, of which later ones count more in metadata.
+@dataclass(frozen=True)
+class Existing:
+    """A card that is there, and the metadata that was generated with it: what differs from that is a person's."""
+
+    text: str
+    generated: Mapping[str, Any] = field(default_factory=dict)
+
+
+def merge_cards(
+    generated: str,
+    here: Existing | None,
+    on_hub: Existing | None = None,
+    pushed: str | None = None,
+    chosen: Mapping[str, Any] | None = None,
+) -> str:
+    """The generated card with what persons wrote into the one that is here, and the one on the Hub.
 
     Text keeps its place after the generated part that it followed, or after the one before where that part is gone.
-    Texts of several cards in one place stand one after another, each once. A card that the Trainer generated, and says
-    so, counts for nothing. Raises CardError for a card whose generated parts or metadata cannot be read.
+    With the card as it was last `pushed` from here, what was changed or taken away since counts, here or there. Where
+    both were changed, and where nothing was pushed yet, both are kept, each once; of metadata, what is here counts
+    more. A card that the Trainer generated, and says so, counts for nothing. `chosen` is metadata that stands whatever
+    the cards say. Raises CardError for a card whose generated parts or metadata cannot be read.
     """
     card = ModelCard(generated)
     body = split_body(card.text)
-    metadata: dict[str, Any] = {}
-    places = ["", *(name for name, _, _ in body.parts)]
-    kept: dict[str, list[str]] = {place: [] for place in places}
+    names = [name for name, _, _ in body.parts]
     ours = card.data.to_dict()
-    for text in existing:
-        old_metadata, old_text = _read(text)
-        old_body = split_body(old_text)
-        if _is_stock(text) and not old_body.parts:
-            continue
-        tags = [*metadata.pop("tags", []), *old_metadata.pop("tags", [])]
-        metadata |= {key: value for key, value in old_metadata.items() if value != ours.get(key)}
-        if tags:
-            metadata["tags"] = tags
-        place = ""
-        _keep(kept[place], old_body.preface)
-        for name, _, after in old_body.parts:
-            place = name if name in kept else place
-            _keep(kept[place], after)
-    lines = [*kept[""]]
+    cards = [_read(existing, names) for existing in (on_hub, here)]
+    there, local = cards
+    before = _read(Existing(pushed), names) if pushed is not None else None
+    if there is None or local is None:
+        only = local or there
+        texts, metadata = (only.texts, only.added()) if only is not None else ({}, {})
+    else:
+        texts = {place: _merge_texts(there, local, before, place) for place in ("", *names)}
+        metadata = _merge_added(there, local, before)
+    lines = [texts.get("", "")]
     for name, part, _ in body.parts:
-        lines += [part, *kept[name]]
-    data = ModelCardData(**_merge_metadata(ours, metadata) | dict(chosen or {}))
+        lines += [part, texts.get(name, "")]
+    merged = ours | {
+        key: _together(_as_list(ours.get(key)), value) if key in _LISTS else value for key, value in metadata.items()
+    }
+    data = ModelCardData(**merged | dict(chosen or {}))
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, lines)) + "\n"
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What a person wrote into a card: place -> text. `metadata` is all of it, `generated` what was not a person's."""
+
+    texts: dict[str, str]
+    metadata: dict[str, Any]
+    generated: Mapping[str, Any]
+
+    def added(self) -> dict[str, Any]:
+        """The metadata that a person added or changed; of lists, what was added."""
+        added = {}
+        for key, value in self.metadata.items():
+            known = self.generated.get(key)
+            if key in _LISTS:
+                value = [item for item in value if item not in _as_list(known)]
+                if value:
+                    added[key] = value
+            elif value != known:
+                added[key] = value
+        return added
+
+
+def _merge_texts(there: _Card, local: _Card, before: _Card | None, place: str) -> str:
+    hers, ours = there.texts.get(place, ""), local.texts.get(place, "")
+    if before is not None and before.texts.get(place, "") in (hers, ours):
+        return ours if before.texts.get(place, "") == hers else hers
+    texts: list[str] = []
+    _keep(texts, hers)
+    _keep(texts, ours)
+    return "\n\n".join(texts)
+
+
+def _merge_added(there: _Card, local: _Card, before: _Card | None) -> dict[str, Any]:
+    """What persons added to the metadata of two cards: what was changed since `before`, or all of both."""
+    merged: dict[str, Any] = {}
+    theirs, ours = there.added(), local.added()
+    for key in dict.fromkeys([*theirs, *ours]):
+        hers, mine = theirs.get(key), ours.get(key)
+        old = before.metadata.get(key) if before is not None else None
+        if key in _LISTS:
+            value: Any = _merge_lists(there, local, hers or [], mine or [], old or [], key) or None
+        elif before is not None and local.metadata.get(key) == old:
+            value = hers
+        elif before is not None and there.metadata.get(key) == old:
+            value = mine
+        elif isinstance(hers, list) and isinstance(mine, list):
+            value = _merge_lists(there, local, hers, mine, old if isinstance(old, list) else [], key)
+        else:
+            value = mine if mine is not None else hers
+        if value is not None:
+            merged[key] = value
+    return merged
+
+
+def _merge_lists(there: _Card, local: _Card, hers: list, mine: list, old: list, key: str) -> list:
+    """The items of two lists, each once, without those of an `old` one that are not in both cards any more."""
+    hers = [item for item in hers if item not in old or item in local.metadata.get(key, [])]
+    mine = [item for item in mine if item not in old or item in there.metadata.get(key, [])]
+    return _together(hers, mine)
+
+
+def _together(first: list, second: list) -> list:
+    items: list = []
+    for item in [*first, *second]:
+        if item not in items:
+            items.append(item)
+    return items
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _is_stock(text: str) -> bool:
     return AUTOGENERATED_TRAINER_COMMENT.strip() in _LINE_BREAK.sub("\n", text)
 
 
-def _read(text: str) -> tuple[dict[str, Any], str]:
-    """Metadata and text of a card, as they stand: a person's may be other than `ModelCard` would have them."""
+def _read(existing: Existing | None, names: Sequence[str]) -> _Card | None:
+    """A card, by the places that the new one has; metadata as they stand, which need not be what `ModelCard` takes."""
+    if existing is None:
+        return None
+    metadata, text = _read_metadata(existing.text)
+    body = split_body(text)
+    if _is_stock(text) and not body.parts:
+        return None
+    texts: dict[str, list[str]] = {"": [body.preface]}
+    place = ""
+    for name, _, after in body.parts:
+        place = name if name in names else place
+        texts.setdefault(place, []).append(after)
+    joined = {place: "\n\n".join(filter(None, found)) for place, found in texts.items()}
+    return _Card(joined, metadata, existing.generated)
+
+
+def _read_metadata(text: str) -> tuple[dict[str, Any], str]:
+    """Metadata and text of a card."""
     block = REGEX_YAML_BLOCK.search(text)
     if block is None:
         return {}, text
@@ -134,11 +234,10 @@ def _read(text: str) -> tuple[dict[str, Any], str]:
         raise CardError(f"README.md: expected other names in its metadata than {', '.join(sorted(reserved))}")
     if "language" in metadata:
         metadata["language"] = with_norwegian(metadata["language"])
-    if not isinstance(metadata.get("tags", []), list):
-        metadata["tags"] = [metadata["tags"]]
+    metadata |= {key: _as_list(metadata[key]) for key in _LISTS if key in metadata}
     if not all(isinstance(tag, str) for tag in metadata.get("tags", [])):
         raise CardError(f"README.md: expected tags that are texts, got {metadata['tags']!r}")
-    return metadata, text[block.end() :]
+    return {key: value for key, value in metadata.items() if key not in _OURS_ALONE}, text[block.end() :]
 
 
 def _keep(texts: list[str], text: str) -> None:
@@ -150,15 +249,3 @@ def _keep(texts: list[str], text: str) -> None:
 
 def _has_lines(text: str, part: str) -> bool:
     return f"\n{part}\n" in f"\n{text}\n"
-
-
-def _merge_metadata(ours: Mapping[str, Any], existing: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(ours)
-    for key, value in existing.items():
-        if key in _OURS_ALONE:
-            continue
-        if key == "tags":
-            merged["tags"] = [*merged.get("tags", []), *(tag for tag in value if not _OUR_TAG.fullmatch(str(tag)))]
-        elif key in _A_PERSONS or key not in merged:
-            merged[key] = value
-    return merged

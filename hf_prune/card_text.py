@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
+from huggingface_hub.repocard_data import eval_results_to_model_index
 from transformers.modelcard import TASK_MAPPING
 
-from .card_merge import merge_cards
 from .figures import Figures, total
 from .markdown import code, fence, inline, single_line
 from .metrics import lower_is_better, recovery
@@ -24,10 +24,10 @@ _TEMPLATE = Path(__file__).with_name("card_template.md")
 _MOST_ROWS = 500
 
 
-def make_card(figures: Figures, record: RunRecord | None, location: str, existing: Sequence[str] = ()) -> str:
+def render_card(figures: Figures, record: RunRecord | None, location: str) -> str:
     """The text of a card, with its metadata: from figures and record alone, whatever is on disk.
 
-    `location` is the model's name on the Hub or its folder, for the usage; `existing` are cards whose texts are kept.
+    `location` is the model's name on the Hub or its folder, for the usage.
     """
     record = record if record is not None else RunRecord(name=figures.model)
     values: dict[str, Any] = {
@@ -45,10 +45,11 @@ def make_card(figures: Figures, record: RunRecord | None, location: str, existin
         "layers_alt": _layers_alt(figures),
         "history": record.history,
         "schedule_alt": _schedule_alt(record.history),
-        "evaluation": record.evaluation,
-        "evaluated_on": _evaluated_on(record.evaluation),
-        "rows": _metric_rows(record.evaluation),
-        "recovery_note": _recovery_note(record.evaluation),
+        "evaluations": [
+            {"on": _evaluated_on(one), "rows": _metric_rows(one), "dense": one.dense_metrics}
+            for one in record.evaluations
+        ],
+        "recovery_note": _recovery_note(record.evaluations),
         "file_bytes": figures.file_bytes,
         "speed": _speed(record),
         "speed_note": _speed_note(record),
@@ -68,11 +69,12 @@ def make_card(figures: Figures, record: RunRecord | None, location: str, existin
         "percent": lambda value: f"{value:.2%}",
         "shape": lambda sides: "×".join(map(str, sides)) or "–",
     }
-    generated = ModelCard.from_template(ModelCardData(**_metadata(figures, record)), str(_TEMPLATE), **values)
-    return merge_cards(str(generated), existing, _clean(record.chosen))
+    metadata = generated_metadata(figures, record)
+    return str(ModelCard.from_template(ModelCardData(**metadata), str(_TEMPLATE), **values))
 
 
-def _metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
+def generated_metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
+    """The metadata of a card, before any of a person: what is known, and what was chosen for it."""
     task, base, evaluation = task_of(figures.architecture), record.base_model, record.evaluation
     found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     if base is not None:
@@ -80,25 +82,28 @@ def _metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
         if base.hub_name:
             found |= {"base_model": base.hub_name, "base_model_relation": "finetune"}
     found["tags"] = [
-        "hf-prune",
-        *(["pruned"] if _is_pruned(figures) else []),
-        *_method_tags(figures.pruning),
-        *record.tags,
+        *("hf-prune", *(["pruned"] if _is_pruned(figures) else [])),
+        *(*_method_tags(figures.pruning), *record.tags),
     ]
+    sources = [record.training_data, *(one.dataset for one in record.evaluations)]
+    names = [source.hub_name for source in sources if source is not None and source.hub_name]
+    found["datasets"] = list(dict.fromkeys(names)) or None
     if evaluation is not None:
-        if evaluation.dataset is not None and evaluation.dataset.hub_name:
-            found["datasets"] = [evaluation.dataset.hub_name]
         found["metrics"] = [name for name in evaluation.metrics if name != "loss"] or None
-        if task is not None and evaluation.dataset is not None:
-            found["eval_results"] = _eval_results(task, evaluation.dataset, evaluation.metrics)
-            found["model_name"] = figures.model
+    results = [result for one in record.evaluations if task is not None for result in _eval_results(task, one)]
+    if results:
+        # One value for a metric of a data set: that of the first evaluation, the main one.
+        first: dict[tuple, EvalResult] = {}
+        for result in results:
+            first.setdefault((*result.unique_identifier, result.dataset_name, result.metric_type), result)
+        found["model-index"] = eval_results_to_model_index(figures.model, list(first.values()))
     if record.emissions is not None:
         found["co2_eq_emissions"] = {
             "emissions": record.emissions.kilograms * 1000,
             "source": "codecarbon",
             "training_type": "fine-tuning",
         }
-    return {key: _clean(value) for key, value in found.items() if value is not None}
+    return {key: _clean(value) for key, value in (found | record.chosen).items() if value is not None}
 
 
 def _is_pruned(figures: Figures) -> bool:
@@ -117,7 +122,11 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def _eval_results(task: str, dataset: Source, metrics: Mapping[str, float]) -> list[EvalResult]:
+def _eval_results(task: str, evaluation: Evaluation) -> list[EvalResult]:
+    """Results for the `model-index`; none of a data set whose name is not known, for which the Hub has no place."""
+    dataset = evaluation.dataset
+    if dataset is None:
+        return []
     return [
         EvalResult(
             task_type=task,
@@ -130,7 +139,7 @@ def _eval_results(task: str, dataset: Source, metrics: Mapping[str, float]) -> l
             metric_name=single_line(name),
             metric_value=round(value, 6),
         )
-        for name, value in metrics.items()
+        for name, value in evaluation.metrics.items()
     ]
 
 
@@ -161,12 +170,11 @@ def _shown(source: Source, kind: str = "") -> str:
 
 
 def _summary(figures: Figures, record: RunRecord) -> str:
-    base = record.base_model
-    if not figures.pruning:
-        kind = "pruned" if _is_pruned(figures) else "dense"
-        return f"{_shown(base)}, {kind}." if base is not None else f"A {kind} model."
-    begun = f"{_shown(base)}, fine-tuned" if base is not None else "A fine-tuned model"
-    return f"{begun} and pruned on the way with hf-prune: {'; then '.join(map(_method, figures.pruning))}."
+    base = _shown(record.base_model) if record.base_model is not None else "A model"
+    if figures.pruning and record.steps:
+        methods = "; then ".join(map(_method, figures.pruning))
+        return f"{base}, fine-tuned and pruned on the way with hf-prune: {methods}."
+    return f"{base}, {'pruned' if _is_pruned(figures) else 'dense'}."
 
 
 _METHODS = {
@@ -208,33 +216,39 @@ def _headline(evaluation: Evaluation | None) -> str | None:
     if dense is None:
         return f"{text}; the dense baseline was not measured."
     kept = recovery(name, dense, value)
-    return f"{text}, dense it was {_figure(dense)}" + (f": **{kept:.1%}** recovered." if kept is not None else ".")
+    recovered = f": **{kept:.1%}** recovered" if kept is not None else ""
+    return f"{text}; the dense model has {_figure(dense)}{recovered}."
 
 
 def _how_pruned(figures: Figures) -> list[str]:
-    lines = []
-    for config in figures.pruning:
-        if config["method"] == "keep":
-            lines.append("Method: `keep`, the zeros that were there were kept.")
-            continue
-        lines.append(
-            f"Method: {code(config['method'])}; pattern: {code(config['pattern'])}; scope: {code(config['scope'])}; "
-            f"schedule: {code(config['schedule'])}."
-        )
-    targets = [expression for config in figures.pruning for expression in config["targets"] or ()]
-    excluded = [expression for config in figures.pruning for expression in config["exclude"]]
-    if targets:
-        lines.append(f"Prunable are the tensors that match {', '.join(map(code, targets))}.")
-    elif figures.prunable:
-        lines.append(
-            "Prunable are the linear layers and convolutions in the repeated stack of layers; not embeddings, norms, "
-            "biases, poolers and heads."
-        )
-    if excluded:
-        lines.append(f"Excluded: {', '.join(map(code, excluded))}.")
+    """A line for each configuration: what it did, to which tensors."""
+    lines = [_configuration(config) for config in figures.pruning]
+    if not lines and figures.prunable:
+        lines.append(f"Prunable are {_DEFAULT_TARGETS}.")
     if figures.note:
         lines.append(f"Which tensors are prunable is not known: {inline(figures.note)}.")
     return lines
+
+
+_DEFAULT_TARGETS = (
+    "the linear layers and convolutions in the repeated stack of layers; not embeddings, norms, biases, poolers and "
+    "heads"
+)
+
+
+def _configuration(config: Mapping[str, Any]) -> str:
+    method = code(config["method"])
+    if config["method"] != "keep":
+        names = ("pattern", "scope", "schedule")
+        method += "; " + "; ".join(f"{name}: {code(config[name])}" for name in names)
+    targets = f"what matches {', '.join(map(code, config['targets']))}" if config["targets"] else _DEFAULT_TARGETS
+    line = f"Method: {method}. Prunable are {targets}."
+    if config["exclude"]:
+        line += f" Excluded: {', '.join(map(code, config['exclude']))}."
+    if config["overrides"]:
+        others = ", ".join(f"{code(expression)} at {share:.2%}" for expression, share in config["overrides"].items())
+        line += f" Otherwise: {others}."
+    return line
 
 
 def _file_names(figures: Figures) -> str:
@@ -257,22 +271,25 @@ def _schedule_alt(history: Sequence[Mapping[str, float]]) -> str:
     return f"Lines: {rise}losses and evaluations over {steps} optimizer steps"
 
 
-def _evaluated_on(evaluation: Evaluation | None) -> str:
-    if evaluation is None:
-        return ""
+def _evaluated_on(evaluation: Evaluation) -> str:
     samples = f", {evaluation.samples:,} samples" if evaluation.samples is not None else ""
     dataset = evaluation.dataset
     if dataset is None:
-        return f"Evaluated on a data set whose name the trainer did not know{samples}."
+        return (
+            f"Evaluated on what the trainer called {code(evaluation.part)}{samples}; the data set's name is not known."
+        )
+    return f"Evaluated on {_described(dataset)}{samples}."
+
+
+def _described(dataset: Source) -> str:
     config = f", configuration {code(dataset.config)}" if dataset.config else ""
-    split = f", {inline(dataset.split)}" if dataset.split else ""
-    return f"Evaluated on {_shown(dataset, 'datasets/')}{config}{split}{samples}."
+    split = f", split {code(dataset.split)}" if dataset.split else ""
+    rows = f", {inline(dataset.rows)}" if dataset.rows else ""
+    return f"{_shown(dataset, 'datasets/')}{config}{split}{rows}"
 
 
-def _metric_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str, str, str]]:
+def _metric_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
     """Name, dense, pruned, difference and recovery of each metric, the main one first."""
-    if evaluation is None:
-        return []
     names = sorted(evaluation.metrics, key=lambda name: name != evaluation.main_metric)
     rows = []
     for name in names:
@@ -283,19 +300,18 @@ def _metric_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str, str
         kept = recovery(name, dense, pruned)
         share = f"{kept:.1%}" if kept is not None else "–"
         rows.append((name, _figure(dense), _figure(pruned), _figure(pruned - dense, "+"), share))
-    return rows
+    return rows + [(name, "–", "not a finite number", "–", "–") for name in evaluation.not_finite]
 
 
-def _recovery_note(evaluation: Evaluation | None) -> str:
-    if evaluation is None:
-        return ""
+def _recovery_note(evaluations: Sequence[Evaluation]) -> str:
     note = "Recovery is the pruned model's value over the dense one's"
-    errors = [name for name in evaluation.metrics if lower_is_better(name)]
-    return (
-        f"{note}; of {', '.join(map(code, errors))}, where lower is better, the other way round."
-        if errors
-        else f"{note}."
-    )
+    compared = [one for one in evaluations if one.dense_metrics]
+    errors = list(dict.fromkeys(name for one in compared for name in one.dense_metrics or () if lower_is_better(name)))
+    if not compared:
+        return ""
+    if not errors:
+        return f"{note}."
+    return f"{note}; of {', '.join(map(code, errors))}, where lower is better, the other way round."
 
 
 def _speed(record: RunRecord) -> list[tuple[str, str]]:
@@ -386,6 +402,16 @@ def _call(values: Mapping[str, Any]) -> str:
     return f"PruningConfig({', '.join(f'{name}={_as_python(value)}' for name, value in values.items())})"
 
 
+def _trained(record: RunRecord) -> str:
+    epochs = f", {record.epochs:.4g} {'epoch' if record.epochs == 1 else 'epochs'}" if record.epochs is not None else ""
+    samples = f" of {record.train_samples:,} samples" if record.train_samples is not None else ""
+    data = f" of {_described(record.training_data)}" if record.training_data is not None else ""
+    seed = f"; seed {record.seed}" if record.seed is not None else ""
+    kept = record.kept_step if record.kept_step not in (None, record.steps) else None
+    best = f" The weights are those after step {kept:,}, the best that were evaluated." if kept is not None else ""
+    return f"Trained for {record.steps:,} optimizer steps{epochs}{samples}{data}{seed}.{best}"
+
+
 def _as_python(value: Any) -> str:
     """Texts, and lists of them, as Python has them: JSON's notation is the same."""
     return json.dumps(_clean(value), ensure_ascii=False)
@@ -393,11 +419,8 @@ def _as_python(value: Any) -> str:
 
 def _training_lines(record: RunRecord) -> list[str]:
     lines = []
-    if record.steps is not None:
-        epochs = f", {record.epochs:.4g} epochs" if record.epochs is not None else ""
-        samples = f" of {record.train_samples:,} samples" if record.train_samples is not None else ""
-        seed = f"; seed {record.seed}" if record.seed is not None else ""
-        lines.append(f"Trained for {record.steps:,} optimizer steps{epochs}{samples}{seed}.")
+    if record.steps:
+        lines.append(_trained(record))
     if record.versions:
         lines.append(", ".join(f"{inline(name)} {inline(text)}" for name, text in record.versions.items()) + ".")
     machine = record.hardware

@@ -21,11 +21,13 @@ from .card import forget_measurements, write_card
 from .card_merge import CardError
 from .config import PruningConfigError
 from .figures import StaleRecordError
-from .hub import NOTHING_THERE, PushError, PushPlan, PushResult, make_plan, plan_push, push_model
+from .hub import PushResult, plan_push, push_model
+from .hub_errors import PushError
 from .mask_files import PruningStateError
 from .messages import one_line
 from .plan import Plan
 from .pruner import Pruner
+from .push_plan import UNKNOWN, PushPlan, make_plan
 from .recipe import RecipeError, load_recipe, parse_pruning
 from .record import RecordError
 from .report import Report, ReportError, build_skeleton, find_model, make_report, weight_files
@@ -45,11 +47,11 @@ _USER_ERRORS = (
 def _errors_as_lines() -> Iterator[None]:
     """A mistake of the user ends in one line a problem on standard error and exit code 2, trouble with the Hub in 1.
 
-    Anything else is a bug.
+    So do files that cannot be read or written. Anything else is a bug.
     """
     try:
         yield
-    except (*_USER_ERRORS, PushError) as error:
+    except (*_USER_ERRORS, PushError, OSError) as error:
         for line in str(error).splitlines():
             print(f"hf-prune: {line}", file=sys.stderr)
         raise typer.Exit(1 if isinstance(error, PushError) else 2) from error
@@ -131,7 +133,10 @@ def card_command(
     model: Annotated[Path, typer.Argument(help="A folder with a saved model.")],
     without_measurements: Annotated[
         bool,
-        typer.Option(help="Forget what was measured and trained: the weights are others now. Zeros are counted."),
+        typer.Option(
+            "--without-measurements",
+            help="Forget what was measured and trained, for the weights are others now; zeros are counted.",
+        ),
     ] = False,
 ) -> None:
     """Make a model's card, README.md, from what is saved.
@@ -151,13 +156,11 @@ def card_command(
 def push_command(
     model: Annotated[Path, typer.Argument(help="A folder with a saved model.")],
     repo: Annotated[str, typer.Argument(help="USER/REPO on the Hub; it is made if it is not there.")],
-    private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Whether a repository that is made is private.")
-    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository of it.")] = False,
     revision: Annotated[str | None, typer.Option(help="The branch to commit to; made if it is not there.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Make a pull request of it.")] = False,
     with_masks: Annotated[bool, typer.Option("--with-masks", help="Send masks, too, to resume training.")] = False,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload pruned model",
+    message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload pruned model",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
 ) -> None:
     """Push a saved model and its card to the Hub.
@@ -168,13 +171,13 @@ def push_command(
         _quiet(progress=True)
         _check_folder(model)
         if dry_run:
-            _print_push_plan(_plan_of_dry_run(model, repo, revision, with_masks))
+            _print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks))
             console.print("\nA dry run: nothing was sent.")
             return
         result = push_model(
             model,
             repo,
-            private=private,
+            private=private or None,
             revision=revision,
             create_pr=create_pr,
             with_masks=with_masks,
@@ -185,13 +188,13 @@ def push_command(
     _print_push(result)
 
 
-def _plan_of_dry_run(model: Path, repo: str, revision: str | None, with_masks: bool) -> PushPlan:
+def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None, with_masks: bool) -> PushPlan:
     """The plan of a push; where the Hub cannot be asked, as if nothing were there yet, and that is said."""
     try:
-        return plan_push(model, repo, revision, with_masks)
+        return plan_push(model, repo, private, revision, with_masks)
     except PushError as error:
         console.print(f"What is on the Hub is not known. {error}", soft_wrap=True)
-        return make_plan(model, repo, NOTHING_THERE, with_masks)
+        return make_plan(model, repo, UNKNOWN, with_masks)
 
 
 def _check_folder(folder: Path) -> None:
@@ -201,7 +204,9 @@ def _check_folder(folder: Path) -> None:
 
 
 def _print_push_plan(plan: PushPlan) -> None:
-    table = _table(f"{plan.repo_id}{' (to be made)' if plan.is_new else ''}", "file", "bytes", "")
+    state = {True: " (to be made)", False: "", None: " (whether it is there is not known)"}
+    console.print(f"{plan.repo_id}{state[plan.is_new]}", soft_wrap=True)
+    table = _table("", "file", "bytes", "")
     for name in plan.files:
         table.add_row(name, f"{plan.size_of(name):,}", "" if name in plan.changed else "there already")
     for name in plan.removed:

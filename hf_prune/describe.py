@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import hashlib
 import importlib.metadata
 import math
 import os
@@ -45,7 +46,7 @@ _KINDS_OF_FILES = (
 )
 
 _SECRETS = ("token", "apikey", "password", "secret")
-_TOKEN = re.compile(r"\bhf_\w{20,}")
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}")
 
 # A path that tells where something lies on this machine: from the root, a home folder, a drive, or above where we are.
 _PATH = re.compile(
@@ -66,6 +67,12 @@ def metrics_of(values: Mapping[str, Any], prefix: str = "eval") -> dict[str, flo
     return metrics
 
 
+def not_finite(values: Mapping[str, Any], prefix: str = "eval") -> list[str]:
+    """The names of metrics, without the prefix, that are NaN or infinite."""
+    bad = [key for key, value in values.items() if _is_number(value) and not _is_finite(value)]
+    return [key.removeprefix(f"{prefix}_") for key in bad if key.startswith(f"{prefix}_")]
+
+
 def thin_history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Steps, sparsities, losses and evaluation metrics of a log; of very many training steps an even selection."""
     wanted = ("step", "loss", "sparsity", "target_sparsity")
@@ -81,8 +88,12 @@ def thin_history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, flo
     return [entry for index, entry in enumerate(entries) if index not in dropped]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_number(value) and math.isfinite(value)
 
 
 # ---- What a run was made with ----
@@ -135,7 +146,12 @@ def _is_secret_name(name: Any) -> bool:
 
 
 def _is_secret(value: Any) -> bool:
-    return isinstance(value, str) and _TOKEN.search(value) is not None
+    return isinstance(value, str) and looks_like_token(value)
+
+
+def looks_like_token(text: str) -> bool:
+    """Whether a text holds what looks like a token of the Hub."""
+    return _TOKEN.search(text) is not None
 
 
 def without_paths(value: Any) -> Any:
@@ -191,6 +207,15 @@ def _processor() -> str:
     except OSError:
         found = None
     return " ".join(found[1].split()) if found else platform.processor() or platform.machine()
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """A digest of a model's weights and buffers that changes with any of them: of their bytes, one after another."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def measure_latency(

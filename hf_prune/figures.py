@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import transformers
 
 from .config import CONFIG_NAME, load_configs
-from .record import Part, RunRecord, SavedFile, saved_files
+from .record import RECORD_NAME, Evaluation, Part, RunRecord, SavedFile, saved_files
 from .report import Report, make_report, weight_files
 
 FIGURES_NAME = "sparsity.json"
@@ -37,7 +38,10 @@ class CountedTensor(Part):
 
 
 class Figures(Part):
-    """What is in `sparsity.json`: counted in the saved files, with the evaluation that belongs to them."""
+    """What is in `sparsity.json`: counted in the saved files, with the evaluations that belong to them.
+
+    `metadata` is what was generated for the card: what differs from it there is a person's.
+    """
 
     format_version: int = FORMAT_VERSION
     model: str
@@ -50,7 +54,8 @@ class Figures(Part):
     file_bytes: int
     note: str | None
     files: dict[str, SavedFile]
-    evaluation: dict[str, Any] | None
+    evaluations: list[Evaluation]
+    metadata: dict[str, Any]
     tensors: list[CountedTensor]
 
     @property
@@ -87,9 +92,9 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
     if record is not None and record.weights != files:
         different = sorted(name for name in {*files, *record.weights} if files.get(name) != record.weights.get(name))
         raise StaleRecordError(
-            f"{folder}: expected the weights that were evaluated, {different[0]} is not as it was then. What was "
-            "measured does not belong to these weights: save and evaluate again, or make a card without it, "
-            f"hf-prune card --without-measurements {folder}"
+            f"{folder}: expected the weights that {RECORD_NAME} was written for, {different[0]} is not as it was then. "
+            "What was measured does not belong to these weights: save and evaluate again, or make a card without it, "
+            f"hf-prune card --without-measurements {shlex.quote(str(folder))}"
         )
     report = make_report(folder)
     configs = record.pruning if record is not None else _saved_pruning(folder)
@@ -104,7 +109,8 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         file_bytes=report.file_bytes,
         note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,
         files=files,
-        evaluation=record.evaluation.model_dump() if record is not None and record.evaluation is not None else None,
+        evaluations=record.evaluations if record is not None else [],
+        metadata={},
         tensors=_counted(report),
     )
 

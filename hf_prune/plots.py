@@ -16,53 +16,57 @@ _METRIC_COLOR = "#3d7a3d"
 # With more, names could not be read, and the picture would outgrow what a PNG may hold.
 _NAMED_TENSORS = 250
 
+_LONGEST_NAME = 30
+
 
 def plot_schedule(
     log_history: Sequence[Mapping[str, Any]], path: Path | BinaryIO, title: str, metric: str | None = None
 ) -> None:
     """Sparsity and losses over optimizer steps, from a Trainer's `log_history`; below it `metric`, if it is there."""
-    with_metric = metric is not None and metric != "loss" and any(f"eval_{metric}" in entry for entry in log_history)
-    figure = Figure(figsize=(8, 6.5 if with_metric else 4), layout="constrained")
-    panels = figure.subplots(2 if with_metric else 1, sharex=True, squeeze=False)[:, 0]
-    lines = _draw_beside_sparsity(
-        panels[0],
-        log_history,
-        "loss",
-        (("loss", "training loss", _LOSS_COLOR, "-"), ("eval_loss", "validation loss", _LOSS_COLOR, "o--")),
-    )
+    values = [entry[f"eval_{metric}"] for entry in log_history if f"eval_{metric}" in entry]
+    with_metric = bool(values) and metric != "loss"
+    figure = Figure(figsize=(8, 6 if with_metric else 4), layout="constrained")
+    heights = (3, 2) if with_metric else (3,)
+    panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    left, right = panels[0], panels[0].twinx()
+    lines: list[Line2D] = []
+    for axis, name, label, color, style in (
+        (left, "sparsity", "sparsity", _SPARSITY_COLOR, "-"),
+        (left, "target_sparsity", "target sparsity", _SPARSITY_COLOR, ":"),
+        (right, "loss", "training loss", _LOSS_COLOR, "-"),
+        (right, "eval_loss", "validation loss", _LOSS_COLOR, "o--"),
+    ):
+        lines += _draw(axis, log_history, name, label, color, style)
+    left.set(ylabel="sparsity", ylim=(0, 1), title=title)
+    left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    right.set(ylabel="loss")
+    right.set_ylim(bottom=0)
     if with_metric:
-        name = str(metric).replace("$", r"\$")  # or matplotlib would take it for a formula
-        label = f"validation: {name}"
-        drawn = _draw_beside_sparsity(panels[1], log_history, name, ((f"eval_{metric}", label, _METRIC_COLOR, "o-"),))
-        lines += [line for line in drawn if line.get_label() == label]
-    panels[0].set_title(title)
+        shown = _short(str(metric))
+        lines += _draw(panels[1], log_history, f"eval_{metric}", f"validation: {shown}", _METRIC_COLOR, "o-")
+        panels[1].set(ylabel=shown)
+        if min(values) >= 0 and max(values) <= 1:
+            panels[1].set_ylim(0, 1)  # or a small change would look like a large one
+        panels[1].grid(axis="y", alpha=0.3)
     panels[-1].set_xlabel("optimizer step")
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
     _save(figure, path)
 
 
-def _draw_beside_sparsity(
-    left: Axes, log_history: Sequence[Mapping[str, Any]], label: str, curves: Sequence[tuple[str, str, str, str]]
+def _draw(
+    axis: Axes, log_history: Sequence[Mapping[str, Any]], name: str, label: str, color: str, style: str
 ) -> list[Line2D]:
-    """Sparsity on the left axis, curves (name in the log, label, color, style) on the right; the lines drawn."""
-    right = left.twinx()
-    lines: list[Line2D] = []
-    sparsity = (
-        ("sparsity", "sparsity", _SPARSITY_COLOR, "-"),
-        ("target_sparsity", "target sparsity", _SPARSITY_COLOR, ":"),
-    )
-    for axis, drawn in ((left, sparsity), (right, curves)):
-        for name, text, color, style in drawn:
-            points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
-            if points:
-                steps, values = zip(*points, strict=True)
-                lines += axis.plot(steps, values, style, color=color, label=text)
-    left.set(ylabel="sparsity", ylim=(0, 1))
-    left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-    right.set(ylabel=label)
-    if label == "loss":
-        right.set_ylim(bottom=0)
-    return lines
+    points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+    if not points:
+        return []
+    steps, values = zip(*points, strict=True)
+    return axis.plot(steps, values, style, color=color, label=label)
+
+
+def _short(name: str) -> str:
+    """A name that fits beside an axis; never a formula."""
+    name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return name.replace("$", r"\$")
 
 
 def plot_layers(sparsities: Mapping[str, float], path: Path | BinaryIO, title: str) -> None:

@@ -29,7 +29,7 @@ class Part(BaseModel):
 class Source(Part):
     """A model or data set that a run began with. `name` is shown; `hub_name` is its name on the Hub, if it has one.
 
-    `split` says which part of a data set it was, in words.
+    `revision`, `config` and `split` are those of `datasets`; `rows` says in words which rows of a data set were taken.
     """
 
     name: str
@@ -37,15 +37,21 @@ class Source(Part):
     revision: str | None = None
     config: str | None = None
     split: str | None = None
+    rows: str | None = None
     license: str | None = None
     languages: list[str] = []
 
 
 class Evaluation(Part):
-    """Metrics of the saved model, and of the dense one where there are any; `samples` were evaluated."""
+    """Metrics of the saved model on one data set, and of the dense one where there are any; `samples` were evaluated.
+
+    `part` is how the trainer called it (`eval`, `test`, `eval_news`); `not_finite` are those that were NaN or infinite.
+    """
 
     metrics: dict[str, float]
     main_metric: str
+    part: str = "eval"
+    not_finite: list[str] = []
     dense_metrics: dict[str, float] | None = None
     samples: int | None = None
     dataset: Source | None = None
@@ -95,6 +101,9 @@ class SavedFile(Part):
 class RunRecord(Part):
     """All that a card says and the saved weights cannot. `weights` are the files that the measurements belong to.
 
+    `steps` were trained; the weights are those after `kept_step`, which is another where the best of them were kept.
+    The first of `evaluations` is the main one.
+
     `chosen` is metadata that a person gave for the card: license, language, pipeline_tag; and `tags` are more tags.
     """
 
@@ -106,18 +115,25 @@ class RunRecord(Part):
     pruning: list[dict[str, Any]] = []
     target_sparsity: float | None = None
     steps: int | None = None
+    kept_step: int | None = None
     epochs: float | None = None
     train_samples: int | None = None
+    training_data: Source | None = None
     training_arguments: dict[str, Any] = {}
     seed: int | None = None
     recipe: dict[str, Any] | None = None
     history: list[dict[str, float]] = []
-    evaluation: Evaluation | None = None
+    evaluations: list[Evaluation] = []
     latency: Latency | None = None
     hardware: Hardware | None = None
     emissions: Emissions | None = None
     versions: dict[str, str] = {}
     weights: dict[str, SavedFile] = {}
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The main evaluation."""
+        return self.evaluations[0] if self.evaluations else None
 
     @field_validator("pruning")
     @classmethod

@@ -36,8 +36,8 @@ from .metrics import METRICS, load_metric, recovery
 from .plan import Plan
 from .pruner import Pruner
 from .recipe import Recipe, RecipeError, package_version, resolve_name
-from .record import Evaluation, Source, save_record
-from .report import Report, make_report
+from .record import Evaluation, Source, save_record, saved_files
+from .report import Report, make_report, weight_files
 from .targets import TargetError, check_expressions
 from .trainer import PruningTrainer, training_steps
 from .trainer_record import Given, measure_trainer, record_of
@@ -182,7 +182,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult:
     seconds["pruned"] = time.perf_counter() - start
     say(f"Pruned model on the test part: {_as_text(pruned)}")
 
-    _write_record(prepared, trainer, plan.final_sparsity, dense, pruned)
+    _write_record(prepared, trainer, plan.final_sparsity, dense, pruned, say)
     files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
@@ -212,6 +212,7 @@ def _write_record(
     target_sparsity: float,
     dense: dict[str, float] | None,
     pruned: dict[str, float],
+    say: Say,
 ) -> None:
     """Write the record and the card of the run into `model/`."""
     recipe = prepared.recipe
@@ -219,24 +220,29 @@ def _write_record(
     dense_model = _open_dense(Path(recipe.output_dir, "dense"), prepared) if dense is not None else None
     record = record_of(
         trainer,
-        folder,
+        saved_files(weight_files(folder)),
         configs=recipe.pruning_configs,
         target_sparsity=target_sparsity,
-        step=trainer.state.global_step,
-        evaluated=None,
+        kept_step=trainer.state.global_step,
+        evaluated=[],
         latency=measure_trainer(trainer, dense_model),
         given=Given(model_name=Path(recipe.output_dir).resolve().name),
     )
     evaluation = Evaluation(
         metrics=pruned,
+        part="test",
         main_metric=next(iter(pruned)),
         dense_metrics=dense,
         samples=len(prepared.data["test"]),
-        dataset=_describe_data(prepared),
+        dataset=_describe_data(prepared, "test"),
     )
-    content = without_paths(without_tokens(recipe.model_dump(exclude_unset=True)))
     record = record.model_copy(
-        update={"base_model": _describe_model(prepared), "evaluation": evaluation, "recipe": content}
+        update={
+            "base_model": _describe_model(prepared, say),
+            "training_data": _describe_data(prepared, "train"),
+            "evaluations": [evaluation],
+            "recipe": without_paths(without_tokens(recipe.model_dump(exclude_unset=True))),
+        }
     )
     save_record(folder, record)
     write_card(folder)
@@ -246,27 +252,34 @@ def _open_dense(folder: Path, prepared: Prepared) -> PreTrainedModel:
     return type(prepared.model).from_pretrained(folder, dtype=prepared.model.dtype)
 
 
-def _describe_model(prepared: Prepared) -> Source:
+def _describe_model(prepared: Prepared, say: Say) -> Source:
     section = prepared.recipe.model
     path = resolve_name("model.name", section.name)
-    source, _ = describe_base(path, section.base_model, getattr(prepared.model.config, "_commit_hash", None))
+    source, problem = describe_base(path, section.base_model, getattr(prepared.model.config, "_commit_hash", None))
+    if problem is not None:
+        say(f"The model's card says nothing of a license: {problem}")
     return source
 
 
-def _describe_data(prepared: Prepared) -> Source:
-    """The test part in words: of which data set, and how it was cut from it."""
+def _describe_data(prepared: Prepared, part: str) -> Source:
+    """A part of the data: of which data set, and in words which of its rows."""
     section = prepared.recipe.dataset
-    known = describe_dataset(prepared.data["test"])
-    on_hub = known is not None and known.hub_name is not None
+    known = describe_dataset(prepared.data[part])
     package = section.name.removeprefix("package:").partition("/")[0] if section.name.startswith("package:") else None
-    rows = "".join(f", where {column} is {value}" for column, value in section.where.items())
-    cut = f"rows held out of {section.train_split} with seed {section.split_seed}"
+    split = getattr(section, f"{part}_split")
+    taken = [f"where {column} is {value}" for column, value in section.where.items()]
+    if split is None:
+        taken.insert(0, f"rows held out of {section.train_split} with seed {section.split_seed}")
+    elif part == "train" and (section.test_size or section.validation_size):
+        taken.insert(0, f"the other rows of {split}")
+    on_hub = known is not None and known.hub_name is not None
     return Source(
-        name=package or (section.name if on_hub else Path(section.name).name),
-        hub_name=known.hub_name if on_hub and known is not None else None,
-        revision=package_version(package) if package else known.revision if known is not None else None,
+        name=f"{package} (Python package, version {package_version(package)})" if package else Path(section.name).name,
+        hub_name=known.hub_name if known is not None else None,
+        revision=known.revision if known is not None else None,
         config=section.config,
-        split=f"{section.test_split or cut}{rows}",
+        split=split if on_hub else None,
+        rows=", ".join(taken) or None,
     )
 
 

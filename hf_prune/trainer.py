@@ -3,11 +3,13 @@
 import inspect
 import logging
 import math
+import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
@@ -15,15 +17,18 @@ from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils.hub import PushInProgress
 
 from .callback import PruningCallback
 from .card import write_card
 from .checkpoints import UNFINISHED, keep_only, newest_complete, publish, remove_leftovers, rotate
 from .config import PruningConfig
-from .describe import metrics_of
-from .hub import explain_error, push_model
-from .pruner import STATE_FILES, Pruner
-from .record import save_record
+from .describe import weights_digest
+from .hub import push_model
+from .hub_errors import explain_error
+from .pruner import Pruner
+from .record import Latency, RunRecord, SavedFile, load_record, save_record, saved_files
+from .report import weight_files
 from .trainer_record import Evaluated, Given, measure_trainer, record_of
 
 logger = logging.getLogger(__name__)
@@ -64,10 +69,10 @@ class PruningMixin(_Base):
         self._unfinished: Path | None = None
         self.failed_pushes: list[str] = []
         self._pushes: list[tuple[str, Future]] = []
+        self._hub = HfApi()  # its pushes in the background go one after another
         self._evaluated: list[Evaluated] = []
-        self._trainings = 0
+        self._said: dict[str, Any] = {}
         self._loaded_best = False
-        self._saved: tuple[str, tuple[int, int]] | None = None
         super().__init__(*args, **kwargs)
         if pruning_config is None:
             return
@@ -121,7 +126,6 @@ class PruningMixin(_Base):
         super()._save(output_dir, state_dict)
         if self.pruner is not None and self.args.should_save:
             self.pruner.save(output_dir or str(self.args.output_dir))
-            self._saved = (output_dir or str(self.args.output_dir), self._weights_are_those_of)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -132,7 +136,6 @@ class PruningMixin(_Base):
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Train as the extended class does; with True, go on from the newest checkpoint that is complete."""
-        self._trainings += 1
         self._loaded_best = False
         self.failed_pushes = []
         if self._pruning is not None:
@@ -193,15 +196,6 @@ class PruningMixin(_Base):
         self.accelerator.wait_for_everyone()
         return final
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        published = self._publish_checkpoint()
-        folder = published if published is not None else Path(checkpoint_folder)
-        if self.pruner is not None and self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
-            for name in STATE_FILES:  # the Trainer copies only the model's own files
-                shutil.copy(folder / name, Path(str(self.args.output_dir), name))
-        super()._push_from_checkpoint(str(folder))
-        self._note_pushes()
-
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         if self._pruning is not None and self.args.should_save and self.args.save_total_limit == 1:
             # The Trainer then keeps the best checkpoint alone, and would empty the other under its name.
@@ -220,59 +214,80 @@ class PruningMixin(_Base):
             return False
         return super()._determine_best_metric(*args, **kwargs)
 
-    # ---- Pushes during training: the Trainer makes them in the background, and forgets all but the last ----
+    # ---- Pushes during training: in the background, of a copy that no later step changes ----
 
-    def _note_pushes(self) -> None:
-        in_progress: Any = getattr(self, "push_in_progress", None)
-        jobs = in_progress.jobs if in_progress is not None else []
-        known = [job for _, job in self._pushes]
-        self._pushes += [(f"step {self.state.global_step}", job) for job in jobs if job not in known]
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        published = self._publish_checkpoint()
+        folder = published if published is not None else Path(checkpoint_folder)
+        if not self._makes_card:
+            super()._push_from_checkpoint(str(folder))
+            return
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        in_progress: Any = self.push_in_progress
+        if in_progress is not None and not in_progress.is_done() and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        copy = Path(tempfile.mkdtemp(prefix="_push_", dir=str(self.args.output_dir)))
+        shutil.copytree(folder, copy, copy_function=link_or_copy, dirs_exist_ok=True)
+        whole = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: folder.name}
+        place = whole.get(HubStrategy(self.args.hub_strategy))
+        files = [path for path in copy.rglob("*") if path.is_file()] if place is not None else []
+        also = {f"{place}/{path.relative_to(copy).as_posix()}": path for path in files}
+        message = f"Training in progress, step {self.state.global_step}"
+        job = self._hub.run_as_future(self._push_copy, copy, self._make_record(), also, message)
+        self._pushes.append((f"step {self.state.global_step}", job))
+        self.push_in_progress: Any = PushInProgress(cast(Any, [job]))
+
+    def _push_copy(self, copy: Path, record: RunRecord, also: Mapping[str, Path], message: str) -> CommitInfo:
+        try:
+            save_record(copy, record.model_copy(update={"weights": saved_files(weight_files(copy))}))
+            return push_model(
+                copy,
+                self._repo_id,
+                revision=self.args.hub_revision,
+                with_masks=True,
+                also=also,
+                message=message,
+                token=self.args.hub_token,
+            ).commit
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
 
     def _report_pushes(self) -> None:
         """Wait for the pushes that were begun, and tell those that failed."""
-        for when, job in self._pushes:
-            error = job.exception()
-            if error is not None:
-                self.failed_pushes.append(f"{when}: {explain_error(error, self.args.hub_token)}")
+        errors = [(when, job.exception()) for when, job in self._pushes]
+        self.failed_pushes = [
+            f"{when}: {explain_error(error, self.args.hub_token)}" for when, error in errors if error is not None
+        ]
         if self.failed_pushes:
             logger.error(
-                "%d of %d pushes to the Hub during training failed, and what they held is not there; push the model "
-                "with trainer.push_to_hub(). %s",
+                "Of %d pushes to the Hub during training %d failed; push the model with trainer.push_to_hub().\n%s",
+                len(errors),
                 len(self.failed_pushes),
-                len(self._pushes),
-                "; ".join(self.failed_pushes),
+                "\n".join(self.failed_pushes),
             )
         self._pushes = []
 
     # ---- What was measured, the card, and the push ----
 
-    @property
-    def _weights_are_those_of(self) -> tuple[int, int]:
-        """Which training the model's weights are of, and after which step of it."""
-        step = self.state.best_global_step if self._loaded_best else self.state.global_step
-        return self._trainings, int(step or 0)
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as the extended class does, and remember what was measured of which weights, for the card."""
         output = super().evaluation_loop(*args, **kwargs)
-        if self._pruning is not None and output.metrics:
+        if self._makes_card and output.metrics and self.is_world_process_zero():
             bound = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments
-            metrics = metrics_of(output.metrics, bound.get("metric_key_prefix", "eval"))
+            prefix = bound.get("metric_key_prefix", "eval")
             dataset = getattr(bound["dataloader"], "dataset", None)
-            self._evaluated.append(Evaluated(*self._weights_are_those_of, metrics, output.num_samples, dataset))
+            values, samples = dict(output.metrics), output.num_samples or 0
+            self._evaluated.append(Evaluated(self._digest(), prefix, values, samples, dataset))
         return output
 
-    def _last_evaluated(self) -> Evaluated | None:
-        """The last evaluation of the weights that the model has now."""
-        training, step = self._weights_are_those_of
-        for evaluated in reversed(self._evaluated):
-            if (evaluated.training, evaluated.step) == (training, step) and evaluated.metrics:
-                return evaluated
-        for entry in reversed(self.state.log_history):  # of a run that was resumed since
-            metrics = metrics_of(entry)
-            if entry.get("step") == step and metrics:
-                return Evaluated(training, step, metrics)
-        return None
+    def _digest(self) -> str:
+        return weights_digest(self.accelerator.unwrap_model(self.model))
+
+    @property
+    def _repo_id(self) -> str:
+        return self.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
 
     @property
     def _makes_card(self) -> bool:
@@ -293,21 +308,42 @@ class PruningMixin(_Base):
         if not self._makes_card:
             super().create_model_card(*args, **kwargs)
             return
-        folder = str(self.args.output_dir)
-        if self._saved != (folder, self._weights_are_those_of):
-            self.save_model(_internal_call=True)
+        said = dict(inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments)
+        said |= {"dataset": said.pop("dataset_name", None) or said.get("dataset"), "dense_metrics": dense_metrics}
+        self._said |= {name: value for name, value in said.items() if value is not None}
+        folder = Path(str(self.args.output_dir))
+        earlier = load_record(folder) if self.state.global_step == 0 else None
+        self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return
-        assert self.pruner is not None  # or the card would not be ours
-        said = dict(inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments)
-        said |= {"dataset": said.pop("dataset_name", None) or said.get("dataset")}
-        given = Given(**said, dense_metrics=dense_metrics)
-        step = self._weights_are_those_of[1]
-        target = self.pruner.target_sparsity
-        evaluated, latency = self._last_evaluated(), measure_trainer(self)
-        record = record_of(self, folder, self.pruner.configs, target, step, evaluated, latency, given)
+        record = self._make_record(saved_files(weight_files(folder)), measure_trainer(self))
+        base = record.base_model
+        if base is not None and base.license is None and not record.chosen.get("license"):
+            logger.warning(
+                "The card says nothing of a license, for that of %s is not known: its card names none, or cannot be "
+                "read. Give one, license=..., or write it into the card.",
+                base.name,
+            )
+        if earlier is not None and earlier.weights == record.weights:
+            # The model of an earlier run, as it was: what that run was is still so.
+            record = earlier.model_copy(update={"evaluations": record.evaluations or earlier.evaluations})
         save_record(folder, record)
         write_card(folder)
+
+    def _make_record(self, weights: dict[str, SavedFile] | None = None, latency: Latency | None = None) -> RunRecord:
+        """The record of this trainer's run, for the model as it is now, in the files of weights."""
+        assert self.pruner is not None  # or the card would not be ours
+        digest = self._digest()
+        return record_of(
+            self,
+            weights or {},
+            configs=self.pruner.configs,
+            target_sparsity=self.pruner.target_sparsity,
+            kept_step=int((self.state.best_global_step if self._loaded_best else self.state.global_step) or 0),
+            evaluated=[evaluated for evaluated in self._evaluated if evaluated.digest == digest],
+            latency=latency,
+            given=Given(**{"model_name": self._repo_id.rsplit("/", 1)[-1]} | self._said),
+        )
 
     def push_to_hub(  # type: ignore[override]  # the extended class's arguments, and ours by name
         self,
@@ -335,9 +371,6 @@ class PruningMixin(_Base):
         if not self._makes_card:
             return super().push_to_hub(commit_message, blocking, token, revision, private=private, **kwargs)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        repo_id = self.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-        self.save_model(_internal_call=True)
-        kwargs.setdefault("model_name", repo_id.rsplit("/", 1)[-1])
         self.create_model_card(**kwargs)
         if not self.is_world_process_zero():
             return None
@@ -346,7 +379,7 @@ class PruningMixin(_Base):
         def push() -> CommitInfo:
             return push_model(
                 str(self.args.output_dir),
-                repo_id,
+                self._repo_id,
                 private=private if private is not None else self.args.hub_private_repo,
                 revision=revision if revision is not None else self.args.hub_revision,
                 create_pr=create_pr,
@@ -355,7 +388,15 @@ class PruningMixin(_Base):
                 token=token if token is not None else self.args.hub_token,
             ).commit
 
-        return push() if blocking else HfApi().run_as_future(push)
+        return push() if blocking else self._hub.run_as_future(push)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A hard link to a file, which costs nothing, or a copy where there can be none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
 
 
 class UnsavedToken(str):

@@ -1,6 +1,5 @@
 """What a Trainer knows of its run -> the record of the run."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,24 +21,22 @@ from .describe import (
     is_hub_name,
     measure_latency,
     metrics_of,
+    not_finite,
     thin_history,
     versions,
 )
-from .record import Evaluation, Latency, RunRecord, Source, saved_files
-from .report import weight_files
-
-logger = logging.getLogger(__name__)
+from .record import Evaluation, Latency, RunRecord, SavedFile, Source
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Metrics of the weights after `step` of the `training`-th call of `train`."""
+    """What one evaluation measured: of which weights (their digest), with which prefix, on what."""
 
-    training: int
-    step: int
-    metrics: dict[str, float]
-    samples: int | None = None
-    dataset: Any = None
+    digest: str
+    prefix: str
+    values: dict[str, Any]
+    samples: int
+    dataset: Any
 
 
 @dataclass(frozen=True)
@@ -70,36 +67,46 @@ class Given:
 
 def record_of(
     trainer: Trainer,
-    folder: str | Path,
+    weights: dict[str, SavedFile],
     configs: Sequence[PruningConfig],
     target_sparsity: float | None,
-    step: int,
-    evaluated: Evaluated | None,
+    kept_step: int,
+    evaluated: Sequence[Evaluated],
     latency: Latency | None,
     given: Given,
 ) -> RunRecord:
-    """The record of a Trainer's run, for the weights after `step` that it has saved into a folder."""
-    args = trainer.args
-    dataset = trainer.train_dataset
-    return RunRecord(
-        name=given.model_name or Path(folder).resolve().name,
+    """The record of a Trainer's run, for the weights after `kept_step`, which it has saved in the files `weights`.
+
+    Of a Trainer that did not train, it says nothing of training and pruning.
+    """
+    record = RunRecord(
+        name=given.model_name or Path(str(trainer.args.output_dir)).resolve().name,
         chosen=given.chosen,
         tags=_as_list(given.tags),
         base_model=_base_model(trainer, given),
-        pruning=[config.to_dict() for config in configs],
-        target_sparsity=target_sparsity,
-        steps=step,
-        epochs=trainer.state.epoch,
-        train_samples=len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None,
-        training_arguments=changed_arguments(args),
-        seed=args.seed,
-        history=thin_history(trainer.state.log_history),
-        evaluation=_evaluation(trainer, evaluated, given),
+        evaluations=make_evaluations(evaluated, given, trainer.args.metric_for_best_model),
         latency=latency,
-        hardware=hardware(args.device, args.world_size),
-        emissions=emissions_of(trainer.callback_handler.callbacks),
+        hardware=hardware(trainer.args.device, trainer.args.world_size),
         versions=versions(),
-        weights=saved_files(weight_files(Path(folder))),
+        weights=weights,
+    )
+    if trainer.state.global_step == 0:
+        return record
+    dataset = trainer.train_dataset
+    return record.model_copy(
+        update={
+            "pruning": [config.to_dict() for config in configs],
+            "target_sparsity": target_sparsity,
+            "steps": trainer.state.global_step,
+            "kept_step": kept_step,
+            "epochs": trainer.state.epoch,
+            "train_samples": len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None,
+            "training_data": describe_dataset(dataset),
+            "training_arguments": changed_arguments(trainer.args),
+            "seed": trainer.args.seed,
+            "history": thin_history(trainer.state.log_history),
+            "emissions": emissions_of(trainer.callback_handler.callbacks),
+        }
     )
 
 
@@ -109,33 +116,40 @@ def _base_model(trainer: Trainer, given: Given) -> Source | None:
     if not name_or_path:
         return None
     revision = getattr(config, "_commit_hash", None)
-    source, problem = describe_base(name_or_path, given.finetuned_from, revision)
-    if problem is not None and given.license is None:
-        logger.warning("The card says nothing of a license: %s. Give one, license=..., or write it there.", problem)
-    return source
+    return describe_base(name_or_path, given.finetuned_from, revision)[0]
 
 
-def _evaluation(trainer: Trainer, evaluated: Evaluated | None, given: Given) -> Evaluation | None:
-    if evaluated is None or not evaluated.metrics:
-        return None
-    metrics = evaluated.metrics
-    wanted = (trainer.args.metric_for_best_model or "").removeprefix("eval_")
-    not_loss = [name for name in metrics if name != "loss"]
-    dense = None
-    if given.dense_metrics is not None:
-        plain = {name.removeprefix("eval_").removeprefix("test_"): value for name, value in given.dense_metrics.items()}
-        known = metrics_of({f"eval_{name}": value for name, value in plain.items()})
-        dense = {name: value for name, value in known.items() if name in metrics}
-        if not dense:
-            raise ValueError(
-                f"dense_metrics: expected values of {', '.join(metrics)}, got {', '.join(plain) or 'none'}"
-            )
+def make_evaluations(evaluated: Sequence[Evaluated], given: Given, wanted: str | None) -> list[Evaluation]:
+    """The last evaluation with each prefix: `eval` first, none of the training data.
+
+    `wanted` is the metric that counts most, where it is there. Raises ValueError for dense metrics that are not among
+    those of any evaluation.
+    """
+    with_metrics = [one for one in evaluated if metrics_of(one.values, one.prefix)]
+    last = {one.prefix: one for one in with_metrics if not one.prefix.startswith("train")}
+    made = [_evaluation(last[prefix], given, wanted) for prefix in sorted(last, key=lambda prefix: prefix != "eval")]
+    if made and given.dense_metrics is not None and not any(one.dense_metrics for one in made):
+        expected = ", ".join(f"{one.part}_{name}" for one in made for name in one.metrics)
+        came = ", ".join(given.dense_metrics) or "none"
+        raise ValueError(f"dense_metrics: expected values of {expected}, as evaluate() returns them, got {came}")
+    return made
+
+
+def _evaluation(one: Evaluated, given: Given, wanted: str | None) -> Evaluation:
+    metrics = metrics_of(one.values, one.prefix)
+    dense = given.dense_metrics or {}
+    unprefixed = {f"{one.prefix}_{name}": value for name, value in dense.items()}
+    dense_metrics = metrics_of(unprefixed, one.prefix) | metrics_of(dense, one.prefix)
+    main = (wanted or "").removeprefix(f"{one.prefix}_").removeprefix("eval_")
+    others = [name for name in metrics if name != "loss"]
     return Evaluation(
         metrics=metrics,
-        main_metric=wanted if wanted in metrics else (not_loss or list(metrics))[0],
-        dense_metrics=dense,
-        samples=evaluated.samples,
-        dataset=_dataset(evaluated.dataset, given),
+        main_metric=main if main in metrics else (others or list(metrics))[0],
+        part=one.prefix,
+        not_finite=not_finite(one.values, one.prefix),
+        dense_metrics={name: dense_metrics[name] for name in metrics if name in dense_metrics} or None,
+        samples=one.samples,
+        dataset=_dataset(one.dataset, given),
     )
 
 

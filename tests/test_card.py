@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_prune import PruningConfig
-from hf_prune.card import CARD_NAME, forget_measurements, make_files, read_card, write_card
-from hf_prune.card_merge import CardError, split_body
-from hf_prune.card_text import make_card, task_of
+from hf_prune.card import CARD_NAME, forget_measurements, make_files, metadata_in, read_card, write_card
+from hf_prune.card_merge import CardError, Existing, split_body
+from hf_prune.card_text import generated_metadata, render_card, task_of
 from hf_prune.figures import CountedTensor, Figures, StaleRecordError
 from hf_prune.markdown import single_line
 from hf_prune.record import (
@@ -58,13 +58,15 @@ KNOWN = {
     "training_arguments": {"learning_rate": 0.001, "max_steps": 1234},
     "recipe": {"task": "text-classification", "metrics": ["accuracy"]},
     "history": HISTORY,
-    "evaluation": Evaluation(
-        metrics={"loss": 0.625, "accuracy": 0.75},
-        main_metric="accuracy",
-        dense_metrics={"loss": 0.5, "accuracy": 0.8},
-        samples=1000,
-        dataset=Source(name="films", hub_name="ada/films", revision="def", config="plain", split="test"),
-    ),
+    "evaluations": [
+        Evaluation(
+            metrics={"loss": 0.625, "accuracy": 0.75},
+            main_metric="accuracy",
+            dense_metrics={"loss": 0.5, "accuracy": 0.8},
+            samples=1000,
+            dataset=Source(name="films", hub_name="ada/films", revision="def", config="plain", split="test"),
+        ),
+    ],
     "latency": Latency(shapes={"input_ids": [1, 8]}, passes=20, seconds=0.0125, dense_seconds=0.0124),
     "hardware": Hardware(processor="A processor", cores=2, threads=1),
     "emissions": Emissions(kilograms=0.0015, kilowatt_hours=0.025, country="Canada", seconds=12.0),
@@ -172,12 +174,86 @@ def test_evaluation_is_that_of_the_record(whole):
     assert rows["loss"] == ["0.5000", "0.6250", "+0.1250", "80.0%"]
     assert "1,000 samples" in part
     assert "configuration `plain`" in part
-    assert "`accuracy` is **0.7500**, dense it was 0.8000: **93.8%** recovered." in whole.card
+    assert "`accuracy` is **0.7500**; the dense model has 0.8000: **93.8%** recovered." in whole.card
+
+
+SEVERAL = [
+    Evaluation(
+        metrics={"loss": 0.625, "accuracy": 0.75},
+        main_metric="accuracy",
+        not_finite=["r|2"],
+        dense_metrics={"loss": 0.5},
+        samples=1000,
+        dataset=Source(name="films", hub_name="ada/films", split="test", rows="the first 1,000"),
+    ),
+    Evaluation(
+        metrics={"f1": 0.5}, main_metric="f1", part="eval_news", dataset=Source(name="news", hub_name="ada/news")
+    ),
+    Evaluation(metrics={"f1": 0.25}, main_metric="f1", part="test", not_finite=["loss"], samples=5),
+    Evaluation(metrics={"f1": 0.125}, main_metric="f1", dataset=Source(name="films", hub_name="ada/films")),
+]
+
+
+def test_every_evaluation_has_a_table_under_what_it_was_made_on(tmp_path):
+    card = card_of(save_with_record(tmp_path, evaluations=SEVERAL))
+    tokens = MARKDOWN.parse(parts_of(card)["evaluation"])
+    kinds = [token.type for token in tokens if token.type in ("paragraph_open", "table_open") and token.level == 0]
+    of_dense = ["paragraph_open", "table_open"]
+    assert kinds == [*of_dense, *(["paragraph_open", "table_open", "paragraph_open"] * 3), "paragraph_open"]
+    said = [token.content for token in tokens if token.type == "inline" and token.content.startswith("Evaluated")]
+    films = "[`films`](https://huggingface.co/datasets/ada/films)"
+    assert said == [
+        f"Evaluated on {films}, split `test`, the first 1,000, 1,000 samples.",
+        "Evaluated on [`news`](https://huggingface.co/datasets/ada/news).",
+        "Evaluated on what the trainer called `test`, 5 samples; the data set's name is not known.",
+        f"Evaluated on {films}.",
+    ]
+    assert parts_of(card)["evaluation"].count("Dense baseline not measured.") == 3
+    assert "`accuracy` is **0.7500**" in parts_of(card)["summary"]
+
+
+def test_a_metric_that_is_no_finite_number_is_said_to_be_none(tmp_path):
+    part = parts_of(card_of(save_with_record(tmp_path, evaluations=SEVERAL)))["evaluation"]
+    assert "| <code>r&#124;2</code> | – | not a finite number | – | – |" in part
+    assert "| `loss` | not a finite number |" in part
+
+
+def test_metadata_have_the_results_of_every_evaluation_of_a_known_data_set(tmp_path):
+    metadata = metadata_of(card_of(save_with_record(tmp_path, evaluations=SEVERAL)))
+    results = metadata["model-index"][0]["results"]
+    found = [
+        (
+            result["dataset"]["type"],
+            result["dataset"].get("split"),
+            {row["type"]: row["value"] for row in result["metrics"]},
+        )
+        for result in results
+    ]
+    assert found == [
+        ("ada/films", "test", {"loss": 0.625, "accuracy": 0.75}),
+        ("ada/news", None, {"f1": 0.5}),
+        ("ada/films", None, {"f1": 0.125}),
+    ]
+    assert metadata["datasets"] == ["ada/films", "ada/news"]
+    assert metadata["metrics"] == ["accuracy"]
+
+
+def test_recovery_is_explained_where_there_is_any():
+    def note(*evaluations):
+        part = parts_of(render_card(figures_of(), RunRecord(name="m", evaluations=evaluations), "m"))["evaluation"]
+        return part.rsplit("Recovery is", 1)[1].split("\n")[0] if "Recovery is" in part else None
+
+    with_dense = {"metrics": {"f1": 0.5}, "main_metric": "f1", "dense_metrics": {"f1": 0.5}}
+    errors = {"metrics": {"wer": 0.5}, "main_metric": "wer", "dense_metrics": {"wer": 0.5}}
+    without = {"metrics": {"loss": 0.5}, "main_metric": "loss"}
+    assert note(without, without) is None
+    assert note(with_dense, without) == " the pruned model's value over the dense one's."
+    assert note(with_dense, errors, errors).endswith("; of `wer`, where lower is better, the other way round.")
 
 
 def test_a_small_value_is_not_shown_as_zero(tmp_path):
     evaluation = Evaluation(metrics={"mse": 2.5e-6}, main_metric="mse", dense_metrics={"mse": 1.25e-6})
-    part = parts_of(card_of(save_with_record(tmp_path, evaluation=evaluation)))["evaluation"]
+    part = parts_of(card_of(save_with_record(tmp_path, evaluations=[evaluation])))["evaluation"]
     assert "0.0000" not in part
 
 
@@ -190,17 +266,94 @@ def test_training_is_that_of_the_record(whole):
     assert yaml.safe_load(re.search(r"```yaml\n(.+?)\n```", part, re.DOTALL)[1]) == KNOWN["recipe"]
 
 
+def lines_of(part):
+    return [line.removeprefix("- ") for line in part.splitlines() if line.startswith("- ")]
+
+
+TRAINED = {
+    "steps alone": ({}, "Trained for 1,234 optimizer steps."),
+    "one epoch": ({"epochs": 1.0}, "Trained for 1,234 optimizer steps, 1 epoch."),
+    "half an epoch": ({"epochs": 0.5, "seed": 0}, "Trained for 1,234 optimizer steps, 0.5 epochs; seed 0."),
+    "the last step": ({"kept_step": 1234}, "Trained for 1,234 optimizer steps."),
+    "a best step": (
+        {"kept_step": 1000},
+        "Trained for 1,234 optimizer steps. The weights are those after step 1,000, the best that were evaluated.",
+    ),
+    "before the first": (
+        {"kept_step": 0},
+        "Trained for 1,234 optimizer steps. The weights are those after step 0, the best that were evaluated.",
+    ),
+    "a data set": (
+        {
+            "train_samples": 5000,
+            "training_data": Source(
+                name="films", hub_name="ada/films", revision="d", config="plain", split="train", rows="every second"
+            ),
+        },
+        "Trained for 1,234 optimizer steps of 5,000 samples of "
+        "[`films`](https://huggingface.co/datasets/ada/films) (revision `d`), configuration `plain`, split `train`, "
+        "every second.",
+    ),
+    "a data set by its name": (
+        {"training_data": Source(name="my films")},
+        "Trained for 1,234 optimizer steps of `my films`.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "line"), TRAINED.values(), ids=TRAINED)
+def test_how_it_was_trained_is_told_in_a_line(values, line):
+    card = render_card(figures_of(), RunRecord(name="m", steps=1234, **values), "m")
+    assert lines_of(parts_of(card)["reproduce"])[0] == line
+
+
+def test_every_configuration_has_a_line_with_tensors_of_its_own():
+    configs = [
+        PruningConfig(sparsity=0.5, targets=["a.*", "b"], exclude=["a|1"], overrides={"a2": 0.25}),
+        PruningConfig(pattern="2:4", targets=["c"]),
+        PruningConfig(method="keep", exclude=["d"]),
+    ]
+    card = render_card(figures_of(pruning=[config.to_dict() for config in configs]), None, "m")
+    lines = lines_of(parts_of(card)["sparsity"])
+    assert len(lines) == 4
+    assert lines[0] == (
+        "Method: `magnitude`; pattern: `unstructured`; scope: `layer`; schedule: `cubic`. Prunable are what matches "
+        "<code>a.&#42;</code>, `b`. Excluded: <code>a&#124;1</code>. Otherwise: `a2` at 25.00%."
+    )
+    assert "pattern: `2:4`" in lines[1]
+    assert lines[1].endswith("Prunable are what matches `c`.")
+    assert lines[2].startswith("Method: `keep`. Prunable are the linear layers and convolutions")
+    assert lines[2].endswith(" Excluded: `d`.")
+
+
+@pytest.mark.parametrize("steps", [None, 0])
+@pytest.mark.parametrize("pruning", [[], [PruningConfig(sparsity=0.5).to_dict()]], ids=["dense", "pruned"])
+def test_a_record_without_steps_claims_no_training(steps, pruning):
+    record = RunRecord(name="m", steps=steps, pruning=pruning, base_model=Source(name="base"), versions={"torch": "2"})
+    card = render_card(figures_of(pruning=pruning), record, "m")
+    assert "`base`, pruned." in parts_of(card)["summary"]  # half of it is zero
+    assert "rained" not in card.replace("_pretrained", "").replace("PruningTrainer", "")
+    assert "fine-tuned" not in card
+
+
+def test_a_dense_model_without_steps_is_called_dense():
+    tensor = CountedTensor(name="a", shape=[4], weights=4, zeros=0, prunable=True)
+    card = render_card(figures_of(tensors=[tensor]), RunRecord(name="m", base_model=Source(name="base")), "m")
+    assert "`base`, dense." in parts_of(card)["summary"]
+    assert "pruned" not in metadata_of(card)["tags"]
+
+
 def test_figures_are_written_beside_the_card(whole):
     written = json.loads(make_files(whole.folder)["sparsity.json"])
     assert (sum(row["weights"] for row in written["tensors"]), sum(row["zeros"] for row in written["tensors"])) == (
         recount(whole.folder)
     )
-    assert written["evaluation"]["metrics"] == {"loss": 0.625, "accuracy": 0.75}
+    assert [one["metrics"] for one in written["evaluations"]] == [{"loss": 0.625, "accuracy": 0.75}]
 
 
 def test_very_many_tensors_are_cut_after_the_table(whole):
     tensors = [CountedTensor(name=f"t.{at}", shape=[2], weights=2, zeros=1, prunable=True) for at in range(503)]
-    part = parts_of(make_card(figures_of(tensors=tensors), None, "m"))["layers"]
+    part = parts_of(render_card(figures_of(tensors=tensors), None, "m"))["layers"]
     assert len([line for line in part.splitlines() if line.startswith("| `t.")]) == 500
     assert "\n\nThe other 3 are in `sparsity.json`.\n" in part
 
@@ -242,15 +395,33 @@ def test_there_is_nothing_to_forget_without_a_record(tmp_path):
     assert not (tmp_path / RECORD_NAME).exists()
 
 
+def add_to_metadata(path, **values):
+    """Write into the metadata of a card, as a person does."""
+    card = path.read_text(encoding="utf-8")
+    front = yaml.safe_dump(metadata_of(card) | values, allow_unicode=True)
+    path.write_text(f"---\n{front}---\n{body_of(card)}", encoding="utf-8")
+
+
+def test_a_persons_metadata_outlive_the_measurements(tmp_path):
+    folder = save_with_record(tmp_path, **KNOWN)
+    add_to_metadata(write_card(folder), datasets=["ada/films", "mine/set"], license="gpl-3.0", metrics=["wer"])
+    flip_a_weight(folder)
+    forget_measurements(folder)
+    metadata = metadata_of(write_card(folder).read_text(encoding="utf-8"))
+    assert (metadata["datasets"], metadata["license"], metadata["metrics"]) == (["mine/set"], "gpl-3.0", ["wer"])
+
+
 # ---- What is not known is not there ----
 
 
 LITTLE = {
-    "no evaluation": {"evaluation": None},
-    "no data set": {"evaluation": Evaluation(metrics={"f1": 0.5}, main_metric="f1")},
-    "dense partly": {"evaluation": Evaluation(metrics={"f1": 0.5, "r": 1}, main_metric="r", dense_metrics={"f1": 0.6})},
-    "dense of nothing": {"evaluation": Evaluation(metrics={"f1": 0.5}, main_metric="f1", dense_metrics={})},
-    "zeros": {"evaluation": Evaluation(metrics={"f1": 0.0}, main_metric="f1", dense_metrics={"f1": 0.0})},
+    "no evaluation": {"evaluations": []},
+    "no data set": {"evaluations": [Evaluation(metrics={"f1": 0.5}, main_metric="f1")]},
+    "dense partly": {
+        "evaluations": [Evaluation(metrics={"f1": 0.5, "r": 1}, main_metric="r", dense_metrics={"f1": 0.6})]
+    },
+    "dense of nothing": {"evaluations": [Evaluation(metrics={"f1": 0.5}, main_metric="f1", dense_metrics={})]},
+    "zeros": {"evaluations": [Evaluation(metrics={"f1": 0.0}, main_metric="f1", dense_metrics={"f1": 0.0})]},
     "no latency": {"latency": None},
     "no hardware": {"hardware": None},
     "no dense latency": {"latency": Latency(shapes={}, passes=1, seconds=0.1)},
@@ -267,8 +438,16 @@ LITTLE = {
     "no base": {"base_model": None},
     "no target": {"target_sparsity": None},
     "keep": {"pruning": [PruningConfig(method="keep").to_dict()]},
-    "nothing": {name: None for name in KNOWN if name in ("base_model", "steps", "recipe", "evaluation", "latency")}
-    | {"pruning": [], "history": [], "training_arguments": {}, "versions": {}, "hardware": None, "emissions": None},
+    "nothing": {name: None for name in KNOWN if name in ("base_model", "steps", "recipe", "latency")}
+    | {
+        "evaluations": [],
+        "pruning": [],
+        "history": [],
+        "training_arguments": {},
+        "versions": {},
+        "hardware": None,
+        "emissions": None,
+    },
 }
 
 
@@ -296,7 +475,7 @@ def test_a_whole_card_has_every_part_and_nothing_empty(whole):
 def test_what_is_not_known_is_left_out(name, whole):
     record = RunRecord.model_validate(whole.record.model_dump() | LITTLE[name])
     figures = figures_of(pruning=record.pruning, target_sparsity=record.target_sparsity)
-    says_nothing_empty(make_card(figures, record, "a-model"))
+    says_nothing_empty(render_card(figures, record, "a-model"))
 
 
 def test_without_a_record_there_is_what_the_files_say(tmp_path):
@@ -313,10 +492,10 @@ def test_without_a_record_there_is_what_the_files_say(tmp_path):
 def test_parts_are_there_if_and_only_if_what_they_tell_is_known(whole):
     def parts(**changes):
         record = RunRecord.model_validate(whole.record.model_dump() | changes)
-        return set(ALL_PARTS) - set(parts_of(make_card(figures_of(pruning=record.pruning), record, "m")))
+        return set(ALL_PARTS) - set(parts_of(render_card(figures_of(pruning=record.pruning), record, "m")))
 
     assert parts() == set()
-    assert parts(evaluation=None) == {"evaluation"}
+    assert parts(evaluations=[]) == {"evaluation"}
     assert parts(history=[]) == {"schedule"}
     assert parts(steps=None, training_arguments={}, versions={}, hardware=None, emissions=None) == {"reproduce"}
     assert parts(pruning=[]) == {"citation"}
@@ -337,7 +516,7 @@ def test_where_it_is_not_known_what_is_prunable_nothing_is_said_of_it(tmp_path):
 @pytest.mark.parametrize("dense", [None, {}])
 def test_a_dense_model_that_was_not_measured_is_said_not_to_be(tmp_path, dense):
     evaluation = Evaluation(metrics={"f1": 0.5}, main_metric="f1", dense_metrics=dense)
-    card = card_of(save_with_record(tmp_path, evaluation=evaluation))
+    card = card_of(save_with_record(tmp_path, evaluations=[evaluation]))
     assert rows_of(parts_of(card)["evaluation"])["f1"] == ["0.5000"]
     assert "Dense baseline not measured." in card
     assert "the dense baseline was not measured" in parts_of(card)["summary"]
@@ -345,7 +524,7 @@ def test_a_dense_model_that_was_not_measured_is_said_not_to_be(tmp_path, dense):
 
 def test_a_dense_metric_that_was_not_measured_is_said_not_to_be(tmp_path):
     evaluation = Evaluation(metrics={"f1": 0.5, "r": 0.25}, main_metric="r", dense_metrics={"f1": 0.5})
-    rows = rows_of(parts_of(card_of(save_with_record(tmp_path, evaluation=evaluation)))["evaluation"])
+    rows = rows_of(parts_of(card_of(save_with_record(tmp_path, evaluations=[evaluation])))["evaluation"])
     assert rows["r"] == ["not measured", "0.2500", "–", "–"]
     assert rows["f1"] == ["0.5000", "0.5000", "+0.0000", "100.0%"]
 
@@ -384,7 +563,7 @@ def test_a_base_that_is_not_on_the_hub_is_no_base_model(tmp_path):
 
 def test_without_a_data_set_there_are_no_results(tmp_path):
     evaluation = Evaluation(metrics={"loss": 1.0, "f1": 0.5}, main_metric="f1")
-    metadata = metadata_of(card_of(save_with_record(tmp_path, evaluation=evaluation)))
+    metadata = metadata_of(card_of(save_with_record(tmp_path, evaluations=[evaluation])))
     assert not {"model-index", "datasets", "model_name", "eval_results"} & set(metadata)
     assert metadata["metrics"] == ["f1"]
 
@@ -414,7 +593,7 @@ def test_the_task_is_that_of_the_class(architecture, task):
 
 def test_patterns_are_tags_without_a_colon_in_blocks():
     configs = [PruningConfig(pattern="2:4"), PruningConfig(sparsity=0.5, pattern="block:4x1")]
-    card = make_card(figures_of(pruning=[config.to_dict() for config in configs]), None, "m")
+    card = render_card(figures_of(pruning=[config.to_dict() for config in configs]), None, "m")
     assert metadata_of(card)["tags"] == ["hf-prune", "pruned", "2:4", "magnitude", "block-4x1"]
 
 
@@ -546,6 +725,104 @@ def test_what_a_person_wrote_is_in_the_next_card(tmp_path):
     assert card.count("Mine: 100 €.") == 1
 
 
+def test_the_metadata_that_were_generated_are_in_the_figures(whole):
+    files = make_files(whole.folder)
+    generated = metadata_in(files["sparsity.json"].decode())
+    assert generated == metadata_of(files[CARD_NAME].decode())
+    figures = Figures.model_validate_json(files["sparsity.json"])
+    assert generated == figures.metadata == json.loads(json.dumps(generated_metadata(figures, whole.record)))
+
+
+def test_a_card_is_read_with_what_was_generated_for_it(tmp_path):
+    folder = save_with_record(tmp_path, **KNOWN)
+    path = write_card(folder)
+    generated = metadata_of(path.read_text(encoding="utf-8"))
+    add_to_metadata(path, license="gpl-3.0")
+    found = read_card(folder)
+    assert (found.text, found.generated) == (path.read_text(encoding="utf-8"), generated)
+    (folder / "sparsity.json").unlink()
+    assert read_card(folder) == Existing(found.text, {})
+
+
+@pytest.mark.parametrize(
+    "figures", [None, "", "{", "null", "[]", "5", '"text"', "{}", '{"metadata": 5}', '{"metadata": null}', "NaN"]
+)
+def test_figures_of_others_have_no_metadata(figures):
+    assert metadata_in(figures) == {}
+
+
+def test_the_license_of_an_earlier_base_does_not_survive_a_new_one(tmp_path):
+    folder = save_with_record(tmp_path, **KNOWN)
+    path = write_card(folder)
+    base = Source(name="b/new", hub_name="b/new", license="apache-2.0", languages=["de"])
+    save_record(folder, record_of(folder, **KNOWN | {"base_model": base}))
+    metadata = metadata_of(write_card(folder).read_text(encoding="utf-8"))
+    assert (metadata["license"], metadata["language"], metadata["base_model"]) == ("apache-2.0", ["de"], "b/new")
+    add_to_metadata(path, license="gpl-3.0", language=["de", "no"])
+    save_record(folder, record_of(folder, **KNOWN))
+    metadata = metadata_of(write_card(folder).read_text(encoding="utf-8"))
+    assert (metadata["license"], metadata["language"], metadata["base_model"]) == ("gpl-3.0", ["en", "no"], "ada/bert")
+
+
+def test_what_is_not_chosen_any_more_goes(tmp_path):
+    folder = save_with_record(tmp_path, **KNOWN, chosen={"license": "gpl-3.0", "language": ["de"]}, tags=["film"])
+    metadata = metadata_of(write_card(folder).read_text(encoding="utf-8"))
+    assert (metadata["license"], metadata["language"]) == ("gpl-3.0", ["de"])
+    save_record(folder, record_of(folder, **KNOWN))
+    metadata = metadata_of(write_card(folder).read_text(encoding="utf-8"))
+    assert (metadata["license"], metadata["language"]) == ("mit", ["en"])
+    assert "film" not in metadata["tags"]
+
+
+@pytest.mark.parametrize("name", ["my\nlicense", "my license\u0007", " my  license", "my license\ud800"])
+def test_what_was_chosen_is_on_a_single_line(tmp_path, name):
+    files = make_files(save_with_record(tmp_path, chosen={"license": name}))
+    assert metadata_of(files[CARD_NAME].decode())["license"] == "my license"
+
+
+def test_what_was_changed_on_the_hub_since_the_push_counts(tmp_path):
+    folder = save_with_record(tmp_path, **KNOWN)
+    path = write_card(folder)
+    end = "<!-- hf-prune: end size -->\n"
+    pushed = (
+        path.read_text(encoding="utf-8").replace(end, f"{end}\nMine.\n").replace("license: mit", "license: gpl-3.0")
+    )
+    path.write_text(pushed, encoding="utf-8")
+    generated = read_card(folder).generated
+
+    def merged(old, new, before=pushed):
+        files = make_files(folder, "ada/bert", Existing(pushed.replace(old, new), generated), before)
+        return files[CARD_NAME].decode()
+
+    assert "Mine." in merged("", "")
+    assert "Mine." not in merged("\nMine.\n", "")
+    assert "Hers." in merged("Mine.", "Hers.")
+    assert "Mine." not in merged("Mine.", "Hers.")
+    assert metadata_of(merged("", ""))["license"] == "gpl-3.0"
+    assert metadata_of(merged("license: gpl-3.0", "license: mit"))["license"] == "mit"
+    assert metadata_of(merged("license: gpl-3.0", "license: bsd"))["license"] == "bsd"
+    assert "Mine." in merged("\nMine.\n", "", None)
+    assert "\nHers.\n\nMine.\n" in merged("Mine.", "Hers.", None)
+    assert metadata_of(merged("license: gpl-3.0", "license: bsd", None))["license"] == "gpl-3.0"
+
+
+def test_after_a_push_the_card_is_made_the_same(tmp_path):
+    folder = save_with_record(tmp_path, **KNOWN)
+    path = write_card(folder, "ada/bert")
+    path.write_text(f"Top.\n\n{body_of(path.read_text(encoding='utf-8'))}\n\nEnd.", encoding="utf-8")
+    first = make_files(folder, "ada/bert")
+    for name in (CARD_NAME, "sparsity.json"):
+        (folder / name).write_bytes(first[name])
+    assert make_files(folder, "ada/bert", read_card(folder), first[CARD_NAME].decode()) == first
+
+
+def test_a_card_in_whose_place_is_a_folder_is_refused_by_name(tmp_path):
+    save_sparse("bert", tmp_path)
+    (tmp_path / CARD_NAME).mkdir()
+    with pytest.raises(CardError, match=CARD_NAME):
+        make_files(tmp_path)
+
+
 def test_a_card_that_is_no_utf8_is_refused_by_name(tmp_path):
     save_sparse("bert", tmp_path)
     (tmp_path / CARD_NAME).write_bytes("Größe".encode("latin-1"))
@@ -554,7 +831,7 @@ def test_a_card_that_is_no_utf8_is_refused_by_name(tmp_path):
 
 
 def test_without_a_card_there_is_none_to_read(tmp_path):
-    assert read_card(tmp_path) == []
+    assert read_card(tmp_path) is None
 
 
 # ---- Names from outside ----
@@ -573,7 +850,8 @@ def figures_of(name="bert", pruning=(), target_sparsity=0.5, tensors=None, files
         file_bytes=100,
         note=note,
         files={file: SavedFile(size=100, sha256="0" * 64) for file in files},
-        evaluation=None,
+        evaluations=[],
+        metadata={},
         tensors=tensors or [counted],
     )
 
@@ -581,6 +859,8 @@ def figures_of(name="bert", pruning=(), target_sparsity=0.5, tensors=None, files
 FIELDS = (
     *("name", "location", "base name", "base hub name", "base revision", "base license", "language", "tag"),
     *("data name", "data hub name", "data revision", "data config", "data split", "metric", "dense metric"),
+    *("data rows", "part", "not finite", "override", "training data", "training data hub name"),
+    *("training data revision", "training data config", "training data split", "training data rows"),
     *("tensor", "file", "note", "target", "exclude", "argument", "value", "nested value", "recipe key", "recipe value"),
     *("processor", "accelerator", "version name", "version", "country", "shape", "chosen license", "second metric"),
 )
@@ -592,7 +872,8 @@ def card_with(names):
     def name(field):
         return names.get(field, "plain")
 
-    pruning = [PruningConfig(sparsity=0.5).to_dict() | {"targets": [name("target")], "exclude": [name("exclude")]}]
+    names_of_tensors = {"targets": [name("target")], "exclude": [name("exclude")], "overrides": {name("override"): 0.1}}
+    pruning = [PruningConfig(sparsity=0.5).to_dict() | names_of_tensors]
     tensor = CountedTensor(name=name("tensor"), shape=[4, 4], weights=16, zeros=8, prunable=True)
     figures = figures_of(name("name"), pruning, tensors=[tensor], files=[name("file")], note=name("note"))
     metrics = {name("metric"): 0.5, "f1": 0.25} | ({name("second metric"): 0.125} if "second metric" in names else {})
@@ -612,24 +893,37 @@ def card_with(names):
         seed=1,
         training_arguments={name("argument"): name("value"), "nested": {"a": [name("nested value")]}},
         recipe={name("recipe key"): [{"a": name("recipe value")}]},
-        evaluation=Evaluation(
-            metrics=metrics,
-            main_metric=name("metric"),
-            dense_metrics={name("metric"): 0.5, name("dense metric"): 0.5},
-            dataset=Source(
-                name=name("data name"),
-                hub_name=name("data hub name"),
-                revision=name("data revision"),
-                config=name("data config"),
-                split=name("data split"),
-            ),
+        training_data=Source(
+            name=name("training data"),
+            hub_name=name("training data hub name"),
+            revision=name("training data revision"),
+            config=name("training data config"),
+            split=name("training data split"),
+            rows=name("training data rows"),
         ),
+        evaluations=[
+            Evaluation(
+                metrics=metrics,
+                main_metric=name("metric"),
+                not_finite=[name("not finite")],
+                dense_metrics={name("metric"): 0.5, name("dense metric"): 0.5},
+                dataset=Source(
+                    name=name("data name"),
+                    hub_name=name("data hub name"),
+                    revision=name("data revision"),
+                    config=name("data config"),
+                    split=name("data split"),
+                    rows=name("data rows"),
+                ),
+            ),
+            Evaluation(metrics={"f1": 0.5}, main_metric="f1", part=name("part")),
+        ],
         latency=Latency(shapes={name("shape"): [1, 8]}, passes=3, seconds=0.5),
         hardware=Hardware(processor=name("processor"), cores=2, threads=1, accelerator=name("accelerator")),
         emissions=Emissions(kilograms=0.5, kilowatt_hours=0.1, country=name("country"), seconds=1.0),
         versions={name("version name"): name("version")},
     )
-    return make_card(figures, record, name("location"))
+    return render_card(figures, record, name("location"))
 
 
 @cache

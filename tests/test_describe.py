@@ -25,10 +25,13 @@ from hf_prune.describe import (
     hardware,
     input_shapes,
     is_hub_name,
+    looks_like_token,
     measure_latency,
     metrics_of,
+    not_finite,
     thin_history,
     versions,
+    weights_digest,
     without_paths,
     without_tokens,
 )
@@ -66,6 +69,33 @@ def test_metrics_of_a_genuine_evaluation_have_no_timings(tmp_path):
     )
     assert set(metrics_of(trainer.evaluate())) == {"loss", "accuracy", "hits"}
     assert set(metrics_of(trainer.predict(bert_examples(8)).metrics, "test")) == {"loss", "accuracy", "hits"}
+
+
+def test_metrics_that_are_not_finite_are_named_without_their_prefix():
+    values = {
+        "eval_loss": math.nan,
+        "eval_f1": math.inf,
+        "eval_r": -math.inf,
+        "eval_accuracy": 0.5,
+        "eval_text": "nan",
+        "eval_flag": True,
+        "eval_list": [math.nan],
+        "loss": math.nan,
+        "test_loss": math.nan,
+        "eval_": math.nan,
+    }
+    assert not_finite(values) == ["loss", "f1", "r", ""]
+    assert not_finite(values, "test") == ["loss"]
+    assert not_finite({}) == []
+
+
+@given(st.dictionaries(st.sampled_from(["eval_a", "eval_b", "test_a", "c"]), st.floats() | st.booleans() | st.text()))
+def test_a_number_is_a_metric_or_not_finite_and_never_both(values):
+    numbers = {
+        name.removeprefix("eval_") for name, value in values.items() if name[:5] == "eval_" and type(value) is float
+    }
+    assert {*metrics_of(values), *not_finite(values)} == numbers
+    assert not {*metrics_of(values)} & {*not_finite(values)}
 
 
 # ---- The log ----
@@ -354,6 +384,119 @@ def test_hardware_is_that_of_this_machine():
     assert found.cores >= 1
     assert found.processor
     assert found.processor == " ".join(found.processor.split())
+
+
+# ---- Weights ----
+
+
+class Layer(torch.nn.Module):
+    """A weight, a buffer that is saved, and one that is not."""
+
+    def __init__(self, weight=((1.0, 2.0), (3.0, 4.0), (0.0, 0.0)), dtype=torch.float32):
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(weight).to(dtype))
+        self.register_buffer("state", torch.tensor(3))
+        self.register_buffer("nothing", torch.zeros(0, 2))
+        self.register_buffer("cache", torch.zeros(2), persistent=False)
+
+
+def test_a_digest_is_that_of_the_weights_whatever_else_changes():
+    model = Layer()
+    before = weights_digest(model)
+    model.eval()
+    model.cache += 1
+    model.note = "text"
+    assert weights_digest(model) == before == weights_digest(Layer())
+    model.weight = model.weight.T.contiguous().T
+    assert not model.weight.is_contiguous()
+    assert weights_digest(model) == before
+
+
+CHANGES = {
+    "one": lambda weight: weight[0, 0].add_(1),
+    "one to zero": lambda weight: weight[1, 1].zero_(),
+    "the sign of zero": lambda weight: weight[2, 0].mul_(-1),
+    "all": lambda weight: weight.mul_(2),
+    "two in turn": lambda weight: weight.copy_(weight[[1, 0, 2]]),
+    "all signs": lambda weight: weight.neg_(),
+    "two signs": lambda weight: weight[0].neg_(),
+    "the same to two": lambda weight: weight[2].fill_(5),
+    "turned round": lambda weight: weight.copy_(weight.flip(0, 1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_digest_changes_with_any_change_of_a_weight(change, dtype):
+    model = Layer(dtype=dtype)
+    before = weights_digest(model)
+    change(model.weight)
+    assert weights_digest(model) != before
+
+
+def test_a_digest_changes_with_a_buffer_a_name_and_a_shape():
+    model, other, renamed = Layer(), Layer(), Layer()
+    model.state += 1
+    other.weight = other.weight.reshape(2, 3)
+    renamed.register_buffer("weights", renamed.weight)
+    del renamed.weight
+    assert len({weights_digest(one) for one in (Layer(), model, other, renamed)}) == 4
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int64, torch.uint16, torch.uint64),
+        *(torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64),
+    ],
+    ids=str,
+)
+def test_weights_of_any_kind_have_a_digest(dtype):
+    assert weights_digest(Layer(dtype=dtype)) != weights_digest(Layer(((0.0, 2.0), (3.0, 4.0), (0.0, 0.0)), dtype))
+
+
+def test_the_digest_of_a_model_changes_when_it_is_trained(tmp_path):
+    model = bert()
+    before = weights_digest(model)
+    assert weights_digest(model) == before
+    trainer = Trainer(model, training_arguments(tmp_path, max_steps=1), train_dataset=bert_examples(4))
+    trainer.train()
+    assert weights_digest(model) != before
+
+
+# ---- Tokens ----
+
+
+TOKEN = "hf_" + "aB3" * 12
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            TOKEN,
+            f"token: {TOKEN}",
+            f"https://user:{TOKEN}@huggingface.co/a",
+            f'"{TOKEN}"',
+            f"a\n{TOKEN}\nb",
+            TOKEN[:23],
+        ),
+        *(f"{TOKEN}_old", f"HF_TOKEN_{TOKEN}", f"{TOKEN}é"),
+    ],
+)
+def test_what_looks_like_a_token_is_seen(text):
+    assert looks_like_token(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "hf_prune", "hf_", TOKEN[:22], "hf_internal_testing_tiny_random_bert_model", "hf-" + "a" * 40),
+        *("perf_" + "a" * 8, "shelf_" + "a" * 40, "hf_ " + "a" * 40, "HF_" + "a" * 8),
+    ],
+)
+def test_what_is_not_like_a_token_is_none(text):
+    assert not looks_like_token(text)
 
 
 # ---- Latency ----

@@ -84,7 +84,7 @@ def test_without_a_record_the_folder_gives_its_name(tmp_path):
     save_sparse("bert", tmp_path / "my model")
     figures = count_figures(tmp_path / "my model")
     assert figures.model == "my model"
-    assert (figures.pruning, figures.target_sparsity, figures.evaluation) == ([], None, None)
+    assert (figures.pruning, figures.target_sparsity, figures.evaluations, figures.metadata) == ([], None, [], {})
 
 
 def test_without_a_record_the_configuration_beside_the_model_is_told(tmp_path):
@@ -98,12 +98,16 @@ def test_without_a_record_the_configuration_beside_the_model_is_told(tmp_path):
     }
 
 
-def test_the_record_gives_name_target_and_evaluation(tmp_path):
+def test_the_record_gives_name_target_and_evaluations(tmp_path):
     save_sparse("bert", tmp_path)
-    evaluation = Evaluation(metrics={"accuracy": 0.5}, main_metric="accuracy")
-    figures = count_figures(tmp_path, record_of(tmp_path, target_sparsity=0.5, evaluation=evaluation))
+    evaluations = [
+        Evaluation(metrics={"accuracy": 0.5}, main_metric="accuracy"),
+        Evaluation(metrics={"f1": 0.25}, main_metric="f1", part="test", not_finite=["loss"]),
+    ]
+    figures = count_figures(tmp_path, record_of(tmp_path, target_sparsity=0.5, evaluations=evaluations))
     assert (figures.model, figures.target_sparsity) == ("a model", 0.5)
-    assert figures.evaluation["metrics"] == {"accuracy": 0.5}
+    assert figures.evaluations == evaluations
+    assert Figures.model_validate_json(json.dumps(figures.model_dump(), allow_nan=False)) == figures
 
 
 @pytest.mark.parametrize(("name", "found"), [("tokenizer.json", True), ("vocab.txt", False)])

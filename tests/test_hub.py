@@ -13,8 +13,8 @@ from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
 from safetensors.torch import load_file, save_file
 from test_run import quiet_run, reviews, save_tiny_bert, write_csv, write_recipe
 
-from hf_prune.hub import choose_files
-from hf_prune.report import make_report
+from hf_prune.push_plan import choose_files
+from hf_prune.report import ReportError, make_report
 
 REPO = "somebody/sparse"
 
@@ -149,7 +149,7 @@ def test_of_a_changed_model_only_what_changed_is_sent(hub, client, model):
     config = json.loads((model / "config.json").read_text()) | {"hidden_dropout_prob": 0.25}
     (model / "config.json").write_text(json.dumps(config))
     done = pushed(client, model)
-    assert "Sending 1 files" in done.stdout
+    assert "Sending 1 file to" in done.stdout
     assert (hub.commit_posts, hub.lfs_puts) == (commits + 1, puts)
     assert hub.repos[REPO].files()["config.json"] == (model / "config.json").read_bytes()
 
@@ -210,7 +210,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(hub, lfs_client, model):
     before = {path: path.stat().st_mtime_ns for path in model.rglob("*")}
     done = pushed(lfs_client, model, "--dry-run")
     assert hub.repos == {}
-    assert {verb for verb, _ in hub.requests} <= {"GET", "HEAD"}
+    assert {path for verb, path in hub.requests if verb not in ("GET", "HEAD")} == {"/api/validate-yaml"}
     assert {path: path.stat().st_mtime_ns for path in model.rglob("*")} == before
     assert {name for name in SENT | LEFT_OUT if name not in done.stdout} == set()
     assert "(to be made)" in done.stdout
@@ -219,6 +219,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(hub, lfs_client, model):
 def test_a_dry_run_without_the_hub_shows_the_plan_all_the_same(hub, lfs_client, model):
     done = pushed(lfs_client, model, "--dry-run", env={"HF_TOKEN": ""}, token=False)
     assert "What is on the Hub is not known" in done.stdout
+    assert "(whether it is there" in done.stdout
     assert "model.safetensors" in done.stdout
 
 
@@ -347,6 +348,59 @@ def test_what_persons_wrote_here_and_on_the_hub_survives_the_next_push(hub, lfs_
     assert hub.commit_posts == commits
 
 
+def test_what_persons_changed_or_deleted_since_the_last_push_stays_so(hub, lfs_client, model):
+    card = (model / "README.md").read_text()
+    for name in ("summary", "size", "usage"):
+        end = f"<!-- hf-prune: end {name} -->"
+        card = card.replace(end, f"{end}\n\nAfter {name}.")
+    (model / "README.md").write_text(card.replace("library_name:", "thumbnail: a.png\nlibrary_name:"))
+    pushed(lfs_client, model)
+    repo = hub.repos[REPO]
+    there = repo.files()["README.md"].decode()
+    assert all(f"After {name}." in there for name in ("summary", "size", "usage"))
+    hub_edit(repo, "README.md", there.replace("After summary.", "Changed online.").replace("thumbnail: a.png\n", ""))
+    here = (model / "README.md").read_text()
+    (model / "README.md").write_text(here.replace("After size.", "Changed here.").replace("After usage.\n", ""))
+    assert lfs_client.cli("card", model).returncode == 0  # a card made in between forgets nothing of that
+    pushed(lfs_client, model)
+    there = repo.files()["README.md"].decode()
+    assert there == (model / "README.md").read_text()
+    assert ("Changed online." in there, "Changed here." in there) == (True, True)
+    assert "After" not in there
+    assert "thumbnail" not in there
+    commits = hub.commit_posts
+    pushed(lfs_client, model)
+    assert hub.commit_posts == commits
+
+
+def test_a_push_to_another_repository_takes_nothing_from_the_card(hub, lfs_client, model):
+    card = (model / "README.md").read_text()
+    end = "<!-- hf-prune: end size -->"
+    (model / "README.md").write_text(card.replace(end, f"{end}\n\nMine."))
+    pushed(lfs_client, model)
+    hub.create_repo("somebody/other", {"README.md": card.encode()})
+    for repo in ("somebody/other", "somebody/new"):
+        pushed(lfs_client, model, repo=repo)
+        assert "Mine." in hub.repos[repo].files()["README.md"].decode()
+    hub.reset()  # the repository is deleted, and made again
+    hub.create_repo(REPO, {"README.md": card.encode()})
+    pushed(lfs_client, model, repo=REPO)
+    assert "Mine." in hub.repos[REPO].files()["README.md"].decode()
+
+
+def test_a_model_from_another_folder_takes_nothing_from_the_card_on_the_hub(
+    hub, lfs_client, run_folder, model, tmp_path
+):
+    card = (model / "README.md").read_text()
+    (model / "README.md").write_text(
+        card.replace("<!-- hf-prune: end size -->", "<!-- hf-prune: end size -->\n\nMine.")
+    )
+    pushed(lfs_client, model)
+    other = shutil.copytree(run_folder, tmp_path / "other")
+    pushed(lfs_client, other)
+    assert "Mine." in hub.repos[REPO].files()["README.md"].decode()
+
+
 def hub_edit(repo, name, text):
     tree = dict(repo.tree())
     tree[name] = type(tree[name])(text.encode())
@@ -473,6 +527,40 @@ def test_a_lost_answer_to_the_commit_is_told_and_a_second_run_finds_all_there(hu
     assert len(hub.repos[REPO].commits()) == 2
 
 
+def test_a_lost_answer_to_a_pull_request_makes_no_second_one(hub, client, model):
+    hub.create_repo(REPO)
+    hub.fail("POST", "/commit/", cut="after")
+    assert "refs/pr/1 of somebody/sparse holds all of it" in failed(client, model, "--create-pr")
+    done = pushed(client, model, "--create-pr")
+    assert "refs/pr/1 holds all of it already" in done.stdout
+    assert hub.repos[REPO].pull_requests == ["refs/pr/1"]
+
+
+def test_what_the_hub_made_of_a_push_is_compared(hub, lfs_client, model):
+    hub.create_repo(REPO)
+    hub.fail("GET", "/tree/", delay=1, times=None)
+    running = lfs_client.start_cli("push", model, REPO)
+    wait_until(lambda: len(hub.repos[REPO].commits()) == 2)
+    tree = hub.repos[REPO].commits()[-1].tree
+    tree["config.json"] = type(tree["config.json"])(b"{}")
+    del tree["tokenizer.json"]
+    done = running.wait()
+    assert done.returncode == 1
+    assert "expected what was sent" in done.stderr
+    assert "config.json, tokenizer.json" in done.stderr
+
+
+def test_a_push_that_cannot_be_read_back_says_so(hub, lfs_client, model):
+    hub.create_repo(REPO)
+    hub.fail("POST", "/commit/", delay=1.5)
+    running = lfs_client.start_cli("push", model, REPO)
+    wait_until(lambda: hub.commit_posts)
+    hub.fail("GET", "/tree/", status=500, times=None)
+    done = running.wait()
+    assert done.returncode == 1
+    assert "could not be read back" in done.stderr
+
+
 def test_a_lost_answer_on_the_xet_path_is_told_too(hub, xet_client, model):
     hub.fail("POST", "/commit/", cut="after")
     assert "the commit was made" in failed(xet_client, model)
@@ -560,6 +648,24 @@ def test_a_token_that_will_not_do_is_told_and_never_shown(hub, client, model, to
         assert not [path for path in model.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
+@pytest.mark.parametrize("token", ["hf_write_of_somebody", "a-token-of-another-kind"])
+def test_a_token_that_the_hub_echoes_is_not_shown(hub, lfs_client, model, token):
+    hub.users["a-token-of-another-kind"] = hub.users[WRITE_TOKEN]
+    hub.fail("POST", "/commit/", status=403, headers={"X-Error-Message": f"no right with {token} for that"})
+    done = push(lfs_client, model, token=token)
+    assert done.returncode == 1
+    assert "no right with [token] for that" in done.stderr
+    assert token not in done.stdout + done.stderr
+
+
+def test_what_the_hub_refused_is_not_to_be_run_again(hub, lfs_client, model):
+    hub.create_repo(REPO)
+    hub.fail("POST", "/commit/", status=403)
+    said = failed(lfs_client, model)
+    assert "nothing of this push is in it." in said
+    assert "Run the same again" not in said
+
+
 def test_another_users_private_repository_is_as_good_as_none(hub, lfs_client, model):
     hub.create_repo("another/secret", private=True)
     assert "no right" in failed(lfs_client, model, repo="another/secret")
@@ -588,6 +694,61 @@ def test_signed_addresses_are_not_shown(hub, lfs_client, model):
     hub.fail("PUT", "/lfs/", status=403, times=None)
     said = failed(lfs_client, model)
     assert "signature" not in said
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "secrets.json", "README.md"])
+def test_a_file_that_holds_a_token_is_refused(hub, lfs_client, model, name):
+    with (model / name).open("a") as file:
+        file.write("hf_" + "aB3" * 11)
+    said = failed(lfs_client, model, returncode=2)
+    assert f"{name}: expected no secrets" in said
+    assert hub.repos == {}
+
+
+def test_a_folder_that_cannot_be_written_to_is_pushed_all_the_same(hub, lfs_client, model):
+    source = "import sys, hf_prune.hub as h\nfrom hf_prune.cli import main\n"
+    source += "def refuse(*a): raise OSError(30, 'Read-only file system')\nh.write_files = refuse\nmain()"
+    (model / "README.md").unlink()
+    done = lfs_client.python(source, "push", model, REPO)
+    assert done.returncode == 0, done.stderr
+    assert "The card goes to the Hub only" in done.stdout
+    assert "hf-prune: begin" in hub.repos[REPO].files()["README.md"].decode()
+
+
+def test_a_dry_run_tells_what_the_push_would_be_refused_for(hub, lfs_client, model):
+    hub.create_repo(REPO)
+    assert "expected a private repository" in pushed(lfs_client, model, "--dry-run", "--private").stdout
+    card = (model / "README.md").read_text().replace("library_name:", "license: '%%%'\nlibrary_name:")
+    (model / "README.md").write_text(card)
+    assert "The card was not taken by the Hub" in pushed(lfs_client, model, "--dry-run").stdout
+
+
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', '["a"]', '[{"path": 1}, 2]'])
+def test_modules_that_cannot_be_read_are_told(tmp_path, content):
+    (tmp_path / "modules.json").write_text(content)
+    with pytest.raises(ReportError, match=r"modules\.json: expected a list of modules"):
+        choose_files(tmp_path, [], with_masks=False)
+
+
+def test_a_link_out_of_the_folder_is_left_out(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "outside.txt").write_text("x")
+    (tmp_path / "model" / "link.txt").symlink_to(tmp_path / "outside.txt")
+    (tmp_path / "model" / "vocab.txt").write_text("x")
+    (tmp_path / "model" / "inner.txt").symlink_to("vocab.txt")
+    chosen, left_out = choose_files(tmp_path / "model", [], with_masks=False)
+    assert set(chosen) == {"vocab.txt", "inner.txt"}
+    assert "a link to something outside" in left_out["link.txt"]
+
+
+def test_vocabularies_of_other_names_are_part_of_the_model(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PhobertTokenizer"}))
+    for name in ("vocab.txt", "bpe.codes", "_modeling_own.py", "additional_chat_templates/tools.jinja"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    chosen, left_out = choose_files(tmp_path, [], with_masks=False)
+    assert {"vocab.txt", "bpe.codes", "_modeling_own.py", "additional_chat_templates/tools.jinja"} <= set(chosen)
+    assert left_out == {}
 
 
 # ---- Which files make up a model ----

@@ -5,9 +5,16 @@ import os
 import signal
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from hub_client import HubClient
 from hub_server import GIT_ATTRIBUTES, OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer, card_problems
+from packaging.version import Version
+
+# The stand-in is that of today's client: an older one validates cards elsewhere, and raises other errors.
+pytestmark = pytest.mark.skipif(
+    Version(huggingface_hub.__version__) < Version("2.2"), reason="the stand-in speaks with today's client"
+)
 
 NAME = "somebody/model"
 FILES = {

@@ -39,6 +39,8 @@ ORDER = [
     "card_merge",
     "card_text",
     "card",
+    "push_plan",
+    "hub_errors",
     "hub",
     "trainer_record",
     "trainer",

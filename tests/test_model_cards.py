@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from hf_prune.card import read_card
-from hf_prune.card_text import make_card
+from hf_prune.card_merge import merge_cards
+from hf_prune.card_text import generated_metadata, render_card
 from hf_prune.figures import Figures
 from hf_prune.plots import plot_layers, plot_schedule
 from hf_prune.recipe import load_recipe
@@ -34,9 +35,12 @@ def test_every_shipped_recipe_has_its_card():
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
 def test_a_card_is_the_one_that_its_record_makes(folder):
-    made = make_card(figures_of(folder), load_record(folder), location_of(folder))
-    assert made == (folder / "README.md").read_text(encoding="utf-8")
-    assert made == make_card(figures_of(folder), load_record(folder), location_of(folder), read_card(folder))
+    figures, record = figures_of(folder), load_record(folder)
+    rendered = render_card(figures, record, location_of(folder))
+    assert figures.metadata == generated_metadata(figures, record)
+    kept = (folder / "README.md").read_text(encoding="utf-8")
+    assert kept == merge_cards(rendered, here=None)
+    assert kept == merge_cards(rendered, here=read_card(folder))
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)

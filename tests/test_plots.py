@@ -91,17 +91,53 @@ def test_a_schedule_of_little_is_a_picture_all_the_same(tmp_path, history):
 
 def test_a_metric_has_a_panel_of_its_own_below_the_losses(tmp_path, drawn):
     plot_schedule(HISTORY, tmp_path / "schedule.png", "Title", "accuracy")
-    assert opened(tmp_path / "schedule.png").shape == (780, 960, 3)
-    above, below, losses, metric = drawn[0].axes
+    assert opened(tmp_path / "schedule.png").shape == (720, 960, 3)
+    above, below, losses = drawn[0].axes
+    assert [line.get_label() for line in above.get_lines()] == ["sparsity", "target sparsity"]
     assert [line.get_label() for line in losses.get_lines()] == ["training loss", "validation loss"]
-    (line,) = metric.get_lines()
+    (line,) = below.get_lines()
     assert (line.get_label(), line.get_xydata().tolist()) == ("validation: accuracy", [[2, 0.5]])
-    assert (losses.get_ylabel(), metric.get_ylabel()) == ("loss", "accuracy")
-    for panel in (above, below):
-        assert [line.get_label() for line in panel.get_lines()] == ["sparsity", "target sparsity"]
+    assert (losses.get_ylabel(), below.get_ylabel()) == ("loss", "accuracy")
     assert (above.get_title(), below.get_xlabel(), above.get_xlabel()) == ("Title", "optimizer step", "")
+    assert above.get_position().height > below.get_position().height
+    assert above.get_xlim() == below.get_xlim()
     shown = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert shown == ["sparsity", "target sparsity", "training loss", "validation loss", "validation: accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_share"),
+    [
+        ([0.71, 0.72], True),
+        ([0, 1], True),
+        ([0.5], True),
+        ([-0.1, 0.5], False),
+        ([0.5, 1.01], False),
+        ([0.5, 83.0], False),
+        ([0.5, math.inf], False),
+    ],
+)
+def test_a_metric_that_is_a_share_is_drawn_from_zero_to_one(tmp_path, drawn, values, is_share):
+    history = [{"step": step, "eval_f1": value} for step, value in enumerate(values)]
+    plot_schedule(history, tmp_path / "schedule.png", "Title", "f1")
+    low, high = drawn[0].axes[1].get_ylim()
+    assert ((low, high) == (0, 1)) is is_share
+    assert all(low <= value <= high for value in values if math.isfinite(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a" * 30, "a" * 30),
+        ("a" * 31, "a" * 29 + "…"),
+        ("precision_at_recall_of_ninety_percent_macro", "precision_at_recall_of_ninety…"),
+        ("$" * 40, "\\$" * 29 + "…"),
+    ],
+)
+def test_a_long_name_of_a_metric_is_shortened(tmp_path, drawn, name, shown):
+    plot_schedule([{"step": 1, f"eval_{name}": 0.5}], tmp_path / "schedule.png", "Title", name)
+    assert drawn[0].axes[1].get_ylabel() == shown
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [f"validation: {shown}"]
 
 
 def test_a_metric_before_any_sparsity_is_named_in_the_legend(tmp_path, drawn):
@@ -115,7 +151,7 @@ def test_a_metric_before_any_sparsity_is_named_in_the_legend(tmp_path, drawn):
 def test_a_metric_may_have_a_name_that_matplotlib_takes_for_a_formula(tmp_path, metric):
     history = [*HISTORY, {"step": 2, f"eval_{metric}": 0.5}]
     plot_schedule(history, tmp_path / "schedule.png", "Title", metric)
-    assert opened(tmp_path / "schedule.png").shape == (780, 960, 3)
+    assert opened(tmp_path / "schedule.png").shape == (720, 960, 3)
 
 
 @pytest.mark.parametrize("metric", [None, "loss", "f1", "runtime"])

@@ -41,6 +41,7 @@ sources = st.builds(
     revision=st.none() | texts,
     config=st.none() | texts,
     split=st.none() | texts,
+    rows=st.none() | texts,
     license=st.none() | texts,
     languages=st.lists(texts, max_size=2),
 )
@@ -52,6 +53,8 @@ def evaluations(draw):
     return Evaluation(
         metrics=metrics,
         main_metric=draw(st.sampled_from(sorted(metrics))),
+        part=draw(texts),
+        not_finite=draw(st.lists(texts, max_size=2)),
         dense_metrics=draw(st.none() | st.dictionaries(texts, numbers, max_size=2)),
         samples=draw(st.none() | counts),
         dataset=draw(st.none() | sources),
@@ -75,13 +78,15 @@ records = st.builds(
     pruning=st.lists(configs.map(PruningConfig.to_dict), max_size=2),
     target_sparsity=st.none() | st.floats(0, 1),
     steps=st.none() | counts,
+    kept_step=st.none() | counts,
     epochs=st.none() | numbers,
     train_samples=st.none() | counts,
+    training_data=st.none() | sources,
     training_arguments=plains,
     seed=st.none() | st.integers(),
     recipe=st.none() | plains,
     history=st.lists(st.builds(lambda step, entry: entry | {"step": step}, numbers, st.dictionaries(texts, numbers))),
-    evaluation=st.none() | evaluations(),
+    evaluations=st.lists(evaluations(), max_size=2),
     latency=st.none()
     | st.builds(
         Latency,
@@ -145,6 +150,12 @@ def test_pruning_configurations_are_completed(tmp_path):
     assert load_record(tmp_path).pruning == [PruningConfig(sparsity=0.5).to_dict()]
 
 
+def test_the_first_evaluation_is_the_main_one():
+    evaluations = [Evaluation(metrics={name: 0.5}, main_metric=name) for name in ("accuracy", "f1")]
+    assert RunRecord(name="a", evaluations=evaluations).evaluation == evaluations[0]
+    assert RunRecord(name="a").evaluation is None
+
+
 def test_a_record_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
         RunRecord(name="a").name = "b"
@@ -184,14 +195,20 @@ EVALUATION = {"metrics": {"accuracy": 0.5}, "main_metric": "accuracy"}
         SMALL | {"pruning": [{}]},
         SMALL | {"pruning": ["magnitude"]},
         SMALL | {"pruning": {"sparsity": 0.5}},
-        SMALL | {"evaluation": EVALUATION | {"main_metric": "f1"}},
-        SMALL | {"evaluation": EVALUATION | {"metrics": {}}},
-        SMALL | {"evaluation": EVALUATION | {"metrics": {"accuracy": None}}},
+        SMALL | {"evaluations": [EVALUATION | {"main_metric": "f1"}]},
+        SMALL | {"evaluations": [EVALUATION, EVALUATION | {"metrics": {}}]},
+        SMALL | {"evaluations": [EVALUATION | {"metrics": {"accuracy": None}}]},
+        SMALL | {"evaluations": [EVALUATION | {"not_finite": "loss"}]},
+        SMALL | {"evaluations": [EVALUATION | {"part": None}]},
+        SMALL | {"evaluations": EVALUATION},
+        SMALL | {"evaluation": EVALUATION},
+        SMALL | {"kept_step": 1.5},
+        SMALL | {"training_data": "u/d"},
         SMALL | {"format_version": 2},
         SMALL | {"format_version": 0},
         SMALL | {"format_version": None},
         b'{"name": "a", "target_sparsity": NaN}',
-        b'{"name": "a", "evaluation": {"metrics": {"accuracy": NaN}, "main_metric": "accuracy"}}',
+        b'{"name": "a", "evaluations": [{"metrics": {"accuracy": NaN}, "main_metric": "accuracy"}]}',
         b'{"name": "a", "latency": {"shapes": {}, "passes": 1, "seconds": Infinity}}',
         b'{"name": "a", "training_arguments": {"learning_rate": NaN}}',
     ],

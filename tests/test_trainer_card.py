@@ -13,6 +13,7 @@ from hub_client import HubClient
 from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
 from models import bert, bert_examples, llama, training_arguments
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from test_trainer import AT_ONCE, CONFIG, PruningSeq2SeqTrainer, pruning_trainer
 from transformers import Seq2SeqTrainingArguments
 
@@ -98,7 +99,10 @@ def test_a_dense_baseline_of_other_metrics_is_refused_before_anything_is_written
     trainer = trainer_of(tmp_path)
     trainer.train()
     trainer.evaluate()
-    with pytest.raises(ValueError, match="dense_metrics: expected values of loss, accuracy, got f1"):
+    with pytest.raises(
+        ValueError,
+        match=r"dense_metrics: expected values of eval_loss, eval_accuracy, .* got f1",
+    ):
         trainer.create_model_card(dense_metrics={"f1": 0.5})
     assert not (tmp_path / "README.md").exists()
 
@@ -151,22 +155,24 @@ def test_the_best_model_has_the_evaluation_of_its_own_step(tmp_path):
     trainer.create_model_card()
     record = load_record(tmp_path)
     (entry,) = [entry for entry in trainer.state.log_history if entry["step"] == best and "eval_loss" in entry]
-    assert record.steps == best
+    assert (record.steps, record.kept_step) == (12, best)
+    assert f"The weights are those after step {best}, the best that were evaluated." in card_of(tmp_path)
     assert record.evaluation.metrics["loss"] == entry["eval_loss"] == pytest.approx(measured(trainer)["loss"])
     later = trainer.evaluate()
     trainer.create_model_card()
     assert load_record(tmp_path).evaluation.metrics["loss"] == later["eval_loss"]
 
 
-def test_a_resumed_run_keeps_the_evaluation_of_its_last_step(tmp_path):
+def test_what_was_evaluated_before_a_run_was_resumed_is_not_known_to_be_of_these_weights(tmp_path):
     arguments = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5}
     trainer_of(tmp_path, **arguments).train()
     trainer = trainer_of(tmp_path, **arguments)
     trainer.train(resume_from_checkpoint=True)
     trainer.create_model_card()
-    assert load_record(tmp_path).evaluation.metrics == pytest.approx(
-        {"accuracy": measured(trainer)["accuracy"]["accuracy"], "loss": measured(trainer)["loss"]}
-    )
+    assert load_record(tmp_path).evaluation is None
+    trainer.evaluate()
+    trainer.create_model_card()
+    assert load_record(tmp_path).evaluation.metrics["loss"] == pytest.approx(measured(trainer)["loss"])
 
 
 def test_what_predict_measured_counts_too(tmp_path):
@@ -175,9 +181,111 @@ def test_what_predict_measured_counts_too(tmp_path):
     trainer.evaluate()
     metrics = trainer.predict(bert_examples(30)).metrics
     trainer.create_model_card()
-    evaluation = load_record(tmp_path).evaluation
-    assert evaluation.metrics == {"accuracy": metrics["test_accuracy"], "loss": metrics["test_loss"]}
-    assert evaluation.samples == 30
+    first, second = load_record(tmp_path).evaluations
+    assert (first.part, first.samples) == ("eval", len(EVALUATION))
+    assert (second.part, second.samples) == ("test", 30)
+    assert second.metrics == {"accuracy": metrics["test_accuracy"], "loss": metrics["test_loss"]}
+    assert "what the trainer called `test`, 30 samples" in card_of(tmp_path)
+
+
+def test_the_training_data_is_no_evaluation(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.train()
+    trainer.evaluate()
+    trainer.evaluate(bert_examples(40), metric_key_prefix="train")
+    trainer.create_model_card()
+    assert [one.part for one in load_record(tmp_path).evaluations] == ["eval"]
+
+
+def test_several_evaluation_sets_are_all_in_the_card(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.eval_dataset = {"news": bert_examples(8), "films": EVALUATION}
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.create_model_card(dense_metrics=metrics | {"eval_news_accuracy": 1.0})
+    news, films = load_record(tmp_path).evaluations
+    assert (news.part, news.samples, films.part, films.samples) == ("eval_news", 8, "eval_films", 12)
+    assert news.metrics["loss"] == metrics["eval_news_loss"]
+    assert news.dense_metrics["accuracy"] == 1.0
+    assert films.dense_metrics["accuracy"] == metrics["eval_films_accuracy"]
+    assert card_of(tmp_path).count("| metric | dense | pruned | difference | recovery |") == 2
+
+
+def test_weights_that_were_changed_since_they_were_evaluated_have_no_evaluation(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.train()
+    trainer.evaluate()
+    with torch.no_grad():
+        trainer.model.classifier.weight[0, 0] += 1
+    trainer.create_model_card()
+    assert load_record(tmp_path).evaluation is None
+
+
+def test_files_that_were_changed_since_they_were_saved_are_saved_again(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    saved = (tmp_path / "model.safetensors").read_bytes()
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    trainer.create_model_card()
+    assert (tmp_path / "model.safetensors").read_bytes() == saved
+
+
+def test_what_was_said_once_holds_for_later_cards(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card(dense_metrics={"eval_accuracy": 0.9}, license="mit")
+    trainer.create_model_card()
+    assert "| `accuracy` | 0.9000 |" in card_of(tmp_path)
+    assert "license: mit" in card_of(tmp_path)
+
+
+def test_a_metric_that_is_not_a_number_is_told(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.compute_metrics = lambda prediction: {"f1": float("nan"), "accuracy": 0.5}
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    assert "| `f1` | not a finite number |" in card_of(tmp_path)
+
+
+def test_a_model_that_was_not_trained_is_not_said_to_be(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.evaluate()
+    trainer.create_model_card()
+    card = card_of(tmp_path)
+    assert "A model, dense." in card
+    assert "Trained for" not in card
+    assert "- pruned" not in card
+    assert "evaluation" in sections(card)
+
+
+def test_a_model_that_is_opened_again_keeps_the_record_of_its_training(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    record = load_record(tmp_path)
+    again = PruningTrainer(
+        model=type(trainer.model).from_pretrained(tmp_path),
+        args=training_arguments(tmp_path),
+        pruning_config=PruningConfig(method="keep"),
+    )
+    again.create_model_card()
+    assert load_record(tmp_path) == record
+
+
+def test_a_license_of_an_earlier_base_model_is_not_that_of_a_new_one(tmp_path):
+    for name, license_name in (("first", "mit"), ("second", "apache-2.0")):
+        model = bert()
+        model.save_pretrained(tmp_path / name)
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {license_name}\n---\n")
+        trainer = pruning_trainer(tmp_path / "out", model=type(model).from_pretrained(tmp_path / name))
+        trainer.train()
+        trainer.create_model_card()
+        assert f"license: {license_name}\n" in card_of(tmp_path / "out")
 
 
 def test_the_saved_model_is_the_one_that_the_card_is_about(tmp_path):
@@ -393,7 +501,7 @@ def test_emissions_are_in_the_card_where_codecarbon_is_on(hub, client, tmp_path)
 def test_a_trainer_whose_push_fails_says_what_is_on_the_hub(hub, client, tmp_path):
     hub.fail("POST", "/commit/", cut="before")
     push = """
-from hf_prune.hub import PushError
+from hf_prune.hub_errors import PushError
 try:
     trainer.push_to_hub()
 except PushError as error:
@@ -417,7 +525,7 @@ def test_pushes_during_training_that_failed_are_told_at_its_end(hub, client, tmp
     assert [line.split(":")[0] for line in failed] == ["step 5", "step 10"]
     assert all("the Hub is in trouble" in line for line in failed)
     assert fault.hits == 2
-    assert "2 of 2 pushes to the Hub during training failed" in done.stderr
+    assert "Of 2 pushes to the Hub during training 2 failed" in done.stderr
     hub.faults.clear()
 
 
@@ -426,8 +534,40 @@ def test_pushes_during_training_with_a_token_that_may_not_are_told(hub, client, 
     settings = DURING | {"hub_model_id": "somebody/film", "hub_token": READ_TOKEN, "hub_strategy": "all_checkpoints"}
     done = ran(client, "print(json.dumps(trainer.failed_pushes))", tmp_path / "film", **settings, hub_always_push=True)
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout.splitlines()[-1])) == 4
+    assert len(json.loads(done.stdout.splitlines()[-1])) == 2
     assert READ_TOKEN not in done.stdout + done.stderr
+
+
+def test_each_commit_during_training_holds_one_model_and_its_card(hub, client, tmp_path):
+    hub.create_repo("somebody/film", {"README.md": b"---\nthumbnail: a.png\n---\nMine.\n", "sparsity.json": b"{}"})
+    settings = DURING | {"save_steps": 2, "hub_strategy": "checkpoint", "hub_always_push": True}
+    done = ran(client, "print(json.dumps(trainer.failed_pushes))", tmp_path / "film", **settings)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+    repo = hub.repos["somebody/film"]
+    commits = [commit for commit in repo.commits() if commit.summary.startswith("Training in progress")]
+    assert [commit.summary for commit in commits] == [f"Training in progress, step {step}" for step in (2, 4, 6, 8, 10)]
+    for commit in commits:
+        files = repo.files(commit.oid)
+        for name, content in files.items():
+            (tmp_path / "there" / commit.oid / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "there" / commit.oid / name).write_bytes(content)
+        counted = make_report(tmp_path / "there" / commit.oid)
+        assert f"{counted.prunable_sparsity:.2%} of the prunable weights" in files["README.md"].decode()
+        assert "Mine." in files["README.md"].decode()
+        assert files["model.safetensors"] == files["last-checkpoint/model.safetensors"]
+        assert files["pruning_masks.safetensors"] == files["last-checkpoint/pruning_masks.safetensors"]
+        assert "last-checkpoint/optimizer.pt" in files
+        assert not {"training_args.bin", "optimizer.pt"} & set(files)
+
+
+def test_a_push_that_is_under_way_is_not_disturbed_by_the_next_save(hub, client, tmp_path):
+    hub.fail("POST", "/preupload/", delay=1)
+    settings = DURING | {"save_steps": 1}
+    done = ran(client, "print(json.dumps(trainer.failed_pushes))", tmp_path / "film", **settings)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+    assert "pruning_masks.safetensors" in hub.repos["somebody/film"].files()
 
 
 def test_a_token_is_in_no_file_here_or_on_the_hub(hub, client, tmp_path):
@@ -436,7 +576,8 @@ def test_a_token_is_in_no_file_here_or_on_the_hub(hub, client, tmp_path):
     assert done.returncode == 0, done.stderr
     repo = hub.repos["somebody/film"]
     assert len(repo.commits()) > 3
-    assert "training_args.bin" in repo.files()
+    assert "training_args.bin" not in repo.files()
+    assert "checkpoint-5/training_args.bin" in repo.files()
     written = [path.read_bytes() for path in (tmp_path / "film").rglob("*") if path.is_file()]
     sent = [content for commit in repo.commits() for content in repo.files(commit.oid).values()]
     assert [content for content in written + sent if WRITE_TOKEN.encode() in content] == []
@@ -454,7 +595,8 @@ def test_pushes_during_training_that_went_well_are_not_spoken_of(hub, client, tm
     done = ran(client, push, tmp_path / "film", **DURING)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == []
-    assert "pushes to the Hub during training failed" not in done.stderr
+    assert "pushes to the Hub during training" not in done.stderr
+    assert not list((tmp_path / "film").glob("_push_*"))
     repo = hub.repos["somebody/film"]
     assert repo.commits()[-1].summary == "End of training"
     assert "hf-prune: begin evaluation" in repo.files()["README.md"].decode()

@@ -52,7 +52,7 @@ def test_the_recipe_in_a_card_is_the_shipped_one(folder):
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
 def test_the_figures_of_a_card_add_up(folder):
-    card, figures, record = read_card(folder)[0], figures_of(folder), load_record(folder)
+    card, figures, record = read_card(folder).text, figures_of(folder), load_record(folder)
     rows = re.findall(r"^\| `([\w.]+)` \| ([\d×]+) \| ([\d,]+) \| ([\d.]+)% \|$", card, re.MULTILINE)
     assert [row[0] for row in rows] == [tensor.name for tensor in figures.tensors if tensor.prunable]
     weights = [int(np.prod([int(side) for side in shape.split("×")])) for _, shape, _, _ in rows]

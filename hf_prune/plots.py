@@ -40,7 +40,9 @@ def plot_schedule(
     left.set(ylabel="sparsity", ylim=(0, 1), title=title)
     left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     right.set(ylabel="loss")
-    right.set_ylim(bottom=0)
+    losses = [entry[name] for entry in log_history for name in ("loss", "eval_loss") if name in entry]
+    if not any(loss < 0 for loss in losses):
+        right.set_ylim(bottom=0)
     if with_metric:
         shown = _short(str(metric))
         lines += _draw(panels[1], log_history, f"eval_{metric}", f"validation: {shown}", _METRIC_COLOR, "o-")

@@ -219,3 +219,12 @@ def test_very_many_tensors_make_an_outline_of_a_sane_size(tmp_path, drawn):
     assert outline.get_data().values.tolist() == list(shares.values())
     assert (axis.get_xlim(), axis.get_ylim()) == ((0, 4000), (0, 1))
     assert axis.get_title() == "Title"
+
+
+@pytest.mark.parametrize(("losses", "bottom_is_zero"), [((0.5, 0.25), True), ((0.5, -0.25), False)])
+def test_losses_below_zero_are_in_the_picture(tmp_path, drawn, losses, bottom_is_zero):
+    history = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+    plot_schedule(history, tmp_path / "schedule.png", "Title")
+    bottom = drawn[0].axes[1].get_ylim()[0]
+    assert (bottom == 0) == bottom_is_zero
+    assert bottom <= min(losses)

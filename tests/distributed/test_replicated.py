@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from hub_server import WRITE_TOKEN, HubServer
 from transformers import AutoModelForSequenceClassification
 
 from hf_prune.mask_files import MASKS_NAME
@@ -12,11 +13,16 @@ from hf_prune.mask_files import MASKS_NAME
 HERE = Path(__file__).parent
 
 
-def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "default"}
+def run_on_two_processes(script, directory, **environment):
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(HERE.parent),
+        "PYTHONWARNINGS": "default",
+        **environment,
+    }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, str(HERE / "train_replicated.py"), str(tmp_path)],
+        [*command, str(HERE / script), str(directory)],
         env=environment,
         capture_output=True,
         text=True,
@@ -24,6 +30,10 @@ def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
+    run_on_two_processes("train_replicated.py", tmp_path)
 
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
@@ -37,3 +47,22 @@ def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
     assert (checkpoint / MASKS_NAME).exists()
     saved = dict(AutoModelForSequenceClassification.from_pretrained(checkpoint).named_parameters())
     assert sum(int((saved[name] == 0).sum()) for name in first["masks"]) == round(0.5 * total)
+
+
+def test_of_two_processes_one_pushes(tmp_path):
+    with HubServer() as hub:
+        run_on_two_processes(
+            "push_replicated.py",
+            tmp_path / "out",
+            HF_ENDPOINT=hub.url,
+            HF_TOKEN=WRITE_TOKEN,
+            HF_HOME=str(tmp_path / "home"),
+            HF_HUB_OFFLINE="0",
+            HF_HUB_DISABLE_XET="1",
+        )
+        repo = hub.repos["somebody/replicated"]
+        summaries = [commit.summary for commit in repo.commits()[1:]]
+        assert summaries == ["Training in progress, step 5", "Training in progress, step 10", "End of training"]
+        card = repo.files()["README.md"].decode()
+        assert "**50.00% of the prunable weights" in card
+        assert "13 samples" in card

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from concurrent.futures import Future
 
 import pytest
 import transformers
@@ -384,38 +383,3 @@ def test_a_resumed_run_keeps_the_best_that_was_at_final_sparsity(tmp_path):
     resumed = best_trainer(tmp_path, max_steps=14)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.best_model_checkpoint == str(tmp_path / "checkpoint-8")
-
-
-# ---- What is pushed ----
-
-
-def test_a_checkpoint_is_pushed_complete_with_masks_and_under_its_name(tmp_path, monkeypatch):
-    pushed = []
-
-    class Api:
-        def create_repo(self, *args, **kwargs):
-            return type("Url", (), {"repo_id": "user/repo"})()
-
-        def upload_folder(self, folder_path, **kwargs):
-            names = {str(path.relative_to(folder_path)) for path in tmp_path.joinpath(folder_path).rglob("*")}
-            pushed.append((folder_path, kwargs.get("path_in_repo"), names))
-            done = Future()
-            done.set_result(None)
-            return done
-
-    monkeypatch.setattr(transformers.trainer, "hf_api", Api)
-    trainer = pruning_trainer(
-        tmp_path,
-        CONFIG,
-        save_strategy="steps",
-        save_steps=5,
-        push_to_hub=True,
-        hub_strategy="all_checkpoints",
-        hub_model_id="user/repo",
-    )
-    trainer.train()
-    ours = {"pruning_config.json", "pruning_masks.safetensors", "pruning_state.json"}
-    assert [path for _, path, _ in pushed] == [None, "checkpoint-5", None, "checkpoint-10"]
-    for folder, _, names in pushed:
-        assert ours | {"model.safetensors"} <= names, folder
-        assert not any(name.startswith(UNFINISHED) for name in names)

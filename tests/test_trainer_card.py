@@ -577,7 +577,10 @@ def test_a_token_is_in_no_file_here_or_on_the_hub(hub, client, tmp_path):
     repo = hub.repos["somebody/film"]
     assert len(repo.commits()) > 3
     assert "training_args.bin" not in repo.files()
-    assert "checkpoint-5/training_args.bin" in repo.files()
+    for checkpoint in ("checkpoint-5", "checkpoint-10"):
+        whole = {f"{checkpoint}/{path.name}" for path in (tmp_path / "film" / checkpoint).iterdir()}
+        assert {f"{checkpoint}/training_args.bin", f"{checkpoint}/pruning_masks.safetensors"} <= whole
+        assert whole <= set(repo.files())
     written = [path.read_bytes() for path in (tmp_path / "film").rglob("*") if path.is_file()]
     sent = [content for commit in repo.commits() for content in repo.files(commit.oid).values()]
     assert [content for content in written + sent if WRITE_TOKEN.encode() in content] == []

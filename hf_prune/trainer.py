@@ -235,7 +235,8 @@ class PruningMixin(_Base):
         files = [path for path in copy.rglob("*") if path.is_file()] if place is not None else []
         also = {f"{place}/{path.relative_to(copy).as_posix()}": path for path in files}
         message = f"Training in progress, step {self.state.global_step}"
-        job = self._hub.run_as_future(self._push_copy, copy, self._make_record(), also, message)
+        said = {name: value for name, value in self._said.items() if name != "dense_metrics"}  # of the end of training
+        job = self._hub.run_as_future(self._push_copy, copy, self._make_record(said), also, message)
         self._pushes.append((f"step {self.state.global_step}", job))
         self.push_in_progress: Any = PushInProgress(cast(Any, [job]))
 
@@ -310,13 +311,14 @@ class PruningMixin(_Base):
             return
         said = dict(inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments)
         said |= {"dataset": said.pop("dataset_name", None) or said.get("dataset"), "dense_metrics": dense_metrics}
-        self._said |= {name: value for name, value in said.items() if value is not None}
+        said = self._said | {name: value for name, value in said.items() if value is not None}
         folder = Path(str(self.args.output_dir))
         earlier = load_record(folder) if self.state.global_step == 0 else None
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return
-        record = self._make_record(saved_files(weight_files(folder)), measure_trainer(self))
+        record = self._make_record(said, saved_files(weight_files(folder)), measure_trainer(self))
+        self._said = said  # it holds for later cards, too
         base = record.base_model
         if base is not None and base.license is None and not record.chosen.get("license"):
             logger.warning(
@@ -330,7 +332,12 @@ class PruningMixin(_Base):
         save_record(folder, record)
         write_card(folder)
 
-    def _make_record(self, weights: dict[str, SavedFile] | None = None, latency: Latency | None = None) -> RunRecord:
+    def _make_record(
+        self,
+        said: Mapping[str, Any],
+        weights: dict[str, SavedFile] | None = None,
+        latency: Latency | None = None,
+    ) -> RunRecord:
         """The record of this trainer's run, for the model as it is now, in the files of weights."""
         assert self.pruner is not None  # or the card would not be ours
         digest = self._digest()
@@ -342,7 +349,7 @@ class PruningMixin(_Base):
             kept_step=int((self.state.best_global_step if self._loaded_best else self.state.global_step) or 0),
             evaluated=[evaluated for evaluated in self._evaluated if evaluated.digest == digest],
             latency=latency,
-            given=Given(**{"model_name": self._repo_id.rsplit("/", 1)[-1]} | self._said),
+            given=Given(**{"model_name": self._repo_id.rsplit("/", 1)[-1], **said}),
         )
 
     def push_to_hub(  # type: ignore[override]  # the extended class's arguments, and ours by name

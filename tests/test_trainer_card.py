@@ -105,6 +105,8 @@ def test_a_dense_baseline_of_other_metrics_is_refused_before_anything_is_written
     ):
         trainer.create_model_card(dense_metrics={"f1": 0.5})
     assert not (tmp_path / "README.md").exists()
+    trainer.create_model_card()
+    assert "Dense baseline not measured." in card_of(tmp_path)
 
 
 def test_a_model_that_was_not_evaluated_has_no_evaluation_in_its_card(tmp_path):

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import transformers
 
 from .config import CONFIG_NAME, load_configs
 from .record import RECORD_NAME, Evaluation, Part, RunRecord, SavedFile, saved_files
-from .report import Report, make_report, weight_files
+from .report import TensorReport, make_report, weight_files
 
 FIGURES_NAME = "sparsity.json"
 FORMAT_VERSION = 1
@@ -20,21 +19,6 @@ FORMAT_VERSION = 1
 
 class StaleRecordError(ValueError):
     """Measurements that belong to other weights than those that are there."""
-
-
-class CountedTensor(Part):
-    """One tensor of the saved files, as `TensorReport` has it."""
-
-    name: str
-    shape: list[int]
-    weights: int
-    zeros: int
-    prunable: bool | None
-
-    @property
-    def sparsity(self) -> float:
-        """The share of zeros."""
-        return self.zeros / max(self.weights, 1)
 
 
 class Figures(Part):
@@ -56,10 +40,10 @@ class Figures(Part):
     files: dict[str, SavedFile]
     evaluations: list[Evaluation]
     metadata: dict[str, Any]
-    tensors: list[CountedTensor]
+    tensors: list[TensorReport]
 
     @property
-    def prunable(self) -> list[CountedTensor]:
+    def prunable(self) -> list[TensorReport]:
         """The tensors that may be pruned."""
         return [tensor for tensor in self.tensors if tensor.prunable]
 
@@ -76,7 +60,7 @@ class Totals(Part):
         return self.zeros / max(self.weights, 1)
 
 
-def total(tensors: Sequence[CountedTensor]) -> Totals:
+def total(tensors: Sequence[TensorReport]) -> Totals:
     """Weights and zeros of all the tensors."""
     return Totals(weights=sum(tensor.weights for tensor in tensors), zeros=sum(tensor.zeros for tensor in tensors))
 
@@ -111,12 +95,8 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         files=files,
         evaluations=record.evaluations if record is not None else [],
         metadata={},
-        tensors=_counted(report),
+        tensors=report.tensors,
     )
-
-
-def _counted(report: Report) -> list[CountedTensor]:
-    return [CountedTensor(**asdict(tensor) | {"shape": list(tensor.shape)}) for tensor in report.tensors]
 
 
 def _saved_pruning(folder: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from .config import PruningConfig
 from .describe import weights_digest
 from .hub import push_model
 from .hub_errors import explain_error
-from .pruner import Pruner
+from .pruner import STATE_FILES, Pruner
 from .record import Latency, RunRecord, SavedFile, load_record, save_record, saved_files
 from .report import weight_files
 from .trainer_record import Evaluated, Given, measure_trainer, record_of
@@ -48,10 +48,10 @@ class PruningMixin(_Base):
             trainer is the one it extends, without any callback of ours.
 
     Beyond what `PruningCallback` does, gradients are masked once a step, before they are clipped; `sparsity` and
-    `target_sparsity` are in the logs of every reporter; every saved model has its masks beside it, also in what is
-    pushed to the Hub; `resume_from_checkpoint` takes them from there; a checkpoint has its name only once it is
-    complete; and the best model is chosen among those at final sparsity. `create_model_card` writes a card from what
-    was measured, and `push_to_hub` makes one commit of the model and checks what the Hub then holds.
+    `target_sparsity` are in the logs of every reporter; every saved model has its masks beside it, and
+    `resume_from_checkpoint` takes them from there; a checkpoint has its name only once it is complete; and the best
+    model is chosen among those at final sparsity. `create_model_card` writes a card from what was measured, and
+    `push_to_hub` makes one commit of the model and checks what the Hub then holds.
 
     Attributes:
         pruner: the `Pruner`, or None.
@@ -219,13 +219,21 @@ class PruningMixin(_Base):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         published = self._publish_checkpoint()
         folder = published if published is not None else Path(checkpoint_folder)
-        if not self._makes_card:
+        if self.pruner is None:
             super()._push_from_checkpoint(str(folder))
             return
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         in_progress: Any = self.push_in_progress
         if in_progress is not None and not in_progress.is_done() and not self.args.hub_always_push:
+            return
+        when = f"step {self.state.global_step}"
+        if not self._makes_card:
+            for name in STATE_FILES:  # the Trainer copies only the model's own files
+                shutil.copy(folder / name, Path(str(self.args.output_dir), name))
+            super()._push_from_checkpoint(str(folder))
+            known = [job for _, job in self._pushes]
+            self._pushes += [(when, job) for job in cast(Any, self.push_in_progress).jobs if job not in known]
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         copy = Path(tempfile.mkdtemp(prefix="_push_", dir=str(self.args.output_dir)))
@@ -234,10 +242,10 @@ class PruningMixin(_Base):
         place = whole.get(HubStrategy(self.args.hub_strategy))
         files = [path for path in copy.rglob("*") if path.is_file()] if place is not None else []
         also = {f"{place}/{path.relative_to(copy).as_posix()}": path for path in files}
-        message = f"Training in progress, step {self.state.global_step}"
+        message = f"Training in progress, {when}"
         said = {name: value for name, value in self._said.items() if name != "dense_metrics"}  # of the end of training
         job = self._hub.run_as_future(self._push_copy, copy, self._make_record(said), also, message)
-        self._pushes.append((f"step {self.state.global_step}", job))
+        self._pushes.append((when, job))
         self.push_in_progress: Any = PushInProgress(cast(Any, [job]))
 
     def _push_copy(self, copy: Path, record: RunRecord, also: Mapping[str, Path], message: str) -> CommitInfo:
@@ -296,7 +304,7 @@ class PruningMixin(_Base):
         return self.pruner is not None and not isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
 
     def create_model_card(self, *args: Any, dense_metrics: Mapping[str, float] | None = None, **kwargs: Any) -> None:
-        """Write the card of the model into `output_dir`, with the model if its weights have not been saved there yet.
+        """Save the model into `output_dir`, and write its card beside it.
 
         README.md says what was counted in the saved files and measured by this trainer, and nothing else; beside it lie
         `sparsity.json`, `run_record.json` and `assets/`. What a person wrote into README.md is kept.
@@ -352,7 +360,7 @@ class PruningMixin(_Base):
             given=Given(**{"model_name": self._repo_id.rsplit("/", 1)[-1], **said}),
         )
 
-    def push_to_hub(  # type: ignore[override]  # the extended class's arguments, and ours by name
+    def push_to_hub(
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -363,7 +371,7 @@ class PruningMixin(_Base):
         create_pr: bool = False,
         with_masks: bool = False,
         **kwargs: Any,
-    ) -> CommitInfo | Future | None:
+    ) -> Any:
         """Save the model, make its card, push both in one commit, and check what the Hub then holds.
 
         Args:

@@ -185,7 +185,7 @@ def program(source, *arguments):
 
 def serve(path: str) -> None:
     """Fork for every connection until standard input ends."""
-    import hf_prune.cli  # noqa: F401
+    importlib.import_module("hf_prune.cli")  # before the fork, so that each call finds it there
 
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("importing hf_prune started threads: forking would not be safe")
@@ -258,7 +258,7 @@ def ended(function, options) -> int:
             return error.code or 0
         print(error.code, file=sys.stderr)
         return 1
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:  # noqa: BLE001  # as the interpreter ends: a traceback, and an exit code
         sys.excepthook(type(error), error, error.__traceback__)
         return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     return 0

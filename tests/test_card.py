@@ -21,7 +21,7 @@ from hf_prune import PruningConfig
 from hf_prune.card import CARD_NAME, forget_measurements, make_files, metadata_in, read_card, write_card
 from hf_prune.card_merge import CardError, Existing, split_body
 from hf_prune.card_text import generated_metadata, render_card, task_of
-from hf_prune.figures import CountedTensor, Figures, StaleRecordError
+from hf_prune.figures import Figures, StaleRecordError
 from hf_prune.markdown import single_line
 from hf_prune.record import (
     RECORD_NAME,
@@ -35,6 +35,7 @@ from hf_prune.record import (
     load_record,
     save_record,
 )
+from hf_prune.report import TensorReport
 from hf_prune.targets import find_targets
 
 ALL_PARTS = [
@@ -337,7 +338,7 @@ def test_a_record_without_steps_claims_no_training(steps, pruning):
 
 
 def test_a_dense_model_without_steps_is_called_dense():
-    tensor = CountedTensor(name="a", shape=[4], weights=4, zeros=0, prunable=True)
+    tensor = TensorReport(name="a", shape=[4], weights=4, zeros=0, prunable=True)
     card = render_card(figures_of(tensors=[tensor]), RunRecord(name="m", base_model=Source(name="base")), "m")
     assert "`base`, dense." in parts_of(card)["summary"]
     assert "pruned" not in metadata_of(card)["tags"]
@@ -352,7 +353,7 @@ def test_figures_are_written_beside_the_card(whole):
 
 
 def test_very_many_tensors_are_cut_after_the_table(whole):
-    tensors = [CountedTensor(name=f"t.{at}", shape=[2], weights=2, zeros=1, prunable=True) for at in range(503)]
+    tensors = [TensorReport(name=f"t.{at}", shape=[2], weights=2, zeros=1, prunable=True) for at in range(503)]
     part = parts_of(render_card(figures_of(tensors=tensors), None, "m"))["layers"]
     assert len([line for line in part.splitlines() if line.startswith("| `t.")]) == 500
     assert "\n\nThe other 3 are in `sparsity.json`.\n" in part
@@ -838,7 +839,7 @@ def test_without_a_card_there_is_none_to_read(tmp_path):
 
 
 def figures_of(name="bert", pruning=(), target_sparsity=0.5, tensors=None, files=("model.safetensors",), note=None):
-    counted = CountedTensor(name="bert.encoder.weight", shape=[4, 4], weights=16, zeros=8, prunable=True)
+    counted = TensorReport(name="bert.encoder.weight", shape=[4, 4], weights=16, zeros=8, prunable=True)
     return Figures(
         model=name,
         architecture="BertForSequenceClassification",
@@ -874,7 +875,7 @@ def card_with(names):
 
     names_of_tensors = {"targets": [name("target")], "exclude": [name("exclude")], "overrides": {name("override"): 0.1}}
     pruning = [PruningConfig(sparsity=0.5).to_dict() | names_of_tensors]
-    tensor = CountedTensor(name=name("tensor"), shape=[4, 4], weights=16, zeros=8, prunable=True)
+    tensor = TensorReport(name=name("tensor"), shape=[4, 4], weights=16, zeros=8, prunable=True)
     figures = figures_of(name("name"), pruning, tensors=[tensor], files=[name("file")], note=name("note"))
     metrics = {name("metric"): 0.5, "f1": 0.25} | ({name("second metric"): 0.125} if "second metric" in names else {})
     record = RunRecord.model_construct(

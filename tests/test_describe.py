@@ -225,10 +225,9 @@ SECRETS = {
 }
 
 
-@pytest.mark.parametrize("name", SECRETS)
+# Which of them there are depends on the version of transformers.
+@pytest.mark.parametrize("name", sorted(SECRETS.keys() & {entry.name for entry in dataclasses.fields(OwnArguments)}))
 def test_arguments_that_are_private_are_never_told(tmp_path, name):
-    if name not in {entry.name for entry in dataclasses.fields(OwnArguments)}:
-        pytest.skip("this version of transformers has no such argument")
     args = OwnArguments(str(tmp_path / "secret"), **{name: SECRETS[name]})
     told = json.dumps(changed_arguments(args))
     assert "secret" not in told

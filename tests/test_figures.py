@@ -8,9 +8,9 @@ from safetensors.numpy import load_file, save_file
 
 from hf_prune import PruningConfig
 from hf_prune.config import save_configs
-from hf_prune.figures import CountedTensor, Figures, StaleRecordError, count_figures, total
+from hf_prune.figures import Figures, StaleRecordError, count_figures, total
 from hf_prune.record import Evaluation, RunRecord, SavedFile, saved_files
-from hf_prune.report import ReportError, weight_files
+from hf_prune.report import ReportError, TensorReport, weight_files
 
 # What is pruned by default, by its names in the files, written out for each model.
 PRUNABLE = {
@@ -119,8 +119,8 @@ def test_a_tokenizer_is_seen(name, found, tmp_path):
 
 def test_totals_are_sums_and_of_nothing_the_share_is_zero():
     tensors = [
-        CountedTensor(name="a", shape=[90], weights=90, zeros=9, prunable=True),
-        CountedTensor(name="b", shape=[10], weights=10, zeros=9, prunable=False),
+        TensorReport(name="a", shape=[90], weights=90, zeros=9, prunable=True),
+        TensorReport(name="b", shape=[10], weights=10, zeros=9, prunable=False),
     ]
     assert total(tensors).sparsity == 18 / 100
     assert total([]).sparsity == 0

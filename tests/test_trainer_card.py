@@ -595,6 +595,34 @@ def test_a_token_is_the_same_for_all_that_use_it():
     assert pickle.loads(pickle.dumps({"token": token})) == {"token": None}
 
 
+ADAPTERS = """
+from peft import LoraConfig, get_peft_model
+from models import bert, bert_examples, training_arguments
+from hf_prune import PruningConfig, PruningTrainer
+import json, sys
+
+trainer = PruningTrainer(
+    model=get_peft_model(bert(), LoraConfig(r=2, target_modules=["query"])),
+    args=training_arguments(sys.argv[1], push_to_hub=True, save_strategy="steps", save_steps=5, hub_always_push=True),
+    train_dataset=bert_examples(),
+    pruning_config=PruningConfig(sparsity=0.5),
+)
+trainer.train()
+print(json.dumps(trainer.failed_pushes))
+"""
+
+
+def test_pushes_of_adapters_during_training_have_masks_and_their_failures_are_told(hub, client, tmp_path):
+    done = client.python(ADAPTERS, tmp_path / "film")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+    assert {"adapter_model.safetensors", "pruning_masks.safetensors"} <= set(hub.repos["somebody/film"].files())
+    hub.fail("POST", "/commit/", status=500, times=None)
+    done = client.python(ADAPTERS, tmp_path / "other")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in json.loads(done.stdout.splitlines()[-1])] == ["step 5", "step 10"]
+
+
 def test_pushes_during_training_that_went_well_are_not_spoken_of(hub, client, tmp_path):
     push = "print(json.dumps(trainer.failed_pushes))\ntrainer.push_to_hub()"
     done = ran(client, push, tmp_path / "film", **DURING)

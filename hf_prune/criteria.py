@@ -11,14 +11,25 @@ from dataclasses import dataclass
 
 import torch
 
+from .regions import Region
+
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a flat piece of weights lies: the tensor's name, the flat index of its first weight, and the seed."""
+    """Where a flat piece of weights lies: the tensor's name, the position of its first weight, and the seed.
+
+    `region` is the part of the tensor that the positions are in; None if that is all of it.
+    """
 
     name: str
     offset: int = 0
     seed: int = 0
+    region: Region | None = None
+
+    def indices(self, count: int, device: torch.device) -> torch.Tensor:
+        """The flat indices in the whole tensor of the piece's first `count` weights (int64)."""
+        positions = torch.arange(self.offset, self.offset + count, dtype=torch.int64, device=device)
+        return positions if self.region is None else self.region.indices(positions)
 
 
 Criterion = Callable[[torch.Tensor, Piece], torch.Tensor]
@@ -38,7 +49,7 @@ def random(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
     never change, what is dropped at one sparsity is dropped at every higher one. The hash is two rounds of the 32-bit
     mixer of murmur3 (Appleby's fmix32).
     """
-    index = torch.arange(piece.offset, piece.offset + weight.numel(), dtype=torch.int64, device=weight.device)
+    index = piece.indices(weight.numel(), weight.device)
     key = zlib.crc32(f"{piece.seed}/{piece.name}".encode())
     bits = _mix32((index & _LOW_32_BITS) ^ key)
     bits = _mix32((bits + (index >> 32)) & _LOW_32_BITS)

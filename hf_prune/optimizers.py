@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
+from .distributed import local_part
+
 # With a zero gradient and zero moments these leave a zero weight at zero, so they need no second pass over the weights.
 # The very classes: GaLore's and bitsandbytes' have the same names and do other things.
 ELEMENTWISE_OPTIMIZERS = frozenset(
@@ -61,7 +63,8 @@ def zero_moments(
 
     That is also done where several such states are stacked (AdEMAMix), where 8 bits are codes of a table
     (bitsandbytes) and in quantized tensors (torchao), as exactly as their codes allow. With `indices` (flat) only those
-    weights need be looked at: the others were zeroed before.
+    weights need be looked at: the others were zeroed before. Of a sharded parameter, mask and indices are of the part
+    that this process holds.
     """
     for state in _states(_unwrapped(optimizer), parameter):
         for name, value in state.items():
@@ -69,10 +72,11 @@ def zero_moments(
                 continue
             if value.shape[value.dim() - parameter.dim() :] != parameter.shape:
                 continue
+            value = local_part(value)
             if type(value) not in (torch.Tensor, torch.nn.Parameter):
                 value.copy_(value.dequantize().masked_fill(~mask.to(value.device), 0))
             elif value.is_floating_point():
-                for part in value.reshape(-1, *parameter.shape):
+                for part in value.reshape(-1, *mask.shape):
                     zero_masked(part, mask, indices)
             elif (table := state.get(name.replace("state", "qmap"))) is not None:
                 value.masked_fill_(~mask.to(value.device), int(table.abs().argmin()))

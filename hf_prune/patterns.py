@@ -37,6 +37,11 @@ class Pattern:
         return self.columns if self.name == "n:m" else self.rows * self.columns
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Rows (outputs) and columns (inputs) of a unit."""
+        return (1, self.columns) if self.name == "n:m" else (self.rows, self.columns)
+
+    @property
     def unit_sparsity(self) -> Fraction:
         """The share of a unit's weights that dropping it masks."""
         return 1 - Fraction(self.rows, self.columns) if self.name == "n:m" else Fraction(1)

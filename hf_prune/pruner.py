@@ -4,38 +4,40 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
 
 from .allocation import Pool
 from .config import CONFIG_NAME, PruningConfig, PruningConfigError, load_configs, save_configs
-from .criteria import CRITERIA, Piece
-from .mask_files import MASKS_NAME, STATE_NAME, PruningStateError, read_masks, read_state, write_masks, write_state
+from .distributed import PlacementError, holding_of, local_part, processes, rank, total
+from .mask_files import (
+    MASKS_NAME,
+    STATE_NAME,
+    PruningStateError,
+    read_masks,
+    read_state,
+    write_mask_shard,
+    write_masks,
+    write_state,
+)
 from .optimizers import leaves_zeros, parameters_of, zero_masked, zero_moments
-from .patterns import PATTERNS, count_of
+from .patterns import count_of
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
-from .selection import KeptChunks, KeyChunks, demote, find_threshold, lowest_of_kept, order_keys, taken
-from .targets import Target, as_matrices, find_targets, from_matrices
+from .ranking import Held, update_masks
+from .regions import Region
+from .replicas import compare_replicas
+from .selection import alone
+from .targets import Target, find_targets
 
 logger = logging.getLogger(__name__)
 
 # What `Pruner.save` writes.
 STATE_FILES = (MASKS_NAME, CONFIG_NAME, STATE_NAME)
 
-# Weights ranked at a time: small enough for a CPU's cache, large enough to keep an accelerator busy.
-_CPU_PIECE = 1 << 18
-_ACCELERATOR_PIECE = 1 << 24
-
-# Up to this many weights (16 MiB of keys) keys are made once and held, not made again for each pass.
-_KEYS_HELD = 1 << 22
-
-
-_Chunk = TypeVar("_Chunk")
+# Groups that are ranked together where tensors are sharded: they share the turns in which processes add up.
+_GROUPS_AT_ONCE = 64
 
 
 class Pruner:
@@ -61,9 +63,11 @@ class Pruner:
     Attributes:
         targets: the tensors to prune, in the model's order.
         parameters: parameter name -> parameter.
-        masks: parameter name -> bool tensor of the parameter's shape, True where a weight is kept. Zeros that the model
-            has when pruning starts are masked and stay zero.
-        masked: parameter name -> number of masked weights.
+        masks: parameter name -> bool tensor of the parameter's shape, True where a weight is kept; of a sharded
+            parameter, the mask of the part that this process holds. Zeros that the model has when pruning starts are
+            masked and stay zero. They are changed in place.
+        masked: parameter name -> number of masked weights, on all processes together.
+        sharded: whether processes hold parts of the parameters (FSDP2). Then every process must make the same calls.
         completed_steps, total_steps: optimizer steps done and to do; `total_steps` is None before the start.
         expected_steps: what `plan` takes for `total_steps` before the start, where that can be told beforehand.
         target_sparsity: the share of masked weights that the schedule ends with; None before the start.
@@ -71,7 +75,9 @@ class Pruner:
     Raises:
         TargetError: an expression or a shape does not fit the model.
         PruningConfigError: a configuration does not fit into the training, or two are at work on a tensor at once.
-        PruningStateError: a weight is NaN or infinite; raised when masks are to be updated, before any is changed.
+        PruningStateError: a weight is NaN or infinite; raised when masks are to be updated, before any is changed. Or
+            processes that hold the same weights came to different masks.
+        PlacementError: a parameter is sharded in a way that is not supported.
     """
 
     def __init__(
@@ -103,12 +109,45 @@ class Pruner:
             chosen.update({target.name: target for target in found})
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
         self.targets = [chosen[name] for name in self.parameters]
-        self.masks = {name: parameter.detach() != 0 for name, parameter in self.parameters.items()}
-        self.masked = {name: _count_masked(mask) for name, mask in self.masks.items()}
+        self._holdings = {name: holding_of(name, parameter) for name, parameter in self.parameters.items()}
+        self.sharded = any(holding.sharded for holding in self._holdings.values())
+        self._total = total if self.sharded else alone
+        self._check_holdings()
+        self.masks = {name: (self._weight(name) != 0).contiguous() for name in self.parameters}
+        self.masked: dict[str, int] = {}
+        self._masked_here = {name: _count_masked(mask) for name, mask in self.masks.items()}
+        self._sum_masked(self.masks)
         self._starts: dict[int, float] = {}
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         if not self.targets:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
+
+    def _check_holdings(self) -> None:
+        """Make sure that the parts of all processes are each tensor once."""
+        counted = [self._holdings[name].region.weights * self._counts(name) for name in self.parameters]
+        for target, weights in zip(self.targets, self._sum(counted), strict=True):
+            if weights != target.weights:
+                raise PlacementError(
+                    f"{target.name}: expected {target.weights} weights on all processes together, found {weights}; it "
+                    "is sharded in a way that is not supported"
+                )
+
+    def _weight(self, name: str) -> torch.Tensor:
+        """What this process holds of a parameter, in its memory."""
+        return local_part(self.parameters[name].detach())
+
+    def _counts(self, name: str) -> bool:
+        """Whether this process counts what it holds of a tensor; without shards every process counts for itself."""
+        return self._holdings[name].counted or not self.sharded
+
+    def _sum(self, numbers: Sequence[int]) -> list[int]:
+        """Numbers added up over all processes, where tensors are sharded."""
+        return self._total(torch.tensor(numbers, dtype=torch.int64)).tolist()
+
+    def _sum_masked(self, names: Iterable[str]) -> None:
+        names = list(names)
+        here = [self._masked_here[name] if self._counts(name) else 0 for name in names]
+        self.masked.update(zip(names, self._sum(here), strict=True))
 
     # ---- When ----
 
@@ -133,6 +172,7 @@ class Pruner:
         self._log_zeros()
         self._check_finite(range(len(self._groups)), completed_steps)
         self._mask_moments(optimizer, self.parameters)
+        compare_replicas(self.masks, self._holdings)
         begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
         self._update_groups(begun, completed_steps, optimizer)
 
@@ -213,8 +253,27 @@ class Pruner:
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         self._check_finite(due, completed_steps)
         self.completed_steps = completed_steps
-        changed = [self._update_group(index, completed_steps, optimizer) for index in due]
-        return any(changed)
+        changed: list[str] = []
+        for batch in self._batches(due):
+            names = self._update_batch(batch, completed_steps, optimizer)
+            self._sum_masked(names)
+            changed += names
+        compare_replicas({name: self.masks[name] for name in changed}, self._holdings)
+        return bool(changed)
+
+    def _batches(self, due: Sequence[int]) -> Iterator[list[int]]:
+        """Groups that are ranked together: alone, one at a time; never two that have a tensor in common."""
+        batch: list[int] = []
+        names: set[str] = set()
+        for index in due:
+            members = {target.name for target in self._groups[index].members}
+            if batch and (not self.sharded or len(batch) == _GROUPS_AT_ONCE or names & members):
+                yield batch
+                batch, names = [], set()
+            batch.append(index)
+            names |= members
+        if batch:
+            yield batch
 
     def _window(self, group: Group) -> Window:
         return self._windows[group.config_index]
@@ -241,7 +300,8 @@ class Pruner:
         """Set the gradients of masked weights to zero. Call it after backward and before gradients are clipped."""
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                zero_masked(parameter.grad, self._mask_for(name, parameter))
+                gradient = local_part(parameter.grad)
+                zero_masked(gradient, self._mask_for(name, gradient))
         self._gradients_masked.update(self.parameters)
 
     def mask_gradients_in_backward(self) -> list[torch.utils.hooks.RemovableHandle]:
@@ -251,7 +311,8 @@ class Pruner:
             @torch.no_grad()
             def mask_gradient(parameter: torch.Tensor) -> None:
                 if parameter.grad is not None:
-                    zero_masked(parameter.grad, self._mask_for(name, parameter))
+                    gradient = local_part(parameter.grad)
+                    zero_masked(gradient, self._mask_for(name, gradient))
                 self._gradients_masked.add(name)
 
             return mask_gradient
@@ -265,23 +326,12 @@ class Pruner:
     def mask_weights(self, names: Iterable[str] | None = None) -> None:
         """Set masked weights to exactly (positive) zero, in the named tensors or in all."""
         for name in self.parameters if names is None else names:
-            parameter = self.parameters[name]
-            zero_masked(parameter, self._mask_for(name, parameter))
+            weight = self._weight(name)
+            zero_masked(weight, self._mask_for(name, weight))
 
     def _mask_moments(self, optimizer: torch.optim.Optimizer | None, names: Iterable[str]) -> None:
         for name in names:
-            parameter = self.parameters[name]
-            zero_moments(optimizer, parameter, self._mask_for(name, parameter))
-
-    def _mask_indices(self, name: str, indices: torch.Tensor, optimizer: torch.optim.Optimizer | None) -> None:
-        """Mask the weights at flat indices, all of them kept so far; weights and moments become zero there."""
-        parameter = self.parameters[name]
-        mask = self._mask_for(name, parameter).flatten().clone()
-        mask = mask.index_fill_(0, indices, False).view(parameter.shape)
-        self.masks[name] = mask
-        self.masked[name] += len(indices)
-        zero_masked(parameter, mask, indices)
-        zero_moments(optimizer, parameter, mask, indices)
+            zero_moments(optimizer, self.parameters[name], self._mask_for(name, self._weight(name)))
 
     def _mask_for(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """The mask on the device of `like`, to which it moves for good."""
@@ -292,108 +342,65 @@ class Pruner:
     # ---- How masks are decided ----
 
     def _check_finite(self, due: Iterable[int], completed_steps: int) -> None:
-        for target in dict.fromkeys(target for index in due for target in self._groups[index].members):
-            weight = self.parameters[target.name].detach()
-            if not math.isfinite(weight.sum(dtype=torch.float32)) and not weight.isfinite().all():
+        names = list(dict.fromkeys(target.name for index in due for target in self._groups[index].members))
+        bad = self._sum([int(not _is_finite(self._weight(name))) for name in names])
+        for name, is_bad in zip(names, bad, strict=True):
+            if is_bad:
                 raise PruningStateError(
-                    f"{target.name}: expected finite weights, got NaN or infinite ones after {completed_steps} "
+                    f"{name}: expected finite weights, got NaN or infinite ones after {completed_steps} "
                     "optimizer steps; nothing was pruned. Lower the learning rate, or start from a sound checkpoint."
                 )
 
     @torch.no_grad()
-    def _update_group(self, index: int, step: int, optimizer: torch.optim.Optimizer | None) -> bool:
-        """Update the masks of a group, and weights and moments with them; whether any mask changed."""
-        group = self._groups[index]
-        rules = PATTERNS[group.pattern.name]
-        dropped = []
-        for target in group.members:
-            if group.pattern.name == "unstructured":
-                dropped.append(self.masked[target.name])
-            else:
-                mask = as_matrices(self._mask_for(target.name, self.parameters[target.name]), target.layout)
-                dropped.append(int(rules.dropped(mask, group.pattern).sum()))
-        start = self._starts.setdefault(index, group.share_dropped(dropped))
-        changed = False
-        for pool in group.pools(self._window(group), step, start, dropped):
-            more = pool.count - sum(dropped[member] for member in pool.members)
-            if more > 0:
-                self._drop(group, pool, more, optimizer)
-                changed = True
-        return changed
+    def _update_batch(self, due: Sequence[int], step: int, optimizer: torch.optim.Optimizer | None) -> list[str]:
+        """Update the masks of groups, and weights and moments with them; the names of tensors that were ranked."""
+        groups = [self._groups[index] for index in due]
+        held = {target.name: self._held(target) for group in groups for target in group.members}
 
-    def _drop(self, group: Group, pool: Pool, more: int, optimizer: torch.optim.Optimizer | None) -> None:
-        """Drop `more` units of the pool's members, `pool.count` with those dropped already: the lowest scores."""
-        members = [group.members[member] for member in pool.members]
-        if group.pattern.name == "unstructured":
-            weights = sum(target.weights for target in members)
-            pieces = [self._key_pieces(group, target) for target in members]
-            if weights <= _KEYS_HELD:
-                pieces = [_held(source) for source in pieces]
-            lowest = lowest_of_kept(pieces, more, weights - pool.count + more, weights)
-            if lowest is not None:
-                for target, indices in zip(members, lowest, strict=True):
-                    self._mask_indices(target.name, indices, optimizer)
-                return
-            sources = [_demoted(source) for source in pieces]
-        else:
-            sources = [partial(iter, [self._unit_keys(group, target)]) for target in members]
-        threshold = find_threshold(sources, pool.count)
-        for target, source in zip(members, sources, strict=True):
-            drop, ties = taken(source(), threshold)
-            threshold = replace(threshold, ties=ties)
-            self.masks[target.name] = self._mask_without(group, target, drop)
-            self.masked[target.name] = _count_masked(self.masks[target.name])
-            self.mask_weights([target.name])
-            self._mask_moments(optimizer, [target.name])
+        def pools_of(place: int, gone: list[int]) -> list[Pool]:
+            group = groups[place]
+            start = self._starts.setdefault(due[place], group.share_dropped(gone))
+            return group.pools(self._window(group), step, start, gone)
 
-    def _key_pieces(self, group: Group, target: Target) -> KeptChunks:
-        """The ranking keys of a tensor's weights and which are kept, piece by piece; can be read many times."""
-        criterion = CRITERIA[group.config.method]
+        names = []
+        for target, positions in update_masks(groups, held, pools_of, self._total):
+            names.append(target.name)
+            weight, mask = self._weight(target.name), self.masks[target.name]
+            zero_masked(weight, mask, positions)
+            zero_moments(optimizer, self.parameters[target.name], mask, positions)
+            newly = _count_masked(mask) - self._masked_here[target.name] if positions is None else len(positions)
+            self._masked_here[target.name] += newly
+        return names
 
-        def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-            weight = self.parameters[target.name].detach().reshape(-1)
-            mask = self._mask_for(target.name, weight).reshape(-1)
-            dense = not self.masked[target.name]
-            size = _CPU_PIECE if weight.device.type == "cpu" else _ACCELERATOR_PIECE
-            for offset in range(0, max(weight.numel(), 1), size):
-                piece = Piece(target.name, offset, group.config.pruning_seed)
-                keys = order_keys(criterion(weight[offset : offset + size], piece))
-                yield keys, None if dense else mask[offset : offset + size]
-
-        return pieces
-
-    def _scores(self, group: Group, target: Target) -> torch.Tensor:
-        """The scores of a whole tensor as matrices."""
-        weight = self.parameters[target.name].detach()
-        piece = Piece(target.name, 0, group.config.pruning_seed)
-        scores = CRITERIA[group.config.method](weight.reshape(-1), piece).reshape(weight.shape)
-        return as_matrices(scores, target.layout)
-
-    def _unit_keys(self, group: Group, target: Target) -> torch.Tensor:
-        rules = PATTERNS[group.pattern.name]
-        scores = self._scores(group, target)
-        mask = as_matrices(self._mask_for(target.name, scores), target.layout)
-        keys = order_keys(rules.scores(scores, mask, group.pattern, group.config.block_norm))
-        return demote(keys, ~rules.dropped(mask, group.pattern)).reshape(-1)
-
-    def _mask_without(self, group: Group, target: Target, drop: torch.Tensor) -> torch.Tensor:
-        """The mask once the units in `drop` (bool, flat) are dropped."""
-        mask = self._mask_for(target.name, drop)
-        if group.pattern.name == "unstructured":
-            return mask & ~drop.reshape(mask.shape)
-        rules = PATTERNS[group.pattern.name]
-        matrices = as_matrices(mask, target.layout)
-        unit_shape = rules.dropped(matrices, group.pattern).shape
-        kept = rules.drop(drop.reshape(unit_shape), self._scores(group, target), matrices, group.pattern)
-        return from_matrices(kept, target.layout, target.shape)
+    def _held(self, target: Target) -> Held:
+        weight = self._weight(target.name).reshape(-1)
+        return Held(
+            target=target,
+            holding=self._holdings[target.name],
+            weight=weight,
+            mask=self._mask_for(target.name, weight).reshape(-1),
+            masked=self.masked[target.name],
+            counted=self._counts(target.name),
+        )
 
     # ---- Files ----
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Write masks (see `mask_files.write_masks`), configuration and state into the directory, made if need be."""
+        """Write masks (see `mask_files`), configuration and state into the directory, made if need be.
+
+        Where tensors are sharded, every process must call it, and writes the masks of its parts; without shards, the
+        process that calls it writes everything.
+        """
         path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        if self.sharded:
+            masks = {name: mask for name, mask in self.masks.items() if self._counts(name) and mask.numel()}
+            write_mask_shard(path, masks, self._regions, rank(), processes())
+        else:
+            write_masks(path, self.masks)
+        if self.sharded and rank() > 0:
+            return
         save_configs(self.configs, path)
-        write_masks(path, self.masks)
         state = {
             "completed_steps": self.completed_steps,
             "total_steps": self.total_steps,
@@ -410,13 +417,19 @@ class Pruner:
         """
         path = Path(directory)
         self._check_same_configuration(path)
-        masks = read_masks(path / MASKS_NAME, {target.name: target.shape for target in self.targets})
+        masks = read_masks(path, {target.name: target.shape for target in self.targets}, self._regions)
         state = read_state(path / STATE_NAME)
         self.masks = {name: masks[name].to(parameter.device) for name, parameter in self.parameters.items()}
-        self.masked = {name: _count_masked(mask) for name, mask in self.masks.items()}
+        self._masked_here = {name: _count_masked(mask) for name, mask in self.masks.items()}
+        self._sum_masked(self.masks)
         self.completed_steps = state["completed_steps"]
         self._starts = state["starts"]
         self.mask_weights()
+        compare_replicas(self.masks, self._holdings)
+
+    @property
+    def _regions(self) -> dict[str, Region]:
+        return {name: holding.region for name, holding in self._holdings.items()}
 
     def _check_same_configuration(self, path: Path) -> None:
         try:
@@ -440,15 +453,8 @@ class Pruner:
             )
 
 
-def _held(source: Callable[[], Iterable[_Chunk]]) -> Callable[[], Iterable[_Chunk]]:
-    """The same chunks, made once."""
-    chunks = list(source())
-    return lambda: chunks
-
-
-def _demoted(source: KeptChunks) -> KeyChunks:
-    """The same keys, what is not kept lowest."""
-    return lambda: (keys if is_kept is None else demote(keys, is_kept) for keys, is_kept in source())
+def _is_finite(weight: torch.Tensor) -> bool:
+    return math.isfinite(weight.sum(dtype=torch.float32)) or bool(weight.isfinite().all())
 
 
 def _count_masked(mask: torch.Tensor) -> int:

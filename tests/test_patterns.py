@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_prune.patterns import BLOCK_NORMS, PATTERNS, Pattern, count_of, parse_pattern
-from hf_prune.selection import demote, find_threshold, order_keys, taken
+from hf_prune.selection import Source, demote, find_thresholds, order_keys, taken
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -33,7 +33,8 @@ def prune(scores, mask, text, count, norm="l2"):
     if count <= int(dropped.sum()):
         return mask
     keys = demote(order_keys(rules.scores(scores, mask, pattern, norm)), ~dropped).reshape(-1)
-    drop, _ = taken([keys], find_threshold([lambda: [keys]], count))
+    sources = [Source(lambda: [(keys, None)], lambda positions: positions)]
+    [drop] = taken(sources, find_thresholds([sources], [count])[0])
     return rules.drop(drop.reshape(dropped.shape), scores, mask, pattern)
 
 

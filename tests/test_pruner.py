@@ -10,10 +10,9 @@ from models import ARCHITECTURES, bert, resnet
 from torch import nn
 from transformers.optimization import Adafactor
 
-from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, TargetError
+from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, TargetError, selection
 from hf_prune.criteria import Piece, random
 from hf_prune.optimizers import ELEMENTWISE_OPTIMIZERS
-from hf_prune.selection import lowest_of_kept
 
 TOTAL_STEPS = 10
 # Updates after 2, 5 and 8 of ten steps.
@@ -317,8 +316,8 @@ def test_masks_do_not_depend_on_how_many_weights_are_ranked_at_a_time(monkeypatc
     config = PruningConfig(method=method, sparsity=sparsity, scope=scope, pattern=pattern, **ONE_SHOT)
     pruner = with_tied_weights(bert(), config)
     pruner.start(TOTAL_STEPS)
-    monkeypatch.setattr("hf_prune.pruner._CPU_PIECE", 37)
-    monkeypatch.setattr("hf_prune.pruner._KEYS_HELD", held)
+    monkeypatch.setattr("hf_prune.ranking._CPU_PIECE", 37)
+    monkeypatch.setattr("hf_prune.ranking._KEYS_HELD", held)
     in_pieces = with_tied_weights(bert(), config)
     in_pieces.start(TOTAL_STEPS)
     assert all(torch.equal(pruner.masks[name], in_pieces.masks[name]) for name in pruner.masks)
@@ -332,10 +331,12 @@ def test_a_shortlist_gives_the_masks_of_a_full_ranking(monkeypatch, method, scop
     config = PruningConfig(method=method, sparsity=0.7, scope=scope, schedule="linear", begin=1, end=8, frequency=1)
     results = []
     used = []
-    for shortlist in (lowest_of_kept, lambda *arguments: None):
+    shortlists = selection._shortlists
+    for shortlist in (shortlists, lambda pools, total: [None] * len(pools)):
         monkeypatch.setattr(
-            "hf_prune.pruner.lowest_of_kept",
-            lambda *arguments, shortlist=shortlist: used.append(shortlist(*arguments)) or used[-1],
+            selection,
+            "_shortlists",
+            lambda *arguments, shortlist=shortlist: used.extend(lists := shortlist(*arguments)) or lists,
         )
         torch.manual_seed(5)
         model = build().to(memory_format=torch.channels_last)
@@ -352,7 +353,7 @@ def test_a_shortlist_gives_the_masks_of_a_full_ranking(monkeypatch, method, scop
             assert_counts_are_true(pruner)
             assert_moments_are_zero(pruner, optimizer)
         results.append((pruner.masks, model.state_dict()))
-    assert any(indices is not None for indices in used)
+    assert any(lists is not None for lists in used)
     (masks, weights), (full_masks, full_weights) = results
     assert all(torch.equal(masks[name], full_masks[name]) for name in masks)
     assert all(torch.equal(weights[name], full_weights[name]) for name in weights)
@@ -914,7 +915,7 @@ def test_configurations_in_sequence_go_on_from_each_other():
                 scores = dict(enumerate(weight.abs().reshape(-1).tolist()))
                 dropped = naive_drop(scores, 50)
                 assert pruner.masks[name].reshape(-1).tolist() == [index not in dropped for index in scores]
-            after_magnitude = dict(pruner.masks)
+            after_magnitude = {name: mask.clone() for name, mask in pruner.masks.items()}
     for name, mask in pruner.masks.items():
         hashes = random(weights[name].reshape(-1), Piece(name, 0, 5)).tolist()
         kept = {index: hashes[index] for index in after_magnitude[name].reshape(-1).nonzero().squeeze(1).tolist()}

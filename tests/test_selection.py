@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 import references
@@ -8,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_prune import selection
-from hf_prune.selection import LOWEST_KEY, Threshold, demote, find_threshold, lowest_of_kept, order_keys, taken
+from hf_prune.selection import (
+    LOWEST_KEY,
+    Pool,
+    Source,
+    Threshold,
+    demote,
+    find_thresholds,
+    lowest,
+    order_keys,
+    taken,
+)
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 
@@ -17,20 +26,24 @@ few_scores = st.sampled_from([-1.5, -0.0, 0.0, 0.25, 1.0])  # many ties
 ints = st.integers(-(2**31) + 1, 2**31 - 1)
 
 
+def source_of(keys, kept=None, chunk=None):
+    """A source of the keys, chunk by chunk."""
+    pieces = keys.split(chunk) if chunk else [keys]
+    flags = [None] * len(pieces) if kept is None else kept.split(chunk) if chunk else [kept]
+    return Source(lambda: zip(pieces, flags, strict=True), lambda positions: positions)
+
+
+def find_threshold(sources, count):
+    [threshold] = find_thresholds([sources], [count])
+    return threshold
+
+
 def select(tensors, dropped, count, chunk=None):
     """Which scores of each tensor go, as `Pruner` asks for it: dropped ones first, chunk by chunk, tensor by tensor."""
     sources = []
     for scores, gone in zip(tensors, dropped, strict=True):
-        keys = demote(order_keys(scores), ~torch.tensor(gone, dtype=torch.bool))
-        sources.append(lambda keys=keys: iter(keys.split(chunk) if chunk else [keys]))
-    threshold = find_threshold(sources, count)
-    result = []
-    for source in sources:
-        drop, ties = taken(source(), threshold)
-        threshold = replace(threshold, ties=ties)
-        result.append(drop.tolist())
-    assert threshold.all_ties or threshold.ties == 0
-    return result
+        sources.append(source_of(order_keys(scores), ~torch.tensor(gone, dtype=torch.bool), chunk))
+    return [drop.tolist() for drop in taken(sources, find_threshold(sources, count))]
 
 
 def select_one(scores, count, chunk=None):
@@ -179,49 +192,45 @@ def test_one_of_a_million_is_kept_and_one_of_a_million_goes():
     scores = torch.zeros(1_000_000)
     scores[123_456] = 1.0
     scores[654_321] = -1.0
-    drop, _ = taken([order_keys(scores)], find_threshold([lambda: [order_keys(scores)]], 999_999))
+    sources = [source_of(order_keys(scores))]
+    [drop] = taken(sources, find_threshold(sources, 999_999))
     assert (~drop).nonzero().flatten().tolist() == [123_456]
-    drop, _ = taken([order_keys(scores)], find_threshold([lambda: [order_keys(scores)]], 1))
+    [drop] = taken(sources, find_threshold(sources, 1))
     assert drop.nonzero().flatten().tolist() == [654_321]
 
 
-def test_a_threshold_says_how_many_equal_keys_it_takes_and_what_is_left_of_them():
-    keys = torch.tensor([5, 3, 5, 5], dtype=torch.int32)
-    threshold = find_threshold([lambda: [keys]], 3)
-    assert threshold == Threshold(key=5, ties=2, all_ties=False)
-    assert find_threshold([lambda: [keys]], 4) == Threshold(key=5, ties=3, all_ties=True)
-    assert find_threshold([lambda: [keys]], 1) == Threshold(key=3, ties=1, all_ties=True)
-    drop, ties = taken([keys], Threshold(5, 7))
-    assert drop.tolist() == [True] * 4
-    assert ties == 4
+def test_a_threshold_says_how_many_equal_keys_it_takes():
+    sources = [source_of(torch.tensor([5, 3, 5, 5], dtype=torch.int32))]
+    assert find_threshold(sources, 3) == Threshold(key=5, ties=2, all_ties=False)
+    assert find_threshold(sources, 4) == Threshold(key=5, ties=3, all_ties=True)
+    assert find_threshold(sources, 1) == Threshold(key=3, ties=1, all_ties=True)
+
+
+def test_ties_go_in_order_or_up_to_the_last_by_its_index():
+    sources = [source_of(torch.tensor([5, 3, 5, 5], dtype=torch.int32))]
+    [drop] = taken(sources, Threshold(5, ties=2, all_ties=False))
+    assert drop.tolist() == [True, True, True, False]
+    [drop] = taken(sources, Threshold(5, ties=9, all_ties=False, last=0))
+    assert drop.tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("chunks", [[torch.zeros(0, dtype=torch.int32)], []], ids=["one empty chunk", "no chunk"])
 def test_an_empty_tensor_among_others_loses_nothing(chunks):
-    keys = torch.tensor([2, 1], dtype=torch.int32)
-    threshold = find_threshold([lambda: chunks, lambda: [keys]], 1)
-    drop, ties = taken(iter(chunks), threshold)
-    assert drop.tolist() == []
-    assert ties == 1
-    assert taken([keys], threshold)[0].tolist() == [False, True]
+    empty = Source(lambda: [(keys, None) for keys in chunks], lambda positions: positions)
+    sources = [empty, source_of(torch.tensor([2, 1], dtype=torch.int32))]
+    assert [drop.tolist() for drop in taken(sources, find_threshold(sources, 1))] == [[], [False, True]]
 
 
 # ---- A small share of many ----
 
 
 def shortlisted(tensors, masks, count, chunk=1000):
-    """What `lowest_of_kept` takes of each tensor, as sets of flat indices, or None."""
-
-    def pieces(scores, mask):
-        keys = order_keys(scores)
-        return zip(keys.split(chunk), [None] * len(keys) if mask is None else mask.split(chunk), strict=False)
-
-    sources = [
-        lambda scores=scores, mask=mask: pieces(scores, mask) for scores, mask in zip(tensors, masks, strict=True)
-    ]
+    """What `lowest` takes of each tensor where a shortlist serves, as sets of flat indices, or None."""
+    sources = [source_of(order_keys(scores), mask, chunk) for scores, mask in zip(tensors, masks, strict=True)]
     kept = sum(len(scores) if mask is None else int(mask.sum()) for scores, mask in zip(tensors, masks, strict=True))
-    lowest = lowest_of_kept(sources, count, kept, sum(map(len, tensors)))
-    return None if lowest is None else [set(indices.tolist()) for indices in lowest]
+    drops = list(lowest([Pool(sources, count, kept, sum(map(len, tensors)))]))
+    assert len({drop.dtype for drop in drops}) == 1
+    return None if drops[0].dtype == torch.bool else [set(indices.tolist()) for indices in drops]
 
 
 @pytest.mark.parametrize("decimals", [1, 2, 6])  # many ties, some, hardly any

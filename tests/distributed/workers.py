@@ -36,22 +36,15 @@ class Workers:
                 str(self.processes),
                 str(Path(self._folder.name, "store")),
             ]
-            log = Path(self._folder.name, f"log{rank}").open("wb")
-            self._workers.append(
-                subprocess.Popen(
-                    [sys.executable, *arguments],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=environment,
-                )
-            )
+            with Path(self._folder.name, f"log{rank}").open("wb") as log:
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+                self._workers.append(subprocess.Popen([sys.executable, *arguments], env=environment, **pipes))
         return self
 
     def __exit__(self, *exception):
         for worker in self._workers:
             worker.kill()
-            worker.wait()
+            worker.communicate()
         self._folder.cleanup()
 
     def run(self, task, arguments_of_each):

@@ -29,7 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .config import PruningConfig
 from .mask_files import PruningStateError
 from .optimizers import updates_in_backward
-from .pruner import STATE_FILES, Pruner
+from .pruner import Pruner, state_files
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +66,14 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Start the pruner on the model as it is now, or resume it from the checkpoint."""
         model: nn.Module = kwargs["model"]
-        _refuse_sharded(model, args)
+        if args.deepspeed:
+            raise ValueError("DeepSpeed is not supported yet. Train on one process, replicated (DDP), or with FSDP2.")
         if self.pruner is None:
             self.pruner = Pruner(model, self.config)
         directory = self.resume_directory or _checkpoint_directory(args, state)
         if state.global_step == 0:
             self.pruner.start(state.max_steps, model)
-        elif any((directory / name).exists() for name in STATE_FILES):
+        elif state_files(directory):
             self.pruner.resume(state.max_steps, directory, model)
         else:
             logger.warning("%s has no masks: the training so far was dense; pruning begins here.", directory)
@@ -120,8 +121,8 @@ class PruningCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put masks, configuration and state into the checkpoint, where the trainer has not."""
-        if self.pruner is not None and state.is_world_process_zero and not self._in_trainer:
-            self.pruner.save(_checkpoint_directory(args, state))
+        if self.pruner is not None and not self._in_trainer:
+            self.pruner.save_from_all(_checkpoint_directory(args, state), args.should_save)
         if self.pruner is not None and not self.pruner.at_final_sparsity:
             _forget_best(state)
 
@@ -172,14 +173,3 @@ def _checkpoint_directory(args: TrainingArguments, state: TrainerState) -> Path:
     output, name = Path(str(args.output_dir)), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
     in_trials = output.glob(f"*/{name}") if state.is_hyper_param_search else ()
     return max(in_trials, key=lambda path: path.stat().st_mtime_ns, default=output / name)
-
-
-def _refuse_sharded(model: nn.Module, args: TrainingArguments) -> None:
-    """Sharded parameters cannot be ranked yet: say so before training rather than prune them wrongly."""
-    sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
-    if args.deepspeed or sharded:
-        engine = "DeepSpeed" if args.deepspeed else "FSDP"
-        raise ValueError(
-            f"Expected a model that each process holds whole, got one that {engine} shards: pruning under {engine} is "
-            "not supported yet. Train on one process, or replicated (DDP)."
-        )

@@ -18,8 +18,8 @@ _STATE_NAME = "trainer_state.json"
 _WEIGHTS_NAMES = ("model.safetensors", "adapter_model.safetensors")
 _INDEX_NAME = "model.safetensors.index.json"
 _SENTINEL_NAME = "checkpoint-is-incomplete.txt"
-_OPTIMIZER_NAMES = {"optimizer.pt", "scheduler.pt"}
-_OTHER_WEIGHTS = ("pytorch_model", "global_step")  # pickles and FSDP's shards, DeepSpeed's shards
+_DEEPSPEED = "global_step"
+_OTHER_WEIGHTS = ("pytorch_model", _DEEPSPEED)  # pickles and FSDP's shards, DeepSpeed's shards
 
 
 def publish(unfinished: Path, final: Path) -> None:
@@ -85,8 +85,7 @@ def is_complete(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
     if _SENTINEL_NAME in names or _read_json(folder / _STATE_NAME) is None:
         return False
-    beside = {name for name in names if name in _OPTIMIZER_NAMES or name.startswith("rng_state")}
-    if beside and not names >= _OPTIMIZER_NAMES:
+    if not _may_train_on(names):
         return False
     index = _read_json(folder / _INDEX_NAME) if _INDEX_NAME in names else {"weight_map": {}}
     if index is None:
@@ -94,6 +93,16 @@ def is_complete(folder: Path) -> bool:
     files = {*index["weight_map"].values(), *(name for name in _WEIGHTS_NAMES if name in names)}
     other_formats = any(name.startswith(_OTHER_WEIGHTS) for name in names)
     return all(_is_whole(folder / name) for name in files) and (bool(files) or other_formats)
+
+
+def _may_train_on(names: set[str]) -> bool:
+    """Whether optimizer and scheduler are among these files, in any of the ways in which they are saved, or neither."""
+    if any(name.startswith(_DEEPSPEED) for name in names):
+        return "latest" in names  # DeepSpeed writes it last
+    with_optimizer = [name for name in names if name.split(".")[0].split("_")[0] == "optimizer"]
+    if with_optimizer or any(name.startswith(("scheduler", "rng_state")) for name in names):
+        return bool(with_optimizer) and "scheduler.pt" in names
+    return True
 
 
 def _is_whole(file: Path) -> bool:

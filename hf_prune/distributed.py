@@ -7,9 +7,20 @@ make the same calls in the same order.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
+import torch.distributed.checkpoint
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from .regions import Region, whole
@@ -42,6 +53,22 @@ def processes() -> int:
 def rank() -> int:
     """This process's number among them, from 0."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of the whole weights that FSDP2 may have kept from a forward pass without a backward pass.
+
+    Until then `named_parameters` has some whole tensors among the parts, and what is written into the parts does not
+    reach the next forward pass. Every process must call it.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def is_shared(tensor: torch.Tensor) -> bool:
+    """Whether each process holds a part of a tensor, or a copy that torch knows of."""
+    return isinstance(tensor, DTensor)
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
@@ -164,3 +191,37 @@ def _device() -> torch.device:
         if accelerator is None
         else torch.device(accelerator.type, torch.accelerator.current_device_index())
     )
+
+
+# ---- Checkpoints of FSDP, for training that goes on without ----
+
+_FSDP_MODEL = "pytorch_model_fsdp"
+_FSDP_OPTIMIZER = "optimizer"
+
+
+def is_fsdp_checkpoint(folder: Path) -> bool:
+    """Whether accelerate wrote a checkpoint under FSDP, whole or in shards."""
+    return (folder / f"{_FSDP_MODEL}.bin").is_file() or (folder / f"{_FSDP_MODEL}_0").is_dir()
+
+
+def load_fsdp_model(model: nn.Module, folder: Path) -> None:
+    """Load the weights of a checkpoint that was written under FSDP into a model that is not sharded."""
+    state = {"model": get_model_state_dict(model)}
+    _load(state, "model", folder, _FSDP_MODEL)
+    set_model_state_dict(model, state["model"])
+
+
+def load_fsdp_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Load the optimizer's state from a checkpoint that was written under FSDP, for a model that is not sharded."""
+    state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+    _load(state, "optimizer", folder, _FSDP_OPTIMIZER)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+
+
+def _load(state: dict[str, Any], key: str, folder: Path, name: str) -> None:
+    """Fill `state[key]` from one file or from shards; each process by itself."""
+    whole_file = folder / f"{name}.bin"
+    if whole_file.is_file():
+        state[key] = torch.load(whole_file, map_location="cpu", weights_only=True)
+    else:
+        torch.distributed.checkpoint.load(state, checkpoint_id=str(folder / f"{name}_0"), no_dist=True)

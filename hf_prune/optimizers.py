@@ -76,7 +76,8 @@ def zero_moments(
             if type(value) not in (torch.Tensor, torch.nn.Parameter):
                 value.copy_(value.dequantize().masked_fill(~mask.to(value.device), 0))
             elif value.is_floating_point():
-                for part in value.reshape(-1, *mask.shape):
+                copies = value.shape[: value.dim() - mask.dim()].numel()
+                for part in value.reshape(copies, *mask.shape):
                     zero_masked(part, mask, indices)
             elif (table := state.get(name.replace("state", "qmap"))) is not None:
                 value.masked_fill_(~mask.to(value.device), int(table.abs().argmin()))

@@ -11,11 +11,11 @@ from torch import nn
 
 from .allocation import Pool
 from .config import CONFIG_NAME, PruningConfig, PruningConfigError, load_configs, save_configs
-from .distributed import PlacementError, holding_of, local_part, processes, rank, total
+from .distributed import PlacementError, holding_of, local_part, processes, rank, reshard, total
 from .mask_files import (
-    MASKS_NAME,
     STATE_NAME,
     PruningStateError,
+    mask_files,
     read_masks,
     read_state,
     write_mask_shard,
@@ -29,12 +29,10 @@ from .ranking import Held, update_masks
 from .regions import Region
 from .replicas import compare_replicas
 from .selection import alone
-from .targets import Target, find_targets
+from .targets import Target, find_targets, named_parameters
 
 logger = logging.getLogger(__name__)
 
-# What `Pruner.save` writes.
-STATE_FILES = (MASKS_NAME, CONFIG_NAME, STATE_NAME)
 
 # Groups that are ranked together where tensors are sharded: they share the turns in which processes add up.
 _GROUPS_AT_ONCE = 64
@@ -101,13 +99,14 @@ class Pruner:
     def _attach(self, model: nn.Module) -> None:
         """Find the targets in this model and mask the zeros that are there."""
         self.model = model
+        reshard(model)
         self._groups: list[Group] = []
         chosen: dict[str, Target] = {}
         for index, config in enumerate(self.configs):
             found = find_targets(model, config.targets, config.exclude)
             self._groups += make_groups(index, config, found)
             chosen.update({target.name: target for target in found})
-        self.parameters = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
+        self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in chosen}
         self.targets = [chosen[name] for name in self.parameters]
         self._holdings = {name: holding_of(name, parameter) for name, parameter in self.parameters.items()}
         self.sharded = any(holding.sharded for holding in self._holdings.values())
@@ -251,6 +250,8 @@ class Pruner:
         return self._update_groups(due, completed_steps, optimizer)
 
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
+        if due:
+            reshard(self.model)
         self._check_finite(due, completed_steps)
         self.completed_steps = completed_steps
         changed: list[str] = []
@@ -325,6 +326,8 @@ class Pruner:
 
     def mask_weights(self, names: Iterable[str] | None = None) -> None:
         """Set masked weights to exactly (positive) zero, in the named tensors or in all."""
+        if names is None:
+            reshard(self.model)
         for name in self.parameters if names is None else names:
             weight = self._weight(name)
             zero_masked(weight, self._mask_for(name, weight))
@@ -409,6 +412,11 @@ class Pruner:
         }
         write_state(path, state)
 
+    def save_from_all(self, directory: str | os.PathLike, should_save: bool) -> None:
+        """Save where every process calls this: each its parts if tensors are sharded, else those that should save."""
+        if self.sharded or should_save:
+            self.save(directory)
+
     def load(self, directory: str | os.PathLike) -> None:
         """Take masks and state from a directory that `save` wrote, and set masked weights to zero.
 
@@ -451,6 +459,12 @@ class Pruner:
                 f"{path / CONFIG_NAME}: saved with another pruning configuration ({'; '.join(differences)}); "
                 "go on with the saved one, or start a new training from these weights"
             )
+
+
+def state_files(directory: Path) -> list[Path]:
+    """What `Pruner.save` has written into a directory."""
+    others = [directory / name for name in (CONFIG_NAME, STATE_NAME)]
+    return [*mask_files(directory), *(path for path in others if path.exists())]
 
 
 def _is_finite(weight: torch.Tensor) -> bool:

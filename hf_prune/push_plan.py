@@ -13,7 +13,7 @@ from .card import ASSETS_FOLDER, CARD_NAME, LAYERS_NAME, SCHEDULE_NAME, make_fil
 from .card_merge import CardError, Existing
 from .describe import looks_like_token
 from .figures import FIGURES_NAME, Figures
-from .mask_files import MASKS_NAME, STATE_NAME
+from .mask_files import STATE_NAME, is_mask_file
 from .messages import one_line
 from .record import RECORD_NAME, SavedFile
 from .report import ReportError, weight_files
@@ -21,17 +21,22 @@ from .report import ReportError, weight_files
 # Folders that `save_pretrained` writes.
 _MODEL_FOLDERS = ("additional_chat_templates",)
 
-_MASK_FILES = (MASKS_NAME, STATE_NAME)
-
 # What a model is made of, beside its weights: configuration, vocabularies, code of its own, and who made it.
 _SUFFIXES = (".json", ".jinja", ".model", ".py", ".spm", ".tiktoken", ".txt")
 _DOCUMENTS = ("LICENSE", "NOTICE", "CITATION")
-_STATE_OF_TRAINING = ("trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+_STATE_OF_TRAINING = (
+    "trainer_state.json",
+    "training_args.bin",
+    "optimizer.pt",
+    "optimizer.bin",
+    "scheduler.pt",
+    "scaler.pt",
+)
 
 # Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, our own pictures.
 _REPLACED = re.compile(
     r"(model|adapter_model)[\w.-]*\.safetensors(\.index\.json)?|pytorch_model[\w.-]*\.bin(\.index\.json)?"
-    rf"|{re.escape(MASKS_NAME)}|{re.escape(STATE_NAME)}|{re.escape(RECORD_NAME)}|{re.escape(LAYERS_NAME)}|{re.escape(SCHEDULE_NAME)}"
+    rf"|pruning_masks[\w.-]*\.safetensors|{re.escape(STATE_NAME)}|{re.escape(RECORD_NAME)}|{re.escape(LAYERS_NAME)}|{re.escape(SCHEDULE_NAME)}"
 )
 
 
@@ -144,7 +149,7 @@ def choose_files(folder: Path, weights: Collection[str], with_masks: bool) -> tu
             left_out[name] = "hidden"
         elif name in _STATE_OF_TRAINING or name.startswith("rng_state"):
             left_out[name] = "state of the training"
-        elif name in _MASK_FILES:
+        elif is_mask_file(name) or name == STATE_NAME:
             if with_masks:
                 chosen[name] = path
             else:

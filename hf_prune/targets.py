@@ -13,6 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
+# Modules that torch puts around others, which do not appear in what is saved.
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+
 LAYOUTS = ("matrix", "transposed", "convolution", "experts", "experts_transposed", "flat")
 
 
@@ -78,6 +81,16 @@ def from_matrices(matrices: torch.Tensor, layout: str, shape: Sequence[int]) -> 
     return matrices.reshape(tuple(shape)).contiguous()
 
 
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a model by their names, without what compiling and activation checkpointing add to them."""
+    for name, parameter in model.named_parameters():
+        yield _plain_name(name), parameter
+
+
+def _plain_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
 def find_targets(model: nn.Module, targets: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> list[Target]:
     """The tensors to prune, in the model's order, a tied one once.
 
@@ -90,13 +103,14 @@ def find_targets(model: nn.Module, targets: Sequence[str] | None = None, exclude
     Raises TargetError for an expression that is no regular expression or matches no parameter of the model.
     """
     layouts = _layouts(model)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    parameters = dict(named_parameters(model))
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     check_expressions("targets", targets or (), shapes)
     check_expressions("exclude", exclude, shapes)
     if targets is None:
         chosen = _default_names(model)
     else:
-        floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+        floating = {name for name, parameter in parameters.items() if parameter.is_floating_point()}
         chosen = {
             name
             for name, shape in shapes.items()
@@ -162,7 +176,7 @@ def _layouts(model: nn.Module) -> dict[str, str]:
                 layout = "matrix"
             else:
                 layout = "flat"
-            layouts[parameter_name] = layout
+            layouts[_plain_name(parameter_name)] = layout
     return layouts
 
 
@@ -179,7 +193,7 @@ def _default_names(model: nn.Module) -> set[str]:
             is_weight = own_name == "weight" and isinstance(module, (nn.Linear, Conv1D, *_CONVOLUTIONS))
             is_expert_weight = _is_experts(module) and parameter.ndim == 3
             if (is_weight or is_expert_weight) and parameter.is_floating_point() and id(parameter) not in embeddings:
-                names.add(parameter_name)
+                names.add(_plain_name(parameter_name))
     return names
 
 
@@ -196,6 +210,19 @@ def _is_stack(module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleList):
         return True
     return isinstance(module, nn.Sequential) and len(children) > 1 and len({type(child) for child in children}) == 1
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """The names of the classes of a model's repeated layers: the outermost, where stacks lie in one another."""
+    return sorted({type(layer).__name__ for layer in _outermost_layers(model)})
+
+
+def _outermost_layers(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if _is_stack(module) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _outermost_layers(child)
 
 
 def _stacked_modules(model: nn.Module) -> set[int]:

@@ -6,15 +6,19 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+from accelerate import Accelerator
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
+from torch import nn
 from transformers import Trainer, TrainerControl, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils.hub import PushInProgress
@@ -24,9 +28,10 @@ from .card import write_card
 from .checkpoints import UNFINISHED, keep_only, newest_complete, publish, remove_leftovers, rotate
 from .config import PruningConfig
 from .describe import weights_digest
+from .distributed import is_fsdp_checkpoint, load_fsdp_model, load_fsdp_optimizer
 from .hub import push_model
 from .hub_errors import explain_error
-from .pruner import STATE_FILES, Pruner
+from .pruner import Pruner, state_files
 from .record import Latency, RunRecord, SavedFile, load_record, save_record, saved_files
 from .report import weight_files
 from .trainer_record import Evaluated, Given, measure_trainer, record_of
@@ -122,15 +127,39 @@ class PruningMixin(_Base):
             logs.update(self._pruning.log_values())
         super().log(logs, *args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.pruner is not None and self.args.should_save:
-            self.pruner.save(output_dir or str(self.args.output_dir))
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as the extended class does, for `from_pretrained`, with its masks beside it.
+
+        Every process must call it. With sharded state dicts (FSDP2) the extended class saves models in checkpoints
+        only; this one saves them whole.
+        """
+        if self.pruner is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        self.pruner.save_from_all(output_dir or str(self.args.output_dir), self.args.should_save)
+        with whole_state_dict(self.accelerator) if self._unfinished is None else nullcontext():
+            super().save_model(output_dir, _internal_call)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._pruning is not None:
-            self._pruning.resume_directory = Path(resume_from_checkpoint)
+        if self._pruning is not None and self._is_of_fsdp(resume_from_checkpoint):
+            load_fsdp_model(cast(nn.Module, model if model is not None else self.model), Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._pruning is not None and self._is_of_fsdp(checkpoint):
+            load_fsdp_optimizer(
+                cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer), Path(checkpoint)
+            )
+            cast(Any, self.lr_scheduler).load_state_dict(
+                torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
+            )
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _is_of_fsdp(self, checkpoint: str) -> bool:
+        """Whether a checkpoint was written under FSDP, and training goes on without, which the Trainer cannot."""
+        return not self.is_fsdp_enabled and is_fsdp_checkpoint(Path(checkpoint))
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
@@ -148,6 +177,8 @@ class PruningMixin(_Base):
                         f"resume_from_checkpoint: expected a complete checkpoint in {directory}, found none"
                     )
                 resume_from_checkpoint = str(newest)
+            if resume_from_checkpoint:
+                self._pruning.resume_directory = Path(resume_from_checkpoint)
             if self.args.should_save:
                 remove_leftovers(directory, everything=True)
         return super().train(resume_from_checkpoint, trial, *args, **kwargs)
@@ -222,15 +253,18 @@ class PruningMixin(_Base):
         if self.pruner is None:
             super()._push_from_checkpoint(str(folder))
             return
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if self.args.hub_strategy == HubStrategy.END:
+            return
+        digest = self._digest() if self._makes_card else ""
+        if not self.is_world_process_zero():
             return
         in_progress: Any = self.push_in_progress
         if in_progress is not None and not in_progress.is_done() and not self.args.hub_always_push:
             return
         when = f"step {self.state.global_step}"
         if not self._makes_card:
-            for name in STATE_FILES:  # the Trainer copies only the model's own files
-                shutil.copy(folder / name, Path(str(self.args.output_dir), name))
+            for path in state_files(folder):  # the Trainer copies only the model's own files
+                shutil.copy(path, Path(str(self.args.output_dir), path.name))
             super()._push_from_checkpoint(str(folder))
             known = [job for _, job in self._pushes]
             self._pushes += [(when, job) for job in cast(Any, self.push_in_progress).jobs if job not in known]
@@ -244,7 +278,7 @@ class PruningMixin(_Base):
         also = {f"{place}/{path.relative_to(copy).as_posix()}": path for path in files}
         message = f"Training in progress, {when}"
         said = {name: value for name, value in self._said.items() if name != "dense_metrics"}  # of the end of training
-        job = self._hub.run_as_future(self._push_copy, copy, self._make_record(said), also, message)
+        job = self._hub.run_as_future(self._push_copy, copy, self._make_record(said, digest), also, message)
         self._pushes.append((when, job))
         self.push_in_progress: Any = PushInProgress(cast(Any, [job]))
 
@@ -283,15 +317,21 @@ class PruningMixin(_Base):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as the extended class does, and remember what was measured of which weights, for the card."""
         output = super().evaluation_loop(*args, **kwargs)
-        if self._makes_card and output.metrics and self.is_world_process_zero():
+        if not self._makes_card or not output.metrics:
+            return output
+        digest = self._digest()
+        if self.is_world_process_zero():
             bound = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments
             prefix = bound.get("metric_key_prefix", "eval")
             dataset = getattr(bound["dataloader"], "dataset", None)
             values, samples = dict(output.metrics), output.num_samples or 0
-            self._evaluated.append(Evaluated(self._digest(), prefix, values, samples, dataset))
+            self._evaluated.append(Evaluated(digest, prefix, values, samples, dataset))
         return output
 
     def _digest(self) -> str:
+        """The digest of the model's weights as they are, on the first process; every process must ask for it."""
+        if self.pruner is not None and not self.pruner.sharded and not self.is_world_process_zero():
+            return ""
         return weights_digest(self.accelerator.unwrap_model(self.model))
 
     @property
@@ -323,9 +363,10 @@ class PruningMixin(_Base):
         folder = Path(str(self.args.output_dir))
         earlier = load_record(folder) if self.state.global_step == 0 else None
         self.save_model(_internal_call=True)
+        digest = self._digest()
         if not self.is_world_process_zero():
             return
-        record = self._make_record(said, saved_files(weight_files(folder)), measure_trainer(self))
+        record = self._make_record(said, digest, saved_files(weight_files(folder)), measure_trainer(self))
         self._said = said  # it holds for later cards, too
         base = record.base_model
         if base is not None and base.license is None and not record.chosen.get("license"):
@@ -343,12 +384,12 @@ class PruningMixin(_Base):
     def _make_record(
         self,
         said: Mapping[str, Any],
+        digest: str,
         weights: dict[str, SavedFile] | None = None,
         latency: Latency | None = None,
     ) -> RunRecord:
         """The record of this trainer's run, for the model as it is now, in the files of weights."""
         assert self.pruner is not None  # or the card would not be ours
-        digest = self._digest()
         return record_of(
             self,
             weights or {},
@@ -404,6 +445,21 @@ class PruningMixin(_Base):
             ).commit
 
         return push() if blocking else self._hub.run_as_future(push)
+
+
+@contextmanager
+def whole_state_dict(accelerator: Accelerator) -> Iterator[None]:
+    """Save models whole, whatever kind of state dict FSDP was set to; other ways of training are left alone."""
+    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if plugin is None:
+        yield
+        return
+    kind = plugin.state_dict_type
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        yield
+    finally:
+        plugin.set_state_dict_type(kind)
 
 
 def link_or_copy(source: str, target: str) -> None:

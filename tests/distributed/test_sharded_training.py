@@ -1,0 +1,198 @@
+"""Training under FSDP2, sharded and hybrid: the masks of one process at every update, and what is saved and resumed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from hf_prune.checkpoints import is_complete, newest_complete
+from hf_prune.mask_files import mask_files
+from hf_prune.report import make_report
+
+HERE = Path(__file__).parent
+WINDOW = {"begin": 2, "end": 8, "frequency": 2}
+GLOBAL = {"sparsity": 0.5, "scope": "global", **WINDOW}
+SAVE = {"save_strategy": "steps", "save_steps": 5}
+
+
+def launch(processes, directory, cases, succeeds=True):
+    """Run cases one after another on so many processes; what each ended with."""
+    for name in cases:
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / "cases.json").write_text(json.dumps(cases))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "default"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*command, str(HERE / "train.py"), str(directory)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode == 0) == succeeds, done.stderr[-6000:]
+    if not succeeds:
+        return done.stderr
+    return {name: torch.load(directory / name / "result.pt", weights_only=True) for name in cases}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs on three processes, so that parts are uneven, and some empty."""
+    directory = tmp_path_factory.mktemp("trained")
+    cases = {
+        "whole": {"engine": "fsdp", "model": "bert", "configs": [GLOBAL], "arguments": SAVE, "evaluate": True}
+        | {"weights_at": 5},
+        "sharded": {
+            "engine": "fsdp",
+            "model": "bert",
+            "state_dict": "SHARDED_STATE_DICT",
+            "weights_at": 5,
+            "configs": [GLOBAL],
+            "arguments": SAVE | {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 5},
+        },
+        "experts": {
+            "engine": "fsdp",
+            "model": "mixtral",
+            "configs": [{"sparsity": 0.6, "scope": "erk", **WINDOW}],
+            "arguments": {"gradient_accumulation_steps": 2},
+        },
+        "blocks": {
+            "engine": "fsdp",
+            "model": "llama",
+            "configs": [{"sparsity": 0.5, "pattern": "block:4x1", "scope": "global", **WINDOW}],
+            "arguments": {"bf16": True},
+        },
+        "groups": {"engine": "fsdp", "model": "gpt2", "configs": [{"pattern": "2:4", **WINDOW}]},
+        "one after another": {
+            "engine": "fsdp",
+            "model": "gpt2",
+            "configs": [
+                {"sparsity": 0.4, "begin": 2, "end": 4, "frequency": 1},
+                {"sparsity": 0.6, "method": "random", "begin": 4, "end": 8, "frequency": 2},
+            ],
+        },
+        "compiled": {
+            "engine": "fsdp",
+            "model": "bert",
+            "configs": [{"sparsity": 0.5, **WINDOW}],
+            "arguments": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+        },
+        "dense": {"engine": "fsdp", "model": "bert", "configs": [{"method": "keep"}], "compare": False},
+    }
+    return directory, launch(3, directory, cases)
+
+
+SPARSITY = {
+    **{"whole": 0.5, "sharded": 0.5, "experts": 0.6, "blocks": 0.5, "groups": 0.5},
+    **{"one after another": 0.6, "compiled": 0.5, "dense": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", SPARSITY)
+def test_the_saved_model_has_exactly_the_zeros_of_the_masks(trained, name):
+    """That every update gave the masks of one process was asserted in the run itself."""
+    directory, results = trained
+    result = results[name]
+    masked = sum(int((~mask).sum()) for mask in result["masks"].values())
+    weights = sum(mask.numel() for mask in result["masks"].values())
+    assert masked / weights == pytest.approx(SPARSITY[name], abs=1e-3)
+    assert result["sparsity"] == masked / weights
+    for tensor, mask in result["masks"].items():
+        assert not result["weights"][tensor][~mask].any()
+        assert result["weights"][tensor][mask].all()
+    report = make_report(directory / name / "saved")
+    assert sum(tensor.zeros for tensor in report.tensors if tensor.prunable) == masked
+
+
+def test_the_saved_model_opens_with_from_pretrained(trained):
+    directory, results = trained
+    for name in ("whole", "sharded"):
+        model = AutoModelForSequenceClassification.from_pretrained(directory / name / "saved")
+        for tensor, weight in model.state_dict().items():
+            assert torch.equal(weight, results[name]["weights"][tensor])
+
+
+def test_masks_are_saved_in_parts_that_together_are_a_bit_a_weight(trained):
+    directory, results = trained
+    for name in ("whole", "sharded"):
+        checkpoint = directory / name / "checkpoint-10"
+        assert is_complete(checkpoint)
+        files = mask_files(checkpoint)
+        assert [file.name for file in files] == [f"pruning_masks-0000{part}-of-00003.safetensors" for part in (1, 2, 3)]
+        sizes = [sum(packed.nbytes for packed in load_file(file).values()) for file in files]
+        assert sum(sizes) == sum(mask.numel() for mask in results[name]["masks"].values()) / 8
+        assert max(sizes) < sum(sizes) / 2
+
+
+def assert_alike(first, second):
+    """Trained alike to rounding."""
+    torch.testing.assert_close(torch.tensor(first["losses"]), torch.tensor(second["losses"]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(first["norms"]), torch.tensor(second["norms"]), rtol=1e-2, atol=1e-3)
+    for name, weight in first["weights"].items():
+        different = (weight - second["weights"][name]).abs() > 1e-3 * (1 + weight.abs())
+        assert different.float().mean() < 0.01, name  # a mask may differ where two weights are all but equal
+
+
+def test_processes_train_what_one_trains_to_rounding(trained, tmp_path):
+    """Losses, gradient norms (masked gradients do not count in them) and weights, from the same batches."""
+    _, results = trained
+    arguments = {"per_device_train_batch_size": 12}
+    cases = {
+        "whole": {"engine": "ddp", "model": "bert", "configs": [GLOBAL], "arguments": arguments},
+        "groups": {"engine": "ddp", "model": "gpt2", "configs": [{"pattern": "2:4", **WINDOW}], "arguments": arguments},
+    }
+    alone = launch(1, tmp_path, cases)
+    for name in cases:
+        assert_alike(alone[name], results[name])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_on_three_processes_resumes_on_another_number(trained, tmp_path, processes):
+    """Sharded or not: weights and masks are the same, and what is trained on is, to rounding."""
+    directory, results = trained
+    arguments = {"per_device_train_batch_size": 12 // processes}
+    cases = {
+        f"{name} {engine}": {
+            "engine": engine,
+            "model": "bert",
+            "state_dict": {"whole": "FULL_STATE_DICT", "sharded": "SHARDED_STATE_DICT"}[name],
+            "configs": [GLOBAL],
+            "arguments": arguments,
+            "resume": str(directory / name / "checkpoint-5"),
+        }
+        for name in ("whole", "sharded")
+        for engine in ("fsdp", "ddp")
+    }
+    for name, result in launch(processes, tmp_path, cases).items():
+        assert result["completed_steps"] >= 8
+        assert_alike(result, results[name.split()[0]])
+
+
+def test_two_copies_of_two_parts(tmp_path):
+    """Hybrid sharding: masks are saved once, and every update was that of one process."""
+    case = {"engine": "hsdp", "model": "bert", "configs": [GLOBAL], "arguments": SAVE}
+    blocks = case | {"model": "gpt2", "configs": [{"sparsity": 0.5, "pattern": "block:4x1", **WINDOW}], "arguments": {}}
+    result = launch(4, tmp_path, {"hybrid": case, "blocks": blocks})["hybrid"]
+    assert result["sparsity"] == 0.5
+    names = [file.name for file in mask_files(tmp_path / "hybrid" / "checkpoint-10")]
+    assert names == [f"pruning_masks-0000{part}-of-00004.safetensors" for part in (1, 2)]
+
+
+@pytest.mark.parametrize("state_dict", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
+def test_a_process_killed_in_a_save_leaves_the_checkpoint_before_and_resuming_takes_it(tmp_path, state_dict):
+    case = {"engine": "fsdp", "model": "bert", "state_dict": state_dict, "configs": [GLOBAL], "arguments": SAVE}
+    errors = launch(2, tmp_path, {"run": case | {"killed_at": 10}}, succeeds=False)
+    assert "(exitcode: 9)" in errors
+    assert newest_complete(tmp_path / "run") == tmp_path / "run" / "checkpoint-5"
+    assert not (tmp_path / "run" / "checkpoint-10").exists()
+    result = launch(2, tmp_path, {"run": case | {"resume": True, "compare": False}})["run"]
+    uninterrupted = launch(2, tmp_path, {"other": case})["other"]
+    assert all(torch.equal(weight, uninterrupted["weights"][name]) for name, weight in result["weights"].items())
+    assert all(torch.equal(mask, uninterrupted["masks"][name]) for name, mask in result["masks"].items())

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-oldest check bench format clean
+.PHONY: quickstart cards test test-deepspeed test-oldest check bench format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,16 @@ cards: $(VENV)/installed
 test: $(VENV)/installed-optimizers
 	$(BIN)/python -m pytest
 
+# DeepSpeed on CPUs, in an environment of its own: importing it changes what other packages do.
+$(VENV)-deepspeed/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-deepspeed
+	$(VENV)-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt torch
+	DS_BUILD_OPS=0 $(VENV)-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test,deepspeed]"
+	touch $@
+
+test-deepspeed: $(VENV)-deepspeed/installed
+	DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pytest tests/distributed/test_deepspeed.py
+
 # The lower bounds of pyproject.toml. What old versions warn of with newer ones beside them is not our concern here.
 test-oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
@@ -57,4 +67,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-deepspeed $(VENV)-oldest outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -59,31 +58,30 @@ class PruningCallback(TrainerCallback):
         self.resume_directory: Path | None = None
         self._in_trainer = in_trainer
         self._training = False
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks: list[Any] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the pruner on the model as it is now, or resume it from the checkpoint."""
         model: nn.Module = kwargs["model"]
-        if args.deepspeed:
-            raise ValueError("DeepSpeed is not supported yet. Train on one process, replicated (DDP), or with FSDP2.")
+        optimizer = kwargs.get("optimizer")
         if self.pruner is None:
             self.pruner = Pruner(model, self.config)
         directory = self.resume_directory or _checkpoint_directory(args, state)
         if state.global_step == 0:
-            self.pruner.start(state.max_steps, model)
+            self.pruner.start(state.max_steps, model, optimizer=optimizer)
         elif state_files(directory):
-            self.pruner.resume(state.max_steps, directory, model)
+            self.pruner.resume(state.max_steps, directory, model, optimizer)
         else:
             logger.warning("%s has no masks: the training so far was dense; pruning begins here.", directory)
-            self.pruner.start(state.max_steps, model, state.global_step, kwargs.get("optimizer"))
+            self.pruner.start(state.max_steps, model, state.global_step, optimizer)
         if not self.pruner.at_final_sparsity:
             _forget_best(state)
         self._training = True
         self._remove_hooks()
-        if not self._in_trainer:
-            self._hooks = self.pruner.mask_gradients_in_backward()
+        if not self._in_trainer or self.pruner.steps_in_backward:
+            self._hooks = self.pruner.mask_gradients_in_backward(optimizer)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -21,7 +21,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
-from .distributed import gather, is_shared, local_part, reshard
+from .distributed import gather
+from .engines import engine_of
 from .record import Emissions, Hardware, Source
 
 # Entries of the log that are kept; every evaluation is.
@@ -213,16 +214,18 @@ def _processor() -> str:
 def weights_digest(model: torch.nn.Module) -> str:
     """A digest of a model's weights and buffers that changes with any of them: of their bytes, one after another.
 
-    Of a model that processes share (FSDP2), it is one of the digests of all their parts; every process must ask for it.
+    Of a model that processes share (FSDP2, ZeRO-3), it is one of the digests of all their parts; every process must ask
+    for it.
     """
-    reshard(model)
+    engine = engine_of(model)
+    engine.prepare(model)
     digest = hashlib.sha256()
-    weights = model.state_dict()
+    weights = model.state_dict(keep_vars=True)
     for name, tensor in weights.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        part = local_part(tensor.detach()).cpu().reshape(-1).contiguous()
+        part = engine.part(tensor).cpu().reshape(-1).contiguous()
         digest.update(part.view(torch.uint8).numpy().data)
-    if any(is_shared(tensor) for tensor in weights.values()):
+    if any(engine.shares(tensor) for tensor in weights.values()):
         parts = gather(torch.tensor(list(digest.digest()), dtype=torch.uint8))
         digest = hashlib.sha256(bytes(torch.cat(parts).tolist()))
     return digest.hexdigest()

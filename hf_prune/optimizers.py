@@ -29,6 +29,8 @@ ELEMENTWISE_OPTIMIZERS = frozenset(
     }
 )
 
+_DEEPSPEED_ELEMENTWISE = frozenset({("deepspeed", "FusedAdam"), ("deepspeed", "DeepSpeedCPUAdam")})
+
 # These change the weights in the backward pass of every micro-batch, before any gradient can be masked.
 _UPDATE_IN_BACKWARD = frozenset({"Lomo", "AdaLomo"})
 
@@ -41,8 +43,10 @@ def leaves_zeros(optimizer: Any) -> bool:
 
     With `eps=0` none does: zero over zero is NaN.
     """
-    optimizer = _unwrapped(optimizer)
-    return type(optimizer) in ELEMENTWISE_OPTIMIZERS and all(group.get("eps", 1) for group in optimizer.param_groups)
+    optimizer = base_optimizer(optimizer)
+    name = (type(optimizer).__module__.partition(".")[0], type(optimizer).__name__)
+    is_elementwise = type(optimizer) in ELEMENTWISE_OPTIMIZERS or name in _DEEPSPEED_ELEMENTWISE
+    return is_elementwise and all(group.get("eps", 1) for group in optimizer.param_groups)
 
 
 def parameters_of(optimizer: Any) -> set[torch.Tensor]:
@@ -52,7 +56,7 @@ def parameters_of(optimizer: Any) -> set[torch.Tensor]:
 
 def updates_in_backward(optimizer: Any) -> bool:
     """Whether the optimizer changes the weights in the backward pass of every micro-batch."""
-    return type(_unwrapped(optimizer)).__name__ in _UPDATE_IN_BACKWARD
+    return type(base_optimizer(optimizer)).__name__ in _UPDATE_IN_BACKWARD
 
 
 @torch.no_grad()
@@ -66,7 +70,7 @@ def zero_moments(
     weights need be looked at: the others were zeroed before. Of a sharded parameter, mask and indices are of the part
     that this process holds.
     """
-    for state in _states(_unwrapped(optimizer), parameter):
+    for state in _states(base_optimizer(optimizer), parameter):
         for name, value in state.items():
             if not torch.is_tensor(value) or name == "step":
                 continue
@@ -121,6 +125,10 @@ def zero_masked(tensor: torch.Tensor, mask: torch.Tensor, indices: torch.Tensor 
         tensor.masked_fill_(~mask.to(tensor.device), 0)
 
 
-def _unwrapped(optimizer: Any) -> Any:
-    """The optimizer without the wrapper of accelerate; wrappers of others may do what they like to the weights."""
-    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+def base_optimizer(optimizer: Any) -> Any:
+    """The optimizer without the wrappers of accelerate and DeepSpeed; those of others may do what they like."""
+    if isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    if type(optimizer).__module__.startswith("deepspeed.runtime"):
+        optimizer = optimizer.optimizer
+    return optimizer

@@ -3,15 +3,17 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from .allocation import Pool
 from .config import CONFIG_NAME, PruningConfig, PruningConfigError, load_configs, save_configs
-from .distributed import PlacementError, holding_of, local_part, processes, rank, reshard, total
+from .distributed import PlacementError, processes, rank, total
+from .engines import engine_of
 from .mask_files import (
     STATE_NAME,
     PruningStateError,
@@ -22,14 +24,14 @@ from .mask_files import (
     write_masks,
     write_state,
 )
-from .optimizers import leaves_zeros, parameters_of, zero_masked, zero_moments
+from .optimizers import leaves_zeros, zero_masked
 from .patterns import count_of
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
 from .ranking import Held, update_masks
 from .regions import Region
 from .replicas import compare_replicas
 from .selection import alone
-from .targets import Target, find_targets, named_parameters
+from .targets import Target, find_targets, named_parameters, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,8 @@ class Pruner:
             parameter, the mask of the part that this process holds. Zeros that the model has when pruning starts are
             masked and stay zero. They are changed in place.
         masked: parameter name -> number of masked weights, on all processes together.
-        sharded: whether processes hold parts of the parameters (FSDP2). Then every process must make the same calls.
+        sharded: whether processes hold parts of the parameters (FSDP2, ZeRO-3). Then every process must make the same
+            calls.
         completed_steps, total_steps: optimizer steps done and to do; `total_steps` is None before the start.
         expected_steps: what `plan` takes for `total_steps` before the start, where that can be told beforehand.
         target_sparsity: the share of masked weights that the schedule ends with; None before the start.
@@ -96,10 +99,12 @@ class Pruner:
         if total_steps is not None:
             self.start(total_steps)
 
-    def _attach(self, model: nn.Module) -> None:
+    def _attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Find the targets in this model and mask the zeros that are there."""
         self.model = model
-        reshard(model)
+        self._engine = engine_of(model, optimizer)
+        self._engine.prepare(model)
+        self._moments_known = self._engine.reaches_moments
         self._groups: list[Group] = []
         chosen: dict[str, Target] = {}
         for index, config in enumerate(self.configs):
@@ -108,7 +113,7 @@ class Pruner:
             chosen.update({target.name: target for target in found})
         self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in chosen}
         self.targets = [chosen[name] for name in self.parameters]
-        self._holdings = {name: holding_of(name, parameter) for name, parameter in self.parameters.items()}
+        self._holdings = {name: self._engine.holding(name, one) for name, one in self.parameters.items()}
         self.sharded = any(holding.sharded for holding in self._holdings.values())
         self._total = total if self.sharded else alone
         self._check_holdings()
@@ -132,8 +137,8 @@ class Pruner:
                 )
 
     def _weight(self, name: str) -> torch.Tensor:
-        """What this process holds of a parameter, in its memory."""
-        return local_part(self.parameters[name].detach())
+        """What this process holds of a parameter, as it is trained."""
+        return self._engine.weight(self.parameters[name])
 
     def _counts(self, name: str) -> bool:
         """Whether this process counts what it holds of a tensor; without shards every process counts for itself."""
@@ -163,7 +168,7 @@ class Pruner:
         would have pruned by then is pruned now. `model` takes the place of the model so far. Raises PruningConfigError
         if the configuration does not fit into that many steps.
         """
-        self._attach(model if model is not None else self.model)
+        self._attach(model if model is not None else self.model, optimizer)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
         self.completed_steps = completed_steps
@@ -191,9 +196,15 @@ class Pruner:
             more = f" and {len(sparser) - 1} more tensors" if len(sparser) > 1 else ""
             logger.warning("Sparser already than they were to become, and left so: %s%s.", sparser[0], more)
 
-    def resume(self, total_steps: int, directory: str | os.PathLike, model: nn.Module | None = None) -> None:
+    def resume(
+        self,
+        total_steps: int,
+        directory: str | os.PathLike,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         """Go on with a training whose masks and state `save` wrote into `directory`; see `load` for the errors."""
-        self._attach(model if model is not None else self.model)
+        self._attach(model if model is not None else self.model, optimizer)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
         self.load(directory)
@@ -213,7 +224,7 @@ class Pruner:
             PlannedTensor(target.name, target.shape, target.weights, self.masked[target.name], None)
             for target in self.targets
         ]
-        all_weights = sum(parameter.numel() for parameter in self.model.parameters())
+        all_weights = sum(math.prod(shape_of(parameter)) for parameter in self.model.parameters())
         return make_plan(self._groups, windows, tensors, total_steps, all_weights)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -225,16 +236,17 @@ class Pruner:
         """Put masked weights back to zero where the optimizer may have moved them.
 
         It may have if it is not one that works element by element, or if gradients were not masked before it, or if the
-        weights are another optimizer's.
+        weights are another optimizer's, or if its moments could not be reached before.
         """
         names = list(self.parameters)
-        if optimizer is not None and leaves_zeros(optimizer):
-            safe = parameters_of(optimizer)
+        if optimizer is not None and leaves_zeros(optimizer) and self._moments_known:
+            safe = self._engine.trained_by(optimizer, self.parameters.values())
             names = [
                 name
                 for name, parameter in self.parameters.items()
                 if parameter.requires_grad and not (name in self._gradients_masked and parameter in safe)
             ]
+        self._moments_known = True
         self.mask_weights(names)
         self._mask_moments(optimizer, names)
         self._gradients_masked.clear()
@@ -251,7 +263,7 @@ class Pruner:
 
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         if due:
-            reshard(self.model)
+            self._engine.prepare(self.model)
         self._check_finite(due, completed_steps)
         self.completed_steps = completed_steps
         changed: list[str] = []
@@ -298,43 +310,47 @@ class Pruner:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Set the gradients of masked weights to zero. Call it after backward and before gradients are clipped."""
+        """Set the gradients of masked weights to zero. Call it after backward and before gradients are clipped.
+
+        Where the optimizer steps inside backward (DeepSpeed), it does nothing: see `mask_gradients_in_backward`.
+        """
+        if self._engine.steps_in_backward:
+            return
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                gradient = local_part(parameter.grad)
+                gradient = self._engine.part(parameter.grad)
                 zero_masked(gradient, self._mask_for(name, gradient))
         self._gradients_masked.update(self.parameters)
 
-    def mask_gradients_in_backward(self) -> list[torch.utils.hooks.RemovableHandle]:
-        """Mask each gradient as soon as backward has accumulated it, until the returned handles are removed."""
+    def mask_gradients_in_backward(self, optimizer: Any = None) -> list[Any]:
+        """Mask each gradient as soon as backward has it, until the returned handles are removed (`remove()`).
 
-        def hook_for(name: str) -> Callable[[torch.Tensor], None]:
-            @torch.no_grad()
-            def mask_gradient(parameter: torch.Tensor) -> None:
-                if parameter.grad is not None:
-                    gradient = local_part(parameter.grad)
-                    zero_masked(gradient, self._mask_for(name, gradient))
-                self._gradients_masked.add(name)
+        DeepSpeed needs its optimizer, as accelerate wraps it.
+        """
 
-            return mask_gradient
+        def mask_of(name: str, gradient: torch.Tensor) -> torch.Tensor:
+            self._gradients_masked.add(name)
+            return self._mask_for(name, gradient)
 
-        return [
-            parameter.register_post_accumulate_grad_hook(hook_for(name))
-            for name, parameter in self.parameters.items()
-            if parameter.requires_grad
-        ]
+        return list(self._engine.hook_gradients(self.parameters, mask_of, optimizer))
+
+    @property
+    def steps_in_backward(self) -> bool:
+        """Whether the optimizer steps inside backward, where gradients can be masked by hooks alone (DeepSpeed)."""
+        return self._engine.steps_in_backward
 
     def mask_weights(self, names: Iterable[str] | None = None) -> None:
         """Set masked weights to exactly (positive) zero, in the named tensors or in all."""
         if names is None:
-            reshard(self.model)
+            self._engine.prepare(self.model)
         for name in self.parameters if names is None else names:
-            weight = self._weight(name)
-            zero_masked(weight, self._mask_for(name, weight))
+            parameter = self.parameters[name]
+            self._engine.mask_weight(parameter, self._mask_for(name, self._engine.part(parameter)))
 
     def _mask_moments(self, optimizer: torch.optim.Optimizer | None, names: Iterable[str]) -> None:
-        for name in names:
-            zero_moments(optimizer, self.parameters[name], self._mask_for(name, self._weight(name)))
+        for name in names if self._moments_known else ():
+            parameter = self.parameters[name]
+            self._engine.mask_moments(optimizer, parameter, self._mask_for(name, self._engine.part(parameter)))
 
     def _mask_for(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """The mask on the device of `like`, to which it moves for good."""
@@ -368,9 +384,10 @@ class Pruner:
         names = []
         for target, positions in update_masks(groups, held, pools_of, self._total):
             names.append(target.name)
-            weight, mask = self._weight(target.name), self.masks[target.name]
-            zero_masked(weight, mask, positions)
-            zero_moments(optimizer, self.parameters[target.name], mask, positions)
+            parameter, mask = self.parameters[target.name], self.masks[target.name]
+            self._engine.mask_weight(parameter, mask, positions)
+            if self._moments_known:
+                self._engine.mask_moments(optimizer, parameter, mask, positions)
             newly = _count_masked(mask) - self._masked_here[target.name] if positions is None else len(positions)
             self._masked_here[target.name] += newly
         return names

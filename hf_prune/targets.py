@@ -81,6 +81,11 @@ def from_matrices(matrices: torch.Tensor, layout: str, shape: Sequence[int]) -> 
     return matrices.reshape(tuple(shape)).contiguous()
 
 
+def shape_of(parameter: torch.Tensor) -> tuple[int, ...]:
+    """The shape of a whole parameter, also where DeepSpeed's stage 3 has left no more than a placeholder."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters of a model by their names, without what compiling and activation checkpointing add to them."""
     for name, parameter in model.named_parameters():
@@ -104,7 +109,7 @@ def find_targets(model: nn.Module, targets: Sequence[str] | None = None, exclude
     """
     layouts = _layouts(model)
     parameters = dict(named_parameters(model))
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    shapes = {name: shape_of(parameter) for name, parameter in parameters.items()}
     check_expressions("targets", targets or (), shapes)
     check_expressions("exclude", exclude, shapes)
     if targets is None:
@@ -166,13 +171,14 @@ def _layouts(model: nn.Module) -> dict[str, str]:
     layouts = {}
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(prefix=module_name, recurse=False):
-            if isinstance(module, Conv1D) and parameter.ndim == 2:
+            dims = len(shape_of(parameter))
+            if isinstance(module, Conv1D) and dims == 2:
                 layout = "transposed"
-            elif isinstance(module, _CONVOLUTIONS) and parameter.ndim in (3, 4):
+            elif isinstance(module, _CONVOLUTIONS) and dims in (3, 4):
                 layout = "convolution"
-            elif _is_experts(module) and parameter.ndim == 3:
+            elif _is_experts(module) and dims == 3:
                 layout = "experts_transposed" if module.is_transposed else "experts"
-            elif parameter.ndim == 2:
+            elif dims == 2:
                 layout = "matrix"
             else:
                 layout = "flat"
@@ -191,7 +197,7 @@ def _default_names(model: nn.Module) -> set[str]:
         for parameter_name, parameter in module.named_parameters(prefix=module_name, recurse=False):
             own_name = parameter_name.rsplit(".", 1)[-1]
             is_weight = own_name == "weight" and isinstance(module, (nn.Linear, Conv1D, *_CONVOLUTIONS))
-            is_expert_weight = _is_experts(module) and parameter.ndim == 3
+            is_expert_weight = _is_experts(module) and len(shape_of(parameter)) == 3
             if (is_weight or is_expert_weight) and parameter.is_floating_point() and id(parameter) not in embeddings:
                 names.add(_plain_name(parameter_name))
     return names
@@ -251,7 +257,7 @@ def _routers(model: nn.Module) -> set[int]:
 def _number_of_experts(module: nn.Module) -> int:
     """How many experts a module holds, fused into 3-D weights or as alike modules; 0 if it holds none."""
     own = [] if isinstance(module, _CONVOLUTIONS) else list(module.parameters(recurse=False))
-    fused = [parameter.shape[0] for parameter in own if parameter.ndim == 3]
+    fused = [shape_of(parameter)[0] for parameter in own if len(shape_of(parameter)) == 3]
     if fused:
         return fused[0]
     children = [child for child in module.children() if any(True for _ in child.parameters())]

@@ -1,5 +1,3 @@
-import types
-
 import pytest
 import torch
 from models import ARCHITECTURES, bert, bert_examples, mixtral, training_arguments
@@ -7,7 +5,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from hf_prune import Pruner, PruningCallback, PruningConfig, PruningStateError, PruningTrainer
-from hf_prune.pruner import MASKS_NAME
+from hf_prune.mask_files import MASKS_NAME
 
 CONFIG = PruningConfig(sparsity=0.7, schedule="linear", begin=2, end=8, frequency=2)
 
@@ -236,30 +234,3 @@ def test_resuming_from_a_checkpoint_without_masks_is_an_error_that_names_the_fil
     resumed = stock_trainer(tmp_path)
     with pytest.raises(PruningStateError, match=f"checkpoint-4/{MASKS_NAME}: .*no such file"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-
-
-# ---- What is refused ----
-
-
-def test_deepspeed_is_refused_before_training(tmp_path):
-    args = types.SimpleNamespace(deepspeed={"zero_optimization": {"stage": 2}}, output_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="DeepSpeed shards"):
-        PruningCallback(CONFIG).on_train_begin(args, TrainerState(max_steps=10), TrainerControl(), model=bert())
-
-
-def test_sharded_parameters_are_refused_before_training(tmp_path):
-    from torch.distributed import HashStore, destroy_process_group, init_process_group
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor
-
-    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    try:
-        model = bert()
-        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-        assert isinstance(next(model.parameters()), DTensor)
-        with pytest.raises(ValueError, match="FSDP shards"):
-            PruningCallback(CONFIG).on_train_begin(
-                training_arguments(tmp_path), TrainerState(max_steps=10), TrainerControl(), model=model
-            )
-    finally:
-        destroy_process_group()

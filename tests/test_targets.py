@@ -7,7 +7,7 @@ from models import ARCHITECTURES, bert, gpt2, llama
 from torch import nn
 
 from hf_prune import Pruner, PruningConfig, TargetError
-from hf_prune.targets import LAYOUTS, Target, as_matrices, find_targets, from_matrices
+from hf_prune.targets import LAYOUTS, Target, as_matrices, find_targets, from_matrices, layer_classes
 
 
 def names_of(targets):
@@ -492,3 +492,29 @@ def test_groups_lie_along_the_input_of_a_transposed_weight():
     assert Pruner(gpt2(), PruningConfig(pattern="8:16")).targets
     with pytest.raises(TargetError, match=r"c_attn\.weight: .*input width 16 is not a multiple of 48"):
         Pruner(gpt2(), PruningConfig(pattern="24:48"))
+
+
+LAYERS = {
+    "bert": "BertLayer",
+    "albert": "AlbertLayerGroup",
+    "llama": "LlamaDecoderLayer",
+    "gpt2": "GPT2Block",
+    "t5": "T5Block",
+    "mixtral": "MixtralDecoderLayer",
+    "gpt_oss": "GptOssDecoderLayer",
+    "vit": "ViTLayer",
+    "resnet": "ResNetStage",
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_repeated_layers_are_the_outermost_ones(architecture):
+    assert layer_classes(ARCHITECTURES[architecture].build()) == [LAYERS[architecture]]
+
+
+def test_repeated_layers_in_lists_of_lists_are_the_layers_and_not_the_lists():
+    layers = [nn.Sequential(nn.Linear(2, 2)) for _ in range(4)]
+    model = nn.Module()
+    model.lists = nn.ModuleList([nn.ModuleList(layers[:2]), nn.ModuleList(layers[2:])])
+    assert layer_classes(model) == ["Sequential"]
+    assert layer_classes(nn.Linear(2, 2)) == []

@@ -25,7 +25,7 @@ from hf_prune import (
     PruningTrainer,
     TargetError,
 )
-from hf_prune.pruner import MASKS_NAME
+from hf_prune.mask_files import MASKS_NAME
 
 CONFIG = PruningConfig(sparsity=0.7, schedule="linear", begin=2, end=8, frequency=2)
 AT_ONCE = PruningConfig(sparsity=0.5, schedule="one_shot", begin=0)

@@ -38,6 +38,21 @@ def make_arguments(directory, case):
             "state_dict_type": case.get("state_dict", "FULL_STATE_DICT"),
             "transformer_layer_cls_to_wrap": [LAYERS[case["model"]]],
         }
+    if engine.startswith("zero"):
+        changes["optim"] = "adamw_torch"
+        changes["deepspeed"] = {
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "bf16": {"enabled": changes.get("bf16", False)},
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {
+                "stage": int(engine[-1]),
+                "stage3_gather_16bit_weights_on_model_save": True,
+                "stage3_param_persistence_threshold": 100,
+            }
+            | case.get("zero", {}),
+        }
     if engine == "hsdp":
         changes["parallelism_config"] = ParallelismConfig(dp_replicate_size=2, dp_shard_size=2)
     AcceleratorState._reset_state()
@@ -50,11 +65,19 @@ def make_arguments(directory, case):
 
 
 def whole_tensor(tensor):
+    """All of a parameter as it is trained: under ZeRO that is its master weight."""
+    if tensor.requires_grad and (hasattr(tensor, "ds_id") or hasattr(tensor, "_hp_mapping")):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(tensor)
+    if hasattr(tensor, "ds_id"):
+        raise NotImplementedError("frozen parameters under ZeRO-3")
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_weights(model):
-    weights = {name: whole_tensor(value.detach()).clone().cpu() for name, value in model.state_dict().items()}
+    weights = model.state_dict(keep_vars=True)
+    weights = {name: whole_tensor(value).detach().clone().cpu() for name, value in weights.items()}
     return {name.removeprefix("_orig_mod."): value for name, value in weights.items()}  # of a compiled model
 
 
@@ -69,7 +92,7 @@ def whole_masks(pruner):
         for part in parts:
             region, mask = part[target.name]
             box = tuple(slice(start, start + size) for start, size in zip(region.start, region.size, strict=True))
-            whole[box] = mask.cpu()
+            whole.view(region.shape)[box] = mask.cpu()
         masks[target.name] = whole
     return masks
 
@@ -156,11 +179,25 @@ def check_state(trainer, engine):
     """Parameters are what the engine makes of them, and moments of masked weights are zero."""
     for name, parameter in trainer.pruner.parameters.items():
         assert isinstance(parameter, DTensor) == (engine in ("fsdp", "hsdp")), name
+        assert hasattr(parameter, "ds_id") == (engine == "zero3"), name
+        if engine.startswith("zero"):
+            check_zero_state(trainer, name, parameter)
+            continue
         state = trainer.optimizer.state[parameter]
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in state:
                 value = state[moment].to_local() if isinstance(state[moment], DTensor) else state[moment]
                 assert not value[~trainer.pruner.masks[name]].any(), (name, moment)
+
+
+def check_zero_state(trainer, name, parameter):
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    mask = whole_masks(trainer.pruner)[name]
+    for moment in ("exp_avg", "exp_avg_sq"):
+        value = safe_get_full_optimizer_state(parameter, moment).view(mask.shape)
+        assert not value[~mask].any(), (name, moment)
+        assert value[mask].any(), (name, moment)
 
 
 def run(directory, case):

@@ -1,0 +1,260 @@
+"""Where the weights that are trained lie, and how they are read and changed: in torch's parameters, or with DeepSpeed.
+
+An engine is what `Pruner` needs of one way of training; `engine_of` says which one trains a model. DeepSpeed's ZeRO
+keeps float32 master weights of its own and makes the parameters anew from them after each step, so those are what is
+ranked and masked, through DeepSpeed's public functions.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .distributed import Holding, PlacementError, holding_of, is_shared, local_part, processes, rank, reshard
+from .optimizers import base_optimizer, parameters_of, zero_masked, zero_moments
+from .regions import flat_range
+
+# The mask of a parameter by its name, on the device of a tensor.
+MaskOf = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+class Torch:
+    """Parameters as torch has them: whole, replicated (DDP) or sharded (FSDP2)."""
+
+    # Whether the optimizer steps inside backward: then gradients can be masked by hooks alone.
+    steps_in_backward = False
+
+    # Whether moments can be zeroed from the beginning, not only after the first step.
+    reaches_moments = True
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make the parameters what they are between two steps; every process must call it."""
+        reshard(model)
+
+    def holding(self, name: str, parameter: nn.Parameter) -> Holding:
+        """How this process holds a parameter. Raises PlacementError where that is not known."""
+        return holding_of(name, parameter)
+
+    def shares(self, tensor: torch.Tensor) -> bool:
+        """Whether processes hold parts of a tensor."""
+        return is_shared(tensor)
+
+    def part(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What this process holds of a tensor, as forward passes see it."""
+        return local_part(tensor.detach())
+
+    def weight(self, parameter: nn.Parameter) -> torch.Tensor:
+        """What this process holds of a parameter, as it is trained."""
+        return self.part(parameter)
+
+    def mask_weight(self, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:
+        """Set masked weights to zero; with positions, those alone."""
+        zero_masked(self.part(parameter), mask, positions)
+
+    def mask_moments(
+        self, optimizer: Any, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> None:
+        """Zero what the optimizer remembers of masked weights; with positions, of those alone."""
+        zero_moments(optimizer, parameter, mask, positions)
+
+    def trained_by(self, optimizer: Any, parameters: Iterable[nn.Parameter]) -> set[torch.Tensor]:
+        """Which of the parameters the optimizer changes."""
+        return parameters_of(optimizer).intersection(parameters)
+
+    def hook_gradients(self, parameters: Mapping[str, nn.Parameter], mask_of: MaskOf, optimizer: Any) -> Iterator[Any]:
+        """Mask each gradient as soon as backward has accumulated it; yields what is to be removed in the end."""
+
+        def hook_for(name: str) -> Callable[[torch.Tensor], None]:
+            @torch.no_grad()
+            def mask_gradient(parameter: torch.Tensor) -> None:
+                if parameter.grad is not None:
+                    gradient = local_part(parameter.grad)
+                    zero_masked(gradient, mask_of(name, gradient))
+
+            return mask_gradient
+
+        for name, parameter in parameters.items():
+            if parameter.requires_grad:
+                yield parameter.register_post_accumulate_grad_hook(hook_for(name))
+
+
+class ZeroTwo(Torch):
+    """DeepSpeed's stages 1 and 2: every process has the parameters whole, and a piece of the master weights.
+
+    The whole master weights are put together by DeepSpeed for a mask update, one tensor at a time. Gradients are masked
+    before they are reduced, so that they do not count in the clip norm.
+    """
+
+    steps_in_backward = True
+    reaches_moments = False
+
+    def weight(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The whole parameter, as it is trained: its master weights, or itself if it is frozen."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if not hasattr(parameter, "_hp_mapping"):
+            return parameter.detach()
+        return safe_get_full_fp32_param(parameter).view(parameter.shape)
+
+    @torch.no_grad()
+    def mask_weight(self, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:
+        """Set masked weights to zero, in the parameter and in its master weights."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        zero_masked(parameter.detach(), mask, positions)
+        if hasattr(parameter, "_hp_mapping"):
+            master = self.weight(parameter)
+            zero_masked(master, mask, positions)
+            safe_set_full_fp32_param(parameter, master)
+
+    @torch.no_grad()
+    def mask_moments(
+        self, optimizer: Any, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> None:
+        """Zero what the optimizer remembers of masked weights."""
+        from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+
+        if hasattr(parameter, "_hp_mapping"):
+            for key in _moments(optimizer):
+                moment = safe_get_full_optimizer_state(parameter, key).view(parameter.shape)
+                zero_masked(moment, mask, positions)
+                safe_set_full_optimizer_state(parameter, moment, key)
+
+    def trained_by(self, optimizer: Any, parameters: Iterable[nn.Parameter]) -> set[torch.Tensor]:
+        """Which of the parameters are trained; DeepSpeed's optimizer has them all."""
+        return {parameter for parameter in parameters if parameter.requires_grad}
+
+    def hook_gradients(self, parameters: Mapping[str, nn.Parameter], mask_of: MaskOf, optimizer: Any) -> Iterator[Any]:
+        """Mask the gradient of each micro-batch before DeepSpeed reduces it."""
+
+        def hook_for(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda gradient: gradient.masked_fill(~mask_of(name, gradient), 0)
+
+        for name, parameter in parameters.items():
+            if parameter.requires_grad:
+                yield parameter.register_hook(hook_for(name))
+
+
+class ZeroThree(ZeroTwo):
+    """DeepSpeed's stage 3: each process has a range of every flattened parameter and of its master weights.
+
+    Gradients are masked when they are reduced, right before DeepSpeed's step measures and clips them.
+    """
+
+    def holding(self, name: str, parameter: nn.Parameter) -> Holding:
+        """The range of the flattened parameter that this process holds."""
+        if getattr(parameter, "ds_secondary_tensor", None) is not None:
+            raise PlacementError(
+                f"{name}: expected one copy of each part, got a second one (zero_hpz_partition_size), which pruning "
+                "cannot reach; set it to 1"
+            )
+        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+        region = flat_range(parameter.ds_numel, rank() * size, size)  # type: ignore[attr-defined]
+        return Holding(region, sharded=True, counted=True, peers=tuple(range(processes())))
+
+    def shares(self, tensor: torch.Tensor) -> bool:
+        """Whether processes hold parts of a tensor."""
+        return hasattr(tensor, "ds_id")
+
+    def part(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What this process holds of a tensor as forward passes see it; a parameter's is flat, without the padding."""
+        return _valid(tensor, tensor.ds_tensor.detach()) if self.shares(tensor) else tensor.detach()  # type: ignore[attr-defined]
+
+    def weight(self, parameter: nn.Parameter) -> torch.Tensor:
+        """This process's range of a parameter as it is trained: its master weights, or its own if it is frozen."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        if not _has_master(parameter):
+            return self.part(parameter)
+        return _valid(parameter, safe_get_local_fp32_param(parameter))
+
+    @torch.no_grad()
+    def mask_weight(self, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:
+        """Set masked weights to zero, in this process's range of the parameter and of its master weights."""
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+        from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
+
+        zero_masked(self.part(parameter), mask, positions)
+        if _has_master(parameter):
+            master = safe_get_local_fp32_param(parameter)
+            zero_masked(_valid(parameter, master), mask, positions)
+            safe_set_local_fp32_param(parameter, master)
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # type: ignore[attr-defined]
+            parameter.partition()  # type: ignore[attr-defined]  # it is whole, and would be used as it was
+
+    @torch.no_grad()
+    def mask_moments(
+        self, optimizer: Any, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> None:
+        """Zero what the optimizer remembers of masked weights."""
+        from deepspeed.utils import safe_get_local_optimizer_state, safe_set_local_optimizer_state
+
+        if _has_master(parameter):
+            for key in _moments(optimizer):
+                moment = safe_get_local_optimizer_state(parameter, key)
+                zero_masked(_valid(parameter, moment), mask, positions)
+                safe_set_local_optimizer_state(parameter, moment, key)
+
+    def hook_gradients(self, parameters: Mapping[str, nn.Parameter], mask_of: MaskOf, optimizer: Any) -> Iterator[Any]:
+        """Mask the reduced gradients each time DeepSpeed is about to step."""
+        from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+
+        zero = optimizer.optimizer
+        step = zero.step
+
+        def masked_step(*args: Any, **kwargs: Any) -> Any:
+            for name, parameter in parameters.items():
+                if parameter.requires_grad:
+                    gradient = safe_get_local_grad(parameter)
+                    part = _valid(parameter, gradient)
+                    zero_masked(part, mask_of(name, part))
+                    safe_set_local_grad(parameter, gradient)
+            return step(*args, **kwargs)
+
+        zero.step = masked_step
+        yield _Restored(zero, step)
+
+
+class _Restored:
+    """What gives an optimizer its own step back when it is removed."""
+
+    def __init__(self, optimizer: Any, step: Callable[..., Any]):
+        self._optimizer, self._step = optimizer, step
+
+    def remove(self) -> None:
+        self._optimizer.step = self._step
+
+
+def engine_of(model: nn.Module, optimizer: Any = None) -> Torch:
+    """The engine that trains a model, as its parameters tell. Raises PlacementError for options that hide weights."""
+    parameters = list(model.parameters())
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return ZeroThree()
+    if any(hasattr(parameter, "_hp_mapping") for parameter in parameters):
+        if getattr(getattr(optimizer, "optimizer", None), "round_robin_gradients", False):
+            raise PlacementError(
+                "round_robin_gradients: expected false, got true, with which DeepSpeed does not find its master weights"
+            )
+        return ZeroTwo()
+    return Torch()
+
+
+def _has_master(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad and hasattr(parameter, "_z3_optimizer")
+
+
+def _valid(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """A process's range of a parameter without the padding at the end of the last."""
+    start = rank() * part.numel()
+    return part.view(-1)[: max(min(parameter.ds_numel - start, part.numel()), 0)]  # type: ignore[attr-defined]
+
+
+def _moments(optimizer: Any) -> list[str]:
+    """The names of what DeepSpeed's optimizer remembers of each weight, once it has made a step."""
+    states = base_optimizer(optimizer).state.values() if optimizer is not None else ()
+    return list(dict.fromkeys(key for state in states for key, value in state.items() if _is_of_weights(value)))
+
+
+def _is_of_weights(value: Any) -> bool:
+    return torch.is_tensor(value) and value.dim() > 0

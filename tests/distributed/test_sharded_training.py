@@ -1,45 +1,13 @@
 """Training under FSDP2, sharded and hybrid: the masks of one process at every update, and what is saved and resumed."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from launching import GLOBAL, SAVE, WINDOW, assert_alike, assert_saved_as_masked, launch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from hf_prune.checkpoints import is_complete, newest_complete
 from hf_prune.mask_files import mask_files
-from hf_prune.report import make_report
-
-HERE = Path(__file__).parent
-WINDOW = {"begin": 2, "end": 8, "frequency": 2}
-GLOBAL = {"sparsity": 0.5, "scope": "global", **WINDOW}
-SAVE = {"save_strategy": "steps", "save_steps": 5}
-
-
-def launch(processes, directory, cases, succeeds=True):
-    """Run cases one after another on so many processes; what each ended with."""
-    for name in cases:
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    (directory / "cases.json").write_text(json.dumps(cases))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "default"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*command, str(HERE / "train.py"), str(directory)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (done.returncode == 0) == succeeds, done.stderr[-6000:]
-    if not succeeds:
-        return done.stderr
-    return {name: torch.load(directory / name / "result.pt", weights_only=True) for name in cases}
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +68,8 @@ def test_the_saved_model_has_exactly_the_zeros_of_the_masks(trained, name):
     """That every update gave the masks of one process was asserted in the run itself."""
     directory, results = trained
     result = results[name]
-    masked = sum(int((~mask).sum()) for mask in result["masks"].values())
-    weights = sum(mask.numel() for mask in result["masks"].values())
-    assert masked / weights == pytest.approx(SPARSITY[name], abs=1e-3)
-    assert result["sparsity"] == masked / weights
-    for tensor, mask in result["masks"].items():
-        assert not result["weights"][tensor][~mask].any()
-        assert result["weights"][tensor][mask].all()
-    report = make_report(directory / name / "saved")
-    assert sum(tensor.zeros for tensor in report.tensors if tensor.prunable) == masked
+    assert result["sparsity"] == pytest.approx(SPARSITY[name], abs=1e-3)
+    assert_saved_as_masked(directory / name, result)
 
 
 def test_the_saved_model_opens_with_from_pretrained(trained):
@@ -129,15 +90,6 @@ def test_masks_are_saved_in_parts_that_together_are_a_bit_a_weight(trained):
         sizes = [sum(packed.nbytes for packed in load_file(file).values()) for file in files]
         assert sum(sizes) == sum(mask.numel() for mask in results[name]["masks"].values()) / 8
         assert max(sizes) < sum(sizes) / 2
-
-
-def assert_alike(first, second):
-    """Trained alike to rounding."""
-    torch.testing.assert_close(torch.tensor(first["losses"]), torch.tensor(second["losses"]), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(torch.tensor(first["norms"]), torch.tensor(second["norms"]), rtol=1e-2, atol=1e-3)
-    for name, weight in first["weights"].items():
-        different = (weight - second["weights"][name]).abs() > 1e-3 * (1 + weight.abs())
-        assert different.float().mean() < 0.01, name  # a mask may differ where two weights are all but equal
 
 
 def test_processes_train_what_one_trains_to_rounding(trained, tmp_path):

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, set_seed
 
 from hf_prune import Pruner, PruningConfig, PruningTrainer
 from hf_prune.mask_files import read_masks
+from hf_prune.optimizers import base_optimizer
 from hf_prune.regions import whole
 
 LAYERS = {"bert": "BertLayer", "llama": "LlamaDecoderLayer", "mixtral": "MixtralDecoderLayer", "gpt2": "GPT2Block"}
@@ -52,7 +53,7 @@ def make_arguments(directory, case):
                 "stage3_param_persistence_threshold": 100,
             }
             | case.get("zero", {}),
-        }
+        } | case.get("deepspeed", {})
     if engine == "hsdp":
         changes["parallelism_config"] = ParallelismConfig(dp_replicate_size=2, dp_shard_size=2)
     AcceleratorState._reset_state()
@@ -70,8 +71,11 @@ def whole_tensor(tensor):
         from deepspeed.utils import safe_get_full_fp32_param
 
         return safe_get_full_fp32_param(tensor)
-    if hasattr(tensor, "ds_id"):
-        raise NotImplementedError("frozen parameters under ZeRO-3")
+    if hasattr(tensor, "ds_id"):  # frozen
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -127,6 +131,10 @@ def compare_every_update(trainer, config, resume):
     return compared
 
 
+def local_state(state):
+    return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in state.items()}
+
+
 class Resumed(TrainerCallback):
     """Weights and masks are those of the checkpoint when training goes on."""
 
@@ -146,8 +154,9 @@ class Resumed(TrainerCallback):
         assert sum(pruner.masked.values()) == sum(int((~mask).sum()) for mask in saved.values()) > 0
         for name, weight in torch.load(self.checkpoint.parent / "weights.pt", weights_only=True).items():
             assert torch.equal(weights[name], weight), name
-        state = self.trainer.optimizer.state
-        assert all("exp_avg" in state[parameter] for parameter in pruner.parameters.values())
+        states = base_optimizer(self.trainer.optimizer).state.values()
+        assert states
+        assert all(state["exp_avg"].numel() == 0 or state["exp_avg"].any() for state in map(local_state, states))
 
 
 class WeightsAtStep(TrainerCallback):
@@ -181,7 +190,8 @@ def check_state(trainer, engine):
         assert isinstance(parameter, DTensor) == (engine in ("fsdp", "hsdp")), name
         assert hasattr(parameter, "ds_id") == (engine == "zero3"), name
         if engine.startswith("zero"):
-            check_zero_state(trainer, name, parameter)
+            if parameter.requires_grad:
+                check_zero_state(trainer, name, parameter)
             continue
         state = trainer.optimizer.state[parameter]
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -207,6 +217,8 @@ def run(directory, case):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # every process would draw its own
+    if case.get("frozen"):  # pruned without being trained
+        model.bert.encoder.layer[0].requires_grad_(False)
     examples = ARCHITECTURES[case["model"]].examples
     configs = [PruningConfig(**config) for config in case["configs"]]
     trainer = PruningTrainer(

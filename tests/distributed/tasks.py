@@ -1,16 +1,22 @@
 """What `workers.py` runs on every process at once."""
 
 import contextlib
+import math
 from fractions import Fraction
 
 import torch
 import torch.distributed
+from torch import nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from hf_prune import PruningConfig
+from hf_prune import Pruner, PruningConfig, PruningStateError
 from hf_prune.allocation import SCOPES, Prunable
-from hf_prune.distributed import Holding, total
+from hf_prune.distributed import Holding, PlacementError, holding_of, total
 from hf_prune.plan import make_groups
 from hf_prune.ranking import Held, update_masks
+from hf_prune.replicas import compare_replicas
 from hf_prune.selection import alone
 from hf_prune.targets import Target
 
@@ -82,3 +88,59 @@ def bytes_of_an_update(*arguments):
     with counted_bytes() as counted:
         masks_of_parts(*arguments)
     return counted
+
+
+def held_of_dtensor(shape, mesh_shape, placements):
+    """What this process holds of a tensor of its own indices, and where `holding_of` says it lies."""
+    mesh = init_device_mesh("cpu", mesh_shape)
+    places = [Shard(place) if isinstance(place, int) else Replicate() for place in placements]
+    indices = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    holding = holding_of("w", sharded := distribute_tensor(indices, mesh, places))
+    return sharded.to_local().reshape(-1), holding
+
+
+def held_of_fsdp_over_tensor_parallelism(shape, mesh_shape, dim):
+    """The same, where tensor parallelism shards a dimension and FSDP2 then the first one."""
+    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("data", "model"))
+    linear = nn.Linear(shape[1], shape[0], bias=False)
+    indices = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    linear.weight = nn.Parameter(distribute_tensor(indices, mesh["model"], [Shard(dim)]))
+    fully_shard(linear, mesh=mesh["data"])
+    return linear.weight.to_local().detach().reshape(-1), holding_of("w", linear.weight)
+
+
+def refusal_of_a_partial_tensor():
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    partial = DTensor.from_local(torch.ones(2, 2), mesh, [Partial()])
+    try:
+        holding_of("layers.0.weight", partial)
+    except PlacementError as error:
+        return str(error)
+    return None
+
+
+def refusal_of_different_masks(masks):
+    """What is said where processes that hold the same tensors come to these masks; None if nothing is."""
+    holdings = {name: holding_of(name, mask) for name, mask in masks.items()}
+    with counted_bytes() as counted:
+        try:
+            compare_replicas(masks, holdings)
+        except PruningStateError as error:
+            return str(error), counted
+    return None, counted
+
+
+def update_with_nan(config, bad_rank):
+    """A sharded pruner of which one process has a weight that is NaN: what each says, and whether masks changed."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.weight = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Shard(0)]))
+    pruner = Pruner(model, PruningConfig(**config), total_steps=10)
+    if torch.distributed.get_rank() == bad_rank:
+        model.weight.to_local().detach()[0, 0] = math.nan
+    try:
+        pruner.update(1)
+    except PruningStateError as error:
+        return str(error), bool(pruner.masks["weight"].all())
+    return None, bool(pruner.masks["weight"].all())

@@ -148,3 +148,11 @@ def test_a_process_killed_in_a_save_leaves_the_checkpoint_before_and_resuming_ta
     uninterrupted = launch(2, tmp_path, {"other": case})["other"]
     assert all(torch.equal(weight, uninterrupted["weights"][name]) for name, weight in result["weights"].items())
     assert all(torch.equal(mask, uninterrupted["masks"][name]) for name, mask in result["masks"].items())
+
+
+def test_replicas_whose_weights_differ_stop_training_with_the_tensor_and_the_ranks(tmp_path):
+    case = {"engine": "ddp", "model": "bert", "configs": [{"sparsity": 0.5, **WINDOW}], "compare": False}
+    errors = launch(3, tmp_path, {"diverged": case | {"diverges": True}}, succeeds=False)
+    expected = "bert.encoder.layer.1.output.dense.weight: expected the same mask on all processes that hold the same"
+    assert expected in errors
+    assert "rank 1 came to another than rank 0" in errors

@@ -159,6 +159,14 @@ class Resumed(TrainerCallback):
         assert all(state["exp_avg"].numel() == 0 or state["exp_avg"].any() for state in map(local_state, states))
 
 
+class Diverges(TrainerCallback):
+    """Change a weight on one process, as a mistake would."""
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        if state.global_step == 3:
+            torch.nn.init.normal_(model.bert.encoder.layer[1].output.dense.weight)
+
+
 class WeightsAtStep(TrainerCallback):
     """Keep the whole weights after a step, to compare with."""
 
@@ -225,6 +233,8 @@ def run(directory, case):
         model=model, args=args, train_dataset=examples(48), eval_dataset=examples(12), pruning_config=configs
     )
     compared = compare_every_update(trainer, configs, case.get("resume")) if case.get("compare", True) else [True]
+    if case.get("diverges") and torch.distributed.get_rank() == 1:
+        trainer.add_callback(Diverges())
     if "weights_at" in case:
         trainer.add_callback(WeightsAtStep(trainer, case["weights_at"], directory / "weights.pt"))
     if isinstance(case.get("resume"), str):

@@ -1,13 +1,16 @@
 """Commands: `hf-prune run`, `plan`, `report`, `card`, `push`."""
 
+import atexit
 import contextlib
 import json
+import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import datasets
 import transformers
@@ -20,9 +23,11 @@ from transformers import PreTrainedModel
 from .card import forget_measurements, write_card
 from .card_merge import CardError
 from .config import PruningConfigError
+from .distributed import processes
 from .figures import StaleRecordError
 from .hub import PushResult, plan_push, push_model
 from .hub_errors import PushError
+from .launch import LaunchError, is_first_process
 from .mask_files import PruningStateError
 from .messages import one_line
 from .plan import Plan
@@ -38,22 +43,29 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 console = Console(highlight=False, markup=False, emoji=False)
 
 _USER_ERRORS = (
-    *(CardError, PruningConfigError, PruningStateError, RecipeError),
+    *(CardError, LaunchError, PruningConfigError, PruningStateError, RecipeError),
     *(RecordError, ReportError, StaleRecordError, TargetError),
 )
+
+_SECONDS_FOR_THE_FIRST_PROCESS = 30.0
 
 
 @contextlib.contextmanager
 def _errors_as_lines() -> Iterator[None]:
     """A mistake of the user ends in one line a problem on standard error and exit code 2, trouble with the Hub in 1.
 
-    So do files that cannot be read or written. Anything else is a bug.
+    So do files that cannot be read or written. Anything else is a bug. Of several processes, the first one speaks.
     """
     try:
         yield
     except (*_USER_ERRORS, PushError, OSError) as error:
+        name = "hf-prune"
+        if not is_first_process():
+            # Most often the first process fails alike, says why, and the launcher ends this one while it waits here.
+            time.sleep(_SECONDS_FOR_THE_FIRST_PROCESS)
+            name = f"hf-prune, process {os.environ['RANK']}"
         for line in str(error).splitlines():
-            print(f"hf-prune: {line}", file=sys.stderr)
+            print(f"{name}: {line}", file=sys.stderr)
         raise typer.Exit(1 if isinstance(error, PushError) else 2) from error
 
 
@@ -79,9 +91,10 @@ def run_command(
 ) -> None:
     """Fine-tune and prune as a recipe says."""
     with _errors_as_lines():
-        _quiet(progress=True)
+        _quiet(progress=is_first_process())
         result = run(load_recipe(recipe, overrides or []), say=_say)
-    _print_result(result)
+    if result is not None:
+        _print_result(result)
 
 
 @app.command("plan")
@@ -361,4 +374,26 @@ def _print_result(result: RunResult) -> None:
 
 def main() -> None:
     """The console script."""
-    app()
+    try:
+        app()
+    except BaseException as ending:
+        if processes() == 1:
+            raise
+        _end_process(ending)
+
+
+def _end_process(ending: BaseException) -> NoReturn:
+    """End this process as the interpreter would, but without taking the process group down.
+
+    There, torch 2.13 joins gloo's thread with the interpreter's lock held, and that thread, about to free a tensor, may
+    be waiting for the lock: one run in three then never ended.
+    """
+    if isinstance(ending, SystemExit):
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    else:
+        sys.excepthook(type(ending), ending, ending.__traceback__)
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

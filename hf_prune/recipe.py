@@ -25,6 +25,7 @@ from pydantic import (
 from transformers import TrainingArguments
 
 from .config import PruningConfig, PruningConfigError
+from .launch import check_launch, check_processes, deepspeed_precision, launched_processes, needs_cpu
 from .messages import nearest, nearest_beside, one_line
 from .yaml_loader import DuplicateKeyError, Loader, lines_of_keys
 
@@ -133,14 +134,31 @@ class Recipe(_Section):
         return [PruningConfig.from_dict(section) for section in sections]
 
     def training_arguments(self, dense: bool = False, **changes: Any) -> TrainingArguments:
-        """The arguments of the pruned run, or of the dense one, whose checkpoints and logs go into `dense/`."""
+        """The arguments of the pruned run, or of the dense one, whose checkpoints and logs go into `dense/`.
+
+        Where several processes were launched, each sample counts as it would for one process that takes their batches
+        together, unless the recipe says otherwise. Raises LaunchError where they do not train together as was asked.
+        """
+        check_launch()
         own = {"output_dir": str(Path(self.output_dir, "dense"))} | (self.dense or {}) if dense else {}
         if dense:
             own |= {"push_to_hub": False, "hub_token": None}  # one repository holds one model, the pruned one
-        return TrainingArguments(**{"output_dir": self.output_dir} | self.training | own | changes)
+        first: dict[str, Any] = {"output_dir": self.output_dir}
+        if launched_processes() > 1:
+            # With True, the Trainer multiplies the loss by the number of processes, as if the model had divided it by
+            # the items of all of them; models that classify sequences take that number and ignore it.
+            first["average_tokens_across_devices"] = False
+        precision = deepspeed_precision()
+        if precision is not None and not {"bf16", "fp16"} & {*self.training, *own}:
+            first[precision] = True
+        if needs_cpu():
+            own |= {"use_cpu": True}
+        args = TrainingArguments(**first | self.training | own | changes)
+        check_processes(args)
+        return args
 
     def argument_error(self, dense: bool, error: Exception) -> "RecipeError":
-        """What TrainingArguments or a Trainer objected to, told at the argument that it names."""
+        """What TrainingArguments or a Trainer objected to, of the argument that it names."""
         section = "dense" if dense else "training"
         message = one_line(error)
         values = self.training | (self.dense or {} if dense else {})
@@ -148,7 +166,7 @@ class Recipe(_Section):
         name = max(named, key=len) if named else None
         if dense and name not in (self.dense or {}):
             section = "training"
-        return self.place(RecipeError([f"{section}.{name}: {message}" if name else f"{section}: {message}"]))
+        return RecipeError([f"{section}.{name}: {message}" if name else f"{section}: {message}"])
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -418,7 +436,7 @@ def _check_arguments(recipe: Recipe) -> None:
         try:
             recipe.training_arguments(dense)
         except (ValueError, ImportError, TypeError, OSError) as error:
-            raise recipe.argument_error(dense, error) from error
+            raise recipe.place(recipe.argument_error(dense, error)) from error
 
 
 def resolve_name(key: str, name: str) -> str:

@@ -30,7 +30,9 @@ from .card import write_card
 from .config import PruningConfig, PruningConfigError
 from .data import check_cells, load_data, number_labels
 from .describe import describe_base, describe_dataset, without_paths, without_tokens
+from .distributed import wait_for_all
 from .hub import PushResult, push_model
+from .launch import check_engine, check_sharding, is_first_process, wrapping_layers
 from .messages import first_line, nearest, nearest_beside, one_line
 from .metrics import METRICS, load_metric, recovery
 from .plan import Plan
@@ -39,7 +41,7 @@ from .recipe import Recipe, RecipeError, package_version, resolve_name
 from .record import Evaluation, Source, save_record, saved_files
 from .report import Report, make_report, weight_files
 from .targets import TargetError, check_expressions
-from .trainer import PruningTrainer, training_steps
+from .trainer import PruningTrainer, training_steps, whole_state_dict
 from .trainer_record import Given, measure_trainer, record_of
 
 Say = Callable[[str], None]
@@ -105,7 +107,10 @@ class RunResult:
 
 
 def prepare(recipe: Recipe) -> Prepared:
-    """Load and check all that a recipe names. Raises RecipeError where data or model are not what it says."""
+    """Load and check all that a recipe names. Raises RecipeError where data or model are not what it says.
+
+    Raises LaunchError where several processes were launched and do not train together as was asked.
+    """
     try:
         return _prepare(recipe)
     except RecipeError as error:
@@ -115,12 +120,14 @@ def prepare(recipe: Recipe) -> Prepared:
 def _prepare(recipe: Recipe) -> Prepared:
     model_name = resolve_name("model.name", recipe.model.name)
     _check_output(Path(recipe.output_dir))
-    data = load_data(recipe.dataset)
-    check_cells(data, recipe.dataset)
-    data, labels = number_labels(data, recipe.dataset)
+    args = recipe.training_arguments()
+    with args.main_process_first():  # the other processes find what it has put into the cache
+        data = load_data(recipe.dataset)
+        check_cells(data, recipe.dataset)
+        data, labels = number_labels(data, recipe.dataset)
     metrics = [_load_metric(name) for name in recipe.metrics]
     tokenizer = _load_tokenizer(model_name)
-    model, new_weights = _load_model(model_name, labels, recipe.training_arguments().seed)
+    model, new_weights = _load_model(model_name, labels, args.seed)
     _set_padding(model, tokenizer)
     _check_length(model, tokenizer, recipe.dataset.max_length)
     _freeze(model, recipe.model.freeze)
@@ -137,21 +144,28 @@ def _prepare(recipe: Recipe) -> Prepared:
             values.update(metric.compute(predictions=guesses, references=prediction.label_ids))
         return values
 
-    data = data.map(tokenize, batched=True, remove_columns=[recipe.dataset.text_column], desc="Tokenizing")
+    with args.main_process_first():
+        data = data.map(tokenize, batched=True, remove_columns=[recipe.dataset.text_column], desc="Tokenizing")
     prepared = Prepared(recipe, model, tokenizer, data, compute_metrics, new_weights)
     for dense in (False, True):
         _try_trainer(prepared, dense)
     return prepared
 
 
-def run(recipe: Recipe, say: Say = print) -> RunResult:
+def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     """Fine-tune dense, prune from there, evaluate both on the test part, and write everything into `output_dir`.
 
     `model/` there opens with a plain `from_pretrained`, and so does `dense/`; `model/README.md` is its card. With
-    `push_to_hub` in the training arguments, `model/` is pushed at the end. Raises RecipeError, before anything is
-    written, where the recipe, the model and the data do not fit together, and PushError.
+    `push_to_hub` in the training arguments, `model/` is pushed at the end. Where several processes were launched, each
+    must call it: the first says and writes things and returns the result, the others return None.
+
+    Raises RecipeError, before anything is written, where the recipe, the model and the data do not fit together,
+    LaunchError likewise where the processes do not train together as was asked, and PushError.
     """
+    if not is_first_process():
+        say = _say_nothing
     prepared = prepare(recipe)
+    dtype = prepared.model.dtype
     plan = prepared.plan()
     output = Path(recipe.output_dir)
     try:
@@ -169,7 +183,10 @@ def run(recipe: Recipe, say: Say = print) -> RunResult:
         trainer = _make_trainer(prepared, dense=True)
         trainer.train()
         dense = _evaluate(trainer, prepared)
-        trainer.save_model(str(output / "dense"))
+        with whole_state_dict(trainer.accelerator):
+            trainer.save_model(str(output / "dense"))
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            prepared = _with_saved_model(prepared, output / "dense", dtype)
         seconds["dense"] = time.perf_counter() - start
         say(f"Dense model on the test part: {_as_text(dense)}")
 
@@ -181,8 +198,13 @@ def run(recipe: Recipe, say: Say = print) -> RunResult:
     trainer.save_model(str(output / "model"), _internal_call=True)
     seconds["pruned"] = time.perf_counter() - start
     say(f"Pruned model on the test part: {_as_text(pruned)}")
+    if not is_first_process():
+        return None
 
-    _write_record(prepared, trainer, plan.final_sparsity, dense, pruned, say)
+    # From here on no process waits for another.
+    alone = trainer.args.world_size == 1  # or the latency is not measured
+    dense_model = _open(output / "dense", dtype) if dense is not None and alone else None
+    _write_record(prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, say)
     files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
@@ -211,13 +233,13 @@ def _write_record(
     trainer: Trainer,
     target_sparsity: float,
     dense: dict[str, float] | None,
+    dense_model: PreTrainedModel | None,
     pruned: dict[str, float],
     say: Say,
 ) -> None:
     """Write the record and the card of the run into `model/`."""
     recipe = prepared.recipe
     folder = Path(recipe.output_dir, "model")
-    dense_model = _open_dense(Path(recipe.output_dir, "dense"), prepared) if dense is not None else None
     record = record_of(
         trainer,
         saved_files(weight_files(folder)),
@@ -248,8 +270,22 @@ def _write_record(
     write_card(folder)
 
 
-def _open_dense(folder: Path, prepared: Prepared) -> PreTrainedModel:
-    return type(prepared.model).from_pretrained(folder, dtype=prepared.model.dtype)
+def _open(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+
+
+def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> Prepared:
+    """The same with the model as it was saved: one that an engine has sharded cannot be trained again."""
+    wait_for_all()  # the first process saves
+    model = _open(folder, dtype)
+    for name in ("_name_or_path", "_commit_hash"):  # it is still made from the model that the recipe names
+        setattr(model.config, name, getattr(prepared.model.config, name, None))
+    _freeze(model, prepared.recipe.model.freeze)
+    return dataclasses.replace(prepared, model=model)
+
+
+def _say_nothing(text: str) -> None:
+    """What processes other than the first say."""
 
 
 def _describe_model(prepared: Prepared, say: Say) -> Source:
@@ -286,16 +322,17 @@ def _describe_data(prepared: Prepared, part: str) -> Source:
 def _make_trainer(prepared: Prepared, dense: bool) -> Trainer:
     trainer_class: type[Trainer] = Trainer if dense else PruningTrainer
     extra: dict[str, Any] = {} if dense else {"pruning_config": prepared.recipe.pruning_configs}
-    return trainer_class(
-        model=prepared.model,
-        args=prepared.recipe.training_arguments(dense),
-        train_dataset=prepared.data["train"],
-        eval_dataset=prepared.data["validation"],
-        processing_class=prepared.tokenizer,
-        data_collator=DataCollatorWithPadding(prepared.tokenizer),
-        compute_metrics=prepared.compute_metrics,
-        **extra,
-    )
+    with wrapping_layers(prepared.model):
+        return trainer_class(
+            model=prepared.model,
+            args=prepared.recipe.training_arguments(dense),
+            train_dataset=prepared.data["train"],
+            eval_dataset=prepared.data["validation"],
+            processing_class=prepared.tokenizer,
+            data_collator=DataCollatorWithPadding(prepared.tokenizer),
+            compute_metrics=prepared.compute_metrics,
+            **extra,
+        )
 
 
 def _evaluate(trainer: Trainer, prepared: Prepared) -> dict[str, float]:
@@ -395,18 +432,21 @@ def _try_trainer(prepared: Prepared, dense: bool) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         args = recipe.training_arguments(dense, output_dir=scratch, push_to_hub=False)
+        check_sharding(args)
         try:
-            trainer = Trainer(
-                model=prepared.model,
-                args=args,
-                train_dataset=prepared.data["train"],
-                eval_dataset=prepared.data["validation"],
-                processing_class=prepared.tokenizer,
-                data_collator=DataCollatorWithPadding(prepared.tokenizer),
-            )
+            with wrapping_layers(prepared.model):
+                trainer = Trainer(
+                    model=prepared.model,
+                    args=args,
+                    train_dataset=prepared.data["train"],
+                    eval_dataset=prepared.data["validation"],
+                    processing_class=prepared.tokenizer,
+                    data_collator=DataCollatorWithPadding(prepared.tokenizer),
+                )
             trainer.create_optimizer()
         except (ValueError, ImportError, RuntimeError, TypeError, OSError) as error:
             raise recipe.argument_error(dense, error) from error
+        check_engine(trainer)
 
 
 def _freeze(model: PreTrainedModel, expressions: list[str]) -> None:

@@ -704,6 +704,11 @@ def test_a_recipe_that_does_not_fit_is_refused_in_one_line(tmp_path, material, c
     assert [part for part in parts if part not in line] == []
 
 
+def test_what_a_trainer_objects_to_is_told_with_its_place_once(tmp_path, material):
+    line = refusal(tmp_path, material, training__adam_beta1=2.0)
+    assert line.startswith(f"{tmp_path / 'recipe.yaml'}:12: training: ")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -7,6 +7,7 @@ One optimizer step of `transformers.Trainer`, and what is done at each event:
         forward, backward    gradients of masked weights become zero as they are accumulated
         on_substep_end       weights back to zero, for optimizers that change them in backward
     clip gradients
+    on_pre_optimizer_step    criteria that read gradients see them
     optimizer.step()
     on_optimizer_step        weights back to zero, for optimizers that do not work element by element
     on_step_end              masks are updated if due; weights and moments follow
@@ -96,6 +97,13 @@ class PruningCallback(TrainerCallback):
         """Put masked weights back to zero where backward itself has moved them, before the next micro-batch."""
         if self.pruner is not None and updates_in_backward(kwargs["optimizer"]):
             self.pruner.mask_weights()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the pruner the gradients of the whole batch, where it wants them and the trainer has not."""
+        if self.pruner is not None and self.pruner.needs_gradients and not self._in_trainer:
+            self.pruner.mask_gradients()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from .allocation import SCOPES
-from .criteria import CRITERIA
+from .criteria import CRITERIA, NEEDS
 from .messages import nearest
 from .patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from .schedules import SCHEDULES, resolve_step
@@ -40,7 +40,9 @@ class PruningConfig:
     whole, a value below 1 is a share of training.
 
     Args:
-        method: `magnitude`, `random`, or `keep`, which holds the zeros that a model has and prunes nothing more.
+        method: `magnitude`, `random`, `wanda` (magnitude times the norm of the input), `taylor` (weight times
+            gradient), or `keep`, which holds the zeros that a model has and prunes nothing more. Default magnitude:
+            with time to recover, more is seldom gained by others (arXiv 2210.06384).
         sparsity: the final share of masked weights, 0 <= s < 1. Left out for `keep` and for an n:m pattern, which
             define it. It has no default: no sparsity suits every model.
         initial_sparsity: where the schedule starts. Default None: from the zeros that are there (0 for a dense model).
@@ -224,6 +226,8 @@ class PruningConfig:
             for name, value, step in (("begin", self.begin, begin), ("end", self.end, end))
             if step > total_steps and not (name == "end" and at_once)
         ]
+        if self.method in NEEDS and begin == 0:
+            problems.append(f"begin: expected 1 or more for {self.method!r}, which reads the step before, got step 0")
         if begin > end and not problems:
             problems.append(f"end: expected at least begin (step {begin} of {total_steps}), got step {end}")
         if problems:

@@ -2,7 +2,7 @@
 
 A criterion is a function `(weight, piece) -> scores`, elementwise over a flat piece of one tensor, so that it can be
 run over any slice of a tensor and give the same numbers. Scores are float32 or int32. To add a criterion, write the
-function and name it in `CRITERIA`.
+function and name it in `CRITERIA`, and in `NEEDS` if it reads more than weights.
 """
 
 import zlib
@@ -18,13 +18,15 @@ from .regions import Region
 class Piece:
     """Where a flat piece of weights lies: the tensor's name, the position of its first weight, and the seed.
 
-    `region` is the part of the tensor that the positions are in; None if that is all of it.
+    `region` is the part of the tensor that the positions are in; None if that is all of it. `statistic` is what the
+    criterion needs to know of each weight beside itself, see `NEEDS`.
     """
 
     name: str
     offset: int = 0
     seed: int = 0
     region: Region | None = None
+    statistic: torch.Tensor | None = None
 
     def indices(self, count: int, device: torch.device) -> torch.Tensor:
         """The flat indices in the whole tensor of the piece's first `count` weights (int64)."""
@@ -71,7 +73,32 @@ def _multiply32(bits: torch.Tensor, factor: int) -> torch.Tensor:
     return (low + high) & _LOW_32_BITS
 
 
+def wanda(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """`|w| * ||x||`: the magnitude times the norm of the input that the weight is multiplied with.
+
+    The norm is over all tokens of the optimizer step before the update, without padding (Sun et al., arXiv 2306.11695,
+    equation 1; compared within a layer here, or over all, as the scope says, where they compare within an output).
+    """
+    assert piece.statistic is not None
+    return magnitude(weight, piece) * piece.statistic
+
+
+def taylor(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """`|w * g|`: how much the loss would change without the weight, to first order.
+
+    The gradient is that of the optimizer step before the update (Molchanov et al., arXiv 1906.10771, equation 8, for
+    single weights). A weight whose gradient is not finite, as in a step that fp16 skips, goes last.
+    """
+    assert piece.statistic is not None
+    return (weight.detach().float() * piece.statistic).abs().nan_to_num(nan=torch.inf)
+
+
 CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,
     "random": random,
+    "wanda": wanda,
+    "taylor": taylor,
 }
+
+# What a criterion reads beside the weights: the norm of the inputs of each weight, or its gradient.
+NEEDS = {"wanda": "inputs", "taylor": "gradients"}

@@ -12,6 +12,7 @@ from torch import nn
 
 from .allocation import Pool
 from .config import CONFIG_NAME, PruningConfig, PruningConfigError, load_configs, save_configs
+from .criteria import NEEDS
 from .distributed import PlacementError, processes, rank, total
 from .engines import engine_of
 from .mask_files import (
@@ -31,6 +32,7 @@ from .ranking import Held, update_masks
 from .regions import Region
 from .replicas import compare_replicas
 from .selection import alone
+from .statistics import Statistics
 from .targets import Target, find_targets, named_parameters, shape_of
 
 logger = logging.getLogger(__name__)
@@ -122,9 +124,22 @@ class Pruner:
         self._masked_here = {name: _count_masked(mask) for name, mask in self.masks.items()}
         self._sum_masked(self.masks)
         self._starts: dict[int, float] = {}
+        self._collected: dict[str, torch.Tensor] = {}  # for the update that is under way
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
+        self._statistics = self._make_statistics(model)
         if not self.targets:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
+
+    def _make_statistics(self, model: nn.Module) -> Statistics:
+        wanted: dict[str, set[str]] = {"inputs": set(), "gradients": set()}
+        for group in self._groups:
+            if group.config.method in NEEDS:
+                wanted[NEEDS[group.config.method]].update(target.name for target in group.members)
+        if wanted["gradients"] and self._engine.steps_in_backward:
+            raise PruningConfigError(
+                ["method: expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'"]
+            )
+        return Statistics(model, **wanted)
 
     def _check_holdings(self) -> None:
         """Make sure that the parts of all processes are each tensor once."""
@@ -177,8 +192,13 @@ class Pruner:
         self._check_finite(range(len(self._groups)), completed_steps)
         self._mask_moments(optimizer, self.parameters)
         compare_replicas(self.masks, self._holdings)
-        begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
+        begun = [
+            index
+            for index, group in enumerate(self._groups)
+            if self._window(group).begin <= completed_steps and group.config.method not in NEEDS
+        ]
         self._update_groups(begun, completed_steps, optimizer)
+        self._collect_if_due()
 
     def _log_zeros(self) -> None:
         """Say which zeros were there, and which tensors are sparser than they were to become: they stay so."""
@@ -209,6 +229,7 @@ class Pruner:
         self.total_steps = total_steps
         self.load(directory)
         self.target_sparsity = self.plan().final_sparsity
+        self._collect_if_due()
 
     def plan(self, total_steps: int | None = None) -> Plan:
         """What would be pruned, by how much and when, starting from the masks as they are. Changes nothing.
@@ -258,19 +279,36 @@ class Pruner:
         """
         if self.total_steps is None:
             raise PruningStateError("The pruner was not started: give it total_steps, or call start(total_steps).")
-        due = [index for index, group in enumerate(self._groups) if self._window(group).due(completed_steps)]
-        return self._update_groups(due, completed_steps, optimizer)
+        changed = self._update_groups(self._due(completed_steps), completed_steps, optimizer)
+        self._collect_if_due()
+        return changed
+
+    def _due(self, step: int) -> list[int]:
+        return [index for index, group in enumerate(self._groups) if self._window(group).due(step)]
+
+    def _collect_if_due(self) -> None:
+        """Collect what criteria read in the step to come, if masks are to be updated after it."""
+        if any(self._groups[index].config.method in NEEDS for index in self._due(self.completed_steps + 1)):
+            self._statistics.begin()
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the gradients of the step that is under way are wanted: `mask_gradients` takes them."""
+        return self._statistics.is_collecting and bool(self._statistics.gradient_names)
 
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         if due:
             self._engine.prepare(self.model)
         self._check_finite(due, completed_steps)
         self.completed_steps = completed_steps
+        needed = any(self._groups[index].config.method in NEEDS for index in due)
+        self._collected = self._statistics.finish() if needed else {}
         changed: list[str] = []
         for batch in self._batches(due):
             names = self._update_batch(batch, completed_steps, optimizer)
             self._sum_masked(names)
             changed += names
+        self._collected = {}
         compare_replicas({name: self.masks[name] for name in changed}, self._holdings)
         return bool(changed)
 
@@ -320,6 +358,7 @@ class Pruner:
             if parameter.grad is not None:
                 gradient = self._engine.part(parameter.grad)
                 zero_masked(gradient, self._mask_for(name, gradient))
+                self._statistics.keep_gradient(name, gradient)
         self._gradients_masked.update(self.parameters)
 
     def mask_gradients_in_backward(self, optimizer: Any = None) -> list[Any]:
@@ -401,6 +440,7 @@ class Pruner:
             mask=self._mask_for(target.name, weight).reshape(-1),
             masked=self.masked[target.name],
             counted=self._counts(target.name),
+            statistic=self._collected.get(target.name),
         )
 
     # ---- Files ----

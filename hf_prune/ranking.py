@@ -6,20 +6,20 @@ are ranked here, and units that several processes share by one of them (`unit_sh
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
 import torch
 
 from . import allocation
-from .criteria import CRITERIA, Piece
+from .criteria import CRITERIA, NEEDS, Piece
 from .distributed import Holding, rank
 from .patterns import PATTERNS
 from .plan import Group
 from .selection import Pool, Source, Total, alone, lowest, order_keys
 from .targets import Target
-from .unit_shards import SharedUnits, divide, share_units
+from .unit_shards import SharedUnits, divide, input_features, share_units
 
 # Weights ranked at a time: small enough for a CPU's cache, large enough to keep an accelerator busy.
 _CPU_PIECE = 1 << 18
@@ -36,7 +36,8 @@ class Held:
     """A tensor to prune as this process holds it: `weight` and `mask` are its part, flat; the mask is changed in place.
 
     `masked` is how many weights are masked on all processes; `counted` whether this process counts what it holds, which
-    of several that hold the same one does.
+    of several that hold the same one does. `statistic` is what was collected for criteria that read more than weights:
+    the norm of each input feature, or the gradient of each weight.
     """
 
     target: Target
@@ -45,11 +46,22 @@ class Held:
     mask: torch.Tensor
     masked: int
     counted: bool
+    statistic: torch.Tensor | None = None
 
     def scores(self, group: Group, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """The scores of the weights from a position to another."""
+        weight = self.weight[start:stop]
         piece = Piece(self.target.name, start, group.config.pruning_seed, self.holding.region)
-        return CRITERIA[group.config.method](self.weight[start:stop], piece)
+        need = NEEDS.get(group.config.method)
+        if need is not None:
+            assert self.statistic is not None  # the pruner has seen to it
+            if need == "gradients":
+                statistic = self.statistic[start:stop]
+            else:
+                columns = input_features(piece.indices(len(weight), weight.device), self.target)
+                statistic = self.statistic.to(weight.device)[columns]
+            piece = replace(piece, statistic=statistic)
+        return CRITERIA[group.config.method](weight, piece)
 
 
 class WeightMember:

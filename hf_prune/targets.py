@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +79,16 @@ def from_matrices(matrices: torch.Tensor, layout: str, shape: Sequence[int]) -> 
     elif layout == "experts_transposed":
         matrices = matrices.transpose(1, 2)
     return matrices.reshape(tuple(shape)).contiguous()
+
+
+def named_modules_of(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
+    """The module that owns each of these parameters, by the parameter's name."""
+    owners = {}
+    for module_name, module in model.named_modules():
+        for name, _ in module.named_parameters(prefix=module_name, recurse=False):
+            if _plain_name(name) in names:
+                owners[_plain_name(name)] = module
+    return owners
 
 
 def shape_of(parameter: torch.Tensor) -> tuple[int, ...]:

@@ -90,6 +90,11 @@ def units_of(indices: torch.Tensor, target: Target, pattern: Pattern) -> tuple[t
     return unit, (row % rows) * columns + column % columns
 
 
+def input_features(indices: torch.Tensor, target: Target) -> torch.Tensor:
+    """The input feature that each weight of a tensor is multiplied with, from its index (both int64)."""
+    return _matrix_coordinates(torch.unravel_index(indices, target.shape), target)[2]
+
+
 def _unit_sides(pattern: Pattern, layout: str, dims: int) -> tuple[int, ...]:
     """How long a unit is in each dimension of a tensor."""
     rows, columns = pattern.sides

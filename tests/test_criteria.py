@@ -20,11 +20,12 @@ names = st.sampled_from(["w", "layers.0.weight", "layers.1.weight", "é"])
 def test_contract_of_every_criterion_dtype_and_shape(name, dtype, shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = weight.clone()
-    scores = CRITERIA[name](weight.reshape(-1), Piece("w"))
+    piece = Piece("w", statistic=torch.rand(weight.numel()))
+    scores = CRITERIA[name](weight.reshape(-1), piece)
     assert scores.dtype in (torch.float32, torch.int32)
     assert scores.shape == weight.reshape(-1).shape
     assert torch.equal(weight, before)
-    assert torch.equal(scores, CRITERIA[name](weight.reshape(-1), Piece("w")))
+    assert torch.equal(scores, CRITERIA[name](weight.reshape(-1), piece))
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -34,16 +35,20 @@ def test_contract_of_every_criterion_dtype_and_shape(name, dtype, shape):
 )
 def test_contract_of_every_criterion_slices_give_what_the_whole_gives(name, weights, cuts, offset):
     weight = torch.tensor(weights, dtype=torch.float32)
-    whole = CRITERIA[name](weight, Piece("w", offset, seed=3))
+    statistic = torch.rand(len(weights), generator=torch.Generator().manual_seed(0))
+    whole = CRITERIA[name](weight, Piece("w", offset, seed=3, statistic=statistic))
     edges = [0, *sorted(min(cut, len(weights)) for cut in cuts), len(weights)]
-    parts = [CRITERIA[name](weight[start:stop], Piece("w", offset + start, seed=3)) for start, stop in pairwise(edges)]
+    parts = [
+        CRITERIA[name](weight[start:stop], Piece("w", offset + start, seed=3, statistic=statistic[start:stop]))
+        for start, stop in pairwise(edges)
+    ]
     assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_contract_of_every_criterion_scores_carry_no_gradient(name):
     weight = torch.ones(4, requires_grad=True)
-    assert not CRITERIA[name](weight, Piece("w")).requires_grad
+    assert not CRITERIA[name](weight, Piece("w", statistic=torch.ones(4))).requires_grad
 
 
 @quick

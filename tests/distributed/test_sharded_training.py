@@ -9,6 +9,9 @@ from transformers import AutoModelForSequenceClassification
 from hf_prune.checkpoints import is_complete, newest_complete
 from hf_prune.mask_files import mask_files
 
+INPUTS = {"method": "wanda", "sparsity": 0.5, "schedule": "one_shot", "begin": 4}
+GRADIENTS = {"method": "taylor", "sparsity": 0.5, "scope": "global", "schedule": "one_shot", "begin": 4}
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -52,6 +55,8 @@ def trained(tmp_path_factory):
             "configs": [{"sparsity": 0.5, **WINDOW}],
             "arguments": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
         },
+        "inputs": {"engine": "fsdp", "model": "gpt2", "configs": [INPUTS], "compare": False},
+        "gradients": {"engine": "fsdp", "model": "gpt2", "configs": [GRADIENTS], "compare": False},
         "dense": {"engine": "fsdp", "model": "bert", "configs": [{"method": "keep"}], "compare": False},
     }
     return directory, launch(3, directory, cases)
@@ -59,7 +64,7 @@ def trained(tmp_path_factory):
 
 SPARSITY = {
     **{"whole": 0.5, "sharded": 0.5, "experts": 0.6, "blocks": 0.5, "groups": 0.5},
-    **{"one after another": 0.6, "compiled": 0.5, "dense": 0.0},
+    **{"one after another": 0.6, "compiled": 0.5, "dense": 0.0, "inputs": 0.5, "gradients": 0.5},
 }
 
 
@@ -99,10 +104,30 @@ def test_processes_train_what_one_trains_to_rounding(trained, tmp_path):
     cases = {
         "whole": {"engine": "ddp", "model": "bert", "configs": [GLOBAL], "arguments": arguments},
         "groups": {"engine": "ddp", "model": "gpt2", "configs": [{"pattern": "2:4", **WINDOW}], "arguments": arguments},
+        "inputs": {"engine": "ddp", "model": "gpt2", "configs": [INPUTS], "arguments": arguments, "compare": False},
+        "gradients": {
+            "engine": "ddp",
+            "model": "gpt2",
+            "configs": [GRADIENTS],
+            "arguments": arguments,
+            "compare": False,
+        },
     }
     alone = launch(1, tmp_path, cases)
     for name in cases:
         assert_alike(alone[name], results[name])
+
+
+@pytest.mark.parametrize("name", ["inputs", "gradients"])
+def test_collected_statistics_are_of_the_global_batch(trained, name, tmp_path):
+    """However it is split: into three processes, or two replicas with two micro-batches each."""
+    _, results = trained
+    config = {"inputs": INPUTS, "gradients": GRADIENTS}[name]
+    arguments = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+    case = {"engine": "ddp", "model": "gpt2", "configs": [config], "arguments": arguments, "compare": False}
+    masks = launch(2, tmp_path, {"split": case})["split"]["masks"]
+    for tensor, mask in results[name]["masks"].items():
+        assert (mask != masks[tensor]).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("processes", [1, 2])

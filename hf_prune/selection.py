@@ -27,9 +27,11 @@ _DIGITS = 1 << 16
 _HALF = 1 << 15
 _BYTE = 1 << 8
 
-# Keys of a pool that are sampled to bound the lowest, and the most that bounds may leave to be ranked (13 bytes each).
-_SAMPLE = 1 << 12
+# Keys of a pool that are sampled to bound the lowest, and the most that bounds may leave to be ranked (13 bytes each):
+# so many for all pools together, or this part of a large one.
+_SAMPLE = 1 << 14
 _SHORTLIST = 1 << 21
+_SHORTLIST_SHARE = 24
 
 # Which of a source's keys there are, piece by piece: int32 keys and which are kept (bool), or None if all are.
 Chunks = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor | None]]]
@@ -223,7 +225,8 @@ def _counted_ties(sources: Sequence[Source], key: int) -> torch.Tensor:
         offset = 0
         for keys in source.demoted() if source.counted else ():
             positions = _where(_at_most(keys, key) & ~_at_most(keys, key - 1))
-            ties.append(source.indices(positions + offset).cpu())
+            if len(positions):  # many tiny tensors would keep a CPU's heap from shrinking
+                ties.append(source.indices(positions + offset).cpu())
             offset += len(keys)
     return torch.cat(ties).sort().values
 
@@ -271,14 +274,14 @@ def _shortlists(pools: Sequence[Pool], total: Total) -> list[list[_Shortlist] | 
 
     It would not where more than a quarter of the keys go, or too many would have to be held, or the sample misled.
     """
-    limit = max(_SHORTLIST // max(len(pools), 1), _SHORTLIST >> 4)
+    limits = [max(_SHORTLIST // len(pools), pool.units // _SHORTLIST_SHARE) for pool in pools]
     few = [
         index
-        for index, pool in enumerate(pools)
+        for index, (pool, limit) in enumerate(zip(pools, limits, strict=True))
         if pool.count <= pool.kept // 4 and (pool.count <= limit or total is not alone)
     ]
     bounds = _bounds_from_samples([pools[index] for index in few], total) if few else {}
-    found = {few[place]: _below_bound(pools[few[place]], bound, limit) for place, bound in bounds.items()}
+    found = {few[place]: _below_bound(pools[few[place]], bound, limits[few[place]]) for place, bound in bounds.items()}
     listed: list[list[_Shortlist] | None] = [None] * len(pools)
     if not found:
         return listed

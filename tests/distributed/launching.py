@@ -31,7 +31,7 @@ def launch(processes, directory, cases, succeeds=True):
         timeout=300,
         check=False,
     )
-    assert (done.returncode == 0) == succeeds, done.stderr[-6000:]
+    assert (done.returncode == 0) == succeeds, done.stderr[-20000:]
     if not succeeds:
         return done.stderr
     return {name: torch.load(directory / name / "result.pt", weights_only=True) for name in cases}

@@ -58,6 +58,7 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/quality.py

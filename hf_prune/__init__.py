@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from .callback import PruningCallback
 from .config import PruningConfig, PruningConfigError, load_configs
+from .distributed import PlacementError
 from .mask_files import PruningStateError
 from .pruner import Pruner
 from .targets import TargetError
@@ -12,6 +13,7 @@ from .trainer import PruningMixin, PruningTrainer
 __version__ = version("hf-prune")
 
 __all__ = [
+    "PlacementError",
     "Pruner",
     "PruningCallback",
     "PruningConfig",

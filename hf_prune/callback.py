@@ -143,6 +143,7 @@ class PruningCallback(TrainerCallback):
         self._remove_hooks()
         if self.pruner is None:
             return
+        self.pruner.stop_collecting()
         if not self.pruner.at_final_sparsity:
             logger.warning(
                 "Training ended after %d optimizer steps, pruning would have after %d: sparsity is %.2f%%, not %.2f%%.",

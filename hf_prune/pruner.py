@@ -97,12 +97,14 @@ class Pruner:
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
         self._windows: list[Window] = []
+        self._statistics = Statistics(model, inputs=(), gradients=())
         self._attach(model)
         if total_steps is not None:
             self.start(total_steps)
 
     def _attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Find the targets in this model and mask the zeros that are there."""
+        self.stop_collecting()
         self.model = model
         self._engine = engine_of(model, optimizer)
         self._engine.prepare(model)
@@ -290,6 +292,10 @@ class Pruner:
         """Collect what criteria read in the step to come, if masks are to be updated after it."""
         if any(self._groups[index].config.method in NEEDS for index in self._due(self.completed_steps + 1)):
             self._statistics.begin()
+
+    def stop_collecting(self) -> None:
+        """Take away the hooks that collect what criteria read; training is over."""
+        self._statistics.stop()
 
     @property
     def needs_gradients(self) -> bool:

@@ -146,6 +146,25 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, method):
     assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())
 
 
+def test_no_hook_is_left_when_training_is_over(tmp_path):
+    """Training ends where an update would be due after the next step."""
+    transformers.set_seed(0)
+    config = PruningConfig(method="wanda", sparsity=0.5, begin=2, end=8, frequency=1)
+    args = training_arguments(tmp_path)
+
+    class StopsEarly(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 4
+
+    trainer = PruningTrainer(
+        model=bert(), args=args, train_dataset=bert_examples(), pruning_config=config, callbacks=[StopsEarly()]
+    )
+    trainer.train()
+    assert 0 < trainer.pruner.sparsity < 0.5
+    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in trainer.model.modules()]
+    assert sum(hooks) == 0
+
+
 # ---- What is refused ----
 
 

@@ -7,10 +7,14 @@ import sys
 import pytest
 import torch
 from launching import GLOBAL, SAVE, WINDOW, assert_alike, assert_saved_as_masked, launch
+from test_launch import launch as accelerate_launch
+from test_launch import recipe_for
+from test_run import reviews, save_tiny_bert, write_csv
 from transformers import AutoModelForSequenceClassification
 
 from hf_prune.checkpoints import is_complete, newest_complete
 from hf_prune.mask_files import mask_files
+from hf_prune.report import make_report
 
 pytest.importorskip("deepspeed", reason="make test-deepspeed runs these")
 
@@ -110,3 +114,19 @@ def test_a_process_killed_in_a_save_leaves_the_checkpoint_before(tmp_path, stage
     result = launch(2, tmp_path, {"run": case | {"resume": True, "compare": False}})["run"]
     assert result["sparsity"] == 0.5
     assert_saved_as_masked(tmp_path / "run", result)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_recipe_runs_under_accelerate_launch(tmp_path, stage):
+    """As shipped, in bf16: dense, then pruned, and a model that opens and has exactly the zeros."""
+    save_tiny_bert(tmp_path / "model")
+    write_csv(tmp_path / "reviews.csv", reviews())
+    recipe = recipe_for(tmp_path, tmp_path, batch_size=8)
+    code, output, errors = accelerate_launch(
+        f"zero{stage}", "-m", "hf_prune", "run", recipe, "training.optim=adamw_torch"
+    )
+    assert code == 0, errors[-4000:]
+    assert output.count("Pruned model on the test part") == 1
+    report = make_report(tmp_path / "out" / "model")
+    assert report.prunable_sparsity == 0.8125
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model")

@@ -26,7 +26,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .config import PruningConfig
+from .config import PruningConfig, PruningConfigError
+from .criteria import NEEDS
 from .mask_files import PruningStateError
 from .optimizers import updates_in_backward
 from .pruner import Pruner, state_files
@@ -69,6 +70,7 @@ class PruningCallback(TrainerCallback):
         optimizer = kwargs.get("optimizer")
         if self.pruner is None:
             self.pruner = Pruner(model, self.config)
+        check_needs(self.pruner.configs, args)
         directory = self.resume_directory or _checkpoint_directory(args, state)
         if state.global_step == 0:
             self.pruner.start(state.max_steps, model, optimizer=optimizer)
@@ -80,7 +82,8 @@ class PruningCallback(TrainerCallback):
         if not self.pruner.at_final_sparsity:
             _forget_best(state)
         self._training = True
-        self._remove_hooks()
+        for hook in self._hooks:
+            hook.remove()
         if not self._in_trainer or self.pruner.steps_in_backward:
             self._hooks = self.pruner.mask_gradients_in_backward(optimizer)
 
@@ -140,10 +143,9 @@ class PruningCallback(TrainerCallback):
         Raises PruningStateError if the best model was to be loaded and none was saved at final sparsity.
         """
         self._training = False
-        self._remove_hooks()
+        self.remove_hooks()
         if self.pruner is None:
             return
-        self.pruner.stop_collecting()
         if not self.pruner.at_final_sparsity:
             logger.warning(
                 "Training ended after %d optimizer steps, pruning would have after %d: sparsity is %.2f%%, not %.2f%%.",
@@ -165,10 +167,24 @@ class PruningCallback(TrainerCallback):
             return {}
         return {"sparsity": self.pruner.sparsity, "target_sparsity": self.pruner.target_sparsity}
 
-    def _remove_hooks(self) -> None:
+    def remove_hooks(self) -> None:
+        """Leave the model and its optimizer as they were: training is over, or has failed."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self.pruner is not None:
+            self.pruner.stop_collecting()
+
+
+def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments) -> None:
+    """Raise PruningConfigError for a method that reads what this way of training does not show."""
+    needs = {NEEDS[config.method]: config.method for config in configs if config.method in NEEDS}
+    if "gradients" in needs and args.deepspeed:
+        found = needs["gradients"]
+        raise PruningConfigError([f"method: expected one that reads no gradients under DeepSpeed, got {found!r}"])
+    if "inputs" in needs and args.torch_compile:
+        found = needs["inputs"]
+        raise PruningConfigError([f"method: expected one that reads no inputs with torch_compile, got {found!r}"])
 
 
 def _forget_best(state: TrainerState) -> None:

@@ -95,6 +95,11 @@ def is_complete(folder: Path) -> bool:
     return all(_is_whole(folder / name) for name in files) and (bool(files) or other_formats)
 
 
+def is_deepspeed_checkpoint(folder: Path) -> bool:
+    """Whether DeepSpeed wrote the optimizer's state of a checkpoint."""
+    return folder.is_dir() and any(path.name.startswith(_DEEPSPEED) for path in folder.iterdir())
+
+
 def _may_train_on(names: set[str]) -> bool:
     """Whether optimizer and scheduler are among these files, in any of the ways in which they are saved, or neither."""
     if any(name.startswith(_DEEPSPEED) for name in names):

@@ -87,10 +87,10 @@ def taylor(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
     """`|w * g|`: how much the loss would change without the weight, to first order.
 
     The gradient is that of the optimizer step before the update (Molchanov et al., arXiv 1906.10771, equation 8, for
-    single weights). A weight whose gradient is not finite, as in a step that fp16 skips, goes last.
+    single weights). Where it is not finite, as in a step that fp16 skips, the update waits for the next step.
     """
     assert piece.statistic is not None
-    return (weight.detach().float() * piece.statistic).abs().nan_to_num(nan=torch.inf)
+    return (weight.detach().float() * piece.statistic).abs()
 
 
 CRITERIA: dict[str, Criterion] = {

@@ -211,6 +211,12 @@ def _processor() -> str:
     return " ".join(found[1].split()) if found else platform.processor() or platform.machine()
 
 
+def is_shared_model(model: torch.nn.Module) -> bool:
+    """Whether processes hold parts of a model's weights (FSDP2, ZeRO-3)."""
+    engine = engine_of(model)
+    return any(engine.shares(parameter) for parameter in model.parameters())
+
+
 def weights_digest(model: torch.nn.Module) -> str:
     """A digest of a model's weights and buffers that changes with any of them: of their bytes, one after another.
 

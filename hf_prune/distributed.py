@@ -142,7 +142,7 @@ def _sharding_order(name: str, tensor: DTensor) -> list[int]:
 
 
 def total(counts: torch.Tensor) -> torch.Tensor:
-    """The sum of the counts (int64) of all processes, the same on each."""
+    """The sum of the counts (int64), or of other numbers, of all processes, the same on each."""
     if processes() == 1:
         return counts
     summed = counts.to(_device(), copy=True)

@@ -203,6 +203,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = {
             "completed_steps": int(content["completed_steps"]),
             "starts": {int(index): float(start) for index, start in content["starts"].items()},
+            "owed": {int(index) for index in content.get("owed", [])},
         }
     except FileNotFoundError as error:
         raise PruningStateError(f"{path}: expected the saved pruning state, found no such file") from error

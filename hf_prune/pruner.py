@@ -126,6 +126,7 @@ class Pruner:
         self._masked_here = {name: _count_masked(mask) for name, mask in self.masks.items()}
         self._sum_masked(self.masks)
         self._starts: dict[int, float] = {}
+        self._owed: set[int] = set()  # groups whose update waits for what their criterion reads
         self._collected: dict[str, torch.Tensor] = {}  # for the update that is under way
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._statistics = self._make_statistics(model)
@@ -194,12 +195,9 @@ class Pruner:
         self._check_finite(range(len(self._groups)), completed_steps)
         self._mask_moments(optimizer, self.parameters)
         compare_replicas(self.masks, self._holdings)
-        begun = [
-            index
-            for index, group in enumerate(self._groups)
-            if self._window(group).begin <= completed_steps and group.config.method not in NEEDS
-        ]
-        self._update_groups(begun, completed_steps, optimizer)
+        begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
+        self._owed = {index for index in begun if self._groups[index].config.method in NEEDS}
+        self._update_groups([index for index in begun if index not in self._owed], completed_steps, optimizer)
         self._collect_if_due()
 
     def _log_zeros(self) -> None:
@@ -231,7 +229,6 @@ class Pruner:
         self.total_steps = total_steps
         self.load(directory)
         self.target_sparsity = self.plan().final_sparsity
-        self._collect_if_due()
 
     def plan(self, total_steps: int | None = None) -> Plan:
         """What would be pruned, by how much and when, starting from the masks as they are. Changes nothing.
@@ -286,7 +283,8 @@ class Pruner:
         return changed
 
     def _due(self, step: int) -> list[int]:
-        return [index for index, group in enumerate(self._groups) if self._window(group).due(step)]
+        due = (index for index, group in enumerate(self._groups) if self._window(group).due(step))
+        return sorted(self._owed.union(due))
 
     def _collect_if_due(self) -> None:
         """Collect what criteria read in the step to come, if masks are to be updated after it."""
@@ -307,8 +305,7 @@ class Pruner:
             self._engine.prepare(self.model)
         self._check_finite(due, completed_steps)
         self.completed_steps = completed_steps
-        needed = any(self._groups[index].config.method in NEEDS for index in due)
-        self._collected = self._statistics.finish() if needed else {}
+        due = self._collect(due)
         changed: list[str] = []
         for batch in self._batches(due):
             names = self._update_batch(batch, completed_steps, optimizer)
@@ -317,6 +314,25 @@ class Pruner:
         self._collected = {}
         compare_replicas({name: self.masks[name] for name in changed}, self._holdings)
         return bool(changed)
+
+    def _collect(self, due: Sequence[int]) -> list[int]:
+        """Take what criteria read from the step before; the groups that can be updated: the others are owed theirs."""
+        if not any(self._groups[index].config.method in NEEDS for index in due):
+            return list(due)
+        self._collected, unusable = self._statistics.finish()
+        owed = {
+            index
+            for index in due
+            if self._groups[index].config.method in NEEDS
+            and any(target.name in unusable for target in self._groups[index].members)
+        }
+        self._owed = (self._owed - set(due)) | owed
+        if owed:
+            logger.warning(
+                "What the method reads of %s was not seen in this step, or is not finite: its masks are updated later.",
+                min(unusable),
+            )
+        return [index for index in due if index not in owed]
 
     def _batches(self, due: Sequence[int]) -> Iterator[list[int]]:
         """Groups that are ranked together: alone, one at a time; never two that have a tensor in common."""
@@ -340,7 +356,7 @@ class Pruner:
     @property
     def at_final_sparsity(self) -> bool:
         """Whether the schedule has ended on every tensor: no mask will change any more."""
-        return self.total_steps is not None and self.completed_steps >= self.last_update_step
+        return self.total_steps is not None and self.completed_steps >= self.last_update_step and not self._owed
 
     @property
     def last_update_step(self) -> int:
@@ -472,6 +488,7 @@ class Pruner:
             "total_steps": self.total_steps,
             "sparsity": self.sparsity,
             "starts": {str(index): start for index, start in self._starts.items()},
+            "owed": sorted(self._owed),
         }
         write_state(path, state)
 
@@ -495,8 +512,12 @@ class Pruner:
         self._sum_masked(self.masks)
         self.completed_steps = state["completed_steps"]
         self._starts = state["starts"]
+        self._owed = state["owed"]
         self.mask_weights()
         compare_replicas(self.masks, self._holdings)
+        self.stop_collecting()
+        if self.total_steps is not None:
+            self._collect_if_due()
 
     @property
     def _regions(self) -> dict[str, Region]:

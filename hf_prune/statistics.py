@@ -15,6 +15,9 @@ from .distributed import total
 from .mask_files import PruningStateError
 from .targets import TargetError, named_modules_of
 
+# Tokens whose inputs are squared at a time.
+_ROWS = 4096
+
 
 class Statistics:
     """Collects from `begin` to `finish` what criteria need to know of some parameters.
@@ -69,25 +72,46 @@ class Statistics:
         if self.is_collecting and name in self.gradient_names:
             self._gradients[name] = gradient.detach().float().reshape(-1).clone()
 
-    def finish(self) -> dict[str, torch.Tensor]:
+    def finish(self) -> tuple[dict[str, torch.Tensor], set[str]]:
         """What was collected, and stop: norms of inputs by feature over all processes, or gradients, by parameter name.
 
-        Every process must call it. Raises PruningStateError, naming the parameter, where nothing was seen of it.
+        Every process must call it. The second value has the names of which nothing was seen on any process, or what
+        is not finite. Raises PruningStateError where nothing was seen of any parameter.
         """
         self.stop()
-        for name in (*self._modules, *sorted(self.gradient_names)):
-            if name not in self._squares and name not in self._gradients:
-                raise PruningStateError(
-                    f"{name}: expected its {'gradient' if name in self.gradient_names else 'inputs'} in the optimizer "
-                    "step before a mask update, saw none; it is frozen, not used, or in a compiled model"
-                )
-        norms = {name: total(self._squares[name]).sqrt().float() for name in self._modules}
-        return norms | self._gradients
+        names = [*self._modules, *sorted(self.gradient_names)]
+        seen = [int(name in self._squares or name in self._gradients) for name in names]
+        bad = [int(name in self._gradients and not self._gradients[name].isfinite().all()) for name in names]
+        counts = total(torch.tensor([seen, bad], dtype=torch.int64)).tolist()
+        if names and not any(counts[0]):
+            what = "gradient" if names[0] in self.gradient_names else "inputs"
+            raise PruningStateError(
+                f"{names[0]}: expected its {what} in the optimizer step before a mask update, saw none, and of no "
+                "other parameter; they are frozen or in a compiled model, or there was no step: choose a method that reads "
+                "weights alone"
+            )
+        unusable = {name for name, is_seen, is_bad in zip(names, *counts, strict=True) if is_bad or not is_seen}
+        norms = self._norms()
+        unusable |= {name for name, norm in norms.items() if not norm.isfinite().all()}
+        return norms | self._gradients, unusable
+
+    def _norms(self) -> dict[str, torch.Tensor]:
+        """The norm of each input feature over all processes, added up in one go."""
+        if not self._modules:
+            return {}
+        widths = [_input_features(module) for module in self._modules.values()]
+        squares = [
+            self._squares[name].cpu() if name in self._squares else torch.zeros(width, dtype=torch.float64)
+            for name, width in zip(self._modules, widths, strict=True)
+        ]
+        norms = total(torch.cat(squares)).sqrt().float().split(widths)
+        return dict(zip(self._modules, norms, strict=True))
 
     def _enter(self, model: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
         self._in_forward = model.training
         mask = options.get("attention_mask")
-        self._attention = mask if torch.is_tensor(mask) and mask.dim() == 2 else None
+        is_decoders = getattr(getattr(model, "config", None), "is_encoder_decoder", False)  # not only of these inputs
+        self._attention = mask if torch.is_tensor(mask) and mask.dim() == 2 and not is_decoders else None
 
     def _leave(self, *arguments: Any) -> None:
         self._in_forward = False  # what checkpointing computes again in backward is not counted again
@@ -97,10 +121,16 @@ class Statistics:
         def add_squares(module: nn.Module, arguments: Any) -> None:
             if not self._in_forward:
                 return
-            seen = arguments[0].detach().double()
-            if self._attention is not None and seen.shape[:2] == self._attention.shape:
-                seen = seen * self._attention[:, :, None].bool()  # padding is not data
-            squares = seen.square().reshape(-1, seen.shape[-1]).sum(0)
+            seen = arguments[0].detach()
+            if self._attention is not None and seen.dim() == 3 and seen.shape[:2] == self._attention.shape:
+                seen = seen[self._attention.bool()]  # padding is not data
+            squares = torch.zeros(seen.shape[-1], dtype=torch.float64, device=seen.device)
+            for rows in seen.reshape(-1, seen.shape[-1]).split(_ROWS):
+                squares += rows.double().square().sum(0)
             self._squares[name] = self._squares[name] + squares if name in self._squares else squares
 
         return add_squares
+
+
+def _input_features(module: nn.Module) -> int:
+    return module.nx if isinstance(module, Conv1D) else int(module.in_features)  # type: ignore[arg-type]

@@ -23,11 +23,19 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from .callback import PruningCallback
+from .callback import PruningCallback, check_needs
 from .card import write_card
-from .checkpoints import UNFINISHED, keep_only, newest_complete, publish, remove_leftovers, rotate
+from .checkpoints import (
+    UNFINISHED,
+    is_deepspeed_checkpoint,
+    keep_only,
+    newest_complete,
+    publish,
+    remove_leftovers,
+    rotate,
+)
 from .config import PruningConfig
-from .describe import weights_digest
+from .describe import is_shared_model, weights_digest
 from .distributed import is_fsdp_checkpoint, load_fsdp_model, load_fsdp_optimizer
 from .hub import push_model
 from .hub_errors import explain_error
@@ -83,6 +91,7 @@ class PruningMixin(_Base):
             return
         assert self.model is not None  # Trainer.__init__ has made sure
         pruner = Pruner(self.model, pruning_config)
+        check_needs(pruner.configs, self.args)
         self._pruning = PruningCallback(pruning_config, pruner, in_trainer=True)
         self.add_callback(self._pruning)
         if self.args.hub_token is not None:
@@ -179,9 +188,19 @@ class PruningMixin(_Base):
                 resume_from_checkpoint = str(newest)
             if resume_from_checkpoint:
                 self._pruning.resume_directory = Path(resume_from_checkpoint)
+                if not self.is_deepspeed_enabled and is_deepspeed_checkpoint(Path(resume_from_checkpoint)):
+                    raise ValueError(
+                        f"{resume_from_checkpoint}: expected a checkpoint of this way of training, got one of "
+                        "DeepSpeed, which alone reads its optimizer's state; go on with DeepSpeed, or start anew from "
+                        "its model with method='keep'"
+                    )
             if self.args.should_save:
                 remove_leftovers(directory, everything=True)
-        return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+        finally:
+            if self._pruning is not None:
+                self._pruning.remove_hooks()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         if self._pruning is not None and self.state.global_step >= self.state.max_steps:
@@ -330,9 +349,10 @@ class PruningMixin(_Base):
 
     def _digest(self) -> str:
         """The digest of the model's weights as they are, on the first process; every process must ask for it."""
-        if self.pruner is not None and not self.pruner.sharded and not self.is_world_process_zero():
+        model = self.accelerator.unwrap_model(self.model)
+        if not self.is_world_process_zero() and not is_shared_model(model):
             return ""
-        return weights_digest(self.accelerator.unwrap_model(self.model))
+        return weights_digest(model)
 
     @property
     def _repo_id(self) -> str:

@@ -165,7 +165,85 @@ def test_no_hook_is_left_when_training_is_over(tmp_path):
     assert sum(hooks) == 0
 
 
+@pytest.mark.parametrize("method", ["wanda", "taylor"])
+def test_an_update_waits_where_what_it_reads_is_not_finite(method):
+    """As in a step that fp16 skips: without waiting, all scores would be equal, and the first rows would go."""
+    torch.manual_seed(0)
+    model = Layer()
+    pruner = Pruner(model, PruningConfig(method=method, sparsity=0.5, **ONCE), total_steps=6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for number in range(1, 5):
+        if number == 3:
+            x = torch.randn(2, 3, 6)
+            model(x if method == "taylor" else x.fill_(torch.inf))
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, torch.inf if method == "taylor" else 0.0)
+            pruner.mask_gradients()
+            pruner.step()
+            assert pruner.sparsity == 0.0
+            assert not pruner.at_final_sparsity
+            optimizer.zero_grad()
+        else:
+            step(model, data(), pruner, optimizer)
+    assert pruner.sparsity == 0.5
+    assert pruner.at_final_sparsity
+    assert all(mask.any(dim=1).sum() > 3 for mask in pruner.masks.values())
+
+
+def test_an_update_waits_for_a_layer_that_was_not_used():
+    torch.manual_seed(0)
+    model = Layer()
+    pruner = Pruner(model, PruningConfig(method="wanda", sparsity=0.5, schedule="one_shot", begin=1), total_steps=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    layers, model.layers = model.layers, model.layers[:1]
+    model(torch.randn(2, 3, 6))
+    pruner.step(optimizer)
+    model.layers = layers
+    assert {name: int((~mask).sum()) for name, mask in pruner.masks.items()} == {
+        "layers.0.0.weight": 18,
+        "layers.1.0.weight": 0,
+    }
+    step(model, data(), pruner, optimizer)
+    assert pruner.sparsity == 0.5
+
+
+@pytest.mark.parametrize("method", ["wanda", "taylor"])
+def test_a_dense_training_beyond_the_schedule_is_pruned_after_the_next_step(method):
+    torch.manual_seed(0)
+    model = Layer()
+    config = PruningConfig(method=method, sparsity=0.5, begin=2, end=4, frequency=1)
+    pruner = Pruner(model, config)
+    pruner.start(10, completed_steps=6)
+    assert not pruner.at_final_sparsity
+    step(model, data(), pruner, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert pruner.sparsity == 0.5
+    assert pruner.at_final_sparsity
+
+
+def test_a_loop_of_ones_own_goes_on_from_what_it_saved(tmp_path):
+    config = PruningConfig(method="wanda", sparsity=0.6, begin=2, end=8, frequency=1)
+    torch.manual_seed(0)
+    model = Layer()
+    pruner = Pruner(model, config, total_steps=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(5):
+        step(model, data(), pruner, optimizer)
+    pruner.save(tmp_path)
+    again = Pruner(model, config, total_steps=10)
+    again.load(tmp_path)
+    step(model, data(), again, optimizer)
+    assert again.completed_steps == 6
+    assert again.sparsity > pruner.sparsity
+
+
 # ---- What is refused ----
+
+
+def test_a_compiled_model_is_refused_when_the_trainer_is_made(tmp_path):
+    args = training_arguments(tmp_path, torch_compile=True, torch_compile_backend="eager")
+    config = PruningConfig(method="wanda", sparsity=0.5)
+    with pytest.raises(PruningConfigError, match="expected one that reads no inputs with torch_compile"):
+        PruningTrainer(model=bert(), args=args, train_dataset=bert_examples(), pruning_config=config)
 
 
 def test_layers_whose_inputs_cannot_be_seen_are_refused_by_name():

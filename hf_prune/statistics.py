@@ -87,8 +87,8 @@ class Statistics:
             what = "gradient" if names[0] in self.gradient_names else "inputs"
             raise PruningStateError(
                 f"{names[0]}: expected its {what} in the optimizer step before a mask update, saw none, and of no "
-                "other parameter; they are frozen or in a compiled model, or there was no step: choose a method that reads "
-                "weights alone"
+                "other parameter; they are frozen or in a compiled model, or there was no step: choose a method that "
+                "reads weights alone"
             )
         unusable = {name for name, is_seen, is_bad in zip(names, *counts, strict=True) if is_bad or not is_seen}
         norms = self._norms()

@@ -55,6 +55,13 @@ def trained(tmp_path_factory):
             "configs": [{"sparsity": 0.5, **WINDOW}],
             "arguments": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
         },
+        "nothing": {
+            "engine": "fsdp",
+            "model": "bert",
+            "configs": [{"sparsity": 0.5, "exclude": [".*"], **WINDOW}],
+            "compare": False,
+            "evaluate": True,
+        },
         "inputs": {"engine": "fsdp", "model": "gpt2", "configs": [INPUTS], "compare": False},
         "gradients": {"engine": "fsdp", "model": "gpt2", "configs": [GRADIENTS], "compare": False},
         "dense": {"engine": "fsdp", "model": "bert", "configs": [{"method": "keep"}], "compare": False},
@@ -83,6 +90,11 @@ def test_the_saved_model_opens_with_from_pretrained(trained):
         model = AutoModelForSequenceClassification.from_pretrained(directory / name / "saved")
         for tensor, weight in model.state_dict().items():
             assert torch.equal(weight, results[name]["weights"][tensor])
+
+
+def test_a_sharded_model_with_nothing_to_prune_is_trained_and_evaluated(trained):
+    """No process waits for another that knows of no shards."""
+    assert trained[1]["nothing"]["masks"] == {}
 
 
 def test_masks_are_saved_in_parts_that_together_are_a_bit_a_weight(trained):

@@ -23,6 +23,12 @@ def workers(request):
         yield started
 
 
+@pytest.fixture(scope="module")
+def four():
+    with Workers(4) as started:
+        yield started
+
+
 def boxes(draw, shape, processes):
     """The tensor cut along any dimension, or along two: a part for each process, some of them empty."""
     grids = [(rows, processes // rows) for rows in range(1, processes + 1) if processes % rows == 0]
@@ -121,13 +127,10 @@ def test_any_parts_of_any_tensors_give_the_masks_of_one_process(workers, pattern
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4x1"])
-def test_copies_of_the_parts_give_the_masks_of_one_process(workers, pattern):
-    if workers.processes != 4:
-        pytest.skip("two copies of two parts")
-
+def test_two_copies_of_two_parts_give_the_masks_of_one_process(four, pattern):
     @settings(thorough, max_examples=20)
     @given(case=cases(2, [pattern]))
     def every_case(case):
-        check(workers, *case, copies=2)
+        check(four, *case, copies=2)
 
     every_case()

@@ -36,8 +36,8 @@ PROCESSES = (1, 2, 4)
 FINAL_SPARSITY = 0.8
 UPDATES = 60
 
-# (layers, width): close to 10, 30, 100, 300 and 1,000 million weights.
-SIZES = ((10, 1024), (28, 1024), (24, 2048), (72, 2048), (60, 4096))
+# (layers, width): close to 10, 30, 75, 100, 150, 300 and 1,000 million weights; more than 64 tensors take two turns.
+SIZES = ((10, 1024), (28, 1024), (72, 1024), (24, 2048), (140, 1024), (72, 2048), (60, 4096))
 QUICK_SIZES = ((10, 720), (10, 1024), (28, 1024))
 LEFT_OUT, QUICK_LEFT_OUT = (72, 2048), (10, 1024)
 
@@ -115,6 +115,11 @@ class Row:
     @property
     def local_weights(self) -> float:
         return self.weights / self.processes
+
+    @property
+    def pools(self) -> int:
+        """How many thresholds are found."""
+        return 1 if self.scope == "global" else self.layers
 
     @property
     def batches(self) -> int:
@@ -367,12 +372,12 @@ def run(processes: int, arguments: Sequence[str], timeout: float) -> list[dict[s
 
 # ---- The cost model ----
 
-COSTS = ("a collective", "a tensor", "a local weight", "a key made", "a key ranked", "a key listed")
+COSTS = ("a collective", "a tensor", "a threshold", "a local weight", "a key made", "a key ranked", "a key listed")
 
 
 def amounts(row: Row) -> list[float]:
     ranked = max(row.counted_keys - row.listed_keys, 0)
-    return [row.collectives, row.layers, row.local_weights, row.made_keys, ranked, row.listed_keys]
+    return [row.collectives, row.layers, row.pools, row.local_weights, row.made_keys, ranked, row.listed_keys]
 
 
 def fit(rows: Sequence[Row]) -> np.ndarray:

@@ -30,7 +30,8 @@ from .config import PruningConfig, PruningConfigError
 from .criteria import NEEDS
 from .mask_files import PruningStateError
 from .optimizers import updates_in_backward
-from .pruner import Pruner, state_files
+from .pruner import Pruner
+from .pruning_state import state_files
 
 logger = logging.getLogger(__name__)
 

@@ -36,13 +36,14 @@ class Holding:
 
     `region` is its part; `sharded` whether parts differ between processes; `counted` whether this process is the first
     of those that hold this part, the one that counts it; `peers` are the ranks that hold the tensor once together, this
-    process among them.
+    process among them. `kind` says how the tensor is spread over processes, the same on each of them.
     """
 
     region: Region
     sharded: bool
     counted: bool
     peers: tuple[int, ...]
+    kind: str
 
 
 def processes() -> int:
@@ -82,7 +83,7 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
 def holding_of(name: str, tensor: torch.Tensor) -> Holding:
     """How this process holds a tensor. Raises PlacementError, naming it, for a placement that is not supported."""
     if not isinstance(tensor, DTensor):
-        return Holding(whole(tensor.shape), sharded=False, counted=rank() == 0, peers=(rank(),))
+        return Holding(whole(tensor.shape), sharded=False, counted=rank() == 0, peers=(rank(),), kind="whole")
     mesh = tensor.device_mesh
     coordinates = mesh.get_coordinate()
     if coordinates is None:
@@ -110,6 +111,7 @@ def holding_of(name: str, tensor: torch.Tensor) -> Holding:
         sharded=len(replicas) < mesh.ndim,
         counted=first_replica,
         peers=tuple(peers.flatten().tolist()),
+        kind=f"{mesh.mesh.tolist()} {tensor.placements}",
     )
 
 

@@ -151,7 +151,7 @@ class ZeroThree(ZeroTwo):
             )
         size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
         region = flat_range(parameter.ds_numel, rank() * size, size)  # type: ignore[attr-defined]
-        return Holding(region, sharded=True, counted=True, peers=tuple(range(processes())))
+        return Holding(region, sharded=True, counted=True, peers=tuple(range(processes())), kind="range")
 
     def shares(self, tensor: torch.Tensor) -> bool:
         """Whether processes hold parts of a tensor."""
@@ -227,7 +227,10 @@ class _Restored:
 
 
 def engine_of(model: nn.Module, optimizer: Any = None) -> Torch:
-    """The engine that trains a model, as its parameters tell. Raises PlacementError for options that hide weights."""
+    """The engine that trains a model, as its parameters tell.
+
+    Raises PlacementError for options of DeepSpeed that hide weights, and for its stage 0.
+    """
     parameters = list(model.parameters())
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         return ZeroThree()
@@ -237,6 +240,11 @@ def engine_of(model: nn.Module, optimizer: Any = None) -> Torch:
                 "round_robin_gradients: expected false, got true, with which DeepSpeed does not find its master weights"
             )
         return ZeroTwo()
+    if type(optimizer).__name__ == "DeepSpeedOptimizerWrapper":  # accelerate's
+        raise PlacementError(
+            "zero_optimization.stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with "
+            "DDP (recipes/accelerate/ddp.yaml)"
+        )
     return Torch()
 
 

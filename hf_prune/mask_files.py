@@ -1,4 +1,4 @@
-"""Masks and pruning state on disk: safetensors and JSON, checked whole when they are read.
+"""Masks on disk: safetensors, eight weights a byte, checked whole when they are read.
 
 Where processes hold parts of the tensors, each writes the masks of its parts into a file of its own, and reads from all
 files what its parts need: the number of processes, and how they share the tensors, may be another then.
@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from safetensors.torch import save_file
 from .regions import Region, whole
 
 MASKS_NAME = "pruning_masks.safetensors"
-STATE_NAME = "pruning_state.json"
 FORMAT_VERSION = 1
 
 _SHARD_NAME = re.compile(r"pruning_masks-(\d{5})-of-(\d{5})\.safetensors")
@@ -94,12 +92,6 @@ def _write(path: Path, masks: Mapping[str, torch.Tensor], regions: Mapping[str, 
     save_file(packed, path, metadata=metadata)
 
 
-def write_state(directory: Path, state: Mapping[str, Any]) -> None:
-    """Write `pruning_state.json`."""
-    content = {"format_version": FORMAT_VERSION, **state}
-    (directory / STATE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 @dataclass(frozen=True)
 class _File:
     """A file of masks: which part of which tensor each mask in it is."""
@@ -144,7 +136,7 @@ def _read_header(path: Path) -> _File:
         }
     except (OSError, SafetensorError, ValueError, AttributeError, TypeError) as error:
         raise PruningStateError(f"{path}: expected saved masks, got a file that cannot be read ({error})") from error
-    _check_version(path, version)
+    check_version(path, version)
     regions = {name: Region(shape, *parts[name]) if name in parts else whole(shape) for name, shape in shapes.items()}
     for name, region in regions.items():
         expected = ("U8", _packed_shape(region.size))
@@ -195,26 +187,6 @@ def _copy(mask: torch.Tensor, region: Region, saved: torch.Tensor, saved_region:
         piece[inside] = saved[positions]
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The state in a `pruning_state.json`. Raises PruningStateError, naming the file, if it cannot be used."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = str(content["format_version"])
-        state = {
-            "completed_steps": int(content["completed_steps"]),
-            "starts": {int(index): float(start) for index, start in content["starts"].items()},
-            "owed": {int(index) for index in content.get("owed", [])},
-        }
-    except FileNotFoundError as error:
-        raise PruningStateError(f"{path}: expected the saved pruning state, found no such file") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PruningStateError(
-            f"{path}: expected the saved pruning state, got a file that cannot be used ({error!r})"
-        ) from error
-    _check_version(path, version)
-    return state
-
-
 def _rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
     """A mask as a matrix: its first dimension, and the rest; a single dimension is one row."""
     rows = shape[0] if len(shape) > 1 else 1
@@ -238,7 +210,8 @@ def _unpack(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(bits.astype(bool)).reshape(tuple(shape))
 
 
-def _check_version(path: Path, version: str | None) -> None:
+def check_version(path: Path, version: str | None) -> None:
+    """Raise PruningStateError, naming the file, for a format version that is not this one."""
     if version != str(FORMAT_VERSION):
         raise PruningStateError(
             f"{path}: expected format version {FORMAT_VERSION}, got {version}; a newer hf-prune may read it"

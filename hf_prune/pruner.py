@@ -4,34 +4,22 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from .allocation import Pool
-from .config import CONFIG_NAME, PruningConfig, PruningConfigError, load_configs, save_configs
+from .config import PruningConfig, PruningConfigError
 from .criteria import NEEDS
-from .distributed import PlacementError, processes, rank, total
 from .engines import engine_of
-from .mask_files import (
-    STATE_NAME,
-    PruningStateError,
-    mask_files,
-    read_masks,
-    read_state,
-    write_mask_shard,
-    write_masks,
-    write_state,
-)
+from .mask_files import PruningStateError
+from .masks import Masks
 from .optimizers import leaves_zeros, zero_masked
 from .patterns import count_of
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
-from .ranking import Held, update_masks
-from .regions import Region
-from .replicas import compare_replicas
-from .selection import alone
+from .pruning_state import PruningState, load_pruning, save_pruning
+from .ranking import update_masks
 from .statistics import Statistics
 from .targets import Target, find_targets, named_parameters, shape_of
 
@@ -92,7 +80,7 @@ class Pruner:
         self.configs = [config] if isinstance(config, PruningConfig) else list(config)
         if not self.configs or not all(isinstance(entry, PruningConfig) for entry in self.configs):
             raise TypeError(f"config: expected a PruningConfig or a list of them, got {config!r}")
-        self.completed_steps = 0
+        self._state = PruningState()
         self.total_steps: int | None = None
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
@@ -117,16 +105,8 @@ class Pruner:
             chosen.update({target.name: target for target in found})
         self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in chosen}
         self.targets = [chosen[name] for name in self.parameters]
-        self._holdings = {name: self._engine.holding(name, one) for name, one in self.parameters.items()}
-        self.sharded = any(holding.sharded for holding in self._holdings.values())
-        self._total = total if self.sharded else alone
-        self._check_holdings()
-        self.masks = {name: (self._weight(name) != 0).contiguous() for name in self.parameters}
-        self.masked: dict[str, int] = {}
-        self._masked_here = {name: _count_masked(mask) for name, mask in self.masks.items()}
-        self._sum_masked(self.masks)
-        self._starts: dict[int, float] = {}
-        self._owed: set[int] = set()  # groups whose update waits for what their criterion reads
+        self._masks = Masks(self.targets, self.parameters, self._engine)
+        self._state = PruningState(self.completed_steps)
         self._collected: dict[str, torch.Tensor] = {}  # for the update that is under way
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._statistics = self._make_statistics(model)
@@ -143,33 +123,6 @@ class Pruner:
                 ["method: expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'"]
             )
         return Statistics(model, **wanted)
-
-    def _check_holdings(self) -> None:
-        """Make sure that the parts of all processes are each tensor once."""
-        counted = [self._holdings[name].region.weights * self._counts(name) for name in self.parameters]
-        for target, weights in zip(self.targets, self._sum(counted), strict=True):
-            if weights != target.weights:
-                raise PlacementError(
-                    f"{target.name}: expected {target.weights} weights on all processes together, found {weights}; it "
-                    "is sharded in a way that is not supported"
-                )
-
-    def _weight(self, name: str) -> torch.Tensor:
-        """What this process holds of a parameter, as it is trained."""
-        return self._engine.weight(self.parameters[name])
-
-    def _counts(self, name: str) -> bool:
-        """Whether this process counts what it holds of a tensor; without shards every process counts for itself."""
-        return self._holdings[name].counted or not self.sharded
-
-    def _sum(self, numbers: Sequence[int]) -> list[int]:
-        """Numbers added up over all processes, where tensors are sharded."""
-        return self._total(torch.tensor(numbers, dtype=torch.int64)).tolist()
-
-    def _sum_masked(self, names: Iterable[str]) -> None:
-        names = list(names)
-        here = [self._masked_here[name] if self._counts(name) else 0 for name in names]
-        self.masked.update(zip(names, self._sum(here), strict=True))
 
     # ---- When ----
 
@@ -189,15 +142,15 @@ class Pruner:
         self._attach(model if model is not None else self.model, optimizer)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
-        self.completed_steps = completed_steps
+        self._state.completed_steps = completed_steps
         self.target_sparsity = self.plan().final_sparsity
         self._log_zeros()
-        self._check_finite(range(len(self._groups)), completed_steps)
+        self._masks.check_finite(self._names(range(len(self._groups))), completed_steps)
         self._mask_moments(optimizer, self.parameters)
-        compare_replicas(self.masks, self._holdings)
+        self._masks.compare(self.parameters)
         begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
-        self._owed = {index for index in begun if self._groups[index].config.method in NEEDS}
-        self._update_groups([index for index in begun if index not in self._owed], completed_steps, optimizer)
+        self._state.owed = {index for index in begun if self._groups[index].config.method in NEEDS}
+        self._update_groups([index for index in begun if index not in self._state.owed], completed_steps, optimizer)
         self._collect_if_due()
 
     def _log_zeros(self) -> None:
@@ -266,7 +219,8 @@ class Pruner:
                 for name, parameter in self.parameters.items()
                 if parameter.requires_grad and not (name in self._gradients_masked and parameter in safe)
             ]
-        self._moments_known = True
+        if not getattr(optimizer, "step_was_skipped", False):  # by accelerate, for gradients that are not finite
+            self._moments_known = True
         self.mask_weights(names)
         self._mask_moments(optimizer, names)
         self._gradients_masked.clear()
@@ -284,7 +238,7 @@ class Pruner:
 
     def _due(self, step: int) -> list[int]:
         due = (index for index, group in enumerate(self._groups) if self._window(group).due(step))
-        return sorted(self._owed.union(due))
+        return sorted(self._state.owed.union(due))
 
     def _collect_if_due(self) -> None:
         """Collect what criteria read in the step to come, if masks are to be updated after it."""
@@ -303,16 +257,16 @@ class Pruner:
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         if due:
             self._engine.prepare(self.model)
-        self._check_finite(due, completed_steps)
-        self.completed_steps = completed_steps
+        self._masks.check_finite(self._names(due), completed_steps)
+        self._state.completed_steps = completed_steps
         due = self._collect(due)
         changed: list[str] = []
         for batch in self._batches(due):
             names = self._update_batch(batch, completed_steps, optimizer)
-            self._sum_masked(names)
+            self._masks.count(names)
             changed += names
         self._collected = {}
-        compare_replicas({name: self.masks[name] for name in changed}, self._holdings)
+        self._masks.compare(changed)
         return bool(changed)
 
     def _collect(self, due: Sequence[int]) -> list[int]:
@@ -323,10 +277,9 @@ class Pruner:
         owed = {
             index
             for index in due
-            if self._groups[index].config.method in NEEDS
-            and any(target.name in unusable for target in self._groups[index].members)
+            if self._groups[index].config.method in NEEDS and not unusable.isdisjoint(self._names([index]))
         }
-        self._owed = (self._owed - set(due)) | owed
+        self._state.owed = (self._state.owed - set(due)) | owed
         if owed:
             logger.warning(
                 "What the method reads of %s was not seen in this step, or is not finite: its masks are updated later.",
@@ -339,7 +292,7 @@ class Pruner:
         batch: list[int] = []
         names: set[str] = set()
         for index in due:
-            members = {target.name for target in self._groups[index].members}
+            members = set(self._names([index]))
             if batch and (not self.sharded or len(batch) == _GROUPS_AT_ONCE or names & members):
                 yield batch
                 batch, names = [], set()
@@ -348,15 +301,39 @@ class Pruner:
         if batch:
             yield batch
 
+    def _names(self, due: Iterable[int]) -> list[str]:
+        """The names of the tensors in groups."""
+        return [target.name for index in due for target in self._groups[index].members]
+
     def _window(self, group: Group) -> Window:
         return self._windows[group.config_index]
 
     # ---- What is masked ----
 
     @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> mask, as described above."""
+        return self._masks.parts
+
+    @property
+    def masked(self) -> dict[str, int]:
+        """Parameter name -> number of masked weights, on all processes together."""
+        return self._masks.masked
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold parts of the parameters."""
+        return self._masks.sharded
+
+    @property
+    def completed_steps(self) -> int:
+        """Optimizer steps done."""
+        return self._state.completed_steps
+
+    @property
     def at_final_sparsity(self) -> bool:
         """Whether the schedule has ended on every tensor: no mask will change any more."""
-        return self.total_steps is not None and self.completed_steps >= self.last_update_step and not self._owed
+        return self.total_steps is not None and self.completed_steps >= self.last_update_step and not self._state.owed
 
     @property
     def last_update_step(self) -> int:
@@ -379,7 +356,7 @@ class Pruner:
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 gradient = self._engine.part(parameter.grad)
-                zero_masked(gradient, self._mask_for(name, gradient))
+                zero_masked(gradient, self._masks.for_tensor(name, gradient))
                 self._statistics.keep_gradient(name, gradient)
         self._gradients_masked.update(self.parameters)
 
@@ -391,7 +368,7 @@ class Pruner:
 
         def mask_of(name: str, gradient: torch.Tensor) -> torch.Tensor:
             self._gradients_masked.add(name)
-            return self._mask_for(name, gradient)
+            return self._masks.for_tensor(name, gradient)
 
         return list(self._engine.hook_gradients(self.parameters, mask_of, optimizer))
 
@@ -406,91 +383,50 @@ class Pruner:
             self._engine.prepare(self.model)
         for name in self.parameters if names is None else names:
             parameter = self.parameters[name]
-            self._engine.mask_weight(parameter, self._mask_for(name, self._engine.part(parameter)))
+            self._engine.mask_weight(parameter, self._masks.for_tensor(name, self._engine.part(parameter)))
 
     def _mask_moments(self, optimizer: torch.optim.Optimizer | None, names: Iterable[str]) -> None:
         for name in names if self._moments_known else ():
             parameter = self.parameters[name]
-            self._engine.mask_moments(optimizer, parameter, self._mask_for(name, self._engine.part(parameter)))
-
-    def _mask_for(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """The mask on the device of `like`, to which it moves for good."""
-        if self.masks[name].device != like.device:
-            self.masks[name] = self.masks[name].to(like.device)
-        return self.masks[name]
+            self._engine.mask_moments(optimizer, parameter, self._masks.for_tensor(name, self._engine.part(parameter)))
 
     # ---- How masks are decided ----
-
-    def _check_finite(self, due: Iterable[int], completed_steps: int) -> None:
-        names = list(dict.fromkeys(target.name for index in due for target in self._groups[index].members))
-        bad = self._sum([int(not _is_finite(self._weight(name))) for name in names])
-        for name, is_bad in zip(names, bad, strict=True):
-            if is_bad:
-                raise PruningStateError(
-                    f"{name}: expected finite weights, got NaN or infinite ones after {completed_steps} "
-                    "optimizer steps; nothing was pruned. Lower the learning rate, or start from a sound checkpoint."
-                )
 
     @torch.no_grad()
     def _update_batch(self, due: Sequence[int], step: int, optimizer: torch.optim.Optimizer | None) -> list[str]:
         """Update the masks of groups, and weights and moments with them; the names of tensors that were ranked."""
         groups = [self._groups[index] for index in due]
-        held = {target.name: self._held(target) for group in groups for target in group.members}
+        held = {name: self._masks.held(name, self._collected.get(name)) for name in self._names(due)}
 
         def pools_of(place: int, gone: list[int]) -> list[Pool]:
             group = groups[place]
-            start = self._starts.setdefault(due[place], group.share_dropped(gone))
+            start = self._state.starts.setdefault(due[place], group.share_dropped(gone))
             return group.pools(self._window(group), step, start, gone)
 
-        names = []
-        for target, positions in update_masks(groups, held, pools_of, self._total):
-            names.append(target.name)
+        changed = []
+        for target, positions in update_masks(groups, held, pools_of, self._masks.total):
+            changed.append(target.name)
             parameter, mask = self.parameters[target.name], self.masks[target.name]
             self._engine.mask_weight(parameter, mask, positions)
             if self._moments_known:
                 self._engine.mask_moments(optimizer, parameter, mask, positions)
-            newly = _count_masked(mask) - self._masked_here[target.name] if positions is None else len(positions)
-            self._masked_here[target.name] += newly
-        return names
-
-    def _held(self, target: Target) -> Held:
-        weight = self._weight(target.name).reshape(-1)
-        return Held(
-            target=target,
-            holding=self._holdings[target.name],
-            weight=weight,
-            mask=self._mask_for(target.name, weight).reshape(-1),
-            masked=self.masked[target.name],
-            counted=self._counts(target.name),
-            statistic=self._collected.get(target.name),
-        )
+            self._masks.note_change(target.name, positions)
+        return changed
 
     # ---- Files ----
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Write masks (see `mask_files`), configuration and state into the directory, made if need be.
+        """Write masks, configuration and state into the directory, made if need be.
 
-        Where tensors are sharded, every process must call it, and writes the masks of its parts; without shards, the
-        process that calls it writes everything.
+        Where tensors are sharded, every process must call it, writes the masks of its parts, and returns when all have;
+        without shards, the process that calls it writes everything.
         """
-        path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
+        notes = {"total_steps": self.total_steps, "sparsity": self.sparsity}
+        masks, regions = self.masks, None
         if self.sharded:
-            masks = {name: mask for name, mask in self.masks.items() if self._counts(name) and mask.numel()}
-            write_mask_shard(path, masks, self._regions, rank(), processes())
-        else:
-            write_masks(path, self.masks)
-        if self.sharded and rank() > 0:
-            return
-        save_configs(self.configs, path)
-        state = {
-            "completed_steps": self.completed_steps,
-            "total_steps": self.total_steps,
-            "sparsity": self.sparsity,
-            "starts": {str(index): start for index, start in self._starts.items()},
-            "owed": sorted(self._owed),
-        }
-        write_state(path, state)
+            masks = {name: mask for name, mask in self.masks.items() if self._masks.counts(name) and mask.numel()}
+            regions = self._masks.regions
+        save_pruning(directory, self.configs, self._state, masks, regions, notes)
 
     def save_from_all(self, directory: str | os.PathLike, should_save: bool) -> None:
         """Save where every process calls this: each its parts if tensors are sharded, else those that should save."""
@@ -503,58 +439,11 @@ class Pruner:
         Raises PruningStateError, naming the file and the difference, if a file is missing, broken or of another format
         version, or was saved for another model or configuration. Nothing is changed then.
         """
-        path = Path(directory)
-        self._check_same_configuration(path)
-        masks = read_masks(path, {target.name: target.shape for target in self.targets}, self._regions)
-        state = read_state(path / STATE_NAME)
-        self.masks = {name: masks[name].to(parameter.device) for name, parameter in self.parameters.items()}
-        self._masked_here = {name: _count_masked(mask) for name, mask in self.masks.items()}
-        self._sum_masked(self.masks)
-        self.completed_steps = state["completed_steps"]
-        self._starts = state["starts"]
-        self._owed = state["owed"]
+        shapes = {target.name: target.shape for target in self.targets}
+        masks, self._state = load_pruning(directory, self.configs, shapes, self._masks.regions)
+        self._masks.take(masks)
         self.mask_weights()
-        compare_replicas(self.masks, self._holdings)
+        self._masks.compare(self.parameters)
         self.stop_collecting()
         if self.total_steps is not None:
             self._collect_if_due()
-
-    @property
-    def _regions(self) -> dict[str, Region]:
-        return {name: holding.region for name, holding in self._holdings.items()}
-
-    def _check_same_configuration(self, path: Path) -> None:
-        try:
-            saved = load_configs(path)
-        except (FileNotFoundError, PruningConfigError) as error:
-            raise PruningStateError(f"{path}: the saved pruning configuration cannot be read: {error}") from error
-        differences = [
-            f"{field}: {before[field]!r} was saved, {after[field]!r} is configured"
-            for before, after in zip(
-                (config.to_dict() for config in saved), (config.to_dict() for config in self.configs), strict=False
-            )
-            for field in before
-            if before[field] != after[field]
-        ]
-        if len(saved) != len(self.configs):
-            differences.append(f"{len(saved)} configurations were saved, {len(self.configs)} are configured")
-        if differences:
-            raise PruningStateError(
-                f"{path / CONFIG_NAME}: saved with another pruning configuration ({'; '.join(differences)}); "
-                "go on with the saved one, or start a new training from these weights"
-            )
-
-
-def state_files(directory: Path) -> list[Path]:
-    """What `Pruner.save` has written into a directory."""
-    others = [directory / name for name in (CONFIG_NAME, STATE_NAME)]
-    return [*mask_files(directory), *(path for path in others if path.exists())]
-
-
-def _is_finite(weight: torch.Tensor) -> bool:
-    return math.isfinite(weight.sum(dtype=torch.float32)) or bool(weight.isfinite().all())
-
-
-def _count_masked(mask: torch.Tensor) -> int:
-    """How many weights are masked; a mask without data (on the meta device) counts as dense."""
-    return 0 if mask.is_meta else mask.numel() - int(mask.count_nonzero())

@@ -13,8 +13,9 @@ from .card import ASSETS_FOLDER, CARD_NAME, LAYERS_NAME, SCHEDULE_NAME, make_fil
 from .card_merge import CardError, Existing
 from .describe import looks_like_token
 from .figures import FIGURES_NAME, Figures
-from .mask_files import STATE_NAME, is_mask_file
+from .mask_files import is_mask_file
 from .messages import one_line
+from .pruning_state import STATE_NAME
 from .record import RECORD_NAME, SavedFile
 from .report import ReportError, weight_files
 

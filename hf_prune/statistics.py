@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .distributed import total
+from .distributed import is_shared, total
 from .mask_files import PruningStateError
 from .targets import TargetError, named_modules_of
 
@@ -122,6 +122,11 @@ class Statistics:
             if not self._in_forward:
                 return
             seen = arguments[0].detach()
+            if is_shared(seen) or seen.shape[-1] != _input_features(module):
+                raise PruningStateError(
+                    f"{name}: expected all of its {_input_features(module)} input features on each process, got a part "
+                    "of them (tensor parallelism); choose a method that reads weights alone"
+                )
             if self._attention is not None and seen.dim() == 3 and seen.shape[:2] == self._attention.shape:
                 seen = seen[self._attention.bool()]  # padding is not data
             squares = torch.zeros(seen.shape[-1], dtype=torch.float64, device=seen.device)

@@ -1153,7 +1153,7 @@ def test_a_file_that_cannot_be_used_is_an_error_that_names_it_and_nothing_change
     for _ in range(2):
         pruner.step()
     weights = {name: weight.clone() for name, weight in pruner.model.state_dict().items()}
-    masks, starts = dict(pruner.masks), dict(pruner._starts)
+    masks, starts = dict(pruner.masks), dict(pruner._state.starts)
     file, destroy = DAMAGE[damage]
     destroy(tmp_path / file)
     with pytest.raises(PruningStateError) as error:
@@ -1162,7 +1162,7 @@ def test_a_file_that_cannot_be_used_is_an_error_that_names_it_and_nothing_change
     assert all(torch.equal(weights[name], weight) for name, weight in pruner.model.state_dict().items())
     assert all(pruner.masks[name] is mask for name, mask in masks.items())
     assert pruner.completed_steps == 8
-    assert pruner._starts == starts
+    assert pruner._state.starts == starts
 
 
 def test_masks_of_another_model_are_refused_with_the_tensor_that_differs(tmp_path):

@@ -20,7 +20,7 @@ from transformers import Seq2SeqTrainingArguments
 from hf_prune import PruningConfig, PruningTrainer
 from hf_prune.record import load_record
 from hf_prune.report import make_report
-from hf_prune.trainer import UnsavedToken
+from hf_prune.trainer_hub import UnsavedToken
 
 EVALUATION = bert_examples(12)
 

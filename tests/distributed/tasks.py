@@ -35,7 +35,7 @@ def masks_of_parts(config, targets, sparsities, parts, sharded=True):
         held = {
             target.name: Held(
                 target=target,
-                holding=Holding(parts[target.name][2], sharded, parts[target.name][3], parts[target.name][4]),
+                holding=Holding(parts[target.name][2], sharded, parts[target.name][3], parts[target.name][4], "part"),
                 weight=parts[target.name][0],
                 mask=masks[target.name],
                 masked=masked[target.name],
@@ -128,6 +128,18 @@ def refusal_of_different_masks(masks):
         except PruningStateError as error:
             return str(error), counted
     return None, counted
+
+
+def refusal_of_a_different_mask_beside_a_sharded_one(mask):
+    """The same, where each process also holds a part of another tensor, which is nobody else's."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    sharded = distribute_tensor(torch.ones(8, 8), mesh, [Shard(0)])
+    holdings = {"sharded": holding_of("sharded", sharded), "whole": holding_of("whole", mask)}
+    try:
+        compare_replicas({"sharded": sharded.to_local().bool(), "whole": mask}, holdings)
+    except PruningStateError as error:
+        return str(error)
+    return None
 
 
 def update_with_nan(config, bad_rank):

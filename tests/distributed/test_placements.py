@@ -83,6 +83,15 @@ def test_a_mask_that_differs_is_told_on_every_process_with_the_tensor_and_the_ra
         assert "ranks 1, 3 came to another than rank 0" in message
 
 
+def test_whole_tensors_of_a_model_that_is_partly_sharded_are_compared(four):
+    mask = torch.rand(8, 8) < 0.5
+    task = "refusal_of_a_different_mask_beside_a_sharded_one"
+    assert four.run(task, [(mask,)] * 4) == [None] * 4
+    for message in four.run(task, [(mask,), (mask,), (mask,), (~mask,)]):
+        assert message.startswith("whole: expected the same mask on all processes")
+        assert "rank 3 came to another than rank 0" in message
+
+
 @pytest.mark.parametrize("bad_rank", [0, 3])
 def test_a_weight_that_is_not_finite_on_one_process_stops_all_before_any_mask_changes(four, bad_rank):
     config = {"sparsity": 0.5, "targets": ["weight"], "schedule": "one_shot", "begin": 1}

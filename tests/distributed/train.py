@@ -88,7 +88,7 @@ def whole_weights(model):
 def whole_masks(pruner):
     """The masks put together from the parts of all processes."""
     parts = [None] * torch.distributed.get_world_size()
-    here = {name: (pruner._holdings[name].region, mask) for name, mask in pruner.masks.items()}
+    here = {name: (pruner._masks.regions[name], mask) for name, mask in pruner.masks.items()}
     torch.distributed.all_gather_object(parts, here)
     masks = {}
     for target in pruner.targets:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -157,8 +157,10 @@ class PruningMixin(HubMixin):
         """
         if self._pruning is not None:
             directory = Path(self._get_output_dir(trial=trial))
-            resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint, directory)
-            self._pruning.resume_directory = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+            self._pruning.resume_directory = None
+            if resume_from_checkpoint:
+                resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint, directory)
+                self._pruning.resume_directory = Path(resume_from_checkpoint)
             if self.args.should_save:
                 remove_leftovers(directory, everything=True)
         try:
@@ -167,13 +169,11 @@ class PruningMixin(HubMixin):
             if self._pruning is not None:
                 self._pruning.remove_hooks()
 
-    def _checkpoint_to_resume(self, asked: str | bool | None, directory: Path) -> str | bool | None:
+    def _checkpoint_to_resume(self, asked: str | Literal[True], directory: Path) -> str:
         """The checkpoint to go on from: the one that was asked for, with True the newest complete one in a directory.
 
         Raises ValueError if there is none, and for one of DeepSpeed where training goes on without.
         """
-        if not asked:
-            return asked
         checkpoint = newest_complete(directory) if asked is True else asked
         if checkpoint is None:
             raise ValueError(f"resume_from_checkpoint: expected a complete checkpoint in {directory}, found none")

@@ -2,17 +2,19 @@
 
 from importlib.metadata import version
 
+from .adapters import MergeError, merge
 from .callback import PruningCallback
 from .config import PruningConfig, PruningConfigError, load_configs
 from .distributed import PlacementError
 from .mask_files import PruningStateError
-from .pruner import Pruner
+from .pruner import Pruner, load_masks
 from .targets import TargetError
 from .trainer import PruningMixin, PruningTrainer
 
 __version__ = version("hf-prune")
 
 __all__ = [
+    "MergeError",
     "PlacementError",
     "Pruner",
     "PruningCallback",
@@ -23,4 +25,6 @@ __all__ = [
     "PruningTrainer",
     "TargetError",
     "load_configs",
+    "load_masks",
+    "merge",
 ]

@@ -183,6 +183,8 @@ def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments) -> No
     if "gradients" in needs and args.deepspeed:
         found = needs["gradients"]
         raise PruningConfigError([f"method: expected one that reads no gradients under DeepSpeed, got {found!r}"])
+    if args.deepspeed and any(config.adapters == "sparse_merge" for config in configs):
+        raise PruningConfigError(["adapters: expected 'sparse_base' under DeepSpeed, got 'sparse_merge'; or use DDP"])
     if "inputs" in needs and args.torch_compile:
         found = needs["inputs"]
         raise PruningConfigError([f"method: expected one that reads no inputs with torch_compile, got {found!r}"])

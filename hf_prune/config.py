@@ -16,6 +16,7 @@ from .criteria import CRITERIA, NEEDS
 from .messages import nearest
 from .patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from .schedules import SCHEDULES, resolve_step
+from .targets import ADAPTER_WAYS
 
 CONFIG_NAME = "pruning_config.json"
 FORMAT_VERSION = 1
@@ -65,6 +66,10 @@ class PruningConfig:
         overrides: expression -> final sparsity for the tensors it matches, ranked each by itself; the first match wins.
             Also taken as a JSON object in a string.
         pruning_seed: seed of the method `random`. Default 0.
+        adapters: what is pruned of a model with adapters of PEFT. `sparse_base`: the frozen weights under them, and the
+            adapters stay apart; `sparse_merge`: the same weights with what the adapters add, so that merging keeps
+            every zero; `sparse_adapters`: the adapters' own matrices. Default None: `sparse_base` where there are
+            adapters, for then PEFT alone gives the same outputs.
 
     Raises:
         PruningConfigError: lists every problem at once.
@@ -84,6 +89,7 @@ class PruningConfig:
     exclude: list[str] = field(default_factory=list, metadata={"help": "Expressions for parameters to leave alone."})
     overrides: dict | str | None = field(default=None, metadata={"help": "JSON object: expression -> final sparsity."})
     pruning_seed: int = field(default=0, metadata={"help": "Seed of the method random."})
+    adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
 
     def __post_init__(self) -> None:
         for name in ("sparsity", "initial_sparsity", "begin", "end", "frequency"):
@@ -138,6 +144,9 @@ class PruningConfig:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in allowed:
                 yield f"{name}: expected one of {', '.join(allowed)}, got {value!r}{nearest(value, allowed)}"
+        if self.adapters is not None and self.adapters not in ADAPTER_WAYS:
+            near = nearest(str(self.adapters), ADAPTER_WAYS)
+            yield f"adapters: expected one of {', '.join(ADAPTER_WAYS)} or None, got {self.adapters!r}{near}"
         pattern = self._pattern_or_none()
         if pattern is None:
             yield f"pattern: expected {PATTERN_FORMS}, got {self.pattern!r}"

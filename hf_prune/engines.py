@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .adapters import MaskedDelta
 from .distributed import Holding, PlacementError, holding_of, is_shared, local_part, processes, rank, reshard
 from .optimizers import base_optimizer, parameters_of, zero_masked, zero_moments
 from .regions import flat_range
@@ -77,6 +78,20 @@ class Torch:
         for name, parameter in parameters.items():
             if parameter.requires_grad:
                 yield parameter.register_post_accumulate_grad_hook(hook_for(name))
+
+
+class Adapted(Torch):
+    """Frozen parameters under adapters of PEFT that mask what they add: weights are ranked as they would be merged."""
+
+    def __init__(self, model: nn.Module):
+        layers = [module for module in model.modules() if isinstance(module, MaskedDelta)]
+        self._layers = {layer.get_base_layer().weight: layer for layer in layers}
+
+    @torch.no_grad()
+    def weight(self, parameter: nn.Parameter) -> torch.Tensor:
+        """What this process holds of a parameter, with what the active adapters add to it."""
+        layer = self._layers.get(parameter)
+        return self.part(parameter) if layer is None else layer.effective_weight()
 
 
 class ZeroTwo(Torch):
@@ -229,9 +244,17 @@ class _Restored:
 def engine_of(model: nn.Module, optimizer: Any = None) -> Torch:
     """The engine that trains a model, as its parameters tell.
 
-    Raises PlacementError for options of DeepSpeed that hide weights, and for its stage 0.
+    Raises PlacementError for options of DeepSpeed that hide weights, for its stage 0, and where adapters that mask what
+    they add are spread over processes.
     """
     parameters = list(model.parameters())
+    if any(isinstance(module, MaskedDelta) for module in model.modules()):
+        if any(is_shared(one) or hasattr(one, "ds_id") or hasattr(one, "_hp_mapping") for one in parameters):
+            raise PlacementError(
+                "adapters: expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight "
+                "whole with what is added to it; or train with DDP"
+            )
+        return Adapted(model)
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         return ZeroThree()
     if any(hasattr(parameter, "_hp_mapping") for parameter in parameters):

@@ -4,13 +4,15 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from .adapters import mask_additions
 from .allocation import Pool
-from .config import PruningConfig, PruningConfigError
+from .config import PruningConfig, PruningConfigError, load_configs
 from .criteria import NEEDS
 from .engines import engine_of
 from .mask_files import PruningStateError
@@ -18,7 +20,7 @@ from .masks import Masks
 from .optimizers import leaves_zeros, zero_masked
 from .patterns import count_of
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
-from .pruning_state import PruningState, load_pruning, save_pruning
+from .pruning_state import PruningState, load_pruning, save_pruning, state_files
 from .ranking import update_masks
 from .statistics import Statistics
 from .targets import Target, find_targets, named_parameters, shape_of
@@ -94,15 +96,17 @@ class Pruner:
         """Find the targets in this model and mask the zeros that are there."""
         self.stop_collecting()
         self.model = model
-        self._engine = engine_of(model, optimizer)
-        self._engine.prepare(model)
-        self._moments_known = self._engine.reaches_moments
         self._groups: list[Group] = []
         chosen: dict[str, Target] = {}
         for index, config in enumerate(self.configs):
-            found = find_targets(model, config.targets, config.exclude)
+            found = find_targets(model, config.targets, config.exclude, config.adapters)
             self._groups += make_groups(index, config, found)
             chosen.update({target.name: target for target in found})
+            if config.adapters == "sparse_merge":
+                mask_additions(model, {target.name for target in found})
+        self._engine = engine_of(model, optimizer)
+        self._engine.prepare(model)
+        self._moments_known = self._engine.reaches_moments
         self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in chosen}
         self.targets = [chosen[name] for name in self.parameters]
         self._masks = Masks(self.targets, self.parameters, self._engine)
@@ -121,6 +125,16 @@ class Pruner:
         if wanted["gradients"] and self._engine.steps_in_backward:
             raise PruningConfigError(
                 ["method: expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'"]
+            )
+        frozen = [
+            name for name in self.parameters if name in wanted["gradients"] and not self.parameters[name].requires_grad
+        ]
+        if frozen:
+            raise PruningConfigError(
+                [
+                    f"method: expected one that reads no gradients for weights that are not trained, got 'taylor' for "
+                    f"{frozen[0]}; exclude it, or use 'magnitude' or 'wanda'"
+                ]
             )
         return Statistics(model, **wanted)
 
@@ -147,6 +161,7 @@ class Pruner:
         self._log_zeros()
         self._masks.check_finite(self._names(range(len(self._groups))), completed_steps)
         self._mask_moments(optimizer, self.parameters)
+        self.mask_weights()
         self._masks.compare(self.parameters)
         begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
         self._state.owed = {index for index in begun if self._groups[index].config.method in NEEDS}
@@ -447,3 +462,16 @@ class Pruner:
         self.stop_collecting()
         if self.total_steps is not None:
             self._collect_if_due()
+
+
+def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:
+    """Make a model as sparse as the one that was saved into a directory with its masks, and no other change.
+
+    For adapters of PEFT: on the model that they were trained on, with them (`PeftModel.from_pretrained`), this makes
+    the sparse base anew; what adapters of the kind `sparse_merge` add is masked as it was in training.
+
+    Raises PruningStateError, before anything is changed, if the directory has no masks or those of another model.
+    """
+    if not state_files(Path(directory)):
+        raise PruningStateError(f"{directory}: expected the masks that were saved with a model, found none")
+    Pruner(model, load_configs(directory)).load(directory)

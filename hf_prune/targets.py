@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -15,6 +17,9 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 # Modules that torch puts around others, which do not appear in what is saved.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+
+# What is pruned of a model with adapters of PEFT.
+ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
 
 LAYOUTS = ("matrix", "transposed", "convolution", "experts", "experts_transposed", "flat")
 
@@ -83,12 +88,27 @@ def from_matrices(matrices: torch.Tensor, layout: str, shape: Sequence[int]) -> 
 
 def named_modules_of(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
     """The module that owns each of these parameters, by the parameter's name."""
+    added = _added_paths(model)
     owners = {}
     for module_name, module in model.named_modules():
-        for name, _ in module.named_parameters(prefix=module_name, recurse=False):
-            if _plain_name(name) in names:
-                owners[_plain_name(name)] = module
+        for own_name, _ in module.named_parameters(prefix=module_name, recurse=False):
+            name = _plain_name(own_name, added)
+            if name in names:
+                owners[name] = module
     return owners
+
+
+def tuner_layers(model: nn.Module, names: Collection[str]) -> dict[str, BaseTunerLayer]:
+    """The layer of PEFT over each of these parameters that lies under one, by the parameter's name."""
+    added = _added_paths(model)
+    layers: dict[str, BaseTunerLayer] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            for own_name, _ in module.get_base_layer().named_parameters(prefix=path, recurse=False):
+                name = _plain_name(own_name, added)
+                if name in names:
+                    layers.setdefault(name, module)
+    return layers
 
 
 def shape_of(parameter: torch.Tensor) -> tuple[int, ...]:
@@ -97,33 +117,67 @@ def shape_of(parameter: torch.Tensor) -> tuple[int, ...]:
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of a model by their names, without what compiling and activation checkpointing add to them."""
+    """The parameters of a model by the names they have in what is saved of the plain model.
+
+    That is without what compiling, activation checkpointing and PEFT add: `base_model.model.q.base_layer.weight` is
+    `q.weight`.
+    """
+    added = _added_paths(model)
     for name, parameter in model.named_parameters():
-        yield _plain_name(name), parameter
+        yield _plain_name(name, added), parameter
 
 
-def _plain_name(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+def _added_paths(model: nn.Module) -> set[str]:
+    """The paths of modules that only lie around others, or under PEFT's: the last part of each does not count."""
+    added = set()
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if path.rpartition(".")[2] in _WRAPPERS:
+            added.add(path)
+        if isinstance(module, PeftModel) and isinstance(module.base_model, BaseTuner):
+            added.update((f"{prefix}base_model", f"{prefix}base_model.model"))
+        if isinstance(module, BaseTunerLayer):
+            added.add(f"{prefix}base_layer")
+    return added
 
 
-def find_targets(model: nn.Module, targets: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> list[Target]:
+def _plain_name(name: str, added: Collection[str]) -> str:
+    parts = name.split(".")
+    return ".".join(part for index, part in enumerate(parts) if ".".join(parts[: index + 1]) not in added)
+
+
+def find_targets(
+    model: nn.Module,
+    targets: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    adapters: str | None = None,
+) -> list[Target]:
     """The tensors to prune, in the model's order, a tied one once.
 
     By default: weights of Linear, Conv1D, Conv1d and Conv2d inside a repeated stack of layers, and the 3-D weights of
     expert modules there; not task heads, routers or adapters, nor weights that are shared with an embedding,
-    parametrised or quantised.
+    parametrised or quantised. With `adapters="sparse_adapters"`, the matrices of PEFT's adapters instead.
     `targets` replaces that by regular expressions that must match a whole parameter name; a 1-D parameter is taken only
     by an expression that is its name. `exclude` subtracts by the same kind of expressions.
 
-    Raises TargetError for an expression that is no regular expression or matches no parameter of the model.
+    Raises TargetError for an expression that is no regular expression or matches no parameter of the model, for a way
+    to treat adapters where the model has none, and where all that could be pruned is quantised.
     """
+    if adapters is not None and not _adapter_modules(model):
+        raise TargetError(f"adapters: expected a model with adapters of PEFT for {adapters!r}, got one without")
     layouts = _layouts(model)
     parameters = dict(named_parameters(model))
     shapes = {name: shape_of(parameter) for name, parameter in parameters.items()}
     check_expressions("targets", targets or (), shapes)
     check_expressions("exclude", exclude, shapes)
     if targets is None:
-        chosen = _default_names(model)
+        chosen = _adapter_names(model) if adapters == "sparse_adapters" else _default_names(model)
+        if not chosen and _is_quantized(model):
+            raise TargetError(
+                f"{type(model).__name__}: expected floating-point weights, got quantised ones, whose codes cannot be "
+                "ranked and set to zero; load the model without quantization_config, or prune the adapters alone "
+                "(adapters='sparse_adapters')"
+            )
     else:
         floating = {name for name, parameter in parameters.items() if parameter.is_floating_point()}
         chosen = {
@@ -178,6 +232,7 @@ def _selects(expression: str, name: str, shape: tuple[int, ...]) -> bool:
 
 def _layouts(model: nn.Module) -> dict[str, str]:
     """The layout of every parameter whose input dimension is known, by the module that owns it."""
+    added = _added_paths(model)
     layouts = {}
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(prefix=module_name, recurse=False):
@@ -192,7 +247,7 @@ def _layouts(model: nn.Module) -> dict[str, str]:
                 layout = "matrix"
             else:
                 layout = "flat"
-            layouts[_plain_name(parameter_name)] = layout
+            layouts[_plain_name(parameter_name, added)] = layout
     return layouts
 
 
@@ -200,6 +255,7 @@ def _default_names(model: nn.Module) -> set[str]:
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     left_alone = _routers(model) | _adapter_modules(model) | _head_modules(model)
     candidates = _stacked_modules(model) - left_alone
+    added = _added_paths(model)
     names = set()
     for module_name, module in model.named_modules():
         if id(module) not in candidates:
@@ -209,8 +265,25 @@ def _default_names(model: nn.Module) -> set[str]:
             is_weight = own_name == "weight" and isinstance(module, (nn.Linear, Conv1D, *_CONVOLUTIONS))
             is_expert_weight = _is_experts(module) and len(shape_of(parameter)) == 3
             if (is_weight or is_expert_weight) and parameter.is_floating_point() and id(parameter) not in embeddings:
-                names.add(_plain_name(parameter_name))
+                names.add(_plain_name(parameter_name, added))
     return names
+
+
+def _adapter_names(model: nn.Module) -> set[str]:
+    """The trained matrices of PEFT's adapters."""
+    added = _added_paths(model)
+    inside = _adapter_modules(model)
+    return {
+        _plain_name(name, added)
+        for path, module in model.named_modules()
+        if id(module) in inside
+        for name, parameter in module.named_parameters(prefix=path, recurse=False)
+        if parameter.requires_grad and len(shape_of(parameter)) >= 2
+    }
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    return any(getattr(module, "is_quantized", False) for module in model.modules())
 
 
 def _is_experts(module: nn.Module) -> bool:
@@ -286,7 +359,6 @@ def _head_modules(model: nn.Module) -> set[int]:
 
 def _adapter_modules(model: nn.Module) -> set[int]:
     """The ids of modules that PEFT has put around base layers: all parts of a tuner layer but its base layer."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     def parts(layer: nn.Module) -> Iterator[nn.Module]:
         for name, child in layer.named_children():

@@ -9,8 +9,9 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -34,10 +35,11 @@ from .trainer_hub import HubMixin
 class PruningMixin(HubMixin):
     """Adds pruning to a Trainer class: `class PruningSFTTrainer(PruningMixin, SFTTrainer): ...`.
 
-    The class takes one more argument, keyword-only:
+    The class takes more arguments, keyword-only:
 
         pruning_config: a `PruningConfig`, or a list of them that apply together or one after another. With None the
             trainer is the one it extends, without any callback of ours.
+        peft_config: a configuration of PEFT; the model gets its adapters. A model that has them works the same.
 
     Beyond what `PruningCallback` does, gradients are masked once a step, before they are clipped; `sparsity` and
     `target_sparsity` are in the logs of every reporter; every saved model has its masks beside it, and
@@ -55,10 +57,19 @@ class PruningMixin(HubMixin):
     __signature__: inspect.Signature | None
 
     def __init__(
-        self, *args: Any, pruning_config: PruningConfig | Sequence[PruningConfig] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        pruning_config: PruningConfig | Sequence[PruningConfig] | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
     ):
         self._pruning: PruningCallback | None = None
         self._unfinished: Path | None = None
+        if peft_config is not None and _takes(_extended_by(type(self)), "peft_config"):
+            kwargs["peft_config"] = peft_config
+        elif peft_config is not None:
+            model = kwargs.pop("model") if "model" in kwargs else next(iter(args), None)
+            args, kwargs = args[1:], {"model": _with_adapters(model, peft_config), **kwargs}
         super().__init__(*args, **kwargs)
         if pruning_config is None:
             return
@@ -76,16 +87,20 @@ class PruningMixin(HubMixin):
         if "__init__" in cls.__dict__:
             cls.__signature__ = None  # that of its own __init__, not an inherited one
             return
-        extended = next(
-            base for base in cls.__mro__[1:] if base not in (PruningMixin, HubMixin) and "__init__" in base.__dict__
-        )
-        parameters = list(inspect.signature(extended).parameters.values())
-        if any(parameter.name == "pruning_config" for parameter in parameters):
+        extended = _extended_by(cls)
+        if _takes(extended, "pruning_config"):
             return
-        ours = inspect.signature(PruningMixin.__init__).parameters["pruning_config"]
+        parameters = list(inspect.signature(extended).parameters.values())
+        ours = [
+            parameter
+            for name, parameter in inspect.signature(PruningMixin.__init__).parameters.items()
+            if name in ("pruning_config", "peft_config") and not _takes(extended, name)
+        ]
         after = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.VAR_KEYWORD]
         before = [parameter for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-        cls.__signature__ = inspect.Signature([*before, ours, *after])
+        keyword = [parameter for parameter in before if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+        positional = [parameter for parameter in before if parameter not in keyword]
+        cls.__signature__ = inspect.Signature([*positional, *keyword, *ours, *after])
 
     @property
     def pruner(self) -> Pruner | None:
@@ -273,8 +288,29 @@ def training_steps(args: TrainingArguments, dataset: Any) -> int | None:
     return math.ceil(args.num_train_epochs * steps_an_epoch)
 
 
+def _extended_by(cls: type) -> type:
+    """The Trainer class that a class with `PruningMixin` extends."""
+    return next(
+        base for base in cls.__mro__[1:] if base not in (PruningMixin, HubMixin) and "__init__" in base.__dict__
+    )
+
+
+def _takes(trainer_class: type, name: str) -> bool:
+    """Whether a Trainer class has an argument of this name."""
+    return name in inspect.signature(trainer_class).parameters
+
+
+def _with_adapters(model: Any, peft_config: PeftConfig) -> PeftModel:
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"peft_config: expected a model of transformers to put adapters on, got {type(model).__name__}; give "
+            "model=, or a model that has its adapters"
+        )
+    return cast(PeftModel, get_peft_model(model, peft_config))
+
+
 class PruningTrainer(PruningMixin, Trainer):
-    """`transformers.Trainer` that prunes the model while it trains it; takes one more argument, `pruning_config=`.
+    """`transformers.Trainer` that prunes the model while it trains it; `PruningMixin` says what it takes beyond that.
 
     trainer = PruningTrainer(model=model, args=args, train_dataset=train,
                              pruning_config=PruningConfig(method="magnitude", sparsity=0.8))

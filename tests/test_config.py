@@ -87,6 +87,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "exclude": [],
         "overrides": None,
         "pruning_seed": 0,
+        "adapters": None,
     }
     for name, value in config.to_dict().items():
         assert re.search(rf"^        {name}: ", PruningConfig.__doc__, re.MULTILINE), name
@@ -208,6 +209,7 @@ def test_all_errors_are_told_at_once():
         "exclude": ["("],
         "overrides": {"a": 2},
         "pruning_seed": 0.5,
+        "adapters": "sparse",
     }
     assert set(wrong) == set(FIELDS)
     problems = problems_of(**wrong)

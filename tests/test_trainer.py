@@ -26,6 +26,7 @@ from hf_prune import (
     TargetError,
 )
 from hf_prune.mask_files import MASKS_NAME
+from hf_prune.targets import named_parameters
 
 CONFIG = PruningConfig(sparsity=0.7, schedule="linear", begin=2, end=8, frequency=2)
 AT_ONCE = PruningConfig(sparsity=0.5, schedule="one_shot", begin=0)
@@ -91,7 +92,7 @@ def test_the_signature_is_the_stock_one_with_keyword_only_additions(ours, stock)
     ours, stock = (list(inspect.signature(cls).parameters.values()) for cls in (ours, stock))
     additions = [parameter for parameter in ours if parameter not in stock]
     assert [parameter for parameter in ours if parameter not in additions] == stock
-    assert [parameter.name for parameter in additions] == ["pruning_config"]
+    assert [parameter.name for parameter in additions] == ["pruning_config", "peft_config"]
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in additions)
     assert additions[0].default is None
 
@@ -345,14 +346,16 @@ def test_base_weights_under_adapters_are_pruned_while_the_adapters_train(tmp_pat
     model = get_peft_model(bert(), LoraConfig(r=2, target_modules=["query", "value"]))
     trainer = pruning_trainer(tmp_path, model=model, label_names=["labels"])
     before = weights_of(model)
+    dense = {name: parameter.detach().clone() for name, parameter in named_parameters(model)}
     trainer.train()
     assert len(trainer.pruner.masked) == 12
     assert_masked_weights_are_zero(trainer.pruner)
     adapters = [name for name in before if "lora_" in name]
     assert adapters
     assert all(not torch.equal(before[name], model.state_dict()[name]) for name in adapters)
+    after = dict(named_parameters(model))
     for name, mask in trainer.pruner.masks.items():
-        assert torch.equal(before[name] * mask, model.state_dict()[name])
+        assert torch.equal(dense[name] * mask, after[name])
 
 
 def test_several_configurations_go_through_the_trainer(tmp_path):

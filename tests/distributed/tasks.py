@@ -1,11 +1,11 @@
 """What `workers.py` runs on every process at once."""
 
-import contextlib
 import math
 from fractions import Fraction
 
 import torch
 import torch.distributed
+from collectives import CountedCollectives
 from torch import nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -58,36 +58,25 @@ def masks_of_parts(config, targets, sparsities, parts, sharded=True):
     return masks
 
 
-@contextlib.contextmanager
-def counted_bytes():
-    """How many bytes this process hands to collectives: [calls, bytes]."""
-    counted = [0, 0]
-    originals = {}
+def sent_in_updates(config, shape, tensors, mesh_shape):
+    """What a process hands to collectives in the two updates of a pruner: calls, bytes, and the dtypes.
 
-    def count(name, position):
-        original = originals[name] = getattr(torch.distributed, name)
-
-        def counting(*arguments, **options):
-            counted[0] += 1
-            counted[1] += arguments[position].nbytes
-            return original(*arguments, **options)
-
-        setattr(torch.distributed, name, counting)
-
-    for name, position in (("all_reduce", 0), ("all_gather", 1), ("all_to_all_single", 1)):
-        count(name, position)
-    try:
-        yield counted
-    finally:
-        for name, original in originals.items():
-            setattr(torch.distributed, name, original)
-
-
-def bytes_of_an_update(*arguments):
-    """What one run of `masks_of_parts` sends: [calls, bytes]."""
-    with counted_bytes() as counted:
-        masks_of_parts(*arguments)
-    return counted
+    Tensors are cut by rows over the last dimension of the mesh, and copied over the others.
+    """
+    mesh = init_device_mesh("cpu", mesh_shape)
+    torch.manual_seed(0)
+    model = nn.Module()
+    for index in range(tensors):
+        weight = torch.randn(shape).bfloat16()  # with many ties
+        placements = [Replicate()] * (len(mesh_shape) - 1) + [Shard(0)]
+        model.register_parameter(f"w{index}", nn.Parameter(distribute_tensor(weight, mesh, placements)))
+    window = {"initial_sparsity": 0.1, "sparsity": 0.5, "begin": 1, "end": 2, "frequency": 1}
+    pruner = Pruner(model, PruningConfig(targets=["w[0-9]+"], **window, **config), total_steps=10)
+    with CountedCollectives() as counted:
+        assert pruner.update(1)
+        assert pruner.update(2)
+    assert pruner.sparsity == 0.5
+    return counted.calls, counted.bytes, counted.dtypes
 
 
 def held_of_dtensor(shape, mesh_shape, placements):
@@ -122,12 +111,13 @@ def refusal_of_a_partial_tensor():
 def refusal_of_different_masks(masks):
     """What is said where processes that hold the same tensors come to these masks; None if nothing is."""
     holdings = {name: holding_of(name, mask) for name, mask in masks.items()}
-    with counted_bytes() as counted:
+    with CountedCollectives() as counted:
         try:
             compare_replicas(masks, holdings)
+            said = None
         except PruningStateError as error:
-            return str(error), counted
-    return None, counted
+            said = str(error)
+    return said, (counted.calls, counted.bytes)
 
 
 def refusal_of_a_different_mask_beside_a_sharded_one(mask):

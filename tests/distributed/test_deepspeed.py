@@ -1,12 +1,30 @@
 """DeepSpeed ZeRO-2 and ZeRO-3 for real, on CPUs, in the environment that `make test-deepspeed` makes."""
 
+import math
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from launching import GLOBAL, SAVE, WINDOW, assert_alike, assert_saved_as_masked, launch
+from launching import (
+    BEST,
+    GLOBAL,
+    GRADIENTS,
+    INPUTS,
+    SAVE,
+    WINDOW,
+    assert_alike,
+    assert_best_was_loaded,
+    assert_pruned_by_the_callback,
+    assert_pushed_once,
+    assert_same_masks_but_for_rounding,
+    assert_same_to_the_bit,
+    assert_saved_as_masked,
+    in_a_stock_trainer,
+    launch,
+    launch_and_push,
+)
 from test_launch import launch as accelerate_launch
 from test_launch import recipe_for
 from test_run import reviews, save_tiny_bert, write_csv
@@ -19,6 +37,27 @@ from hf_prune.report import make_report
 pytest.importorskip("deepspeed", reason="make test-deepspeed runs these")
 
 BLOCKS = {"sparsity": 0.5, "pattern": "block:4x1", **WINDOW}
+LAYER_WISE = {"sparsity": 0.5, **WINDOW}
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager", "max_steps": 8}
+# So large a scale that gradients are infinite at first: DeepSpeed leaves those steps out.
+SCALED = {"fp16": {"enabled": True, "initial_scale_power": 20, "hysteresis": 1}}
+
+# What is asked for, the stage, and what is said.
+REFUSED = {
+    "gradients": ({"configs": [GRADIENTS]}, 3, "expected one that reads no gradients under DeepSpeed, got 'taylor'"),
+    "gradients in a stock trainer": (
+        {"configs": [GRADIENTS], "callback": True, "compare": False},
+        2,
+        "expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'",
+    ),
+    "no stage": ({}, 0, "zero_optimization.stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0"),
+    "round robin": ({"zero": {"round_robin_gradients": True}}, 2, "round_robin_gradients: expected false, got true"),
+    "second copies": (
+        {"zero": {"zero_hpz_partition_size": 3}},
+        3,
+        "expected one copy of each part, got a second one (zero_hpz_partition_size)",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +68,40 @@ def trained(tmp_path_factory):
         f"{name} {stage}": {"engine": f"zero{stage}", "configs": [GLOBAL], "model": "bert"} | case
         for stage in (2, 3)
         for name, case in {
-            "plain": {"arguments": SAVE, "weights_at": 5},
+            "plain": {"arguments": SAVE, "weights_at": [5]},
             "bf16": {"model": "llama", "configs": [BLOCKS], "arguments": {"bf16": True}},
+            "fp16": {"model": "llama", "arguments": {"fp16": True}, "deepspeed": SCALED},
             "groups": {"model": "gpt2", "configs": [{"pattern": "2:4", **WINDOW}]},
             "accumulation": {"arguments": {"gradient_accumulation_steps": 2}},
             "offload": {"zero": {"offload_optimizer": {"device": "cpu"}}},
-            "frozen": {"frozen": True, "configs": [{"sparsity": 0.5, **WINDOW}]},
+            "frozen": {"frozen": True, "configs": [LAYER_WISE]},
+            "compiled": {"configs": [LAYER_WISE], "arguments": COMPILED},
+            "inputs": {"model": "gpt2", "configs": [INPUTS], "compare": False},
+            "best": {"arguments": BEST, "weights_at": [8]},
         }.items()
     }
+    cases["plain 1"] = {"engine": "zero1", "configs": [GLOBAL], "model": "bert"}
+    for stage in (2, 3):
+        cases |= in_a_stock_trainer(f"zero{stage}", directory, f"callback {stage}")
+    for name, (case, stage, _) in REFUSED.items():
+        cases[name] = {"engine": f"zero{stage}", "configs": [GLOBAL], "model": "bert", "refused": True} | case
     return directory, launch(3, directory, cases)
 
 
-KINDS = ("plain", "bf16", "groups", "accumulation", "offload", "frozen")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Runs on one process without DeepSpeed, with the batches that three have together."""
+    batches = {"per_device_train_batch_size": 12}
+    case = {"engine": "ddp", "model": "bert", "configs": [GLOBAL], "arguments": batches}
+    cases = {
+        "plain": case,
+        "callback": case | {"arguments": BEST | batches, "callback": True},
+        "inputs": case | {"model": "gpt2", "configs": [INPUTS], "compare": False},
+    }
+    return launch(1, tmp_path_factory.mktemp("alone"), cases)
+
+
+KINDS = ("plain", "bf16", "fp16", "groups", "accumulation", "offload", "frozen", "compiled", "inputs", "best")
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -60,14 +121,61 @@ def test_the_saved_model_opens_with_from_pretrained(trained, stage):
         assert torch.equal(model.state_dict()[tensor], weight)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_processes_train_what_one_trains_to_rounding(trained, stage, tmp_path):
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_processes_train_what_one_trains_to_rounding(trained, alone, stage):
     """The gradient norms, too: masked gradients do not count in them, although DeepSpeed steps inside backward."""
-    arguments = {"per_device_train_batch_size": 12}
-    case = {"engine": "ddp", "model": "bert", "configs": [GLOBAL], "arguments": arguments}
-    alone = launch(1, tmp_path, {"plain": case})["plain"]
-    for name in ("plain", "offload"):
-        assert_alike(alone, trained[1][f"{name} {stage}"])
+    assert_alike(alone["plain"], trained[1][f"plain {stage}"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("name", "expected"), [("offload", "plain"), ("callback", "callback"), ("inputs", "inputs")])
+def test_other_runs_train_what_one_process_trains_to_rounding(trained, alone, name, expected, stage):
+    assert_alike(alone[expected], trained[1][f"{name} {stage}"])
+
+
+def test_steps_that_fp16_leaves_out_are_the_same_in_both_stages(trained):
+    two, three = (trained[1][f"fp16 {stage}"] for stage in (2, 3))
+    assert two["norms"][0] == math.inf
+    assert any(math.isfinite(norm) for norm in two["norms"])
+    for kind in ("losses", "norms"):
+        torch.testing.assert_close(torch.tensor(two[kind]), torch.tensor(three[kind]), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_inputs_give_the_masks_of_one_process(trained, alone, stage):
+    assert_same_masks_but_for_rounding(trained[1][f"inputs {stage}"]["masks"], alone["inputs"]["masks"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_callback_in_a_stock_trainer_prunes_and_resumes(trained, stage):
+    directory, results = trained
+    assert_pruned_by_the_callback(directory, results, f"callback {stage}")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("name", ["best", "callback"])
+def test_the_best_model_at_final_sparsity_is_loaded_in_the_end(trained, name, stage):
+    directory, results = trained
+    assert_best_was_loaded(directory / f"{name} {stage}", results[f"{name} {stage}"])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_pruned_is_refused_on_every_process(trained, name):
+    messages = trained[1][name]["refused"]
+    assert len(messages) == 3
+    for message in messages:
+        assert REFUSED[name][2] in message
+
+
+def test_an_update_sends_master_weights_and_moments_in_stage_two_and_counts_in_stage_three(trained):
+    """That only integers are sent in stage 3 was asserted in the run itself."""
+    _, results = trained
+    masks = results["plain 2"]["masks"]
+    weights = sum(mask.numel() for mask in masks.values())
+    for stage in (1, 2):  # twice the weights and once each moment, in float32, and two digests
+        assert max(results[f"plain {stage}"]["sent"]) == (2 + 2) * 4 * weights + 16
+    digits, some_counts = 8 * 256 * 8, 4 * 8 * (len(masks) + 1)
+    assert digits < max(results["plain 3"]["sent"]) < digits + some_counts
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -80,9 +188,7 @@ def test_checkpoints_are_complete_and_resumed(trained, stage, tmp_path):
     assert is_complete(directory / name / "checkpoint-5")
     case = {"engine": f"zero{stage}", "model": "bert", "configs": [GLOBAL], "arguments": {}}
     resumed = launch(3, tmp_path, {"again": case | {"resume": str(directory / name / "checkpoint-5")}})["again"]
-    for tensor, weight in results[name]["weights"].items():
-        assert torch.equal(resumed["weights"][tensor], weight)
-        assert torch.equal(resumed["masks"].get(tensor, weight), results[name]["masks"].get(tensor, weight))
+    assert_same_to_the_bit(results[name], resumed)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -130,3 +236,12 @@ def test_a_recipe_runs_under_accelerate_launch(tmp_path, stage):
     report = make_report(tmp_path / "out" / "model")
     assert report.prunable_sparsity == 0.8125
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model")
+
+
+def test_models_are_pushed_in_one_commit_by_the_first_process(tmp_path):
+    results, repos = launch_and_push(2, tmp_path, {"two": {"engine": "zero2"}, "three": {"engine": "zero3"}})
+    during = ["Training in progress, step 5", "Training in progress, step 10"]
+    for name, result in results.items():
+        assert_pushed_once(repos[name], result, tmp_path / f"{name} on the Hub")
+        assert result["failed_pushes"] == []
+        assert [commit.summary for commit in repos[name].commits()] == ["initial commit", *during, "End of training"]

@@ -103,50 +103,54 @@ def test_a_weight_that_is_not_finite_on_one_process_stops_all_before_any_mask_ch
 # ---- What goes over the wire ----
 
 
-def bytes_of_an_update(workers, scope, tensors, side, pattern="unstructured"):
-    """The bytes that one process hands to collectives, and in how many calls, for tensors cut by rows."""
-    rows = side // workers.processes
-    shape = (side, side)
-    targets = [(f"w{index}", shape, "matrix") for index in range(tensors)]
-    config = {"sparsity": 0.5, "scope": scope, "pattern": pattern}
-    arguments = []
-    for rank in range(workers.processes):
-        generator = torch.Generator().manual_seed(rank)
-        region = Region(shape, (rank * rows, 0), (rows, side))
-        parts = {
-            name: (
-                torch.randn(rows * side, generator=generator).bfloat16(),  # with many ties
-                torch.ones(rows * side, dtype=torch.bool),
-                region,
-                True,
-                tuple(range(workers.processes)),
-            )
-            for name, _, _ in targets
-        }
-        arguments.append((config, targets, [0.1, 0.5], parts))
-    [counted] = {tuple(answer) for answer in workers.run("bytes_of_an_update", arguments)}
-    return counted
+ROWS = (4,)  # a mesh of four processes, each with rows of every tensor
+COPIES = (2, 2)  # two copies of two parts
+
+
+def sent_in_updates(workers, config, shape, tensors=1, mesh=ROWS):
+    """What each process hands to collectives in two whole updates of a pruner: calls, bytes, and the dtypes."""
+    return workers.run("sent_in_updates", [(config, shape, tensors, mesh)] * workers.processes)
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "block:4x1"])
-def test_bytes_do_not_grow_with_the_weights(four, pattern):
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("mesh", [ROWS, COPIES])
+def test_bytes_do_not_grow_with_the_weights(four, scope, pattern, mesh):
     """Sixteen times the weights: the same bytes in as many calls, but for a digit more of the ties' indices."""
-    for scope in ("global", "layer"):
-        calls, sent = bytes_of_an_update(four, scope, tensors=3, side=64, pattern=pattern)
-        more_calls, more_sent = bytes_of_an_update(four, scope, tensors=3, side=256, pattern=pattern)
+    config = {"scope": scope, "pattern": pattern}
+    small = sent_in_updates(four, config, (64, 64), tensors=3, mesh=mesh)
+    large = sent_in_updates(four, config, (256, 256), tensors=3, mesh=mesh)
+    for (calls, sent, dtypes), (more_calls, more_sent, more_dtypes) in zip(small, large, strict=True):
         assert more_calls <= calls + 4
         assert more_sent <= sent + 4 * 3 * 256 * 8
+        assert dtypes == more_dtypes == {torch.int64}
 
 
 def test_a_global_update_sends_as_much_for_many_tensors_and_a_layer_wise_one_some_kibibytes_each(four):
-    _, few = bytes_of_an_update(four, "global", tensors=2, side=64)
-    _, many = bytes_of_an_update(four, "global", tensors=32, side=64)
+    _, few, _ = sent_in_updates(four, {"scope": "global"}, (64, 64), tensors=2)[0]
+    _, many, _ = sent_in_updates(four, {"scope": "global"}, (64, 64), tensors=32)[0]
     # In two updates: some counts a tensor, and a digit more of the ties' indices.
-    assert many - few < 2 * (30 * 4 * 8 + 256 * 8)
-    _, few = bytes_of_an_update(four, "layer", tensors=2, side=64)
-    _, many = bytes_of_an_update(four, "layer", tensors=32, side=64)
+    assert many - few < 2 * (30 * 6 * 8 + 256 * 8)
+    _, few, _ = sent_in_updates(four, {"scope": "layer"}, (64, 64), tensors=2)[0]
+    _, many, _ = sent_in_updates(four, {"scope": "layer"}, (64, 64), tensors=32)[0]
     a_tensor = (many - few) / 30 / 2  # in each of two updates
     assert 2 * 1024 < a_tensor < 32 * 1024
+
+
+@pytest.mark.parametrize(("pattern", "mesh", "shared_rows"), [("block:8x1", ROWS, 16), ("block:16x1", COPIES, 16)])
+def test_of_blocks_that_lie_across_parts_seventeen_bytes_a_weight_are_sent(four, pattern, mesh, shared_rows):
+    """Parts of 12 and 24 rows. Sixteen bytes go to the process that ranks the block, and one comes back."""
+    narrow = sent_in_updates(four, {"pattern": pattern}, (48, 256), mesh=mesh)
+    wide = sent_in_updates(four, {"pattern": pattern}, (48, 2048), mesh=mesh)
+    copies = math.prod(mesh) // mesh[-1]
+    grown = sum(more[1] - sent[1] for sent, more in zip(narrow, wide, strict=True))
+    updates, columns = 2, 2048 - 256
+    expected = 17 * updates * copies * shared_rows * columns
+    counts = 4 * updates * 2 * 4 * 256 * 8  # on four processes: a digit more of ties, or a shortlist tried
+    assert expected <= grown <= expected + counts
+    assert counts < expected / 4
+    for _, _, dtypes in (*narrow, *wide):
+        assert dtypes == {torch.int64, torch.uint8}
 
 
 def test_a_range_is_cut_to_the_end_of_the_tensor():

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from tasks import masks_of_parts
 from workers import Workers
 
+from hf_prune import PruningConfig
+from hf_prune.plan import make_groups
 from hf_prune.regions import Region, flat_range
+from hf_prune.targets import Target
+from hf_prune.unit_shards import divide
 
 thorough = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -134,3 +138,18 @@ def test_two_copies_of_two_parts_give_the_masks_of_one_process(four, pattern):
         check(four, *case, copies=2)
 
     every_case()
+
+
+@pytest.mark.parametrize(("pattern", "rows"), [("2:4", 1), ("block:4x1", 4)])
+def test_few_weights_of_a_range_are_of_units_that_others_hold_parts_of(pattern, rows):
+    """At each end of a range at most as many rows as a unit has; all others are ranked where they are."""
+    target = Target("w", (64, 32), "matrix")
+    [group] = make_groups(
+        0, PruningConfig(pattern=pattern, **({} if pattern == "2:4" else {"sparsity": 0.5})), [target]
+    )
+    shared = [
+        len(divide(target, group.pattern, flat_range(64 * 32, start, size)).shared_positions())
+        for start in range(0, 1024, 37)
+        for size in (512, 517, 1000)
+    ]
+    assert 0 < max(shared) <= 2 * rows * 32

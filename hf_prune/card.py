@@ -7,7 +7,8 @@ files that it was measured on.
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ def forget_measurements(folder: str | os.PathLike) -> None:
                 weights=files,
             ),
         )
+
+
+@contextmanager
+def keep_card(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep a card with generated parts of ours as it is, whatever writes into the folder: some models save a card."""
+    path = Path(folder, CARD_NAME)
+    before = path.read_bytes() if path.exists() else b""
+    try:
+        yield
+    finally:
+        if b"<!-- hf-prune: begin " in before:
+            path.write_bytes(before)
 
 
 def read_card(folder: str | os.PathLike) -> Existing | None:

@@ -16,9 +16,12 @@ from .figures import Figures, total
 from .markdown import code, fence, inline, single_line
 from .metrics import lower_is_better, recovery
 from .patterns import parse_pattern
-from .record import Evaluation, RunRecord, Source
+from .record import Evaluation, Generation, RunRecord, Source
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
+
+# Characters of a text in the table of samples.
+_MOST_SAMPLE = 400
 
 # Rows of the table of tensors; a card must stay readable in a browser.
 _MOST_ROWS = 500
@@ -50,6 +53,9 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
             for one in record.evaluations
         ],
         "recovery_note": _recovery_note(record.evaluations),
+        "samples": _samples(record.generation),
+        "samples_dense": record.generation is not None and record.generation.dense_tokens_per_second is not None,
+        "samples_note": _samples_note(record.generation),
         "file_bytes": figures.file_bytes,
         "speed": _speed(record),
         "speed_note": _speed_note(record),
@@ -180,6 +186,8 @@ def _summary(figures: Figures, record: RunRecord) -> str:
 _METHODS = {
     "magnitude": "the weights of least magnitude",
     "random": "weights chosen at random",
+    "wanda": "the weights of least magnitude times the norm of their input",
+    "taylor": "the weights of least product with their gradient",
     "keep": "the zeros that were there kept",
 }
 _SCOPES = {
@@ -314,13 +322,41 @@ def _recovery_note(evaluations: Sequence[Evaluation]) -> str:
     return f"{note}; of {', '.join(map(code, errors))}, where lower is better, the other way round."
 
 
+def _samples(generation: Generation | None) -> list[dict[str, str]]:
+    """The cells of the table of samples."""
+    samples = generation.samples if generation is not None else []
+    return [
+        {name: inline(_shortened(text)) for name, text in sample.model_dump().items() if text is not None}
+        for sample in samples
+    ]
+
+
+def _shortened(text: str) -> str:
+    text = single_line(text)
+    return text if len(text) <= _MOST_SAMPLE else f"{text[:_MOST_SAMPLE]}…"
+
+
+def _samples_note(generation: Generation | None) -> str:
+    if generation is None:
+        return ""
+    which = "the dense and the pruned model" if generation.dense_tokens_per_second is not None else "the model"
+    return (
+        f"What {which} wrote, none chosen: the prompts are those of the recipe and the first texts of the test part. "
+        f"`generation_config.json` says how."
+    )
+
+
 def _speed(record: RunRecord) -> list[tuple[str, str]]:
-    latency = record.latency
-    if latency is None:
-        return []
-    rows = [("a forward pass", f"{latency.seconds * 1000:.1f} ms")]
-    if latency.dense_seconds is not None:
+    latency, generation = record.latency, record.generation
+    rows = []
+    if latency is not None:
+        rows.append(("a forward pass", f"{latency.seconds * 1000:.1f} ms"))
+    if latency is not None and latency.dense_seconds is not None:
         rows.append(("the same, dense model", f"{latency.dense_seconds * 1000:.1f} ms"))
+    if generation is not None:
+        rows.append(("written, the samples above", f"{generation.tokens_per_second:.1f} tokens a second"))
+    if generation is not None and generation.dense_tokens_per_second is not None:
+        rows.append(("the same, dense model", f"{generation.dense_tokens_per_second:.1f} tokens a second"))
     return rows
 
 
@@ -462,6 +498,18 @@ _CITATIONS = {
   author = {Han, Song and Pool, Jeff and Tran, John and Dally, William J.},
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2015}
+}""",
+    "wanda": """@inproceedings{sun2024simple,
+  title = {A Simple and Effective Pruning Approach for Large Language Models},
+  author = {Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024}
+}""",
+    "taylor": """@inproceedings{molchanov2019importance,
+  title = {Importance Estimation for Neural Network Pruning},
+  author = {Molchanov, Pavlo and Mallya, Arun and Tyree, Stephen and Frosio, Iuri and Kautz, Jan},
+  booktitle = {Conference on Computer Vision and Pattern Recognition},
+  year = {2019}
 }""",
     "cubic": """@article{zhu2017prune,
   title = {To prune, or not to prune: exploring the efficacy of pruning for model compression},

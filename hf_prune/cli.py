@@ -1,4 +1,4 @@
-"""Commands: `hf-prune run`, `plan`, `report`, `card`, `push`."""
+"""Commands: `hf-prune run`, `plan`, `recipes`, `init`, `validate`, `report`, `card`, `push`."""
 
 import atexit
 import contextlib
@@ -37,6 +37,7 @@ from .recipe import RecipeError, load_recipe, parse_pruning
 from .record import RecordError
 from .report import Report, ReportError, build_skeleton, find_model, make_report, weight_files
 from .run import RunResult, prepare, run
+from .shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
 from .targets import TargetError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
@@ -86,13 +87,13 @@ def options(
 
 @app.command("run")
 def run_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one: hf-prune recipes.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, such as pruning.sparsity=0.7.")] = None,
 ) -> None:
     """Fine-tune and prune as a recipe says."""
     with _errors_as_lines():
         _quiet(progress=is_first_process())
-        result = run(load_recipe(recipe, overrides or []), say=_say)
+        result = run(load_recipe(find_recipe(recipe), overrides or []), say=_say)
     if result is not None:
         _print_result(result)
 
@@ -124,6 +125,52 @@ def plan_command(
         print(json.dumps(plan.to_dict()))
     else:
         _print_plan(plan)
+
+
+@app.command("recipes")
+def recipes_command() -> None:
+    """List the recipes that come with hf-prune."""
+    for name, path in shipped_recipes().items():
+        console.print(f"{name}: {summary(path)}")
+    console.print("\nRun one by its name, hf-prune run NAME; or begin one of your own, hf-prune init TASK.")
+
+
+@app.command("init")
+def init_command(
+    task: Annotated[str, typer.Argument(help=f"One of {', '.join(TEMPLATES)}.")],
+    path: Annotated[Path | None, typer.Argument(help="Where to write it (default TASK.yaml).")] = None,
+) -> None:
+    """Write a commented recipe to start from.
+
+    A file that is there is not overwritten.
+    """
+    with _errors_as_lines():
+        text = template(task)
+        target = path if path is not None else Path(f"{task}.yaml")
+        try:
+            with target.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise RecipeError([f"{target}: expected no such file yet, found one; give another path"]) from error
+    console.print(str(target), soft_wrap=True)
+    console.print("Change it, look at what it plans with hf-prune plan, and run it with hf-prune run.")
+
+
+@app.command("validate")
+def validate_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, as for hf-prune run.")] = None,
+) -> None:
+    """Check a recipe's keys and values.
+
+    Every problem is a line; models and data are not loaded.
+    """
+    with _errors_as_lines():
+        _quiet()
+        path = find_recipe(recipe)
+        load_recipe(path, overrides or [])
+    console.print(str(path), soft_wrap=True)
+    console.print("No problems in its keys and values; hf-prune plan loads model and data, too.")
 
 
 @app.command("report")

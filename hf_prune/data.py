@@ -1,5 +1,6 @@
 """Data sets for recipes: what a recipe names -> checked parts for training, validation and test."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from .messages import first_line, nearest_beside
 from .recipe import DatasetSection, RecipeError, data_format, resolve_name
 
 
-def load_data(section: DatasetSection) -> datasets.DatasetDict:
-    """The parts `train`, `validation` and `test` of a data set, as the recipe's section describes them."""
+def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.DatasetDict:
+    """The parts `train`, `validation` and `test` of a data set, as the recipe's section describes them.
+
+    `columns` are those that are wanted, by the recipe's fields (`text_column`) that name them.
+    """
     name = resolve_name("dataset.name", section.name)
     try:
         loaded = _open_data(name, section.config)
@@ -19,14 +23,16 @@ def load_data(section: DatasetSection) -> datasets.DatasetDict:
         hint = "" if Path(name).exists() else nearest_beside(Path(name))
         raise RecipeError([f"dataset.name: {name}: {first_line(cause)}{hint}"]) from error
     _check_split_names(section)
-    parts = datasets.DatasetDict(train=_rows(_part(loaded, "train_split", section.train_split), "train", section))
+    _check_columns_differ(columns)
+    train = _part(loaded, "train_split", section.train_split)
+    parts = datasets.DatasetDict(train=_rows(train, "train", section, columns))
     for part in ("validation", "test"):
         split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
         if (split is None) == (size is None):
             came = "neither" if split is None else "both"
             raise RecipeError([f"dataset.{part}_split: expected either {part}_split or {part}_size, got {came}"])
         if split is not None:
-            parts[part] = _rows(_part(loaded, f"{part}_split", split), part, section)
+            parts[part] = _rows(_part(loaded, f"{part}_split", split), part, section, columns)
     if section.validation_size is not None or section.test_size is not None:
         parts["train"] = _drop_repeated(parts["train"], section.text_column).shuffle(seed=section.split_seed)
     for part in ("test", "validation"):
@@ -73,14 +79,17 @@ def _part(loaded: datasets.DatasetDict, field: str, split: str) -> datasets.Data
     return loaded[split]
 
 
-def _rows(rows: datasets.Dataset, part: str, section: DatasetSection) -> datasets.Dataset:
-    """The rows that `where` asks for, with only the columns of text and label."""
-    if section.text_column == section.label_column:
-        raise RecipeError(
-            [f"dataset.text_column: expected another column than label_column, got {section.text_column!r}"]
-        )
-    for field in ("text_column", "label_column"):
-        column = getattr(section, field)
+def _check_columns_differ(columns: Mapping[str, str]) -> None:
+    first: dict[str, str] = {}
+    for field, column in columns.items():
+        if column in first:
+            raise RecipeError([f"dataset.{first[column]}: expected another column than {field}, got {column!r}"])
+        first[column] = field
+
+
+def _rows(rows: datasets.Dataset, part: str, section: DatasetSection, columns: Mapping[str, str]) -> datasets.Dataset:
+    """The rows that `where` asks for, with only the wanted columns."""
+    for field, column in columns.items():
         if column not in rows.column_names:
             found = ", ".join(rows.column_names)
             raise RecipeError([f"dataset.{field}: expected one of {found} (the columns of {part}), got {column!r}"])
@@ -90,28 +99,35 @@ def _rows(rows: datasets.Dataset, part: str, section: DatasetSection) -> dataset
         rows = rows.select([index for index, cell in enumerate(rows[column]) if cell == value])
         if not len(rows):
             raise RecipeError([f"dataset.where: expected rows where {column} is {value!r}, found none in {part}"])
-    return rows.select_columns([section.text_column, section.label_column])
+    return rows.select_columns(list(columns.values()))
 
 
-def check_cells(data: datasets.DatasetDict, section: DatasetSection) -> None:
-    """Texts must be texts and labels single values, in every row of every part."""
+def check_texts(data: datasets.DatasetDict, field: str, column: str) -> None:
+    """A column must hold texts, one in every row of every part. `field` of the recipe has named it."""
     for part, rows in data.items():
-        text, label = rows.features[section.text_column], rows.features[section.label_column]
+        text = rows.features[column]
         if not isinstance(text, datasets.Value) or text.dtype not in ("string", "large_string"):
             kind = getattr(text, "dtype", type(text).__name__)
-            raise RecipeError([f"dataset.text_column: expected texts in {section.text_column!r}, got {kind} in {part}"])
+            raise RecipeError([f"dataset.{field}: expected texts in {column!r}, got {kind} in {part}"])
+        _check_filled(rows, part, field, column)
+
+
+def check_labels(data: datasets.DatasetDict, section: DatasetSection) -> None:
+    """Labels must be single values, one in every row of every part."""
+    for part, rows in data.items():
+        label = rows.features[section.label_column]
         if not isinstance(label, (datasets.Value, datasets.ClassLabel)):
             kind = type(label).__name__
             raise RecipeError(
                 [f"dataset.label_column: expected single values in {section.label_column!r}, got {kind} in {part}"]
             )
-        for field in ("text_column", "label_column"):
-            cells = rows[getattr(section, field)]
-            empty = next((index for index, cell in enumerate(cells) if cell is None), None)
-            if empty is not None:
-                raise RecipeError(
-                    [f"dataset.{field}: expected a value in every row, got none in row {empty} of {part}"]
-                )
+        _check_filled(rows, part, "label_column", section.label_column)
+
+
+def _check_filled(rows: datasets.Dataset, part: str, field: str, column: str) -> None:
+    empty = next((index for index, cell in enumerate(rows[column]) if cell is None), None)
+    if empty is not None:
+        raise RecipeError([f"dataset.{field}: expected a value in every row, got none in row {empty} of {part}"])
 
 
 def _drop_repeated(part: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -126,7 +142,7 @@ def _cut(part: datasets.Dataset, field: str, size: int) -> tuple[datasets.Datase
 
 
 def number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple[datasets.DatasetDict, list[str]]:
-    """Only the text and `labels` from 0, and the labels' names."""
+    """The data with `labels` from 0 in place of the column of labels, and the labels' names."""
     column = section.label_column
     feature = data["train"].features[column]
     if isinstance(feature, datasets.ClassLabel):

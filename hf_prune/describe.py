@@ -24,6 +24,7 @@ from transformers import TrainingArguments
 from .distributed import gather
 from .engines import engine_of
 from .record import Emissions, Hardware, Source
+from .targets import shape_of
 
 # Entries of the log that are kept; every evaluation is.
 _LOGGED_STEPS = 1000
@@ -228,7 +229,7 @@ def weights_digest(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     weights = model.state_dict(keep_vars=True)
     for name, tensor in weights.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(f"{name} {tensor.dtype} {shape_of(tensor)}\n".encode())
         part = engine.part(tensor).cpu().reshape(-1).contiguous()
         digest.update(part.view(torch.uint8).numpy().data)
     if any(engine.shares(tensor) for tensor in weights.values()):

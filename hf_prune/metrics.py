@@ -1,10 +1,12 @@
 """Metrics as `evaluate` metrics, the common ones without a network."""
 
+import importlib.util
 from collections.abc import Sequence
 
 import datasets
 import evaluate
 
+_TEXTS = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 _FEATURES = datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")})
 
 
@@ -35,11 +37,34 @@ class F1(evaluate.Metric):
         return {"f1": sum(scores) / len(scores)}
 
 
-METRICS: dict[str, type[evaluate.Metric]] = {"accuracy": Accuracy, "f1": F1}
+class Rouge(evaluate.Metric):
+    """The mean F1 of words (`rouge1`), pairs of words (`rouge2`) and the longest common run (`rougeL`), stemmed.
+
+    By the package `rouge-score` (Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004).
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=str(self.__doc__), citation="", features=_TEXTS)
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        kinds = ["rouge1", "rouge2", "rougeL"]
+        scorer = RougeScorer(kinds, use_stemmer=True)
+        scores = [scorer.score(truth, guess) for guess, truth in zip(predictions, references, strict=True)]
+        return {kind: sum(score[kind].fmeasure for score in scores) / len(scores) for kind in kinds}
+
+
+METRICS: dict[str, type[evaluate.Metric]] = {"accuracy": Accuracy, "f1": F1, "rouge": Rouge}
 
 
 def load_metric(name: str) -> evaluate.EvaluationModule:
-    """A metric of the table above, or what `evaluate.load` finds: a local path, or (with a network) a Hub name."""
+    """A metric of the table above, or what `evaluate.load` finds: a local path, or (with a network) a Hub name.
+
+    Raises ImportError where a metric needs a package that is not installed.
+    """
+    if name == "rouge" and importlib.util.find_spec("rouge_score") is None:
+        raise ImportError("it needs the package rouge-score; pip install rouge-score")
     return METRICS[name]() if name in METRICS else evaluate.load(name)
 
 

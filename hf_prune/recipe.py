@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import (
     BaseModel,
@@ -22,7 +23,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .config import PruningConfig, PruningConfigError
 from .launch import check_launch, check_processes, deepspeed_precision, launched_processes, needs_cpu
@@ -31,6 +32,11 @@ from .yaml_loader import DuplicateKeyError, Loader, lines_of_keys
 
 _PACKAGE_SCHEME = "package:"
 _OUR_ARGUMENTS = ("output_dir",)
+
+
+# Tasks whose Trainer takes more arguments, and which of those differ from their defaults.
+_ARGUMENTS: dict[str, type[TrainingArguments]] = {"summarization": Seq2SeqTrainingArguments}
+_DEFAULTS: dict[str, dict[str, Any]] = {"summarization": {"predict_with_generate": True}}
 
 
 class RecipeError(ValueError):
@@ -67,12 +73,17 @@ class _Section(BaseModel):
 class ModelSection(_Section):
     """Which model to start from.
 
-    `name` is a name on the Hub, a folder, or `package:NAME/PATH` for a folder inside an installed Python package.
+    `name` is a name on the Hub, a folder, or `package:NAME/PATH` for a folder inside an installed Python package;
+    `gguf_file` is a file there to take weights and tokenizer from. Without a name, a new model is made of `config`, the
+    fields of a configuration with its `model_type`, for the tokenizer that `tokenizer` names in the same way.
     `freeze` lists regular expressions, matched whole, for parameters that are not trained. `base_model` is what the
     model of a folder or package is called on the Hub, for the card.
     """
 
-    name: str
+    name: str | None = None
+    gguf_file: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
     base_model: str | None = None
     freeze: list[str] = []
 
@@ -84,7 +95,9 @@ class DatasetSection(_Section):
     `config` is the configuration of a data set on the Hub. `where` keeps the rows whose columns have the given values.
     Parts come from the data set's own splits (`validation_split`, `test_split`), or are cut from the training split
     (`validation_size`, `test_size` rows, shuffled with `split_seed`, repeated texts dropped first, so that the parts
-    are disjoint). `max_length` is in tokens.
+    are disjoint). `max_length` is in tokens: where longer texts are cut, or for `text-generation` the length of the
+    blocks that texts are packed into. Labels are for `text-classification`, where `group_by` is a column by whose
+    values the test part is measured apart, too; summaries and `max_summary_length` for `summarization`.
     """
 
     name: str
@@ -92,6 +105,8 @@ class DatasetSection(_Section):
     where: dict[str, str | int] = {}
     text_column: str = "text"
     label_column: str = "label"
+    summary_column: str | None = None
+    group_by: str | None = None
     train_split: str = "train"
     validation_split: str | None = None
     test_split: str | None = None
@@ -100,6 +115,30 @@ class DatasetSection(_Section):
     split_seed: NonNegativeInt = 0
     max_train_samples: PositiveInt | None = None
     max_length: PositiveInt = 128
+    max_summary_length: PositiveInt = 64
+
+
+class GenerationSection(_Section):
+    """What the dense and the pruned model write for the card, and how; in evaluations of `summarization`, too.
+
+    `prompts` are texts of your own, and `samples` is how many of the test part are summarised. The other fields are
+    those of `transformers.GenerationConfig`, and are saved with the model.
+    """
+
+    prompts: list[str] = []
+    samples: NonNegativeInt = 3
+    max_new_tokens: PositiveInt = 48
+    num_beams: PositiveInt = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of a `GenerationConfig`."""
+        options = self.model_dump(exclude={"prompts", "samples"})
+        return options if self.do_sample else {**options, "temperature": None, "top_p": None}
 
 
 class Recipe(_Section):
@@ -110,10 +149,11 @@ class Recipe(_Section):
     one that recovery is measured by.
     """
 
-    task: Literal["text-classification"]
+    task: Literal["text-classification", "text-generation", "summarization"]
     output_dir: str
     model: ModelSection
     dataset: DatasetSection
+    generation: GenerationSection = GenerationSection()
     metrics: list[str] = Field(min_length=1)
     training: dict[str, Any]
     dense: dict[str, Any] | None = {}
@@ -148,12 +188,14 @@ class Recipe(_Section):
             # With True, the Trainer multiplies the loss by the number of processes, as if the model had divided it by
             # the items of all of them; models that classify sequences take that number and ignore it.
             first["average_tokens_across_devices"] = False
+        first |= _DEFAULTS.get(self.task, {})
         precision = deepspeed_precision()
         if precision is not None and not {"bf16", "fp16"} & {*self.training, *own}:
             first[precision] = True
-        if needs_cpu():
-            own |= {"use_cpu": True}
-        args = TrainingArguments(**first | self.training | own | changes)
+        values = first | self.training | own | changes
+        if needs_cpu() or (values.get("bf16") and not torch.accelerator.is_available()):
+            values["use_cpu"] = True  # without an accelerator, TrainingArguments takes bf16 only with it
+        args = _arguments_of(self.task)(**values)
         check_processes(args)
         return args
 
@@ -201,6 +243,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(problems)
     recipe = Recipe(**content)
     recipe._places = places
+    _check_model(recipe)
     _check_arguments(recipe)
     return recipe
 
@@ -280,7 +323,7 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
     for section in ("training", "dense"):
         values = content.get(section)
         if isinstance(values, dict):
-            problems.update(_check_values((section,), values, TrainingArguments))
+            problems.update(_check_values((section,), values, _arguments_of(content.get("task"))))
     pruning = content.get("pruning")
     sections = enumerate(pruning) if isinstance(pruning, list) else [(None, pruning)]
     for index, values in sections:
@@ -289,6 +332,11 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
             problems.update(_check_pruning(key, values))
     inner = {key[:length] for key in problems for length in range(len(key))}
     return [(key, message) for key, message in problems.items() if key not in inner]
+
+
+def _arguments_of(task: Any) -> type[TrainingArguments]:
+    """The class of a task's training arguments."""
+    return _ARGUMENTS.get(task, TrainingArguments) if isinstance(task, str) else TrainingArguments
 
 
 def _check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
@@ -303,7 +351,7 @@ def _check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]
             problems[(*key, name)] = f"unknown key{nearest(name, fields)}"
         else:
             message, values[name] = _converted(types[name], value, fields[name].metadata.get("choices") or ())
-            expected = _out_of_range(name, values[name]) if fields_of is TrainingArguments else None
+            expected = _out_of_range(name, values[name]) if issubclass(fields_of, TrainingArguments) else None
             if message is None and expected is not None:
                 message = f"expected {expected}, got {value!r}"
             if message is not None:
@@ -428,6 +476,21 @@ def _fields_at(key: tuple) -> list[str]:
     for part in key:
         model = typing.cast(type[BaseModel], model.model_fields[part].annotation)
     return list(model.model_fields)
+
+
+def _check_model(recipe: Recipe) -> None:
+    """A model is named, or made of a configuration for a tokenizer."""
+    model = recipe.model
+    problems = []
+    if (model.name is None) == (model.config is None):
+        came = "neither" if model.name is None else "both"
+        problems.append(f"model.name: expected either a name or a config, got {came}")
+    elif model.config is not None and (model.tokenizer is None or "model_type" not in model.config):
+        problems.append("model.config: expected its model_type, and a tokenizer beside it, to make a new model")
+    if model.config is not None and model.gguf_file is not None:
+        problems.append(f"model.gguf_file: expected none beside a config, got {model.gguf_file!r}")
+    if problems:
+        raise recipe.place(RecipeError(problems))
 
 
 def _check_arguments(recipe: Recipe) -> None:

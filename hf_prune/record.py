@@ -72,6 +72,22 @@ class Latency(Part):
     dense_seconds: float | None = None
 
 
+class Sample(Part):
+    """What was written after a prompt, or of a text."""
+
+    prompt: str
+    pruned: str
+    dense: str | None = None
+
+
+class Generation(Part):
+    """Texts that the saved model and the dense one wrote from the same prompts, and their new tokens a second."""
+
+    samples: list[Sample]
+    tokens_per_second: float
+    dense_tokens_per_second: float | None = None
+
+
 class Hardware(Part):
     """Where the run was made. `threads` are those of torch on the CPU."""
 
@@ -125,6 +141,7 @@ class RunRecord(Part):
     history: list[dict[str, float]] = []
     evaluations: list[Evaluation] = []
     latency: Latency | None = None
+    generation: Generation | None = None
     hardware: Hardware | None = None
     emissions: Emissions | None = None
     versions: dict[str, str] = {}

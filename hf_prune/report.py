@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from .config import CONFIG_NAME, load_configs
+from .config import CONFIG_NAME, PruningConfig, load_configs
 from .messages import first_line, nearest_beside
 from .targets import find_targets
 
 _WEIGHTS_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
+_MODULES_NAME = "modules.json"  # of sentence-transformers
 
 # Rows read at a time, so that a large embedding is never in memory whole.
 _VALUES_AT_A_TIME = 1 << 24
@@ -112,7 +114,7 @@ def make_report(model: str | os.PathLike) -> Report:
     files = weight_files(folder)
     skeleton, note = build_skeleton(folder)
     owners = _owners(skeleton) if skeleton is not None else {}
-    prunable = {target.name for target in _targets(skeleton, folder)} if skeleton is not None else set()
+    prunable = _prunable(skeleton, folder) if skeleton is not None else set()
     shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()} if skeleton else {}
 
     counts: dict[str, list[Any]] = {}
@@ -220,11 +222,39 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
         return None, f"no {names[0]} can be made from config.json: {first_line(error)}"
 
 
-def _targets(skeleton: nn.Module, folder: Path) -> Iterable[Any]:
+def _prunable(skeleton: nn.Module, folder: Path) -> set[str]:
+    """The names of the tensors that the folder's pruning configuration selects, or else may be pruned by default.
+
+    Raises TargetError for expressions that fit no name of this model.
+    """
     configs = load_configs(folder) if (folder / CONFIG_NAME).exists() else []
     if not configs:
-        return find_targets(skeleton)
-    return [target for config in configs for target in find_targets(skeleton, config.targets, config.exclude)]
+        return {target.name for target in find_targets(skeleton)}
+    if (folder / _MODULES_NAME).exists():
+        return {name for config in configs for name in _prunable_of_first_module(skeleton, config)}
+    return {target.name for config in configs for target in find_targets(skeleton, config.targets, config.exclude)}
+
+
+def _prunable_of_first_module(skeleton: nn.Module, config: PruningConfig) -> set[str]:
+    """The same of a sentence-transformers model, which is trained as a list of modules, the skeleton in the first.
+
+    Expressions that fit no name are those of modules after it.
+    """
+    first = nn.Module()
+    first.model = skeleton
+    whole = nn.Sequential(first)
+    names = [name for name, _ in whole.named_parameters()]
+    exclude = [expression for expression in config.exclude if _fits_any(expression, names)]
+    if config.targets is None:
+        found = find_targets(whole, exclude=exclude)
+    else:
+        targets = [expression for expression in config.targets if _fits_any(expression, names)]
+        found = find_targets(whole, targets, exclude) if targets else []
+    return {target.name.removeprefix("0.model.") for target in found}
+
+
+def _fits_any(expression: str, names: Sequence[str]) -> bool:
+    return any(re.fullmatch(expression, name) for name in names)
 
 
 def _owner(key: str, owners: dict[str, str], skeleton: PreTrainedModel | None) -> str:

@@ -8,18 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForSequenceClassification,
+    AutoConfig,
     AutoTokenizer,
-    DataCollatorWithPadding,
-    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -28,20 +25,21 @@ from transformers import (
 
 from .card import write_card
 from .config import PruningConfig, PruningConfigError
-from .data import check_cells, load_data, number_labels
+from .data import load_data
 from .describe import describe_base, describe_dataset, without_paths, without_tokens
 from .distributed import wait_for_all
 from .hub import PushResult, push_model
 from .launch import check_engine, check_sharding, is_first_process, wrapping_layers
-from .messages import first_line, nearest, nearest_beside, one_line
-from .metrics import METRICS, load_metric, recovery
+from .messages import nearest_beside, one_line
+from .metrics import recovery
 from .plan import Plan
 from .pruner import Pruner
-from .recipe import Recipe, RecipeError, package_version, resolve_name
-from .record import Evaluation, Source, save_record, saved_files
+from .recipe import ModelSection, Recipe, RecipeError, package_version, resolve_name
+from .record import Evaluation, Generation, Sample, Source, save_record, saved_files
 from .report import Report, make_report, weight_files
 from .targets import TargetError, check_expressions
-from .trainer import PruningTrainer, training_steps, whole_state_dict
+from .tasks import TASKS, Generated, Scores, Task, generate
+from .trainer import training_steps, whole_state_dict
 from .trainer_record import Given, measure_trainer, record_of
 
 Say = Callable[[str], None]
@@ -52,10 +50,10 @@ class Prepared:
     """All that a run needs, loaded: nothing has been written yet. `new_weights` were drawn, not in the model's file."""
 
     recipe: Recipe
+    task: Task
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     data: datasets.DatasetDict
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]]
     new_weights: list[str]
 
     def plan(self) -> Plan:
@@ -72,11 +70,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a recipe came to: metrics on the test part, by name; `dense` is None where no dense run was made."""
+    """What a recipe came to: metrics on the test part, by name; `dense` is None where no dense run was made.
+
+    `groups` has the same for each group of the test part; `generation` what both wrote.
+    """
 
     recipe: dict[str, Any]
     dense: dict[str, float] | None
     pruned: dict[str, float]
+    groups: dict[str, dict[str, dict[str, float] | None]]
+    generation: Generation | None
     report: Report
     main_metric: str
     test_samples: int
@@ -97,6 +100,8 @@ class RunResult:
             "recipe": self.recipe,
             "dense": self.dense,
             "pruned": self.pruned,
+            "groups": self.groups,
+            "generation": self.generation.model_dump() if self.generation is not None else None,
             "main_metric": self.main_metric,
             "recovery": self.recovery,
             "test_samples": self.test_samples,
@@ -118,35 +123,24 @@ def prepare(recipe: Recipe) -> Prepared:
 
 
 def _prepare(recipe: Recipe) -> Prepared:
-    model_name = resolve_name("model.name", recipe.model.name)
+    if recipe.model.name is not None:
+        resolve_name("model.name", recipe.model.name)
+    task = TASKS[recipe.task](recipe)
     _check_output(Path(recipe.output_dir))
     args = recipe.training_arguments()
     with args.main_process_first():  # the other processes find what it has put into the cache
-        data = load_data(recipe.dataset)
-        check_cells(data, recipe.dataset)
-        data, labels = number_labels(data, recipe.dataset)
-    metrics = [_load_metric(name) for name in recipe.metrics]
-    tokenizer = _load_tokenizer(model_name)
-    model, new_weights = _load_model(model_name, labels, args.seed)
+        data = task.read(load_data(recipe.dataset, task.columns))
+    tokenizer = _load_tokenizer(recipe.model)
+    set_seed(args.seed)  # what is new in the model is drawn at random
+    model, new_weights = _load_model(recipe.model, task, tokenizer)
+    _check_finite(model)
     _set_padding(model, tokenizer)
     _check_length(model, tokenizer, recipe.dataset.max_length)
+    _set_generation(model, recipe)
     _freeze(model, recipe.model.freeze)
-
-    def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
-        return dict(tokenizer(rows[recipe.dataset.text_column], truncation=True, max_length=recipe.dataset.max_length))
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        outputs = prediction.predictions
-        logits = outputs[0] if isinstance(outputs, tuple) else outputs  # encoder-decoders give hidden states, too
-        guesses = np.argmax(logits, axis=-1)
-        values: dict[str, float] = {}
-        for metric in metrics:
-            values.update(metric.compute(predictions=guesses, references=prediction.label_ids))
-        return values
-
     with args.main_process_first():
-        data = data.map(tokenize, batched=True, remove_columns=[recipe.dataset.text_column], desc="Tokenizing")
-    prepared = Prepared(recipe, model, tokenizer, data, compute_metrics, new_weights)
+        data = task.tokenize(data, tokenizer, model)
+    prepared = Prepared(recipe, task, model, tokenizer, data, new_weights)
     for dense in (False, True):
         _try_trainer(prepared, dense)
     return prepared
@@ -176,42 +170,49 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
         say(f"Drawn at random, for they are not in the model's file: {', '.join(prepared.new_weights)}")
     seconds: dict[str, float] = {}
 
-    dense: dict[str, float] | None = None
+    dense: Scores | None = None
     if recipe.dense is not None:
         say("Fine-tuning dense")
         start = time.perf_counter()
         trainer = _make_trainer(prepared, dense=True)
         trainer.train()
-        dense = _evaluate(trainer, prepared)
+        dense = prepared.task.evaluate(trainer, prepared.data["test"])
         with whole_state_dict(trainer.accelerator):
             trainer.save_model(str(output / "dense"))
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             prepared = _with_saved_model(prepared, output / "dense", dtype)
         seconds["dense"] = time.perf_counter() - start
-        say(f"Dense model on the test part: {_as_text(dense)}")
+        say(f"Dense model on the test part: {_as_text(dense[''])}")
 
     say(f"Fine-tuning while {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights are pruned")
     start = time.perf_counter()
     trainer = _make_trainer(prepared, dense=False)
     trainer.train()
-    pruned = _evaluate(trainer, prepared)
+    pruned = prepared.task.evaluate(trainer, prepared.data["test"])
     trainer.save_model(str(output / "model"), _internal_call=True)
     seconds["pruned"] = time.perf_counter() - start
-    say(f"Pruned model on the test part: {_as_text(pruned)}")
+    say(f"Pruned model on the test part: {_as_text(pruned[''])}")
     if not is_first_process():
         return None
 
     # From here on no process waits for another.
     alone = trainer.args.world_size == 1  # or the latency is not measured
-    dense_model = _open(output / "dense", dtype) if dense is not None and alone else None
-    _write_record(prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, say)
+    dense_model = _open(prepared.task, output / "dense", dtype) if dense is not None and alone else None
+    generation = _generate(prepared, trainer, dense_model) if alone else None
+    _write_record(prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
     files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
-        dense=dense,
-        pruned=pruned,
+        dense=dense[""] if dense is not None else None,
+        pruned=pruned[""],
+        groups={
+            group: {"dense": dense[group] if dense is not None else None, "pruned": values}
+            for group, values in pruned.items()
+            if group
+        },
+        generation=generation,
         report=make_report(output / "model"),
-        main_metric=next(iter(pruned)),
+        main_metric=next(iter(pruned[""])),
         test_samples=len(prepared.data["test"]),
         seconds=seconds,
         files=files,
@@ -232,9 +233,10 @@ def _write_record(
     prepared: Prepared,
     trainer: Trainer,
     target_sparsity: float,
-    dense: dict[str, float] | None,
+    dense: Scores | None,
     dense_model: PreTrainedModel | None,
-    pruned: dict[str, float],
+    pruned: Scores,
+    generation: Generation | None,
     say: Say,
 ) -> None:
     """Write the record and the card of the run into `model/`."""
@@ -250,19 +252,24 @@ def _write_record(
         latency=measure_trainer(trainer, dense_model),
         given=Given(model_name=Path(recipe.output_dir).resolve().name),
     )
-    evaluation = Evaluation(
-        metrics=pruned,
-        part="test",
-        main_metric=next(iter(pruned)),
-        dense_metrics=dense,
-        samples=len(prepared.data["test"]),
-        dataset=_describe_data(prepared, "test"),
-    )
+    tested = _describe_data(prepared, "test")
+    evaluations = [
+        Evaluation(
+            metrics=metrics,
+            part="test",
+            main_metric=next(iter(metrics)),
+            dense_metrics=dense[group] if dense is not None else None,
+            samples=prepared.task.group_sizes.get(group, len(prepared.data["test"])),
+            dataset=_only(tested, recipe, group),
+        )
+        for group, metrics in pruned.items()
+    ]
     record = record.model_copy(
         update={
             "base_model": _describe_model(prepared, say),
             "training_data": _describe_data(prepared, "train"),
-            "evaluations": [evaluation],
+            "evaluations": evaluations,
+            "generation": generation,
             "recipe": without_paths(without_tokens(recipe.model_dump(exclude_unset=True))),
         }
     )
@@ -270,14 +277,46 @@ def _write_record(
     write_card(folder)
 
 
-def _open(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+def _only(source: Source, recipe: Recipe, group: str) -> Source:
+    """The source of a group of its rows."""
+    if not group:
+        return source
+    taken = f"where {recipe.dataset.group_by} is {group}"
+    return source.model_copy(update={"rows": f"{source.rows}, {taken}" if source.rows else taken})
+
+
+def _generate(prepared: Prepared, trainer: Trainer, dense_model: PreTrainedModel | None) -> Generation | None:
+    """What the dense and the pruned model write from the same texts; None for tasks that generate nothing."""
+    prompts = prepared.task.samples(prepared.data, prepared.tokenizer)
+    if not prompts:
+        return None
+
+    def write(model: PreTrainedModel) -> Generated:
+        set_seed(trainer.args.seed)
+        return generate(
+            cast(Any, model).to(trainer.args.device), prepared.tokenizer, prompts, prepared.recipe.generation.options
+        )
+
+    pruned = write(prepared.model)
+    dense = write(dense_model) if dense_model is not None else None
+    return Generation(
+        samples=[
+            Sample(prompt=prompt, pruned=text, dense=dense.texts[index] if dense is not None else None)
+            for index, (prompt, text) in enumerate(zip(prompts, pruned.texts, strict=True))
+        ],
+        tokens_per_second=pruned.tokens_per_second,
+        dense_tokens_per_second=dense.tokens_per_second if dense is not None else None,
+    )
+
+
+def _open(task: Task, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return task.auto_class.from_pretrained(folder, dtype=dtype)
 
 
 def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> Prepared:
     """The same with the model as it was saved: one that an engine has sharded cannot be trained again."""
     wait_for_all()  # the first process saves
-    model = _open(folder, dtype)
+    model = _open(prepared.task, folder, dtype)
     for name in ("_name_or_path", "_commit_hash"):  # it is still made from the model that the recipe names
         setattr(model.config, name, getattr(prepared.model.config, name, None))
     _freeze(model, prepared.recipe.model.freeze)
@@ -288,8 +327,10 @@ def _say_nothing(text: str) -> None:
     """What processes other than the first say."""
 
 
-def _describe_model(prepared: Prepared, say: Say) -> Source:
+def _describe_model(prepared: Prepared, say: Say) -> Source | None:
     section = prepared.recipe.model
+    if section.name is None:
+        return None
     path = resolve_name("model.name", section.name)
     source, problem = describe_base(path, section.base_model, getattr(prepared.model.config, "_commit_hash", None))
     if problem is not None:
@@ -320,39 +361,23 @@ def _describe_data(prepared: Prepared, part: str) -> Source:
 
 
 def _make_trainer(prepared: Prepared, dense: bool) -> Trainer:
-    trainer_class: type[Trainer] = Trainer if dense else PruningTrainer
+    stock, pruning = prepared.task.trainers
     extra: dict[str, Any] = {} if dense else {"pruning_config": prepared.recipe.pruning_configs}
     with wrapping_layers(prepared.model):
-        return trainer_class(
+        return (stock if dense else pruning)(
             model=prepared.model,
             args=prepared.recipe.training_arguments(dense),
             train_dataset=prepared.data["train"],
             eval_dataset=prepared.data["validation"],
             processing_class=prepared.tokenizer,
-            data_collator=DataCollatorWithPadding(prepared.tokenizer),
-            compute_metrics=prepared.compute_metrics,
+            data_collator=prepared.task.collator(prepared.tokenizer, prepared.model),
+            compute_metrics=prepared.task.compute_metrics(prepared.tokenizer),
             **extra,
         )
 
 
-def _evaluate(trainer: Trainer, prepared: Prepared) -> dict[str, float]:
-    """The recipe's metrics on the test part."""
-    speed = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    values = trainer.predict(prepared.data["test"], metric_key_prefix="test").metrics or {}
-    names = {name.removeprefix("test_"): value for name, value in values.items() if name.startswith("test_")}
-    return {name: value for name, value in names.items() if name not in speed}
-
-
 def _as_text(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-def _load_metric(name: str) -> Any:
-    try:
-        return load_metric(name)
-    except (FileNotFoundError, ImportError, ValueError, OSError) as error:
-        hint = nearest(name, METRICS)
-        raise RecipeError([f"metrics: {name!r} cannot be loaded: {first_line(error)}{hint}"]) from error
 
 
 # ---- Model ----
@@ -365,28 +390,39 @@ _LOADING_ERRORS = (
 )
 
 
-def _load_tokenizer(model_name: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    field = "model.name" if section.tokenizer is None else "model.tokenizer"
+    name = section.tokenizer or section.name
+    assert name is not None  # the recipe was checked
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_name(field, name), **_gguf(section))
     except _LOADING_ERRORS as error:
-        raise RecipeError([f"model.name: its tokenizer cannot be loaded: {one_line(error)}"]) from error
+        raise RecipeError([f"{field}: its tokenizer cannot be loaded: {one_line(error)}"]) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # What transformers makes of a folder without the files: every word would be unknown.
-        raise RecipeError(["model.name: expected a tokenizer with a vocabulary, found special tokens only"])
+        raise RecipeError([f"{field}: expected a tokenizer with a vocabulary, found special tokens only"])
     return tokenizer
 
 
-def _load_model(model_name: str, labels: list[str], seed: int) -> tuple[PreTrainedModel, list[str]]:
-    """The model with a head for these labels, and the names of weights that are not in its file."""
-    set_seed(seed)  # a new head is drawn at random
+def _gguf(section: ModelSection) -> dict[str, Any]:
+    return {"gguf_file": section.gguf_file} if section.gguf_file is not None else {}
+
+
+def _load_model(
+    section: ModelSection, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model for a task, and the names of weights that are not in its file."""
+    if section.config is not None:
+        return _new_model(section.config, task, tokenizer), []
+    assert section.name is not None  # the recipe was checked
+    model_name = resolve_name("model.name", section.name)
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = task.auto_class.from_pretrained(
             model_name,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # of a head for other labels, which is drawn anew; others are refused below
+            **task.model_options(),
+            **_gguf(section),
         )
     except _LOADING_ERRORS as error:
         hint = "" if Path(model_name).exists() else nearest_beside(Path(model_name))
@@ -396,10 +432,49 @@ def _load_model(model_name: str, labels: list[str], seed: int) -> tuple[PreTrain
         if id(model.get_parameter(name)) in base:
             shapes = f"{tuple(in_file)} in its file and {tuple(in_model)} in its config.json"
             raise RecipeError([f"model.name: expected weights of the shapes that its config says, {name} is {shapes}"])
+    new_weights = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    return _plain(model) if section.gguf_file is not None else model, new_weights
+
+
+def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model of a configuration, its weights drawn at random, for the tokens of a tokenizer."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    start = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.bos_token_id
+    tokens = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": end,
+        "decoder_start_token_id": start,
+    }
+    try:
+        return task.auto_class.from_config(AutoConfig.for_model(**tokens | config))
+    except _LOADING_ERRORS as error:
+        raise RecipeError([f"model.config: no model can be made of it: {one_line(error)}"]) from error
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that was read from a quantised file, as one that can be saved: it is float32 now."""
+    config = type(model.config).from_dict(
+        {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
+    )
+    config._name_or_path = model.config._name_or_path
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _check_finite(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise RecipeError([f"model.name: expected finite weights, got NaN or infinite ones in {name}"])
-    return model, sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+
+
+def _set_generation(model: PreTrainedModel, recipe: Recipe) -> None:
+    """What the recipe says of generation goes into the model's own configuration of it, and is saved with it."""
+    if model.can_generate():
+        for name, value in recipe.generation.options.items():
+            setattr(model.generation_config, name, value)
 
 
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -435,13 +510,13 @@ def _try_trainer(prepared: Prepared, dense: bool) -> None:
         check_sharding(args)
         try:
             with wrapping_layers(prepared.model):
-                trainer = Trainer(
+                trainer = prepared.task.trainers[0](
                     model=prepared.model,
                     args=args,
                     train_dataset=prepared.data["train"],
                     eval_dataset=prepared.data["validation"],
                     processing_class=prepared.tokenizer,
-                    data_collator=DataCollatorWithPadding(prepared.tokenizer),
+                    data_collator=prepared.task.collator(prepared.tokenizer, prepared.model),
                 )
             trainer.create_optimizer()
         except (ValueError, ImportError, RuntimeError, TypeError, OSError) as error:

@@ -18,6 +18,9 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 # Modules that torch puts around others, which do not appear in what is saved.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 
+# Parameters of bitsandbytes: codes, which may be stored as floats.
+_PACKED = ("Params4bit", "Int8Params")
+
 # What is pruned of a model with adapters of PEFT.
 ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
 
@@ -264,7 +267,8 @@ def _default_names(model: nn.Module) -> set[str]:
             own_name = parameter_name.rsplit(".", 1)[-1]
             is_weight = own_name == "weight" and isinstance(module, (nn.Linear, Conv1D, *_CONVOLUTIONS))
             is_expert_weight = _is_experts(module) and len(shape_of(parameter)) == 3
-            if (is_weight or is_expert_weight) and parameter.is_floating_point() and id(parameter) not in embeddings:
+            is_plain = parameter.is_floating_point() and type(parameter).__name__ not in _PACKED
+            if (is_weight or is_expert_weight) and is_plain and id(parameter) not in embeddings:
                 names.add(_plain_name(parameter_name, added))
     return names
 

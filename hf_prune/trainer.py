@@ -16,6 +16,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .callback import PruningCallback, check_needs
+from .card import keep_card
 from .checkpoints import (
     UNFINISHED,
     is_deepspeed_checkpoint,
@@ -138,13 +139,19 @@ class PruningMixin(HubMixin):
         if self.pruner is None:
             super().save_model(output_dir, _internal_call)
             return
-        self.pruner.save_from_all(output_dir or str(self.args.output_dir), self.args.should_save)
-        with whole_state_dict(self.accelerator) if self._unfinished is None else nullcontext():
+        folder = output_dir or str(self.args.output_dir)
+        self.pruner.save_from_all(folder, self.args.should_save)
+        with (
+            whole_state_dict(self.accelerator) if self._unfinished is None else nullcontext(),
+            keep_card(folder) if self.args.should_save else nullcontext(),
+        ):
             super().save_model(output_dir, _internal_call)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self._pruning is not None and self._is_of_fsdp(resume_from_checkpoint):
             load_fsdp_model(cast(nn.Module, model if model is not None else self.model), Path(resume_from_checkpoint))
+        elif model is None:
+            super()._load_from_checkpoint(resume_from_checkpoint)  # not every class takes a model
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

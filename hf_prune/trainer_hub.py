@@ -11,8 +11,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,10 +35,14 @@ from .trainer_record import Evaluated, Given, measure_trainer, record_of
 
 logger = logging.getLogger(__name__)
 
+_VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
+
 if TYPE_CHECKING:
 
     class _Base(Trainer):
         """What this is mixed into: a Trainer with a pruner."""
+
+        _unfinished: Path | None  # the folder of a checkpoint that is being written
 
         @property
         def pruner(self) -> Pruner | None: ...
@@ -88,13 +93,14 @@ class HubMixin(_Base):
         digest = self._digest()
         if self.is_world_process_zero():
             bound = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments
+            of_its_own = getattr(self, "evaluator", None) is not None  # it reads other data than the loader's
             self._evaluated.append(
                 Evaluated(
                     digest=digest,
                     prefix=bound.get("metric_key_prefix", "eval"),
                     values=dict(output.metrics),
-                    samples=output.num_samples or 0,
-                    dataset=getattr(bound["dataloader"], "dataset", None),
+                    samples=None if of_its_own else output.num_samples,
+                    dataset=None if of_its_own else getattr(bound["dataloader"], "dataset", None),
                 )
             )
         return output
@@ -118,8 +124,11 @@ class HubMixin(_Base):
         README.md says what was counted in the saved files and measured by this trainer, and nothing else; beside it lie
         `sparsity.json`, `run_record.json` and `assets/`. What a person wrote into README.md is kept.
 
+        While a checkpoint is written, nothing is done: some classes ask for a card then, and a checkpoint that is
+        pushed has one of its own.
+
         Args:
-            *args, **kwargs: those of the extended class.
+            *args, **kwargs: those of the extended class, and by name those of `Trainer.create_model_card`.
             dense_metrics: what `evaluate` returned for the dense model on the same data, to be compared with. Without
                 it, the card says that the dense baseline was not measured.
 
@@ -128,7 +137,9 @@ class HubMixin(_Base):
         if not self._makes_card:
             super().create_model_card(*args, **kwargs)
             return
-        said = dict(inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments)
+        if self._unfinished is not None:
+            return
+        said = _said(inspect.signature(super().create_model_card), args, kwargs)
         said["dataset"] = said.pop("dataset_name", None) or said.get("dataset")
         said["dense_metrics"] = dense_metrics
         said = self._said | {name: value for name, value in said.items() if value is not None}
@@ -310,6 +321,18 @@ class HubMixin(_Base):
                 "\n".join(self.failed_pushes),
             )
         self._pushes = []
+
+
+def _said(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person says of a model in the arguments of a class's `create_model_card`, or by the names of `Given`.
+
+    What such a class takes without a name of its own (`**kwargs`) says nothing. Raises TypeError for other arguments.
+    """
+    known = {field.name for field in fields(Given)} - signature.parameters.keys()
+    said = {name: value for name, value in kwargs.items() if name in known}
+    bound = signature.bind(*args, **{name: value for name, value in kwargs.items() if name not in known}).arguments
+    named = {name: value for name, value in bound.items() if signature.parameters[name].kind is not _VAR_KEYWORD}
+    return said | named
 
 
 class UnsavedToken(str):

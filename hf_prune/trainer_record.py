@@ -1,5 +1,6 @@
 """What a Trainer knows of its run -> the record of the run."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,12 +31,12 @@ from .record import Evaluation, Latency, RunRecord, SavedFile, Source
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What one evaluation measured: of which weights (their digest), with which prefix, on what."""
+    """What one evaluation measured: of which weights (their digest), with which prefix, and on what, if known."""
 
     digest: str
     prefix: str
     values: dict[str, Any]
-    samples: int
+    samples: int | None
     dataset: Any
 
 
@@ -82,7 +83,7 @@ def record_of(
     record = RunRecord(
         name=given.model_name or Path(str(trainer.args.output_dir)).resolve().name,
         chosen=given.chosen,
-        tags=_as_list(given.tags),
+        tags=list(dict.fromkeys([*_as_list(given.tags), *_tags_of(trainer)])),
         base_model=_base_model(trainer, given),
         evaluations=make_evaluations(evaluated, given, trainer.args.metric_for_best_model),
         latency=latency,
@@ -117,6 +118,11 @@ def _base_model(trainer: Trainer, given: Given) -> Source | None:
         return None
     revision = getattr(config, "_commit_hash", None)
     return describe_base(name_or_path, given.finetuned_from, revision)[0]
+
+
+def _tags_of(trainer: Trainer) -> list[str]:
+    """The tags that were put on a model (`add_model_tags`), by a Trainer class for one."""
+    return _as_list(getattr(trainer.accelerator.unwrap_model(trainer.model), "model_tags", None))
 
 
 def make_evaluations(evaluated: Sequence[Evaluated], given: Given, wanted: str | None) -> list[Evaluation]:
@@ -180,30 +186,46 @@ def _first(value: str | Sequence[str] | None) -> str | None:
 
 
 def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency | None:
-    """The latency of a Trainer's evaluation step on the first sample that it evaluates on; None where it has none.
+    """The latency of a forward pass on the first sample that a Trainer evaluates on; None where there can be none.
 
-    A dense model to compare with takes turns with the Trainer's own.
+    The model sees what it takes by name of the batch that the Trainer's collator makes. The Trainer's own steps are not
+    called: they may need other models, and note metrics. A dense model to compare with takes turns with the Trainer's.
     """
     dataset: Any = trainer.eval_dataset
     if not hasattr(dataset, "__getitem__") or isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
         return None
     if not len(dataset) or trainer.args.world_size > 1:
         return None
-    collator = trainer._get_collator_with_removed_columns(trainer.data_collator, description="Evaluation")
-    batch = trainer._prepare_inputs(collator([dataset[0]]))
     assert trainer.model is not None  # Trainer.__init__ has made sure
+    collator = trainer._get_collator_with_removed_columns(trainer.data_collator, description="Evaluation")
+    inputs = _inputs_of(trainer.model, collator([dataset[0]]))
+    if inputs is None:
+        return None
+    inputs = trainer._prepare_inputs(inputs)
     models = [trainer.model] if dense is None else [trainer.model, dense.to(trainer.args.device)]
     modes = [model.training for model in models]
     try:
         for model in models:
             model.eval()
-        with torch.random.fork_rng():
-            forwards = [partial(trainer.prediction_step, model, batch, True) for model in models]
-            seconds, passes = measure_latency(forwards)
+        with torch.random.fork_rng(), torch.no_grad(), trainer.compute_loss_context_manager():
+            seconds, passes = measure_latency([partial(model, **inputs) for model in models])
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
-    shapes = input_shapes(batch)
+    shapes = input_shapes(inputs)
     return Latency(
         shapes=shapes, passes=passes, seconds=seconds[0], dense_seconds=seconds[1] if dense is not None else None
     )
+
+
+def _inputs_of(model: nn.Module, batch: Any) -> dict[str, Any] | None:
+    """What a model's forward pass takes of a batch, by name; None where that is nothing, or not all that it needs."""
+    if not isinstance(batch, Mapping):
+        return None
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [
+        parameter for parameter in parameters if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if any(parameter.default is parameter.empty and parameter.name not in batch for parameter in named):
+        return None
+    return {parameter.name: batch[parameter.name] for parameter in named if parameter.name in batch} or None

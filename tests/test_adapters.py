@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import ARCHITECTURES, gpt2, llama, training_arguments
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import hf_prune
 from hf_prune import MergeError, Pruner, PruningCallback, PruningConfig, PruningConfigError, PruningTrainer, TargetError
@@ -309,7 +309,7 @@ def test_a_configuration_of_peft_puts_the_adapters_on(tmp_path):
 
 
 def test_a_configuration_of_peft_without_a_model_of_transformers_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="peft_config: expected a model of transformers .*, got NoneType"):
+    with pytest.raises(TypeError, match=r"peft_config: expected a model of transformers .*, got NoneType"):
         PruningTrainer(model_init=dense, args=training_arguments(tmp_path), peft_config=MERGEABLE["LoRA"])
 
 
@@ -332,3 +332,24 @@ def test_quantised_weights_are_refused():
             module.weight = torch.nn.Parameter(torch.zeros(4, 1, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(TargetError, match="expected floating-point weights, got quantised ones"):
         Pruner(model, PruningConfig(sparsity=0.5))
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+@pytest.mark.filterwarnings("ignore:.*_check_is_size will be removed")
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_bases_of_bitsandbytes_are_refused_and_adapters_over_them_are_pruned(tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    dense().save_pretrained(tmp_path / "base")
+    quantization = BitsAndBytesConfig(**{bits: True})
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=quantization, device_map={"": "cpu"}
+    )
+    with pytest.raises(TargetError, match="expected floating-point weights, got quantised ones"):
+        Pruner(model, PruningConfig(sparsity=0.5))
+    model = get_peft_model(model, MERGEABLE["LoRA"])
+    with pytest.raises(TargetError, match="expected floating-point weights, got quantised ones"):
+        Pruner(model, config("sparse_merge"))
+    trainer = trainer_of(tmp_path / "out", model, config("sparse_adapters"))
+    trainer.train()
+    assert zeros_of(model, trainer.pruner.masked) == trainer.pruner.masked
+    assert sum(trainer.pruner.masked.values()) > 0

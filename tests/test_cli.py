@@ -409,7 +409,9 @@ def test_a_result_whose_dense_metric_is_zero_is_a_table_all_the_same(monkeypatch
     report = Report("m", [TensorReport("a", (2,), 2, 1, True)], 8)
     seconds = {"dense": 1.0, "pruned": 2.0}
     metrics = {"matthews_correlation": 0.0, "accuracy": 0.5}
-    result = RunResult({}, metrics, metrics | {"accuracy": 0.25}, report, "matthews_correlation", 3, seconds, [])
+    result = RunResult(
+        {}, metrics, metrics | {"accuracy": 0.25}, {}, None, report, "matthews_correlation", 3, seconds, []
+    )
     monkeypatch.setattr(cli, "load_recipe", lambda *args: None)
     monkeypatch.setattr(cli, "run", lambda *args, **kwargs: result)
     text = words(printed("run", "recipe.yaml"))

@@ -55,7 +55,30 @@ def test_a_case_worked_by_hand():
     assert compute("f1", pairs) == {"f1": pytest.approx((4 / 5 + 1 / 2 + 0) / 3)}
 
 
-@pytest.mark.parametrize("name", METRICS)
+# What compares labels; `rouge` compares texts.
+OF_LABELS = ["accuracy", "f1"]
+
+
+def test_the_metrics_are_those_of_labels_and_texts():
+    assert sorted(METRICS) == sorted([*OF_LABELS, "rouge"])
+
+
+def test_rouge_counts_words_pairs_and_common_runs():
+    values = load_metric("rouge").compute(predictions=["the cat sat", "a"], references=["the cat ran home", "b"])
+    assert values == {
+        "rouge1": pytest.approx((2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)) / 2),
+        "rouge2": pytest.approx((2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)) / 2),
+        "rougeL": pytest.approx((2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)) / 2),
+    }
+
+
+def test_rouge_without_its_package_is_told_with_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install rouge-score"):
+        load_metric("rouge")
+
+
+@pytest.mark.parametrize("name", OF_LABELS)
 def test_contract_of_every_metric_through_evaluate(name):
     metric = load_metric(name)
     assert isinstance(metric, evaluate.Metric)
@@ -72,7 +95,7 @@ def test_contract_of_every_metric_through_evaluate(name):
     assert metric.description
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", OF_LABELS)
 def test_metrics_of_ours_are_never_looked_up_elsewhere(name, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("evaluate.load was called")

@@ -23,7 +23,7 @@ def test_the_oldest_versions_that_are_tested_are_the_ones_that_are_allowed():
 def test_every_dependency_has_the_exact_version_that_the_tests_pass_with():
     versions = pinned("constraints.txt")
     extras = PROJECT["optional-dependencies"]
-    bounds = lower_bounds([*PROJECT["dependencies"], *extras["test"], *extras["optimizers"]])
+    bounds = lower_bounds([*PROJECT["dependencies"], *extras["test"], *extras["optimizers"], *extras["trainers"]])
     for name, bound in bounds.items():
         assert as_numbers(versions[name]) >= as_numbers(bound), name
 

@@ -277,7 +277,6 @@ def test_a_key_given_twice_is_refused(tmp_path):
         (None, "pruning", "5", "5"),
         (None, "pruning", "[5]", "5"),
         (None, "output_dir", "", "None"),
-        ("model", "name", "", "None"),
         ("model", "freeze", "abc", "'abc'"),
         ("dataset", "name", "[a]", "['a']"),
         ("dataset", "where", "abc", "'abc'"),

@@ -4,10 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from test_run import PRUNABLE, reviews, save_tiny_bert, write_csv
+from text_models import save_text_models, texts
 
-SCRIPT = Path(__file__).parents[1] / "recipes" / "text_classification.py"
+from hf_prune.report import make_report
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SCRIPT = RECIPES / "text_classification.py"
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +26,23 @@ def material(tmp_path_factory):
 
 
 def run_script(script, material, output, *flags):
-    command = [sys.executable, str(script), "--model_name", str(material / "model")]
-    command += ["--dataset_name", str(material / "data"), "--output_dir", str(output), "--max_steps", "4"]
-    command += ["--per_device_train_batch_size", "8", "--use_cpu", "true", "--report_to", "none", *flags]
+    flags = [
+        "--max_steps",
+        "4",
+        "--per_device_train_batch_size",
+        "8",
+        "--use_cpu",
+        "true",
+        "--report_to",
+        "none",
+        *flags,
+    ]
+    return run_on(script, material / "model", material / "data", output, *flags)
+
+
+def run_on(script, model, data, output, *flags):
+    command = [sys.executable, str(script), "--model_name", str(model), "--dataset_name", str(data)]
+    command += ["--output_dir", str(output), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
@@ -62,3 +81,90 @@ def test_a_wrong_flag_is_refused_before_anything_is_written(material, tmp_path):
     assert done.returncode != 0
     assert "sparsity: expected 0 <= s < 1, got 1.5" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+# ---- Other trainers: a script for each ----
+
+PRUNING = ["--sparsity", "0.5", "--schedule", "linear"]
+TRAINING = ["--max_steps", "4", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none"]
+TRL = ["--bf16", "false", *TRAINING]
+
+# Script -> model, columns of its data, flags, number of tensors that are pruned, and a word of its card.
+SCRIPTS = {
+    "seq2seq": ("seq2seq", ("dialogue", "summary"), TRAINING, 32, "exact_match"),
+    "sft": ("causal", ("text",), TRL, 14, "- sft"),
+    "dpo": ("causal", ("prompt", "chosen", "rejected"), TRL, 14, "- dpo"),
+    "sentence_embeddings": (
+        "sentences",
+        ("query", "answer"),
+        [*TRAINING, "--test_size", "8"],
+        12,
+        "SentenceTransformer",
+    ),
+    "accelerate_loop": ("causal", ("text",), ["--cpu", "true", "--steps", "4", "--batch_size", "4"], 14, None),
+}
+
+
+@pytest.fixture(scope="module")
+def text_material(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    save_text_models(folder)
+    return folder
+
+
+def write_columns(folder, columns):
+    folder.mkdir()
+    for part, count in (("train", 40), ("test", 8)):
+        rows = zip(*(texts(count, seed=f"{column} {part}") for column in columns), strict=True)
+        write_csv(folder / f"{part}.csv", [dict(zip(columns, row, strict=True)) for row in rows])
+    return folder
+
+
+def test_every_script_is_run_by_a_test():
+    assert {path.stem for path in RECIPES.glob("*.py")} == {"text_classification", *SCRIPTS}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_of_another_trainer_prunes(text_material, tmp_path, name):
+    model, columns, flags, tensors, word = SCRIPTS[name]
+    if name in ("sft", "dpo"):
+        pytest.importorskip("trl")
+    script, data = RECIPES / f"{name}.py", write_columns(tmp_path / "data", columns)
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 90
+    done = run_on(script, text_material / model, data, tmp_path / "out", *flags, *PRUNING)
+    assert done.returncode == 0, done.stderr[-2000:]
+    prunable = make_report(tmp_path / "out").prunable
+    assert [tensor.zeros for tensor in prunable] == [tensor.weights // 2 for tensor in prunable]
+    assert len(prunable) == tensors
+    assert (tmp_path / "out" / "pruning_masks.safetensors").exists()
+    if word is not None:
+        card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+        assert "**50.00% of the prunable weights" in card
+        assert word in card
+
+
+def test_the_script_of_trl_merges_adapters_into_a_sparse_model(text_material, tmp_path):
+    pytest.importorskip("trl")
+    data = write_columns(tmp_path / "data", ("text",))
+    flags = [*TRL, *PRUNING, "--lora_r", "2", "--adapters", "sparse_merge"]
+    done = run_on(RECIPES / "sft.py", text_material / "causal", data, tmp_path / "out", *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    prunable = make_report(tmp_path / "out").prunable
+    assert [tensor.zeros for tensor in prunable] == [tensor.weights // 2 for tensor in prunable]
+    assert len(prunable) == 14
+
+
+def test_the_script_of_a_loop_goes_on_from_what_it_saved(text_material, tmp_path):
+    data, flags = write_columns(tmp_path / "data", ("text",)), SCRIPTS["accelerate_loop"][2]
+
+    def run_loop(output, *more):
+        done = run_on(RECIPES / "accelerate_loop.py", text_material / "causal", data, output, *flags, *PRUNING, *more)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return load_file(output / "model.safetensors")
+
+    whole = run_loop(tmp_path / "whole", "--save_every", "3")
+    assert (tmp_path / "whole" / "checkpoint" / "pruning_masks.safetensors").exists()
+    again = run_loop(
+        tmp_path / "whole", "--save_every", "3", "--learning_rate", "1"
+    )  # the optimizer's state has its own
+    assert all(torch.equal(weight, again[name]) for name, weight in whole.items())

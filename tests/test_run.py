@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+import hf_prune.data
 from hf_prune import PruningConfigError, TargetError
-from hf_prune.data import load_data
 from hf_prune.recipe import DatasetSection, Recipe, RecipeError, load_recipe
 from hf_prune.report import Report, ReportError, TensorReport
 from hf_prune.run import RunResult, prepare, run
@@ -35,6 +35,11 @@ ROWS = 80
 
 # The weights that are pruned by default, written out for this one model.
 PRUNABLE = re.compile(r"bert\.encoder\.layer\.\d\..*(query|key|value|dense)\.weight")
+
+
+def load_data(section):
+    """The parts of a data set with the columns of text and label."""
+    return hf_prune.data.load_data(section, {"text_column": section.text_column, "label_column": section.label_column})
 
 
 def save_tiny_bert(folder):
@@ -358,7 +363,7 @@ def test_a_pruned_run_trains_what_is_not_frozen(pruned_only, material):
 
 def test_recovery_is_none_where_the_dense_metric_is_zero():
     report = Report("m", [TensorReport("a", (2,), 2, 1, True)], 8)
-    result = RunResult({}, {"f1": 0.0}, {"f1": 0.5}, report, "f1", 3, {}, [])
+    result = RunResult({}, {"f1": 0.0}, {"f1": 0.5}, {}, None, report, "f1", 3, {}, [])
     assert result.recovery is None
     assert result.to_dict()["recovery"] is None
 

@@ -346,7 +346,7 @@ def test_bases_of_bitsandbytes_are_refused_and_adapters_over_them_are_pruned(tmp
     )
     with pytest.raises(TargetError, match="expected floating-point weights, got quantised ones"):
         Pruner(model, PruningConfig(sparsity=0.5))
-    model = get_peft_model(model, MERGEABLE["LoRA"])
+    model = get_peft_model(model, copy.deepcopy(MERGEABLE["LoRA"]))
     with pytest.raises(TargetError, match="expected floating-point weights, got quantised ones"):
         Pruner(model, config("sparse_merge"))
     trainer = trainer_of(tmp_path / "out", model, config("sparse_adapters"))

@@ -32,6 +32,8 @@ _STATE_OF_TRAINING = (
     "optimizer.bin",
     "scheduler.pt",
     "scaler.pt",
+    "zero_to_fp32.py",  # DeepSpeed's, for its own checkpoints
+    "zero_to_torch.py",
 )
 
 # Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, our own pictures.

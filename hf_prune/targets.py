@@ -361,6 +361,11 @@ def _head_modules(model: nn.Module) -> set[int]:
     return {id(module) for module in whole.modules()} - base
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT has put adapters on a model, so that it is saved without the weights under them."""
+    return any(isinstance(module, (PeftModel, BaseTunerLayer)) for module in model.modules())
+
+
 def _adapter_modules(model: nn.Module) -> set[int]:
     """The ids of modules that PEFT has put around base layers: all parts of a tuner layer but its base layer."""
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import CommitInfo, HfApi
-from peft import PeftModel
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
@@ -31,6 +30,7 @@ from .pruner import Pruner
 from .pruning_state import state_files
 from .record import Latency, RunRecord, SavedFile, load_record, save_record, saved_files
 from .report import weight_files
+from .targets import has_adapters
 from .trainer_record import Evaluated, Given, measure_trainer, record_of
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class HubMixin(_Base):
     @property
     def _makes_card(self) -> bool:
         """Whether card and push are ours: not without pruning, nor for adapters, whose zeros are elsewhere."""
-        return self.pruner is not None and not isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
+        return self.pruner is not None and not has_adapters(self.accelerator.unwrap_model(self.model))
 
     def _never_save_token(self) -> None:
         """Keep the token out of `training_args.bin`, which the Trainer saves, and pushes in training."""

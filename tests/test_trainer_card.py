@@ -396,8 +396,14 @@ def test_a_seq2seq_trainer_makes_the_card_too(tmp_path):
     assert "evaluation" in sections(card_of(tmp_path))
 
 
-def test_adapters_have_the_card_of_the_trainer_that_is_extended(tmp_path):
-    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+def injected(model, config):
+    model.add_adapter(config)
+    return model
+
+
+@pytest.mark.parametrize("put_on", [get_peft_model, injected])
+def test_adapters_have_the_card_of_the_trainer_that_is_extended(tmp_path, put_on):
+    model = put_on(llama(), LoraConfig(r=2, target_modules=["q_proj"]))
     examples = [{"input_ids": example["input_ids"], "labels": example["input_ids"]} for example in bert_examples()]
     trainer = pruning_trainer(tmp_path, model=model, examples=examples, config=AT_ONCE)
     trainer.train()

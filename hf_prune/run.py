@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,11 +11,7 @@ from typing import Any, cast
 
 import datasets
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -30,14 +25,15 @@ from .describe import describe_base, describe_dataset, without_paths, without_to
 from .distributed import wait_for_all
 from .hub import PushResult, push_model
 from .launch import check_engine, check_sharding, is_first_process, wrapping_layers
-from .messages import nearest_beside, one_line
+from .messages import one_line
 from .metrics import recovery
 from .plan import Plan
 from .pruner import Pruner
-from .recipe import ModelSection, Recipe, RecipeError, package_version, resolve_name
+from .recipe import Recipe, RecipeError, package_version, resolve_name
+from .recipe_model import check_finite, check_length, freeze, load_model, load_tokenizer, set_generation, set_padding
 from .record import Evaluation, Generation, Sample, Source, save_record, saved_files
 from .report import Report, make_report, weight_files
-from .targets import TargetError, check_expressions
+from .targets import TargetError
 from .tasks import TASKS, Generated, Scores, Task, generate
 from .trainer import training_steps, whole_state_dict
 from .trainer_record import Given, measure_trainer, record_of
@@ -130,14 +126,14 @@ def _prepare(recipe: Recipe) -> Prepared:
     args = recipe.training_arguments()
     with args.main_process_first():  # the other processes find what it has put into the cache
         data = task.read(load_data(recipe.dataset, task.columns))
-    tokenizer = _load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model)
     set_seed(args.seed)  # what is new in the model is drawn at random
-    model, new_weights = _load_model(recipe.model, task, tokenizer)
-    _check_finite(model)
-    _set_padding(model, tokenizer)
-    _check_length(model, tokenizer, recipe.dataset.max_length)
-    _set_generation(model, recipe)
-    _freeze(model, recipe.model.freeze)
+    model, new_weights = load_model(recipe.model, task, tokenizer)
+    check_finite(model)
+    set_padding(model, tokenizer)
+    check_length(model, tokenizer, recipe.dataset.max_length)
+    set_generation(model, recipe)
+    freeze(model, recipe.model.freeze)
     with args.main_process_first():
         data = task.tokenize(data, tokenizer, model)
     prepared = Prepared(recipe, task, model, tokenizer, data, new_weights)
@@ -319,7 +315,7 @@ def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> P
     model = _open(prepared.task, folder, dtype)
     for name in ("_name_or_path", "_commit_hash"):  # it is still made from the model that the recipe names
         setattr(model.config, name, getattr(prepared.model.config, name, None))
-    _freeze(model, prepared.recipe.model.freeze)
+    freeze(model, prepared.recipe.model.freeze)
     return dataclasses.replace(prepared, model=model)
 
 
@@ -380,126 +376,6 @@ def _as_text(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
-# ---- Model ----
-
-
-# What transformers raises for a folder in which something is missing, broken or does not fit.
-_LOADING_ERRORS = (
-    *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError),
-    *(SafetensorError, StrictDataclassError),
-)
-
-
-def _load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    field = "model.name" if section.tokenizer is None else "model.tokenizer"
-    name = section.tokenizer or section.name
-    assert name is not None  # the recipe was checked
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_name(field, name), **_gguf(section))
-    except _LOADING_ERRORS as error:
-        raise RecipeError([f"{field}: its tokenizer cannot be loaded: {one_line(error)}"]) from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        # What transformers makes of a folder without the files: every word would be unknown.
-        raise RecipeError([f"{field}: expected a tokenizer with a vocabulary, found special tokens only"])
-    return tokenizer
-
-
-def _gguf(section: ModelSection) -> dict[str, Any]:
-    return {"gguf_file": section.gguf_file} if section.gguf_file is not None else {}
-
-
-def _load_model(
-    section: ModelSection, task: Task, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, list[str]]:
-    """The model for a task, and the names of weights that are not in its file."""
-    if section.config is not None:
-        return _new_model(section.config, task, tokenizer), []
-    assert section.name is not None  # the recipe was checked
-    model_name = resolve_name("model.name", section.name)
-    try:
-        model, loading = task.auto_class.from_pretrained(
-            model_name,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # of a head for other labels, which is drawn anew; others are refused below
-            **task.model_options(),
-            **_gguf(section),
-        )
-    except _LOADING_ERRORS as error:
-        hint = "" if Path(model_name).exists() else nearest_beside(Path(model_name))
-        raise RecipeError([f"model.name: {one_line(error)}{hint}"]) from error
-    base = {id(parameter) for parameter in model.base_model.parameters()}
-    for name, in_file, in_model in loading["mismatched_keys"]:
-        if id(model.get_parameter(name)) in base:
-            shapes = f"{tuple(in_file)} in its file and {tuple(in_model)} in its config.json"
-            raise RecipeError([f"model.name: expected weights of the shapes that its config says, {name} is {shapes}"])
-    new_weights = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
-    return _plain(model) if section.gguf_file is not None else model, new_weights
-
-
-def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A model of a configuration, its weights drawn at random, for the tokens of a tokenizer."""
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    start = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.bos_token_id
-    tokens = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": end,
-        "decoder_start_token_id": start,
-    }
-    try:
-        return task.auto_class.from_config(AutoConfig.for_model(**tokens | config))
-    except _LOADING_ERRORS as error:
-        raise RecipeError([f"model.config: no model can be made of it: {one_line(error)}"]) from error
-
-
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """A model that was read from a quantised file, as one that can be saved: it is float32 now."""
-    config = type(model.config).from_dict(
-        {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
-    )
-    config._name_or_path = model.config._name_or_path
-    plain = type(model)(config)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    return plain
-
-
-def _check_finite(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise RecipeError([f"model.name: expected finite weights, got NaN or infinite ones in {name}"])
-
-
-def _set_generation(model: PreTrainedModel, recipe: Recipe) -> None:
-    """What the recipe says of generation goes into the model's own configuration of it, and is saved with it."""
-    if model.can_generate():
-        for name, value in recipe.generation.options.items():
-            setattr(model.generation_config, name, value)
-
-
-def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A decoder is often trained without padding; its end-of-text token then serves, as is the custom."""
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise RecipeError(
-                ["model.name: expected a tokenizer with a padding or an end-of-text token, found neither"]
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    special = tokenizer.num_special_tokens_to_add()
-    if max_length <= special:
-        raise RecipeError([f"dataset.max_length: expected more than the {special} special tokens, got {max_length}"])
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise RecipeError(
-            [f"dataset.max_length: expected at most the {positions} positions of the model, got {max_length}"]
-        )
-
-
 def _try_trainer(prepared: Prepared, dense: bool) -> None:
     """Make a Trainer and its optimizer, and let go of them: arguments that they object to are told before any run."""
     recipe = prepared.recipe
@@ -522,17 +398,6 @@ def _try_trainer(prepared: Prepared, dense: bool) -> None:
         except (ValueError, ImportError, RuntimeError, TypeError, OSError) as error:
             raise recipe.argument_error(dense, error) from error
         check_engine(trainer)
-
-
-def _freeze(model: PreTrainedModel, expressions: list[str]) -> None:
-    parameters = dict(model.named_parameters())
-    try:
-        check_expressions("model.freeze", expressions, parameters)
-    except TargetError as error:
-        raise RecipeError([str(error)]) from error
-    for name, parameter in parameters.items():
-        if any(re.fullmatch(expression, name) for expression in expressions):
-            parameter.requires_grad_(False)
 
 
 def _check_output(output: Path) -> None:

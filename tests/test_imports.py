@@ -61,6 +61,7 @@ ORDER = [
     "recipe",
     "data",
     "tasks",
+    "recipe_model",
     "shipped",
     "run",
     "__init__",

@@ -1,10 +1,7 @@
 """Recipes: YAML -> checked objects. Nothing is loaded, downloaded or written here."""
 
-import dataclasses
-import enum
 import importlib.metadata
 import importlib.util
-import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +17,17 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     PrivateAttr,
-    TypeAdapter,
     ValidationError,
 )
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from .config import PruningConfig, PruningConfigError
+from .config import PruningConfig
 from .launch import check_launch, check_processes, deepspeed_precision, launched_processes, needs_cpu
 from .messages import nearest, nearest_beside, one_line
+from .recipe_values import check_pruning, check_values, expectation
 from .yaml_loader import DuplicateKeyError, Loader, lines_of_keys
 
 _PACKAGE_SCHEME = "package:"
-_OUR_ARGUMENTS = ("output_dir",)
 
 
 # Tasks whose Trainer takes more arguments, and which of those differ from their defaults.
@@ -261,7 +257,7 @@ def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
     for override in overrides:
         _apply_override(values, override.removeprefix("pruning."))
     places = Places("command line", {})
-    problems = [places.problem(key, message) for key, message in _check_pruning((), values).items()]
+    problems = [places.problem(key, message) for key, message in check_pruning((), values).items()]
     if problems:
         raise RecipeError(problems)
     return PruningConfig.from_dict(values)
@@ -323,13 +319,13 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
     for section in ("training", "dense"):
         values = content.get(section)
         if isinstance(values, dict):
-            problems.update(_check_values((section,), values, _arguments_of(content.get("task"))))
+            problems.update(check_values((section,), values, _arguments_of(content.get("task"))))
     pruning = content.get("pruning")
     sections = enumerate(pruning) if isinstance(pruning, list) else [(None, pruning)]
     for index, values in sections:
         if isinstance(values, dict):
             key = ("pruning",) if index is None else ("pruning", index)
-            problems.update(_check_pruning(key, values))
+            problems.update(check_pruning(key, values))
     inner = {key[:length] for key in problems for length in range(len(key))}
     return [(key, message) for key, message in problems.items() if key not in inner]
 
@@ -337,97 +333,6 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
 def _arguments_of(task: Any) -> type[TrainingArguments]:
     """The class of a task's training arguments."""
     return _ARGUMENTS.get(task, TrainingArguments) if isinstance(task, str) else TrainingArguments
-
-
-def _check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
-    """Unknown names, wrong types and values out of range in a section; right values take their converted form."""
-    fields = {field.name: field for field in dataclasses.fields(fields_of) if field.init}
-    types = typing.get_type_hints(fields_of)
-    problems = {}
-    for name, value in values.items():
-        if name in _OUR_ARGUMENTS:
-            problems[(*key, name)] = f"expected at the top of the recipe, as {name}"
-        elif name not in fields:
-            problems[(*key, name)] = f"unknown key{nearest(name, fields)}"
-        else:
-            message, values[name] = _converted(types[name], value, fields[name].metadata.get("choices") or ())
-            expected = _out_of_range(name, values[name]) if issubclass(fields_of, TrainingArguments) else None
-            if message is None and expected is not None:
-                message = f"expected {expected}, got {value!r}"
-            if message is not None:
-                problems[(*key, name)] = message
-    return problems
-
-
-# What makes sense, where TrainingArguments itself does not object.
-_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-_NOT_NEGATIVE = (
-    "dataloader_num_workers",
-    "eval_steps",
-    "label_smoothing_factor",
-    "learning_rate",
-    "logging_steps",
-    "max_grad_norm",
-    "save_steps",
-    "warmup_steps",
-    "weight_decay",
-)
-_SEEDS = ("seed", "data_seed")  # of NumPy: 32 bits
-
-
-def _out_of_range(name: str, value: Any) -> str | None:
-    """What was expected of a value of TrainingArguments that makes no sense, or None if it does."""
-    if name == "deepspeed" and isinstance(value, str) and not Path(value).is_file():
-        return "a file with a DeepSpeed configuration"  # transformers would keep one half made
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    if not math.isfinite(value):
-        return "a finite number"
-    if name in _AT_LEAST_ONE and value < 1:
-        return "1 or more"
-    if name in _NOT_NEGATIVE and value < 0:
-        return "0 or more"
-    if name == "num_train_epochs" and value <= 0:
-        return "more than 0"
-    if name == "max_steps" and value < 1 and value != -1:
-        return "1 or more, or -1 to count epochs"
-    if name in _SEEDS and not 0 <= value < 2**32:
-        return "0 to 4294967295"
-    return None
-
-
-def _converted(expected: Any, value: Any, choices: Sequence[str]) -> tuple[str | None, Any]:
-    """What is wrong with a value of a field of this type, or None; and the value as the field takes it.
-
-    `choices` are those of the field, where its type does not say them.
-    """
-    adapter = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True))
-    try:
-        # Text may stand for a number or a choice; a boolean may not stand for a number.
-        converted = adapter.validate_python(value, strict=not isinstance(value, str))
-    except ValidationError as error:
-        return f"{_expectation(error.errors())}, got {value!r}", value
-    choices = [*choices, *(option.value for part in typing.get_args(expected) for option in _options(part))]
-    if choices and isinstance(value, str) and value not in choices:
-        return f"expected one of {', '.join(map(str, choices))}, got {value!r}{nearest(value, choices)}", value
-    return None, converted
-
-
-def _options(part: Any) -> list[enum.Enum]:
-    return list(part) if isinstance(part, type) and issubclass(part, enum.Enum) else []
-
-
-def _check_pruning(key: tuple, values: dict) -> dict[tuple, str]:
-    problems = _check_values(key, values, PruningConfig)
-    if problems:
-        return problems
-    try:
-        PruningConfig.from_dict(values)
-    except PruningConfigError as error:
-        for problem in error.problems:
-            name, _, message = problem.partition(": ")
-            problems[(*key, name)] = message
-    return problems
 
 
 def _explain(error: ValidationError, content: Any) -> dict[tuple, str]:
@@ -442,7 +347,7 @@ def _explain(error: ValidationError, content: Any) -> dict[tuple, str]:
         elif found[0]["type"] == "missing":
             problems[key] = "expected a value, got none"
         else:
-            problems[key] = f"{_expectation(found)}, got {found[-1]['input']!r}"
+            problems[key] = f"{expectation(found)}, got {found[-1]['input']!r}"
     return problems
 
 
@@ -457,18 +362,6 @@ def _key_in(content: Any, entry: Any) -> tuple:
             key.append(part)
             content = content[part]
     return tuple(key)
-
-
-def _expectation(entries: Sequence[Any]) -> str:
-    """`expected a valid integer or null` of several pydantic errors."""
-    wanted: dict[str, None] = {}
-    for entry in entries:
-        if entry["type"] == "too_short":
-            wanted["a list of one or more"] = None
-            continue
-        words = entry["msg"].removeprefix("Input should be ").partition(",")[0]
-        wanted[words.partition(" or instance of ")[0].replace("a valid dictionary", "a mapping")] = None
-    return f"expected {' or '.join(wanted)}"
 
 
 def _fields_at(key: tuple) -> list[str]:

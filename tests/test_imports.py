@@ -58,6 +58,7 @@ ORDER = [
     "trainer",
     "launch",
     "yaml_loader",
+    "recipe_values",
     "recipe",
     "data",
     "tasks",

@@ -22,9 +22,10 @@ $(VENV)/installed-optimizers: $(VENV)/installed
 quickstart: $(VENV)/installed
 	$(BIN)/hf-prune run recipes/quickstart.yaml
 
-# The cards in model_cards/, from real runs of the shipped recipes: recipes/NAME.yaml writes into outputs/NAME.
+# The cards in model_cards/, from real runs of shipped recipes: recipes/NAME.yaml writes into outputs/NAME.
+CARDS ?= quickstart
 cards: $(VENV)/installed
-	for recipe in $(basename $(notdir $(wildcard recipes/*.yaml))); do \
+	for recipe in $(CARDS); do \
 		$(BIN)/hf-prune run recipes/$$recipe.yaml output_dir=outputs/$$recipe && \
 		mkdir -p model_cards/$$recipe && \
 		cd outputs/$$recipe/model && \

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-deepspeed test-oldest check bench format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-oldest check bench format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ cards: $(VENV)/installed
 
 test: $(VENV)/installed-optimizers
 	$(BIN)/python -m pytest
+
+# Every architecture of transformers that can be built tiny, and docs/architectures.md: about five minutes on two cores.
+test-all: $(VENV)/installed-optimizers
+	$(BIN)/python -m pytest -m all_architectures tests/test_architectures.py
 
 # DeepSpeed on CPUs, in an environment of its own: importing it changes what other packages do.
 $(VENV)-deepspeed/installed: pyproject.toml constraints.txt

@@ -71,7 +71,7 @@ class PruningCallback(TrainerCallback):
         optimizer = kwargs.get("optimizer")
         if self.pruner is None:
             self.pruner = Pruner(model, self.config)
-        check_needs(self.pruner.configs, args)
+        check_needs(self.pruner.configs, args, with_deepspeed=bool(args.deepspeed))
         directory = self.resume_directory or _checkpoint_directory(args, state)
         if state.global_step == 0:
             self.pruner.start(state.max_steps, model, optimizer=optimizer)
@@ -177,13 +177,13 @@ class PruningCallback(TrainerCallback):
             self.pruner.stop_collecting()
 
 
-def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments) -> None:
+def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments, with_deepspeed: bool) -> None:
     """Raise PruningConfigError for a method that reads what this way of training does not show."""
     needs = {NEEDS[config.method]: config.method for config in configs if config.method in NEEDS}
-    if "gradients" in needs and args.deepspeed:
+    if "gradients" in needs and with_deepspeed:
         found = needs["gradients"]
         raise PruningConfigError([f"method: expected one that reads no gradients under DeepSpeed, got {found!r}"])
-    if args.deepspeed and any(config.adapters == "sparse_merge" for config in configs):
+    if with_deepspeed and any(config.adapters == "sparse_merge" for config in configs):
         raise PruningConfigError(["adapters: expected 'sparse_base' under DeepSpeed, got 'sparse_merge'; or use DDP"])
     if "inputs" in needs and args.torch_compile:
         found = needs["inputs"]

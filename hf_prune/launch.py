@@ -89,7 +89,13 @@ def check_engine(trainer: Trainer) -> None:
             f"{trainer.args.device.type}; launch without use_cpu, or with recipes/accelerate/ddp.yaml"
         )
     if trainer.is_deepspeed_enabled:
-        mismatches = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.mismatches
+        plugin = trainer.accelerator.state.deepspeed_plugin
+        if plugin.zero_stage == 0:
+            raise LaunchError(
+                "zero_optimization.stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train "
+                "with DDP (recipes/accelerate/ddp.yaml)"
+            )
+        mismatches = plugin.hf_ds_config.mismatches
         if mismatches:
             raise LaunchError(
                 "expected a configuration of DeepSpeed that says what the recipe says, or auto, got "

@@ -18,6 +18,7 @@ from transformers import (
     set_seed,
 )
 
+from .callback import check_needs
 from .card import write_card
 from .config import PruningConfig, PruningConfigError
 from .data import load_data
@@ -398,6 +399,16 @@ def _try_trainer(prepared: Prepared, dense: bool) -> None:
         except (ValueError, ImportError, RuntimeError, TypeError, OSError) as error:
             raise recipe.argument_error(dense, error) from error
         check_engine(trainer)
+        if not dense:
+            _check_method(prepared, trainer)
+
+
+def _check_method(prepared: Prepared, trainer: Trainer) -> None:
+    """Raise RecipeError for a method that reads what this way of training does not show."""
+    try:
+        check_needs(prepared.recipe.pruning_configs, trainer.args, trainer.is_deepspeed_enabled)
+    except PruningConfigError as error:
+        raise RecipeError([f"pruning.{problem}" for problem in error.problems]) from error
 
 
 def _check_output(output: Path) -> None:

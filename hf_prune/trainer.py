@@ -76,7 +76,7 @@ class PruningMixin(HubMixin):
             return
         assert self.model is not None  # Trainer.__init__ has made sure
         pruner = Pruner(self.model, pruning_config)
-        check_needs(pruner.configs, self.args)
+        check_needs(pruner.configs, self.args, self.is_deepspeed_enabled)
         self._pruning = PruningCallback(pruning_config, pruner, in_trainer=True)
         self.add_callback(self._pruning)
         self._never_save_token()
@@ -146,6 +146,8 @@ class PruningMixin(HubMixin):
             keep_card(folder) if self.args.should_save else nullcontext(),
         ):
             super().save_model(output_dir, _internal_call)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.accelerator.wait_for_everyone()  # a process that ended now could end the one that writes
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self._pruning is not None and self._is_of_fsdp(resume_from_checkpoint):

@@ -238,6 +238,17 @@ def test_a_recipe_runs_under_accelerate_launch(tmp_path, stage):
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model")
 
 
+def test_a_recipe_whose_method_reads_gradients_is_refused_before_anything_is_written(tmp_path):
+    save_tiny_bert(tmp_path / "model")
+    write_csv(tmp_path / "reviews.csv", reviews())
+    recipe = recipe_for(tmp_path, tmp_path, batch_size=8)
+    more = ("pruning.method=taylor", "pruning.begin=1", "training.optim=adamw_torch")
+    code, _, errors = accelerate_launch("zero2", "-m", "hf_prune", "run", recipe, *more)
+    assert code != 0
+    assert "pruning.method: expected one that reads no gradients under DeepSpeed, got 'taylor'" in errors
+    assert not (tmp_path / "out").exists()
+
+
 def test_models_are_pushed_in_one_commit_by_the_first_process(tmp_path):
     results, repos = launch_and_push(2, tmp_path, {"two": {"engine": "zero2"}, "three": {"engine": "zero3"}})
     during = ["Training in progress, step 5", "Training in progress, step 10"]

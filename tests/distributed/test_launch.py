@@ -131,7 +131,8 @@ SAID = (
 )
 
 
-def test_two_replicated_processes_write_once_what_one_would(tmp_path, material, alone):
+def test_two_replicated_processes_write_once_what_one_would(tmp_path, material, alone, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # or the tokens of the run alone would be taken
     recipe = recipe_for(tmp_path, material, batch_size=16)
     code, output, errors = launch(
         "ddp", "-m", "hf_prune", "run", recipe, "training.per_device_train_batch_size=8", timeout=200
@@ -233,7 +234,8 @@ def test_a_mistake_that_only_another_process_meets_is_told_by_that_process(tmp_p
 
 def test_a_configuration_of_deepspeed_that_contradicts_the_recipe_is_refused(monkeypatch):
     config = SimpleNamespace(mismatches=["- ds bf16.enabled=True vs hf bf16=False", "- ds a=1 vs hf b=2"])
-    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(hf_ds_config=config))
+    plugin = SimpleNamespace(hf_ds_config=config, zero_stage=2)
+    state = SimpleNamespace(deepspeed_plugin=plugin)
     accelerator = SimpleNamespace(is_fsdp2=False, state=state)
     args = SimpleNamespace(fsdp=None, deepspeed=None)
     trainer = SimpleNamespace(args=args, accelerator=accelerator, is_deepspeed_enabled=True)
@@ -241,6 +243,9 @@ def test_a_configuration_of_deepspeed_that_contradicts_the_recipe_is_refused(mon
         check_engine(trainer)
     config.mismatches = []
     check_engine(trainer)
+    plugin.zero_stage = 0
+    with pytest.raises(LaunchError, match=r"stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0"):
+        check_engine(trainer)
 
 
 def test_the_precision_of_a_deepspeed_launch_is_an_argument_and_that_of_others_is_not(monkeypatch):

@@ -144,8 +144,7 @@ class TextGeneration:
         self.section, self.generation = recipe.dataset, recipe.generation
         if recipe.metrics != ["perplexity"]:
             raise RecipeError([f"metrics: expected [perplexity] for {recipe.task}, got {recipe.metrics}"])
-        if self.section.group_by is not None:
-            raise RecipeError([f"dataset.group_by: expected none for {recipe.task}, got {self.section.group_by!r}"])
+        _refuse_groups(recipe)
 
     group_sizes: Mapping[str, int] = MappingProxyType({})
 
@@ -215,8 +214,7 @@ class Summarization:
         self.section, self.generation = recipe.dataset, recipe.generation
         self.metrics = [_load_metric(name) for name in recipe.metrics]
         self._texts: list[str] = []
-        if self.section.group_by is not None:
-            raise RecipeError([f"dataset.group_by: expected none for {recipe.task}, got {self.section.group_by!r}"])
+        _refuse_groups(recipe)
 
     group_sizes: Mapping[str, int] = MappingProxyType({})
 
@@ -301,6 +299,11 @@ TASKS: dict[str, type[Task]] = {
     "text-generation": TextGeneration,
     "summarization": Summarization,
 }
+
+
+def _refuse_groups(recipe: Recipe) -> None:
+    if recipe.dataset.group_by is not None:
+        raise RecipeError([f"dataset.group_by: expected none for {recipe.task}, got {recipe.dataset.group_by!r}"])
 
 
 def first_sentence(text: str) -> tuple[str, str]:

@@ -92,7 +92,7 @@ def alone(tmp_path_factory, material):
     return folder / "out", result
 
 
-def compare(out, alone):
+def compare(out, alone, processes=2):
     """The files and the results of a launched run, with those of the same run by one process."""
     expected_out, expected = alone
     for model in ("dense", "model"):
@@ -115,7 +115,7 @@ def compare(out, alone):
     record = json.loads((out / "model" / "run_record.json").read_text(encoding="utf-8"))
     base_model = json.loads((expected_out / "model" / "run_record.json").read_text(encoding="utf-8"))["base_model"]
     assert record["base_model"] == base_model
-    assert (record["hardware"]["processes"], record.get("latency")) == (2, None)
+    assert (record["hardware"]["processes"], record.get("latency")) == (processes, None)
     assert "**81.25% of the prunable weights" in (out / "model" / "README.md").read_text(encoding="utf-8")
     assert sorted(path.name for path in out.iterdir()) == ["dense", "model", "results.json"]
 
@@ -143,14 +143,15 @@ def test_two_replicated_processes_write_once_what_one_would(tmp_path, material, 
     compare(tmp_path / "out", alone)
 
 
-def test_two_processes_with_sharded_weights_write_once_what_one_would(tmp_path, material, alone):
-    recipe = recipe_for(tmp_path, material, batch_size=8)
+@pytest.mark.parametrize(("name", "processes"), [("fsdp2", 2), ("fsdp2_hybrid", 4)])
+def test_processes_with_sharded_weights_write_once_what_one_would(tmp_path, material, alone, name, processes):
+    recipe = recipe_for(tmp_path, material, batch_size=16 // processes)
     script = HERE / "launch_fsdp.py"
-    code, output, errors = launch("fsdp2", "--mixed_precision", "no", script, "run", recipe, timeout=200)
+    code, output, errors = launch(name, "--mixed_precision", "no", script, "run", recipe, timeout=200)
     assert code == 0, errors[-4000:]
     assert [output.count(text) for text in SAID] == [1] * len(SAID), output
-    compare(tmp_path / "out", alone)
-    assert len(mask_files(tmp_path / "out" / "model")) == 2, "the weights were not sharded"
+    compare(tmp_path / "out", alone, processes)
+    assert len(mask_files(tmp_path / "out" / "model")) == 2, "the weights were not sharded in two"
 
 
 # ---- What is refused ----

@@ -195,7 +195,9 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     # From here on no process waits for another.
     alone = trainer.args.world_size == 1  # or the latency is not measured
     dense_model = _open(prepared.task, output / "dense", dtype) if dense is not None and alone else None
-    generation = _generate(prepared, trainer, dense_model) if alone else None
+    generation = (
+        _generate(prepared, trainer, _open(prepared.task, output / "model", dtype), dense_model) if alone else None
+    )
     _write_record(prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
     files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(
@@ -282,8 +284,10 @@ def _only(source: Source, recipe: Recipe, group: str) -> Source:
     return source.model_copy(update={"rows": f"{source.rows}, {taken}" if source.rows else taken})
 
 
-def _generate(prepared: Prepared, trainer: Trainer, dense_model: PreTrainedModel | None) -> Generation | None:
-    """What the dense and the pruned model write from the same texts; None for tasks that generate nothing."""
+def _generate(
+    prepared: Prepared, trainer: Trainer, model: PreTrainedModel, dense_model: PreTrainedModel | None
+) -> Generation | None:
+    """What the saved models, pruned and dense, write from the same texts; None for tasks that generate nothing."""
     prompts = prepared.task.samples(prepared.data, prepared.tokenizer)
     if not prompts:
         return None
@@ -294,7 +298,7 @@ def _generate(prepared: Prepared, trainer: Trainer, dense_model: PreTrainedModel
             cast(Any, model).to(trainer.args.device), prepared.tokenizer, prompts, prepared.recipe.generation.options
         )
 
-    pruned = write(prepared.model)
+    pruned = write(model)
     dense = write(dense_model) if dense_model is not None else None
     return Generation(
         samples=[

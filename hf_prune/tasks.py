@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import datasets
 import numpy as np
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -327,16 +328,22 @@ class Generated:
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], options: Mapping[str, Any]
 ) -> Generated:
-    """What a model writes for each prompt, one after another, without the prompt. Options are of `generate`."""
+    """What a model writes for each prompt, one after another, without the prompt. Options are of `generate`.
+
+    A first word, which is not timed, lets the machine settle.
+    """
     texts, tokens, seconds = [], 0, 0.0
     was_training = model.training
     model.eval()
-    for prompt in prompts:
+    for index, prompt in enumerate(prompts):
         inputs = {
             name: value.to(model.device)
             for name, value in tokenizer(prompt, return_tensors="pt").items()
             if name in ("input_ids", "attention_mask")
         }
+        if index == 0:
+            with torch.random.fork_rng():
+                cast(Any, model).generate(**inputs, **{**options, "max_new_tokens": 1})
         start = time.perf_counter()
         written = cast(Any, model).generate(**inputs, **options)[0]
         seconds += time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,13 +28,16 @@ from .checkpoints import (
     rotate,
 )
 from .config import PruningConfig
+from .distillation import DistillationConfig
 from .distributed import is_fsdp_checkpoint, load_fsdp_model, load_fsdp_optimizer
 from .pruner import Pruner
 from .sigterm import save_on_sigterm_at_step_end
+from .teachers import TeacherError
 from .trainer_hub import HubMixin
+from .trainer_loss import LossMixin
 
 
-class PruningMixin(HubMixin):
+class PruningMixin(LossMixin, HubMixin):
     """Adds pruning to a Trainer class: `class PruningSFTTrainer(PruningMixin, SFTTrainer): ...`.
 
     The class takes more arguments, keyword-only:
@@ -41,6 +45,10 @@ class PruningMixin(HubMixin):
         pruning_config: a `PruningConfig`, or a list of them that apply together or one after another. With None the
             trainer is the one it extends, without any callback of ours.
         peft_config: a configuration of PEFT; the model gets its adapters. A model that has them works the same.
+        teacher_model: a model, or the path or Hub name of one, whose answers the model is to learn in training beside
+            those of the data. It is frozen and in no checkpoint; each step costs one forward pass of it. Give it again
+            to go on from a checkpoint.
+        distillation_config: a `DistillationConfig`: how much the teacher counts. Only with a teacher.
 
     Beyond what `PruningCallback` does, gradients are masked once a step, before they are clipped; `sparsity` and
     `target_sparsity` are in the logs of every reporter; every saved model has its masks beside it, and
@@ -62,8 +70,12 @@ class PruningMixin(HubMixin):
         *args: Any,
         pruning_config: PruningConfig | Sequence[PruningConfig] | None = None,
         peft_config: PeftConfig | None = None,
+        teacher_model: nn.Module | str | os.PathLike | None = None,
+        distillation_config: DistillationConfig | None = None,
         **kwargs: Any,
     ):
+        if teacher_model is None and distillation_config is not None:
+            raise TeacherError("teacher_model: expected one beside a distillation_config, got None")
         self._pruning: PruningCallback | None = None
         self._unfinished: Path | None = None
         if peft_config is not None and _takes(_extended_by(type(self)), "peft_config"):
@@ -71,7 +83,11 @@ class PruningMixin(HubMixin):
         elif peft_config is not None:
             model = kwargs.pop("model") if "model" in kwargs else next(iter(args), None)
             args, kwargs = args[1:], {"model": _with_adapters(model, peft_config), **kwargs}
+        if teacher_model is not None and _takes(_extended_by(type(self)), "teacher_model"):
+            kwargs["teacher_model"], teacher_model = teacher_model, None  # a Trainer that distils by itself
         super().__init__(*args, **kwargs)
+        if teacher_model is not None:
+            self._distil_from(teacher_model, distillation_config)
         if pruning_config is None:
             return
         assert self.model is not None  # Trainer.__init__ has made sure
@@ -95,7 +111,7 @@ class PruningMixin(HubMixin):
         ours = [
             parameter
             for name, parameter in inspect.signature(PruningMixin.__init__).parameters.items()
-            if name in ("pruning_config", "peft_config") and not _takes(extended, name)
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not _takes(extended, name)
         ]
         after = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.VAR_KEYWORD]
         before = [parameter for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD]

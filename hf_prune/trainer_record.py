@@ -1,7 +1,7 @@
 """What a Trainer knows of its run -> the record of the run."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -190,6 +190,7 @@ def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency
 
     The model sees what it takes by name of the batch that the Trainer's collator makes. The Trainer's own steps are not
     called: they may need other models, and note metrics. A dense model to compare with takes turns with the Trainer's.
+    Both compute in the precision of their weights, as they do when they are opened, whatever the Trainer trained in.
     """
     dataset: Any = trainer.eval_dataset
     if not hasattr(dataset, "__getitem__") or isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
@@ -208,7 +209,7 @@ def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency
         for model in models:
             model.eval()
         with torch.random.fork_rng(), torch.no_grad(), trainer.compute_loss_context_manager():
-            seconds, passes = measure_latency([partial(model, **inputs) for model in models])
+            seconds, passes = measure_latency([partial(_forward_of(model), **inputs) for model in models])
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
@@ -216,6 +217,11 @@ def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency
     return Latency(
         shapes=shapes, passes=passes, seconds=seconds[0], dense_seconds=seconds[1] if dense is not None else None
     )
+
+
+def _forward_of(model: nn.Module) -> Callable[..., Any]:
+    """A model's forward pass without the mixed precision that accelerate puts around it."""
+    return getattr(model, "_original_forward", model)
 
 
 def _inputs_of(model: nn.Module, batch: Any) -> dict[str, Any] | None:

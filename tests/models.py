@@ -68,7 +68,7 @@ def gpt2():
     return transformers.GPT2LMHeadModel(config)
 
 
-def t5():
+def t5(**changes):
     config = transformers.T5Config(
         vocab_size=VOCABULARY,
         d_model=16,
@@ -77,6 +77,7 @@ def t5():
         num_layers=2,
         num_heads=2,
         decoder_start_token_id=0,
+        **changes,
     )
     return transformers.T5ForConditionalGeneration(config)
 

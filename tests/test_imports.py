@@ -28,6 +28,8 @@ ORDER = [
     "patterns",
     "allocation",
     "config",
+    "distillation",
+    "teachers",
     "mask_files",
     "plan",
     "statistics",
@@ -55,6 +57,7 @@ ORDER = [
     "hub",
     "trainer_record",
     "trainer_hub",
+    "trainer_loss",
     "trainer",
     "launch",
     "yaml_loader",
@@ -127,7 +130,7 @@ def declared_packages():
 def test_only_the_standard_library_and_declared_dependencies_are_imported(module):
     _, others = imports_of(module)
     # DeepSpeed has made the parameters what they are then; and a metric of one task is told to need its package.
-    optional = {"engines": {"deepspeed"}, "metrics": {"rouge_score"}}
+    optional = {"engines": {"deepspeed"}, "teachers": {"deepspeed"}, "metrics": {"rouge_score"}}
     assert others - sys.stdlib_module_names - declared_packages() == optional.get(module, set())
 
 

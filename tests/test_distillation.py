@@ -186,11 +186,7 @@ class _Task:
         self.student.zero_grad()
         loss.backward()
         terms = {name: float(value.detach()) for name, value in terms.items()}
-        return (
-            float(loss.detach()),
-            terms,
-            {name: weight.grad.clone() for name, weight in self.student.named_parameters()},
-        )
+        return terms, {name: weight.grad.clone() for name, weight in self.student.named_parameters()}
 
     def _hidden(self, outputs, wanted, batch):
         states = outputs.get("decoder_hidden_states") or outputs.hidden_states

@@ -12,11 +12,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from transformers.modelcard import TASK_MAPPING
 
+from .citations import citations
 from .figures import Figures, total
 from .markdown import code, fence, inline, single_line
 from .metrics import lower_is_better, recovery
 from .patterns import parse_pattern
-from .record import Evaluation, Generation, RunRecord, Source
+from .record import Distillation, Evaluation, Generation, RunRecord, Source
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -69,7 +70,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
         "pruning_yaml": fence(_as_yaml({"pruning": figures.pruning}), "yaml") if figures.pruning else None,
         "arguments": list(record.training_arguments.items()),
         "limits": _limits(record),
-        "citations": _citations(figures.pruning),
+        "citations": _citations(figures, record),
         "cell": code,
         "number": lambda value: f"{value:,}",
         "percent": lambda value: f"{value:.2%}",
@@ -179,7 +180,8 @@ def _summary(figures: Figures, record: RunRecord) -> str:
     base = _shown(record.base_model) if record.base_model is not None else "A model"
     if figures.pruning and record.steps:
         methods = "; then ".join(map(_method, figures.pruning))
-        return f"{base}, fine-tuned and pruned on the way with hf-prune: {methods}."
+        distilled = "distilled" if record.distillation is not None else "fine-tuned"
+        return f"{base}, {distilled} and pruned on the way with hf-prune: {methods}."
     return f"{base}, {'pruned' if _is_pruned(figures) else 'dense'}."
 
 
@@ -457,6 +459,8 @@ def _training_lines(record: RunRecord) -> list[str]:
     lines = []
     if record.steps:
         lines.append(_trained(record))
+    if record.distillation is not None:
+        lines.append(_distilled(record.distillation))
     if record.versions:
         lines.append(", ".join(f"{inline(name)} {inline(text)}" for name, text in record.versions.items()) + ".")
     machine = record.hardware
@@ -472,6 +476,20 @@ def _training_lines(record: RunRecord) -> list[str]:
             f"CO2 equivalent, {emissions.kilowatt_hours:.4g} kWh in {emissions.seconds:.0f} s."
         )
     return lines
+
+
+def _distilled(distillation: Distillation) -> str:
+    """The teacher, and how much of the loss it was."""
+    teacher = _shown(distillation.teacher) if distillation.teacher is not None else "a teacher whose name is not known"
+    hidden = f", hidden states {_plain(distillation.hidden_weight)}" if distillation.hidden_weight else ""
+    return (
+        f"Distilled from {teacher}: weight of its answers {_plain(distillation.weight)}, temperature "
+        f"{_plain(distillation.temperature)}{hidden}."
+    )
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}"
 
 
 def _as_yaml(content: Any) -> str:
@@ -492,60 +510,7 @@ def _limits(record: RunRecord) -> list[str]:
     return lines
 
 
-_CITATIONS = {
-    "magnitude": """@inproceedings{han2015learning,
-  title = {Learning both Weights and Connections for Efficient Neural Networks},
-  author = {Han, Song and Pool, Jeff and Tran, John and Dally, William J.},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2015}
-}""",
-    "wanda": """@inproceedings{sun2024simple,
-  title = {A Simple and Effective Pruning Approach for Large Language Models},
-  author = {Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
-  booktitle = {International Conference on Learning Representations},
-  year = {2024}
-}""",
-    "taylor": """@inproceedings{molchanov2019importance,
-  title = {Importance Estimation for Neural Network Pruning},
-  author = {Molchanov, Pavlo and Mallya, Arun and Tyree, Stephen and Frosio, Iuri and Kautz, Jan},
-  booktitle = {Conference on Computer Vision and Pattern Recognition},
-  year = {2019}
-}""",
-    "cubic": """@article{zhu2017prune,
-  title = {To prune, or not to prune: exploring the efficacy of pruning for model compression},
-  author = {Zhu, Michael and Gupta, Suyog},
-  journal = {arXiv preprint arXiv:1710.01878},
-  year = {2017}
-}""",
-    "erk": """@inproceedings{evci2020rigging,
-  title = {Rigging the Lottery: Making All Tickets Winners},
-  author = {Evci, Utku and Gale, Trevor and Menick, Jacob and Castro, Pablo Samuel and Elsen, Erich},
-  booktitle = {International Conference on Machine Learning},
-  year = {2020}
-}""",
-    "n:m": """@article{mishra2021accelerating,
-  title = {Accelerating Sparse Deep Neural Networks},
-  author = {Mishra, Asit and Latorre, Jorge Albericio and Pool, Jeff and Stosic, Darko and Stosic, Dusan and
-            Venkatesh, Ganesh and Yu, Chong and Micikevicius, Paulius},
-  journal = {arXiv preprint arXiv:2104.08378},
-  year = {2021}
-}""",
-    "block": """@article{narang2017block,
-  title = {Block-Sparse Recurrent Neural Networks},
-  author = {Narang, Sharan and Undersander, Eric and Diamos, Gregory},
-  journal = {arXiv preprint arXiv:1711.02782},
-  year = {2017}
-}""",
-}
-
-
-def _citations(pruning: Sequence[Mapping[str, Any]]) -> str | None:
-    """BibTeX for the methods, schedules, scopes and patterns that were used."""
-    used: dict[str, None] = {}
-    for config in pruning:
-        if config["method"] != "keep":
-            used |= dict.fromkeys(
-                [config["method"], config["schedule"], config["scope"], parse_pattern(config["pattern"]).name]
-            )
-    found = [_CITATIONS[name] for name in used if name in _CITATIONS]
+def _citations(figures: Figures, record: RunRecord) -> str | None:
+    """BibTeX of what was used."""
+    found = citations(figures.pruning, record.distillation is not None)
     return fence("\n\n".join(found), "bibtex") if found else None

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from .allocation import SCOPES
 from .criteria import CRITERIA, NEEDS
-from .messages import nearest
+from .messages import ProblemsError, nearest
 from .patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from .schedules import SCHEDULES, resolve_step
 from .targets import ADAPTER_WAYS
@@ -25,12 +25,8 @@ FORMAT_VERSION = 1
 METHODS = (*CRITERIA, "keep")
 
 
-class PruningConfigError(ValueError):
-    """All that is wrong with a configuration; `problems` has a line each: the field, what is allowed, what came."""
-
-    def __init__(self, problems: Sequence[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+class PruningConfigError(ProblemsError):
+    """All that is wrong with a `PruningConfig`; `problems` has a line each: the field, what is allowed, what came."""
 
 
 @dataclass(frozen=True)

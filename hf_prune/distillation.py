@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .messages import nearest
+from .messages import ProblemsError, nearest
 
 # Elements of a chunk of logits in float32: what is computed of it at once stays small beside the logits.
 _CHUNK = 2**22
@@ -22,12 +22,11 @@ _CHUNK = 2**22
 IGNORED = -100  # the label of what no loss is computed of
 
 
-class DistillationConfigError(ValueError):
-    """All that is wrong with a configuration; `problems` has a line each: the field, what is allowed, what came."""
+class DistillationConfigError(ProblemsError):
+    """All that is wrong with a `DistillationConfig`; `problems` has a line each: the field, what is allowed, what came.
 
-    def __init__(self, problems: Sequence[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+    It is raised in training, too, for layers that model and teacher do not have.
+    """
 
 
 @dataclass(frozen=True)

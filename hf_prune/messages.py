@@ -1,9 +1,17 @@
-"""Words of error messages."""
+"""Error messages: their words, and errors that list several problems."""
 
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+
+class ProblemsError(ValueError):
+    """All that is wrong with a configuration; `problems` has a line each: the field, what is allowed, what came."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
 
 
 def nearest(value: Any, allowed: Sequence[str] | Mapping[str, Any]) -> str:

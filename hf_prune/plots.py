@@ -22,7 +22,13 @@ _LONGEST_NAME = 30
 def plot_schedule(
     log_history: Sequence[Mapping[str, Any]], path: Path | BinaryIO, title: str, metric: str | None = None
 ) -> None:
-    """Sparsity and losses over optimizer steps, from a Trainer's `log_history`; below it `metric`, if it is there."""
+    """Sparsity and losses over optimizer steps, from a Trainer's `log_history`; below it `metric`, if it is there.
+
+    Of a training with a teacher the loss is that of the task, which can be compared with that of the validation, and
+    the distance from the teacher is a line of its own.
+    """
+    distilled = any("task_loss" in entry for entry in log_history)
+    training_loss = "task_loss" if distilled else "loss"
     values = [entry[f"eval_{metric}"] for entry in log_history if f"eval_{metric}" in entry]
     with_metric = bool(values) and metric != "loss"
     figure = Figure(figsize=(8, 6 if with_metric else 4), layout="constrained")
@@ -33,14 +39,15 @@ def plot_schedule(
     for axis, name, label, color, style in (
         (left, "sparsity", "sparsity", _SPARSITY_COLOR, "-"),
         (left, "target_sparsity", "target sparsity", _SPARSITY_COLOR, ":"),
-        (right, "loss", "training loss", _LOSS_COLOR, "-"),
+        (right, training_loss, "training loss", _LOSS_COLOR, "-"),
         (right, "eval_loss", "validation loss", _LOSS_COLOR, "o--"),
+        (right, "distillation_loss", "distance from the teacher", _LOSS_COLOR, ":"),
     ):
         lines += _draw(axis, log_history, name, label, color, style)
     left.set(ylabel="sparsity", ylim=(0, 1), title=title)
     left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     right.set(ylabel="loss")
-    losses = [entry[name] for entry in log_history for name in ("loss", "eval_loss") if name in entry]
+    losses = [entry[name] for entry in log_history for name in (training_loss, "eval_loss") if name in entry]
     if not any(loss < 0 for loss in losses):
         right.set_ylim(bottom=0)
     if with_metric:

@@ -22,9 +22,10 @@ from pydantic import (
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .config import PruningConfig
+from .distillation import DistillationConfig
 from .launch import check_launch, check_processes, deepspeed_precision, launched_processes, needs_cpu
-from .messages import nearest, nearest_beside, one_line
-from .recipe_values import check_pruning, check_values, expectation
+from .messages import ProblemsError, nearest, nearest_beside, one_line
+from .recipe_values import check_config, check_values, expectation
 from .yaml_loader import DuplicateKeyError, Loader, lines_of_keys
 
 _PACKAGE_SCHEME = "package:"
@@ -35,12 +36,8 @@ _ARGUMENTS: dict[str, type[TrainingArguments]] = {"summarization": Seq2SeqTraini
 _DEFAULTS: dict[str, dict[str, Any]] = {"summarization": {"predict_with_generate": True}}
 
 
-class RecipeError(ValueError):
+class RecipeError(ProblemsError):
     """What is wrong with a recipe: a line for each problem, with where, what was expected, and what came."""
-
-    def __init__(self, problems: Sequence[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
 
 
 @dataclass(frozen=True)
@@ -141,8 +138,9 @@ class Recipe(_Section):
     """A whole run: fine-tune dense, then prune from there.
 
     `training` holds `TrainingArguments` of both runs; `dense` those that differ for the dense one, or null to prune
-    from the start without a dense baseline. `pruning` is one `PruningConfig` or a list. The first of `metrics` is the
-    one that recovery is measured by.
+    from the start without a dense baseline. `pruning` is one `PruningConfig` or a list. `distillation`, if it is there,
+    holds the fields of a `DistillationConfig`, and as `teacher` the model to distil from, named as `model.name` is:
+    without one it is the model of the dense run. The first of `metrics` is the one that recovery is measured by.
     """
 
     task: Literal["text-classification", "text-generation", "summarization"]
@@ -154,6 +152,7 @@ class Recipe(_Section):
     training: dict[str, Any]
     dense: dict[str, Any] | None = {}
     pruning: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    distillation: dict[str, Any] | None = None
     _places: Places | None = PrivateAttr(default=None)
 
     def place(self, error: "RecipeError") -> "RecipeError":
@@ -168,6 +167,21 @@ class Recipe(_Section):
         """The pruning configurations as objects."""
         sections = self.pruning if isinstance(self.pruning, list) else [self.pruning]
         return [PruningConfig.from_dict(section) for section in sections]
+
+    @property
+    def distillation_config(self) -> DistillationConfig | None:
+        """How to distil, or None."""
+        if self.distillation is None:
+            return None
+        return DistillationConfig.from_dict(
+            {name: value for name, value in self.distillation.items() if name != "teacher"}
+        )
+
+    @property
+    def teacher(self) -> str | None:
+        """The model to distil from, by its name on the Hub or its path; None for that of the dense run."""
+        name = (self.distillation or {}).get("teacher")
+        return resolve_name("distillation.teacher", name) if name is not None else None
 
     def training_arguments(self, dense: bool = False, **changes: Any) -> TrainingArguments:
         """The arguments of the pruned run, or of the dense one, whose checkpoints and logs go into `dense/`.
@@ -257,7 +271,7 @@ def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
     for override in overrides:
         _apply_override(values, override.removeprefix("pruning."))
     places = Places("command line", {})
-    problems = [places.problem(key, message) for key, message in check_pruning((), values).items()]
+    problems = [places.problem(key, message) for key, message in check_config((), values, PruningConfig).items()]
     if problems:
         raise RecipeError(problems)
     return PruningConfig.from_dict(values)
@@ -325,9 +339,25 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
     for index, values in sections:
         if isinstance(values, dict):
             key = ("pruning",) if index is None else ("pruning", index)
-            problems.update(check_pruning(key, values))
+            problems.update(check_config(key, values, PruningConfig))
+    problems.update(_check_distillation(content))
     inner = {key[:length] for key in problems for length in range(len(key))}
     return [(key, message) for key, message in problems.items() if key not in inner]
+
+
+def _check_distillation(content: dict) -> dict[tuple, str]:
+    section = content.get("distillation")
+    if not isinstance(section, dict):
+        return {}
+    teacher = section.get("teacher")
+    fields = {name: value for name, value in section.items() if name != "teacher"}
+    problems = check_config(("distillation",), fields, DistillationConfig)
+    section.update(fields)  # in their converted form
+    if teacher is not None and not isinstance(teacher, str):
+        problems[("distillation", "teacher")] = f"expected the name of a model or its folder, got {teacher!r}"
+    if teacher is None and "dense" in content and content["dense"] is None:
+        problems[("distillation", "teacher")] = "expected a model to distil from where there is no dense run, got none"
+    return problems
 
 
 def _arguments_of(task: Any) -> type[TrainingArguments]:

@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from .config import PruningConfig, PruningConfigError
-from .messages import nearest
+from .config import PruningConfig
+from .distillation import DistillationConfig
+from .messages import ProblemsError, nearest
 
 _OUR_ARGUMENTS = ("output_dir",)
 
@@ -95,14 +96,14 @@ def _options(part: Any) -> list[enum.Enum]:
     return list(part) if isinstance(part, type) and issubclass(part, enum.Enum) else []
 
 
-def check_pruning(key: tuple, values: dict) -> dict[tuple, str]:
-    """All that is wrong with a section of a pruning configuration, by its keys."""
-    problems = check_values(key, values, PruningConfig)
+def check_config(key: tuple, values: dict, config: type[PruningConfig] | type[DistillationConfig]) -> dict[tuple, str]:
+    """All that is wrong with a section that holds the fields of a configuration, by its keys."""
+    problems = check_values(key, values, config)
     if problems:
         return problems
     try:
-        PruningConfig.from_dict(values)
-    except PruningConfigError as error:
+        config.from_dict(values)
+    except ProblemsError as error:
         for problem in error.problems:
             name, _, message = problem.partition(": ")
             problems[(*key, name)] = message

@@ -63,6 +63,16 @@ class Evaluation(Part):
         return self
 
 
+class Distillation(Part):
+    """The teacher, where it has a name, and the fields of a `DistillationConfig`."""
+
+    teacher: Source | None
+    temperature: float
+    weight: float
+    hidden_weight: float = 0.0
+    hidden_layers: list[list[int]] | None = None
+
+
 class Latency(Part):
     """Median seconds of a forward pass on one batch of these input shapes, over so many passes."""
 
@@ -130,6 +140,7 @@ class RunRecord(Part):
     base_model: Source | None = None
     pruning: list[dict[str, Any]] = []
     target_sparsity: float | None = None
+    distillation: Distillation | None = None
     steps: int | None = None
     kept_step: int | None = None
     epochs: float | None = None

@@ -36,6 +36,7 @@ from .record import Evaluation, Generation, Sample, Source, save_record, saved_f
 from .report import Report, make_report, weight_files
 from .targets import TargetError
 from .tasks import TASKS, Generated, Scores, Task, generate
+from .teachers import TeacherError, find_teacher
 from .trainer import training_steps, whole_state_dict
 from .trainer_record import Given, measure_trainer, record_of
 
@@ -251,6 +252,11 @@ def _write_record(
         latency=measure_trainer(trainer, dense_model),
         given=Given(model_name=Path(recipe.output_dir).resolve().name),
     )
+    if record.distillation is not None and recipe.teacher is None:
+        dense_run = Source(name="the dense run of the recipe")
+        record = record.model_copy(
+            update={"distillation": record.distillation.model_copy(update={"teacher": dense_run})}
+        )
     tested = _describe_data(prepared, "test")
     evaluations = [
         Evaluation(
@@ -364,6 +370,12 @@ def _describe_data(prepared: Prepared, part: str) -> Source:
 def _make_trainer(prepared: Prepared, dense: bool) -> Trainer:
     stock, pruning = prepared.task.trainers
     extra: dict[str, Any] = {} if dense else {"pruning_config": prepared.recipe.pruning_configs}
+    if not dense and prepared.recipe.distillation_config is not None:
+        wait_for_all()  # the first process saves the dense model
+        extra |= {
+            "teacher_model": prepared.recipe.teacher or Path(prepared.recipe.output_dir, "dense"),
+            "distillation_config": prepared.recipe.distillation_config,
+        }
     with wrapping_layers(prepared.model):
         return (stock if dense else pruning)(
             model=prepared.model,
@@ -405,6 +417,7 @@ def _try_trainer(prepared: Prepared, dense: bool) -> None:
         check_engine(trainer)
         if not dense:
             _check_method(prepared, trainer)
+            _check_teacher(prepared)
 
 
 def _check_method(prepared: Prepared, trainer: Trainer) -> None:
@@ -413,6 +426,18 @@ def _check_method(prepared: Prepared, trainer: Trainer) -> None:
         check_needs(prepared.recipe.pruning_configs, trainer.args, trainer.is_deepspeed_enabled)
     except PruningConfigError as error:
         raise RecipeError([f"pruning.{problem}" for problem in error.problems]) from error
+
+
+def _check_teacher(prepared: Prepared) -> None:
+    """Raise RecipeError for a teacher that cannot be opened or does not fit; that of the dense run does."""
+    name = prepared.recipe.teacher
+    if name is None:
+        return
+    try:
+        find_teacher(name, prepared.model)
+    except (TeacherError, OSError, ValueError) as error:
+        message = one_line(error).removeprefix("teacher_model: ")
+        raise RecipeError([f"distillation.teacher: {message}"]) from error
 
 
 def _check_output(output: Path) -> None:

@@ -26,7 +26,7 @@ from .describe import (
     thin_history,
     versions,
 )
-from .record import Evaluation, Latency, RunRecord, SavedFile, Source
+from .record import Distillation, Evaluation, Latency, RunRecord, SavedFile, Source
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def record_of(
         update={
             "pruning": [config.to_dict() for config in configs],
             "target_sparsity": target_sparsity,
+            "distillation": _distillation(trainer),
             "steps": trainer.state.global_step,
             "kept_step": kept_step,
             "epochs": trainer.state.epoch,
@@ -118,6 +119,16 @@ def _base_model(trainer: Trainer, given: Given) -> Source | None:
         return None
     revision = getattr(config, "_commit_hash", None)
     return describe_base(name_or_path, given.finetuned_from, revision)[0]
+
+
+def _distillation(trainer: Trainer) -> Distillation | None:
+    """How a Trainer distilled, and from which model, as that model's configuration knows it."""
+    config, teacher = getattr(trainer, "distillation", None), getattr(trainer, "teacher", None)
+    if config is None:
+        return None
+    name = getattr(getattr(teacher, "config", None), "_name_or_path", None)
+    revision = getattr(getattr(teacher, "config", None), "_commit_hash", None)
+    return Distillation(teacher=describe_base(name, None, revision)[0] if name else None, **config.to_dict())
 
 
 def _tags_of(trainer: Trainer) -> list[str]:

@@ -4,6 +4,8 @@ import pytest
 import torch
 import transformers
 from models import bert, llama, t5, training_arguments
+from peft import LoraConfig
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import TrainerCallback
 
@@ -12,6 +14,7 @@ from hf_prune import (
     DistillationConfigError,
     PruningConfig,
     PruningTrainer,
+    TeacherError,
     distillation,
 )
 from hf_prune.distillation import binary_divergence, divergence, hidden_difference, item_mask, layer_pairs
@@ -155,7 +158,7 @@ class _Task:
         return collate([dict(example) for example in self.examples])
 
     def reference(self, config, smoothing=0.0):
-        """The gradients of the plain loss."""
+        """The terms of the plain loss, and its gradients."""
         batch = self.whole()
         labels = batch["labels"]
         outputs = self.student(**batch, output_hidden_states=True)
@@ -320,3 +323,179 @@ def test_hidden_states_are_matched_however_the_batch_is_split(tmp_path, task, wa
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
     logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert logged["hidden_loss"] == pytest.approx(terms["hidden_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("task", [classification, causal, sequence_to_sequence], ids=lambda task: task.__name__)
+def test_label_smoothing_is_of_the_task_alone(tmp_path, task, way):
+    config = DistillationConfig(temperature=2.0, weight=0.4)
+    task = task()
+    if task.student.config.is_encoder_decoder:  # the stock Trainer needs it, for the model then sees no labels
+        task.collator = lambda examples: _with_decoder_inputs(task.teacher, examples)
+    _, expected = task.reference(config, smoothing=0.1)
+    _, gradients = _train(task, tmp_path, config, *WAYS[way], label_smoothing_factor=0.1)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+
+
+def _with_decoder_inputs(model, examples):
+    batch = transformers.default_data_collator(examples)
+    return batch | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])}
+
+
+def test_a_loss_of_ones_own_is_mixed_with_the_teachers(tmp_path):
+    def summed(outputs, labels, num_items_in_batch=None):
+        return functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    config, task = DistillationConfig(), classification()
+    _, expected = task.reference(config)
+    seen = _Gradients()
+    trainer = PruningTrainer(
+        model=task.student,
+        args=training_arguments(
+            tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=1, max_grad_norm=0
+        ),
+        train_dataset=task.examples,
+        compute_loss_func=summed,
+        teacher_model=task.teacher,
+        distillation_config=config,
+        callbacks=[seen],
+    )
+    trainer.train()
+    torch.testing.assert_close(seen.first, expected, rtol=1e-4, atol=1e-6)
+
+
+# ---- Training with a teacher ----
+
+
+def _trainer(directory, task, teacher, **arguments):
+    return PruningTrainer(
+        model=task.student,
+        args=training_arguments(directory, **{"max_steps": 6, "per_device_train_batch_size": 4} | arguments),
+        train_dataset=task.examples,
+        eval_dataset=task.examples,
+        pruning_config=CONFIG,
+        teacher_model=teacher,
+    )
+
+
+def test_the_teacher_is_asked_once_a_batch_is_left_as_it_is_and_in_no_checkpoint(tmp_path):
+    task = causal()
+    before = {name: weight.clone() for name, weight in task.teacher.state_dict().items()}
+    asked, modes = [], []
+    task.teacher.register_forward_hook(lambda module, inputs, outputs: asked.append(outputs.logits.requires_grad))
+    task.teacher.register_forward_hook(lambda module, inputs, outputs: modes.append(module.training))
+    trainer = _trainer(tmp_path, task, task.teacher, save_strategy="steps", save_steps=3, gradient_accumulation_steps=2)
+    trainer.train()
+    assert asked == [False] * 12  # six steps of two micro-batches
+    assert not any(modes)
+    assert not any(parameter.requires_grad for parameter in trainer.teacher.parameters())
+    for name, weight in task.teacher.state_dict().items():
+        assert torch.equal(weight, before[name])
+    saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert set(saved) == set(task.student.state_dict())
+    assert trainer.pruner.sparsity == 0.5
+    trainer.evaluate()
+    assert len(asked) == 12
+
+
+def test_a_teacher_is_opened_from_its_folder(tmp_path):
+    task = classification()
+    task.teacher.save_pretrained(tmp_path / "teacher")
+    trainer = _trainer(tmp_path / "run", task, str(tmp_path / "teacher"))
+    for name, weight in trainer.teacher.state_dict().items():
+        assert torch.equal(weight, task.teacher.state_dict()[name])
+    assert not trainer.teacher.training
+    trainer.train()
+
+
+def test_a_training_with_a_teacher_goes_on_exactly(tmp_path):
+    def weights(directory, resume=None, **arguments):
+        task = classification()
+        trainer = _trainer(directory, task, task.teacher, save_strategy="steps", save_steps=3, **arguments)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.state_dict()
+
+    whole = weights(tmp_path / "whole")
+    again = weights(tmp_path / "again", resume=str(tmp_path / "whole" / "checkpoint-3"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_teacher_alone_trains_without_pruning(tmp_path):
+    task = classification()
+    trainer = PruningTrainer(
+        model=task.student,
+        args=training_arguments(tmp_path, max_steps=40, learning_rate=1e-2, optim="adamw_torch", logging_steps=1),
+        train_dataset=task.examples,
+        teacher_model=task.teacher,
+        distillation_config=DistillationConfig(weight=1.0),
+    )
+    trainer.train()
+    distances = [entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry]
+    assert trainer.pruner is None
+    assert distances[-1] < distances[0] / 10
+
+
+def test_adapters_learn_from_the_model_under_them(tmp_path):
+    task = causal()
+    trainer = PruningTrainer(
+        model=task.student,
+        args=training_arguments(tmp_path, max_steps=6),
+        train_dataset=task.examples,
+        pruning_config=CONFIG,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]),
+        teacher_model=task.teacher,
+    )
+    trainer.train()
+    assert trainer.pruner.sparsity == 0.5
+    assert "distillation_loss" in next(entry for entry in trainer.state.log_history if "loss" in entry)
+
+
+# ---- What is refused ----
+
+
+def _refusal(directory, student, teacher):
+    with pytest.raises(TeacherError) as caught:
+        PruningTrainer(
+            model=student,
+            args=training_arguments(directory),
+            train_dataset=_ragged(),
+            teacher_model=teacher,
+        )
+    return str(caught.value)
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_training(tmp_path):
+    model = llama()
+    assert "shares weights with it" in _refusal(tmp_path, model, model)
+    assert "vocabulary of 64 tokens, got 80" in _refusal(tmp_path, model, llama(vocab_size=80))
+    assert "the model's 3 labels, got 2" in _refusal(tmp_path, bert(num_labels=3), bert())
+    names = [{"id2label": {0: first, 1: second}} for first, second in (("good", "bad"), ("bad", "good"))]
+    assert "expected the model's labels" in _refusal(tmp_path, *(bert(**labels) for labels in names))
+    with pytest.raises(TeacherError, match="expected one beside a distillation_config, got None"):
+        PruningTrainer(
+            model=model, args=training_arguments(tmp_path), distillation_config=DistillationConfig(), train_dataset=[]
+        )
+
+
+def test_layers_that_cannot_be_compared_are_told(tmp_path):
+    task = causal()
+    for teacher, config, message in (
+        (llama(num_hidden_layers=3), DistillationConfig(hidden_weight=1.0), "the model has 2 layers and the teacher 3"),
+        (llama(hidden_size=32), DistillationConfig(hidden_weight=1.0), "hidden states of different shapes"),
+    ):
+        task.teacher = teacher
+        with pytest.raises(DistillationConfigError, match=message):
+            _train(task, tmp_path, config, 4, 1)
+
+
+def test_a_model_without_logits_for_each_label_is_told(tmp_path):
+    encoder = transformers.BertForQuestionAnswering(bert().config)
+    teacher = transformers.BertForQuestionAnswering(bert().config)
+    examples = [
+        {"input_ids": example["input_ids"], "start_positions": torch.tensor(1), "end_positions": torch.tensor(2)}
+        for example in _ragged()
+    ]
+    task = _Task(bert, examples)
+    task.student, task.teacher = encoder, teacher
+    with pytest.raises(TeacherError, match="expected inputs with labels to distil, got input_ids, start_positions"):
+        _train(task, tmp_path, None, 4, 1)

@@ -50,6 +50,7 @@ ORDER = [
     "describe",
     "figures",
     "card_merge",
+    "citations",
     "card_text",
     "card",
     "push_plan",

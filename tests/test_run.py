@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import hf_prune.data
-from hf_prune import PruningConfigError, TargetError
+from hf_prune import DistillationConfig, PruningConfigError, TargetError
 from hf_prune.recipe import DatasetSection, Recipe, RecipeError, load_recipe
+from hf_prune.record import load_record
 from hf_prune.report import Report, ReportError, TensorReport
 from hf_prune.run import RunResult, prepare, run
 
@@ -907,6 +908,59 @@ def test_texts_that_are_longer_than_the_model_can_take_are_refused_before_traini
     line = refusal(tmp_path, material, dataset__name=name, dataset__max_length=64)
     assert "dataset.max_length" in line
     assert "32" in line
+
+
+# ---- Distillation ----
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory, material):
+    folder = tmp_path_factory.mktemp("distilled")
+    path = write_recipe(folder, material, dense={}, distillation={"temperature": 3, "weight": "0.25"})
+    result, said = quiet_run(path)
+    return {"out": folder / "out", "result": result, "said": said}
+
+
+def test_a_recipe_distils_from_its_own_dense_run(distilled):
+    record = load_record(distilled["out"] / "model")
+    assert record.distillation.teacher.name == "the dense run of the recipe"
+    assert (record.distillation.temperature, record.distillation.weight) == (3.0, 0.25)
+    for entry in record.history:
+        if "loss" in entry:
+            mixed = 0.75 * entry["task_loss"] + 0.25 * entry["distillation_loss"]
+            assert entry["loss"] == pytest.approx(mixed, abs=2e-4)
+    first = next(entry for entry in record.history if "loss" in entry)
+    assert first["distillation_loss"] == pytest.approx(0, abs=1e-6)  # it begins as the model of the dense run
+    card = (distilled["out"] / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Distilled from `the dense run of the recipe`: weight of its answers 0.25, temperature 3." in card
+    assert "distilled and pruned on the way" in card
+    assert "Distilling the Knowledge in a Neural Network" in card
+
+
+def test_a_recipe_distils_from_a_model_that_it_names(distilled, material, tmp_path):
+    teacher = distilled["out"] / "dense"
+    path = write_recipe(tmp_path, material, distillation={"teacher": str(teacher)})
+    quiet_run(path)
+    record = load_record(tmp_path / "out" / "model")
+    assert record.distillation.teacher.name == "dense"
+    assert record.distillation.temperature == DistillationConfig().temperature
+
+
+def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(material, tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=3
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "teacher")
+    path = write_recipe(tmp_path, material, distillation={"teacher": str(tmp_path / "teacher")})
+    before = tree(tmp_path)
+    with pytest.raises(
+        RecipeError, match=r"recipe.yaml:\d+: distillation.teacher: expected the model's 2 labels, got 3"
+    ):
+        quiet_run(path)
+    path.write_text(path.read_text().replace(str(tmp_path / "teacher"), str(tmp_path / "techer")))
+    with pytest.raises(RecipeError, match=r"distillation.teacher: expected a file or folder, found nothing.*'teacher'"):
+        quiet_run(path)
+    assert set(tree(tmp_path)) == set(before)
 
 
 # ---- What the saved models say in a process that never imports this package ----

@@ -92,7 +92,12 @@ def test_the_signature_is_the_stock_one_with_keyword_only_additions(ours, stock)
     ours, stock = (list(inspect.signature(cls).parameters.values()) for cls in (ours, stock))
     additions = [parameter for parameter in ours if parameter not in stock]
     assert [parameter for parameter in ours if parameter not in additions] == stock
-    assert [parameter.name for parameter in additions] == ["pruning_config", "peft_config"]
+    assert [parameter.name for parameter in additions] == [
+        "pruning_config",
+        "peft_config",
+        "teacher_model",
+        "distillation_config",
+    ]
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in additions)
     assert additions[0].default is None
 

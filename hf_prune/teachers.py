@@ -94,7 +94,8 @@ def _with_zero_three(teacher: nn.Module, config: Mapping[str, Any]) -> nn.Module
         settings.pop(training_only, None)
     settings["zero_optimization"].pop("offload_optimizer", None)
     engine, *_ = deepspeed.initialize(model=teacher, config=settings)
-    return cast(nn.Module, engine).eval()
+    engine.eval()
+    return cast(nn.Module, engine)
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ WINDOW = {"begin": 2, "end": 8, "frequency": 2}
 GLOBAL = {"sparsity": 0.5, "scope": "global", **WINDOW}
 INPUTS = {"method": "wanda", "sparsity": 0.5, "schedule": "one_shot", "begin": 4}
 GRADIENTS = {"method": "taylor", "sparsity": 0.5, "scope": "global", "schedule": "one_shot", "begin": 4}
+DISTILLED = {"model": "llama", "configs": [GLOBAL], "distilled": {"weight": 0.6, "hidden_weight": 0.5}}
 SAVE = {"save_strategy": "steps", "save_steps": 5}
 # The metric is the number of the evaluation, the lower the better: the first is before pruning has ended, at step 4.
 BEST = {

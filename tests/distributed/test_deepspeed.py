@@ -9,6 +9,7 @@ import pytest
 import torch
 from launching import (
     BEST,
+    DISTILLED,
     GLOBAL,
     GRADIENTS,
     INPUTS,
@@ -78,6 +79,7 @@ def trained(tmp_path_factory):
             "compiled": {"configs": [LAYER_WISE], "arguments": COMPILED},
             "inputs": {"model": "gpt2", "configs": [INPUTS], "compare": False},
             "best": {"arguments": BEST, "weights_at": [8]},
+            "distilled": DISTILLED,
         }.items()
     }
     cases["plain 1"] = {"engine": "zero1", "configs": [GLOBAL], "model": "bert"}
@@ -97,11 +99,26 @@ def alone(tmp_path_factory):
         "plain": case,
         "callback": case | {"arguments": BEST | batches, "callback": True},
         "inputs": case | {"model": "gpt2", "configs": [INPUTS], "compare": False},
+        "distilled": case | DISTILLED,
     }
     return launch(1, tmp_path_factory.mktemp("alone"), cases)
 
 
-KINDS = ("plain", "bf16", "fp16", "groups", "accumulation", "offload", "frozen", "compiled", "inputs", "best")
+OTHERS = [("offload", "plain"), ("callback", "callback"), ("inputs", "inputs"), ("distilled", "distilled")]
+
+KINDS = (
+    "plain",
+    "bf16",
+    "fp16",
+    "groups",
+    "accumulation",
+    "offload",
+    "frozen",
+    "compiled",
+    "inputs",
+    "best",
+    "distilled",
+)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -128,7 +145,7 @@ def test_processes_train_what_one_trains_to_rounding(trained, alone, stage):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize(("name", "expected"), [("offload", "plain"), ("callback", "callback"), ("inputs", "inputs")])
+@pytest.mark.parametrize(("name", "expected"), OTHERS)
 def test_other_runs_train_what_one_process_trains_to_rounding(trained, alone, name, expected, stage):
     assert_alike(alone[expected], trained[1][f"{name} {stage}"])
 

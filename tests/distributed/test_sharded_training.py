@@ -4,6 +4,7 @@ import pytest
 import torch
 from launching import (
     BEST,
+    DISTILLED,
     GLOBAL,
     GRADIENTS,
     INPUTS,
@@ -88,6 +89,7 @@ def trained(tmp_path_factory):
         "inputs": {"engine": "fsdp", "model": "gpt2", "configs": [INPUTS], "compare": False},
         "gradients": {"engine": "fsdp", "model": "gpt2", "configs": [GRADIENTS], "compare": False},
         "dense": {"engine": "fsdp", "model": "bert", "configs": [{"method": "keep"}], "compare": False},
+        "distilled": {"engine": "fsdp", **DISTILLED, "arguments": SAVE},
     } | in_a_stock_trainer("fsdp", directory, "callback")
     return directory, launch(3, directory, cases)
 
@@ -95,6 +97,7 @@ def trained(tmp_path_factory):
 SPARSITY = {
     **{"whole": 0.5, "sharded": 0.5, "experts": 0.6, "blocks": 0.5, "groups": 0.5},
     **{"twice": 0.5, "one after another": 0.6, "compiled": 0.5, "dense": 0.0, "inputs": 0.5, "gradients": 0.5},
+    "distilled": 0.5,
 }
 
 
@@ -167,11 +170,12 @@ def alone(tmp_path_factory):
             "arguments": arguments,
             "compare": False,
         },
+        "distilled": {"engine": "ddp", **DISTILLED, "arguments": arguments},
     }
     return launch(1, tmp_path_factory.mktemp("alone"), cases)
 
 
-@pytest.mark.parametrize("name", ["whole", "callback", "groups", "inputs", "gradients"])
+@pytest.mark.parametrize("name", ["whole", "callback", "groups", "inputs", "gradients", "distilled"])
 def test_processes_train_what_one_trains_to_rounding(trained, alone, name):
     """Losses, gradient norms (masked gradients do not count in them) and weights, from the same batches."""
     assert_alike(alone[name], trained[1][name])

@@ -22,9 +22,9 @@ from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, set_seed
 
-from hf_prune import Pruner, PruningCallback, PruningConfig, PruningTrainer
+from hf_prune import DistillationConfig, Pruner, PruningCallback, PruningConfig, PruningTrainer
 from hf_prune.config import PruningConfigError
-from hf_prune.distributed import PlacementError
+from hf_prune.distributed import PlacementError, reshard
 from hf_prune.mask_files import read_masks
 from hf_prune.optimizers import base_optimizer
 from hf_prune.regions import whole
@@ -277,8 +277,22 @@ def make_trainer(directory, case, configs):
     if case.get("callback"):
         pruning = PruningCallback(configs)
         return Trainer(**arguments, callbacks=[pruning]), pruning
+    if "distilled" in case:
+        set_seed(1)
+        arguments["teacher_model"] = ARCHITECTURES[case["model"]].build()
+        arguments["distillation_config"] = DistillationConfig(**case["distilled"])
+        set_seed(0)
     trainer = PruningTrainer(**arguments, pruning_config=configs)
     return trainer, trainer._pruning
+
+
+def check_teacher(trainer, before, engine):
+    """The teacher lies as the engine has models, and is what it was."""
+    reshard(trainer.teacher)
+    for name, parameter in trainer.teacher.named_parameters():
+        assert isinstance(parameter, DTensor) == (engine in ("fsdp", "hsdp")), name
+        assert hasattr(parameter, "ds_id") == (engine == "zero3"), name
+        assert torch.equal(whole_tensor(parameter).cpu(), before[name]), name
 
 
 def train_again(trainer, pruning):
@@ -307,6 +321,7 @@ def run(directory, case):
     configs = [PruningConfig(**config) for config in case["configs"]]
     trainer, pruning = make_trainer(directory, case, configs)
     compared = None
+    teacher = dict(copy.deepcopy(trainer.teacher).named_parameters()) if "distilled" in case else None
     if case.get("compare", True):
         compared = ComparedUpdates(trainer, pruning, configs, case.get("resume"))
         trainer.add_callback(compared)
@@ -329,6 +344,8 @@ def run(directory, case):
     if case.get("twice"):
         train_again(trainer, pruning)
     check_engine(pruning.pruner, case["engine"])
+    if teacher is not None:
+        check_teacher(trainer, teacher, case["engine"])
     if not trainer.args.load_best_model_at_end:  # DeepSpeed lets go of moments when it loads
         check_moments(trainer, pruning.pruner, case["engine"])
     if case.get("push"):

@@ -304,16 +304,21 @@ def describe_base(
     `name_or_path` is a folder or a name on the Hub; `hub_name` is what a folder's model is called there.
     """
     folder = Path(name_or_path)
+    card_file = folder / "README.md"
     if not folder.is_dir() and hub_name is None:
         hub_name = name_or_path if is_hub_name(name_or_path) else None
     shown = hub_name or folder.name or name_or_path
-    try:
-        card = ModelCard.load(folder / "README.md" if folder.is_dir() else name_or_path, ignore_metadata_errors=True)
-        data = card.data.to_dict()
-        problem = None if _texts(data.get("license")) else f"the card of {shown} names no license"
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        # No such file, no network, no such name, or a card that is none.
-        data, problem = {}, f"the card of {shown} cannot be read: {type(error).__name__}"
+    data: dict[str, Any] = {}
+    if folder.is_dir() and not card_file.is_file():
+        problem: str | None = f"the folder of {shown} has no card (README.md)"
+    else:
+        try:
+            card = ModelCard.load(card_file if folder.is_dir() else name_or_path, ignore_metadata_errors=True)
+            data = card.data.to_dict()
+            problem = None if _texts(data.get("license")) else f"the card of {shown} names no license"
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            # No network, no such name, or a card that is none.
+            problem = f"the card of {shown} cannot be read: {type(error).__name__}"
     license_name = next(iter(_texts(data.get("license"))), None)
     source = Source(
         name=shown,

@@ -157,9 +157,10 @@ def find_targets(
 ) -> list[Target]:
     """The tensors to prune, in the model's order, a tied one once.
 
-    By default: weights of Linear, Conv1D, Conv1d and Conv2d inside a repeated stack of layers, and the 3-D weights of
-    expert modules there; not task heads, routers or adapters, nor weights that are shared with an embedding,
-    parametrised or quantised. With `adapters="sparse_adapters"`, the matrices of PEFT's adapters instead.
+    By default: weights of Linear, Conv1D, Conv1d and Conv2d, and of other modules with a weight of `(out_features,
+    in_features)`, inside a repeated stack of layers, and the 3-D weights of expert modules there; not task heads,
+    routers or adapters, nor weights that are shared with an embedding, parametrised or quantised. With
+    `adapters="sparse_adapters"`, the matrices of PEFT's adapters instead.
     `targets` replaces that by regular expressions that must match a whole parameter name; a 1-D parameter is taken only
     by an expression that is its name. `exclude` subtracts by the same kind of expressions.
 
@@ -245,7 +246,7 @@ def _layouts(model: nn.Module) -> dict[str, str]:
             elif isinstance(module, _CONVOLUTIONS) and dims in (3, 4):
                 layout = "convolution"
             elif _is_experts(module) and dims == 3:
-                layout = "experts_transposed" if module.is_transposed else "experts"
+                layout = "experts_transposed" if getattr(module, "is_transposed", False) else "experts"
             elif dims == 2:
                 layout = "matrix"
             else:
@@ -265,7 +266,7 @@ def _default_names(model: nn.Module) -> set[str]:
             continue
         for parameter_name, parameter in module.named_parameters(prefix=module_name, recurse=False):
             own_name = parameter_name.rsplit(".", 1)[-1]
-            is_weight = own_name == "weight" and isinstance(module, (nn.Linear, Conv1D, *_CONVOLUTIONS))
+            is_weight = own_name == "weight" and _is_layer(module)
             is_expert_weight = _is_experts(module) and len(shape_of(parameter)) == 3
             is_plain = parameter.is_floating_point() and type(parameter).__name__ not in _PACKED
             if (is_weight or is_expert_weight) and is_plain and id(parameter) not in embeddings:
@@ -290,9 +291,24 @@ def _is_quantized(model: nn.Module) -> bool:
     return any(getattr(module, "is_quantized", False) for module in model.modules())
 
 
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is a linear layer or convolution, by its class or by what its weight looks like."""
+    if isinstance(module, (nn.Linear, Conv1D, *_CONVOLUTIONS)):
+        return True
+    return _has_weight_of(module, "out_features", "in_features")
+
+
 def _is_experts(module: nn.Module) -> bool:
-    """Whether a module holds fused experts: transformers marks each such class with `is_transposed`."""
-    return isinstance(getattr(module, "is_transposed", None), bool) and hasattr(module, "has_gate")
+    """Whether a module holds fused experts: transformers marks most such classes; or by what its weight looks like."""
+    if isinstance(getattr(module, "is_transposed", None), bool) and hasattr(module, "has_gate"):
+        return True
+    return _has_weight_of(module, "num_experts", "output_size", "input_size")
+
+
+def _has_weight_of(module: nn.Module, *sides: str) -> bool:
+    """Whether a module's weight has the sides that its attributes of these names say."""
+    weight = module._parameters.get("weight")
+    return weight is not None and tuple(shape_of(weight)) == tuple(getattr(module, side, None) for side in sides)
 
 
 def _is_stack(module: nn.Module) -> bool:

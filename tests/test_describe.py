@@ -645,7 +645,7 @@ def test_a_broken_card_is_no_obstacle(tmp_path, content):
 def test_a_folder_without_a_card_is_described_by_its_name(tmp_path):
     source, problem = describe_base(str(tmp_path))
     assert source == Source(name=tmp_path.name)
-    assert "cannot be read" in problem
+    assert problem == f"the folder of {tmp_path.name} has no card (README.md)"
 
 
 def test_a_folder_that_is_gone_is_described_by_its_name_without_where_it_was(tmp_path):

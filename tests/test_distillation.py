@@ -7,7 +7,7 @@ from models import bert, llama, t5, training_arguments
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hf_prune import (
     DistillationConfig,
@@ -249,7 +249,13 @@ def causal():
 
 
 def sequence_to_sequence():
-    return _Task(lambda: t5(dropout_rate=0.0), _ragged())
+    task = _Task(lambda: t5(dropout_rate=0.0), _ragged())
+    batch = task.whole()
+    stock = Trainer(model=task.student, args=training_arguments("unused"))
+    counted = stock.get_batch_samples(iter([batch]), 1, torch.device("cpu"))[1]
+    if counted != (batch["labels"] != -100).sum():
+        pytest.skip("this version of transformers leaves the first label of encoder-decoders out of its count")
+    return task
 
 
 def masked():

@@ -359,7 +359,7 @@ def jetmoe():
         (switch_transformers, r".*router\.classifier\.weight", 2 * 4 * 2),
         (nllb_moe, r".*router\.classifier\.weight", 2 * 4 * 2),
         (llama4, r".*feed_forward\.router\.weight", None),
-        (jetmoe, r".*router\.layer\.weight", None),
+        (jetmoe, r".*router\.layer\.weight", 2 * 2),
     ],
 )
 def test_routers_are_not_targets_while_experts_are(build, routers, experts):
@@ -370,6 +370,19 @@ def test_routers_are_not_targets_while_experts_are(build, routers, experts):
     assert not [name for name in found if re.fullmatch(routers, name)]
     if experts is not None:
         assert len([name for name in found if "expert" in name and "decoder.block.0." not in name]) == experts
+
+
+def test_layers_and_experts_of_classes_of_their_own_are_known_by_what_their_weight_looks_like():
+    with torch.device("meta"):
+        experts = {target.name: target for target in find_targets(jetmoe())}
+        config = transformers.IBertConfig(
+            vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+        )
+        linear = {target.name: target for target in find_targets(transformers.IBertForMaskedLM(config))}
+    for name in ("mlp.input_linear", "mlp.output_linear", "self_attention.experts.input_linear"):
+        assert experts[f"model.layers.0.{name}.weight"].layout == "experts"
+    assert len(linear) == 6
+    assert linear["ibert.encoder.layer.0.intermediate.dense.weight"].layout == "matrix"
 
 
 def test_a_task_head_with_a_stack_of_its_own_is_not_a_target():

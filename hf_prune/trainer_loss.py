@@ -80,6 +80,11 @@ class LossMixin(_Base):
         task_loss, outputs = super().compute_loss(model, {**inputs, **wanted}, True, num_items_in_batch)
         answers = self._ask_teacher({**inputs, **wanted}, labels)
         logits, wanted_logits = _logits("model", outputs), _logits("teacher", answers)
+        if not logits.requires_grad:
+            raise TeacherError(
+                "teacher_model: expected a trainer whose loss is made of logits, got one that makes them only to be "
+                "looked at (TRL's); distil with PruningTrainer"
+            )
         if logits.shape != wanted_logits.shape:
             raise TeacherError(
                 f"teacher_model: expected logits of shape {tuple(logits.shape)}, as the model gives, got "

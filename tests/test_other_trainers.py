@@ -1,5 +1,6 @@
 """Other Trainers, and loops of one's own: exact sparsity, exact resuming, models that open, and cards."""
 
+import copy
 import inspect
 import shutil
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from transformers import (
 )
 
 import hf_prune
-from hf_prune import Pruner, PruningCallback, PruningConfig, PruningMixin
+from hf_prune import Pruner, PruningCallback, PruningConfig, PruningMixin, TeacherError
 from hf_prune.mask_files import MASKS_NAME
 from hf_prune.push_plan import UNKNOWN, make_plan
 from hf_prune.record import load_record
@@ -283,6 +284,36 @@ def test_the_card_says_what_was_counted_and_measured(run, tmp_path):
     assert record.evaluation.metrics["loss"] == metrics["eval_loss"]
     assert f"| `loss` | {metrics['eval_loss']:.4f} |" in card
     assert run.kind.tags <= set(ModelCard(card).data.tags)
+
+
+def with_teacher(name, material, directory):
+    """A trainer with the mixin that learns from the model it begins with."""
+    kind = KINDS[name]
+    made = kind.arguments(material, directory, save_strategy="no")
+    extended = type(f"Pruning{kind.trainer.__name__}", (PruningMixin, kind.trainer), {})
+    return extended(**made, pruning_config=CONFIG, teacher_model=copy.deepcopy(made["model"]))
+
+
+def test_summaries_are_distilled(material, tmp_path):
+    trainer = with_teacher("seq2seq", material, tmp_path)
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert entry["loss"] == pytest.approx((entry["task_loss"] + entry["distillation_loss"]) / 2, rel=1e-3)
+    assert "distillation_loss" not in trainer.evaluate()
+
+
+@pytest.mark.filterwarnings("ignore:.return_outputs=True.:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sft", "expected a trainer whose loss is made of logits"),
+        ("dpo", "expected inputs with labels"),
+        ("sentences", "expected inputs with labels"),
+    ],
+)
+def test_trainers_that_keep_no_logits_are_refused_a_teacher(material, tmp_path, name, message):
+    with pytest.raises(TeacherError, match=message):
+        with_teacher(name, material, tmp_path).train()
 
 
 @only(lambda name, way: "LoRA" not in name and way == "mixin")

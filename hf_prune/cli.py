@@ -30,6 +30,7 @@ from .hub_errors import PushError
 from .launch import LaunchError, is_first_process
 from .mask_files import PruningStateError
 from .messages import one_line
+from .metrics import recovery
 from .plan import Plan
 from .pruner import Pruner
 from .push_plan import UNKNOWN, PushPlan, make_plan
@@ -397,7 +398,8 @@ def _print_result(result: RunResult) -> None:
             table.add_row(name, f"{value:.4f}")
         else:
             dense = result.dense[name]
-            table.add_row(name, f"{dense:.4f}", f"{value:.4f}", f"{value / dense:.1%}" if dense else "-")
+            kept = recovery(name, dense, value)
+            table.add_row(name, f"{dense:.4f}", f"{value:.4f}", f"{kept:.1%}" if kept is not None else "-")
     zeros = f"{result.report.prunable_sparsity:.2%}"
     empty = [""] if result.dense else []
     table.add_row("zeros in prunable tensors", *empty, zeros, *empty)

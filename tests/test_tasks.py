@@ -9,6 +9,7 @@ import transformers
 import yaml
 from test_run import reviews, save_tiny_bert, write_csv
 
+from hf_prune import cli
 from hf_prune.data import load_data
 from hf_prune.recipe import RecipeError, load_recipe
 from hf_prune.run import prepare, run
@@ -88,7 +89,7 @@ def summarization(folder, material, **sections):
 # ---- Text generation ----
 
 
-def test_a_language_model_is_pruned_and_measured_by_perplexity(tmp_path, material):
+def test_a_language_model_is_pruned_and_measured_by_perplexity(tmp_path, material, capsys):
     recipe = write_recipe(
         tmp_path, "text-generation", material, generation={"prompts": ["the film was", "the"], "max_new_tokens": 5}
     )
@@ -108,6 +109,10 @@ def test_a_language_model_is_pruned_and_measured_by_perplexity(tmp_path, materia
         assert tokenizer.decode(again, skip_special_tokens=True) == sample["pruned"]
     assert written["tokens_per_second"] > 0
     assert written["dense_tokens_per_second"] > 0
+
+    cli._print_result(result)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("perplexity"))
+    assert row.split()[-1] == f"{result.recovery:.1%}"
 
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "perplexity" in card

@@ -5,7 +5,8 @@ the weight, `W0 + BA`, is trained as `(W0 + BA) * M` with the mask `M` of the we
 is what is merged. Layers that scale the weight keep its zeros by themselves.
 """
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -179,18 +180,40 @@ def _why_not_masked(layer: BaseTunerLayer) -> str | None:
     return None
 
 
+def _check_mergeable(model: nn.Module, layers: Mapping[str, Any], zeros: Mapping[str, torch.Tensor]) -> None:
+    """Raise MergeError for weights that several modules share, and where there is no zero to keep."""
+    owners = Counter(id(one) for module in model.modules() for one in module._parameters.values())
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and owners[id(getattr(module.get_base_layer(), "weight", None))] > 1:
+            raise MergeError(
+                f"{name}: expected a weight of its own under the adapter, got one that another module has, too (a head "
+                "tied to the embeddings), which merging would change; put no adapter on it"
+            )
+    adding = [name for name, layer in layers.items() if not isinstance(layer, _KEEPS_ZEROS)]
+    if adding and not any(zeros[name].any() for name in adding):
+        raise MergeError(
+            "expected sparse weights under the adapters, found no zero; make them sparse again with "
+            "hf_prune.load_masks(model, DIRECTORY) first, or merge dense ones with model.merge_and_unload()"
+        )
+
+
 def merge(model: nn.Module) -> nn.Module:
     """Merge the active adapters of PEFT into the weights under them, and make sure that every zero is still there.
 
     The model is changed and given back as a plain one, without PEFT: `save_pretrained` writes what `from_pretrained`
     opens. Adapters must have been trained with `adapters="sparse_merge"` (or see `load_masks`), or scale weights only.
 
-    Raises MergeError, before anything is changed, if the model has no adapters, or if merging would fill zeros.
+    Raises MergeError, before anything is changed, if the model has no adapters over weights or no zeros under them, if
+    merging would fill zeros, or if what is merged into one layer would be merged into another that shares its weight.
     """
     if not isinstance(model, PeftModel) or not hasattr(model, "merge_and_unload"):
-        raise MergeError(f"expected a PeftModel with adapters that can be merged, got {type(model).__name__}")
+        raise MergeError(
+            f"expected a model with adapters of PEFT that change weights, such as LoRA, got {type(model).__name__}; "
+            "adapters of other kinds cannot be merged"
+        )
     zeros = {name: parameter == 0 for name, parameter in named_parameters(model)}
     layers = tuner_layers(model, zeros)
+    _check_mergeable(model, layers, zeros)
     for name, layer in layers.items():
         filled = int(zeros[name].sum())
         if filled and not isinstance(layer, (MaskedDelta, *_KEEPS_ZEROS)):

@@ -116,6 +116,8 @@ def plan_command(
         _quiet()
         if steps is not None and steps < 1:
             raise RecipeError([f"--steps: expected 1 or more, got {steps}"])
+        if source in shipped_recipes() and not Path(source).exists():
+            source = str(find_recipe(source))
         if source.endswith((".yaml", ".yml")):
             if steps is not None:
                 raise RecipeError(["--steps: expected none with a recipe, which says itself; use training.max_steps="])

@@ -1,7 +1,7 @@
 """The masks of a model's targets as this process holds them, and how many weights they mask on all processes."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ class Masks:
         targets: the tensors, in the model's order.
         parameters: parameter name -> parameter.
         engine: how the parameters are held and trained.
+        fresh: names of tensors that may have been made of zeros alone, to be trained: their zeros are not masked then.
 
     Attributes:
         parts: parameter name -> bool tensor, True where a weight is kept: the mask of what this process holds.
@@ -36,7 +37,13 @@ class Masks:
     Raises: PlacementError if the parts of all processes are not each tensor once.
     """
 
-    def __init__(self, targets: Sequence[Target], parameters: Mapping[str, nn.Parameter], engine: Torch):
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        parameters: Mapping[str, nn.Parameter],
+        engine: Torch,
+        fresh: Collection[str] = (),
+    ):
         self._targets = {target.name: target for target in targets}
         self._parameters = parameters
         self._engine = engine
@@ -48,6 +55,9 @@ class Masks:
         self.masked: dict[str, int] = {}
         self._masked_here: dict[str, int] = {}
         self.take({name: (self._weight(name) != 0).contiguous() for name in parameters})
+        unpruned = {name for name in fresh if self.masked[name] == self._targets[name].weights}
+        if unpruned:
+            self.take({name: torch.ones_like(mask) if name in unpruned else mask for name, mask in self.parts.items()})
 
     def take(self, parts: Mapping[str, torch.Tensor]) -> None:
         """Have these masks in place of those so far."""

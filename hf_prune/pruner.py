@@ -98,10 +98,13 @@ class Pruner:
         self.model = model
         self._groups: list[Group] = []
         chosen: dict[str, Target] = {}
+        fresh: set[str] = set()  # adapters begin with matrices of zeros
         for index, config in enumerate(self.configs):
             found = find_targets(model, config.targets, config.exclude, config.adapters)
             self._groups += make_groups(index, config, found)
             chosen.update({target.name: target for target in found})
+            if config.adapters == "sparse_adapters":
+                fresh.update(target.name for target in found)
             if config.adapters == "sparse_merge":
                 mask_additions(model, {target.name for target in found})
         self._engine = engine_of(model, optimizer)
@@ -109,7 +112,7 @@ class Pruner:
         self._moments_known = self._engine.reaches_moments
         self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in chosen}
         self.targets = [chosen[name] for name in self.parameters]
-        self._masks = Masks(self.targets, self.parameters, self._engine)
+        self._masks = Masks(self.targets, self.parameters, self._engine, fresh)
         self._state = PruningState(self.completed_steps)
         self._collected: dict[str, torch.Tensor] = {}  # for the update that is under way
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step

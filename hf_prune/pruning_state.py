@@ -118,6 +118,12 @@ def _read_state(path: Path) -> PruningState:
     return state
 
 
+def _as_meant(config: PruningConfig) -> dict[str, Any]:
+    """The fields, with what is meant where adapters are left to the default."""
+    values = config.to_dict()
+    return values | {"adapters": None if values["adapters"] == "sparse_base" else values["adapters"]}
+
+
 def _check_same_configuration(directory: Path, configs: Sequence[PruningConfig]) -> None:
     try:
         saved = load_configs(directory)
@@ -125,9 +131,7 @@ def _check_same_configuration(directory: Path, configs: Sequence[PruningConfig])
         raise PruningStateError(f"{directory}: the saved pruning configuration cannot be read: {error}") from error
     differences = [
         f"{name}: {before[name]!r} was saved, {after[name]!r} is configured"
-        for before, after in zip(
-            (config.to_dict() for config in saved), (config.to_dict() for config in configs), strict=False
-        )
+        for before, after in zip(map(_as_meant, saved), map(_as_meant, configs), strict=False)
         for name in before
         if before[name] != after[name]
     ]

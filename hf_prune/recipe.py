@@ -341,8 +341,25 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
             key = ("pruning",) if index is None else ("pruning", index)
             problems.update(check_config(key, values, PruningConfig))
     problems.update(_check_distillation(content))
+    problems.update(_check_metrics(content))
     inner = {key[:length] for key in problems for length in range(len(key))}
     return [(key, message) for key, message in problems.items() if key not in inner]
+
+
+# The metrics that come with hf-prune, by the task whose answers they compare; others are loaded by their names.
+_METRICS = {"text-classification": ("accuracy", "f1"), "text-generation": ("perplexity",), "summarization": ("rouge",)}
+
+
+def _check_metrics(content: dict) -> dict[tuple, str]:
+    """Metrics of another task, and any but perplexity for text generation."""
+    task, metrics = content.get("task"), content.get("metrics")
+    if not isinstance(task, str) or task not in _METRICS or not isinstance(metrics, list):
+        return {}
+    others = {name for names in _METRICS.values() for name in names}.difference(_METRICS[task])
+    foreign = [name for name in metrics if isinstance(name, str) and name in others]
+    if not foreign and (task != "text-generation" or metrics == ["perplexity"]):
+        return {}
+    return {("metrics",): f"expected [{', '.join(_METRICS[task])}] for {task}, got {metrics}"}
 
 
 def _check_distillation(content: dict) -> dict[tuple, str]:

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .messages import nearest_beside, one_line
+from .messages import nearest, nearest_beside, one_line
 from .recipe import ModelSection, Recipe, RecipeError, resolve_name
 from .targets import TargetError, check_expressions
 from .tasks import Task
@@ -79,9 +79,14 @@ def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenize
         "decoder_start_token_id": start,
     }
     try:
-        return task.auto_class.from_config(AutoConfig.for_model(**tokens | config))
+        known = AutoConfig.for_model(config["model_type"])
+        unknown = [name for name in config if not hasattr(known, name)]
+        if not unknown:
+            return task.auto_class.from_config(AutoConfig.for_model(**tokens | config))
     except _LOADING_ERRORS as error:
         raise RecipeError([f"model.config: no model can be made of it: {one_line(error)}"]) from error
+    hint = nearest(unknown[0], list(known.to_dict()))
+    raise RecipeError([f"model.config.{unknown[0]}: unknown field of {type(known).__name__}{hint}"])
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:

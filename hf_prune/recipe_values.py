@@ -114,6 +114,9 @@ def expectation(entries: Sequence[Any]) -> str:
     """`expected a valid integer or null` of several pydantic errors."""
     wanted: dict[str, None] = {}
     for entry in entries:
+        if entry["type"] == "literal_error":
+            wanted[entry["ctx"]["expected"]] = None
+            continue
         if entry["type"] == "too_short":
             wanted["a list of one or more"] = None
             continue

@@ -161,6 +161,10 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / _WEIGHTS_NAME).exists():
         return [folder / _WEIGHTS_NAME]
     index = folder / _INDEX_NAME
+    if (folder / "adapter_config.json").exists() and not index.exists():
+        raise ReportError(
+            f"{folder}: expected a model, found adapters of PEFT; merge them (hf_prune.merge) and save what it returns"
+        )
     if not index.exists():
         raise ReportError(
             f"{folder}: expected {_WEIGHTS_NAME} or {_INDEX_NAME}, found neither; save the model with save_pretrained"

@@ -29,9 +29,18 @@ def summary(path: Path) -> str:
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe's file: a path, or the name of one that comes with the package, where no such file is there."""
-    path = Path(name)
-    return path if path.suffix or path.exists() else shipped_recipes().get(name, path)
+    """A recipe's file: a path, or the name of one that comes with the package, where no such file is there.
+
+    Raises RecipeError, with the nearest name, for what is neither.
+    """
+    path, shipped = Path(name), shipped_recipes()
+    if path.suffix or path.is_file():
+        return path
+    if name not in shipped and not path.exists():
+        raise RecipeError(
+            [f"{name}: expected a file or one of {', '.join(shipped)}, found neither{nearest(name, shipped)}"]
+        )
+    return shipped.get(name, path)
 
 
 def template(task: str) -> str:

@@ -176,12 +176,6 @@ def find_targets(
     check_expressions("exclude", exclude, shapes)
     if targets is None:
         chosen = _adapter_names(model) if adapters == "sparse_adapters" else _default_names(model)
-        if not chosen and _is_quantized(model):
-            raise TargetError(
-                f"{type(model).__name__}: expected floating-point weights, got quantised ones, whose codes cannot be "
-                "ranked and set to zero; load the model without quantization_config, or prune the adapters alone "
-                "(adapters='sparse_adapters')"
-            )
     else:
         floating = {name for name, parameter in parameters.items() if parameter.is_floating_point()}
         chosen = {
@@ -189,6 +183,12 @@ def find_targets(
             for name, shape in shapes.items()
             if name in floating and any(_selects(expression, name, shape) for expression in targets)
         }
+    if not chosen and _is_quantized(model):
+        raise TargetError(
+            f"{type(model).__name__}: expected floating-point weights, got quantised ones, whose codes cannot be "
+            "ranked and set to zero; load the model without quantization_config, or prune the adapters alone "
+            "(adapters='sparse_adapters')"
+        )
     return [
         Target(name, shape, layouts.get(name, "flat"))
         for name, shape in shapes.items()

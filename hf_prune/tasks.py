@@ -143,8 +143,6 @@ class TextGeneration:
 
     def __init__(self, recipe: Recipe):
         self.section, self.generation = recipe.dataset, recipe.generation
-        if recipe.metrics != ["perplexity"]:
-            raise RecipeError([f"metrics: expected [perplexity] for {recipe.task}, got {recipe.metrics}"])
         _refuse_groups(recipe)
 
     group_sizes: Mapping[str, int] = MappingProxyType({})

@@ -43,7 +43,7 @@ def main() -> None:
         peft_config=LoraConfig(r=data_args.lora_r, task_type="CAUSAL_LM") if data_args.lora_r else None,
         pruning_config=pruning_config,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.create_model_card()  # saves the model, too; of adapters, it is TRL's card
     trainer.save_model()
 

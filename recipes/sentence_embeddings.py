@@ -44,7 +44,7 @@ def main() -> None:
         loss=MultipleNegativesRankingLoss(model),
         pruning_config=pruning_config,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.log_metrics("eval", trainer.evaluate())
     trainer.create_model_card()  # saves the model, too
 

@@ -65,7 +65,7 @@ def main() -> None:
         compute_metrics=exact_matches,
         pruning_config=pruning_config,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.log_metrics("eval", trainer.evaluate())
     trainer.create_model_card()  # saves the model, too
 

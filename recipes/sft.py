@@ -42,7 +42,7 @@ def main() -> None:
         peft_config=LoraConfig(r=data_args.lora_r, task_type="CAUSAL_LM") if data_args.lora_r else None,
         pruning_config=pruning_config,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if data_args.lora_r and pruning_config.adapters == "sparse_merge":
         merge(trainer.model).save_pretrained(args.output_dir)
         trainer.processing_class.save_pretrained(args.output_dir)

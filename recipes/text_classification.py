@@ -66,7 +66,7 @@ def main() -> None:
         compute_metrics=accuracy,
         pruning_config=pruning_config,  # and this line is new
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.log_metrics("eval", trainer.evaluate())
     trainer.save_model()
 

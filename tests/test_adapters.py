@@ -255,11 +255,37 @@ def test_layers_of_lora_that_cannot_be_masked_are_refused(changes, why):
 
 
 def test_merging_what_is_no_model_of_peft_is_refused():
-    with pytest.raises(MergeError, match="expected a PeftModel with adapters that can be merged, got LlamaForCausalLM"):
+    with pytest.raises(MergeError, match=r"expected a model with adapters of PEFT that change .* got LlamaForCausalLM"):
         hf_prune.merge(dense())
     prompt = get_peft_model(dense(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(MergeError, match="expected a PeftModel with adapters that can be merged"):
+    with pytest.raises(MergeError, match="adapters of other kinds cannot be merged"):
         hf_prune.merge(prompt)
+
+
+def test_merging_a_saved_adapter_whose_base_was_not_made_sparse_is_refused(tmp_path):
+    trainer = trainer_of(tmp_path / "run", adapted(MERGEABLE["LoRA"]), config("sparse_merge"))
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    opened = PeftModel.from_pretrained(dense(), tmp_path / "adapter")
+    with pytest.raises(MergeError, match=r"found no zero; make them sparse again with hf_prune.load_masks"):
+        hf_prune.merge(opened)
+
+
+@pytest.mark.filterwarnings("ignore:Model:UserWarning")
+def test_merging_into_a_weight_that_another_module_has_is_refused():
+    model = get_peft_model(llama(tie_word_embeddings=True), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    Pruner(model, config("sparse_merge", schedule="one_shot", begin=0), total_steps=10)
+    with pytest.raises(MergeError, match=r"lm_head: expected a weight of its own"):
+        hf_prune.merge(model)
+
+
+@pytest.mark.parametrize(("saved", "configured"), [(None, "sparse_base"), ("sparse_base", None)])
+def test_the_default_way_is_the_same_by_its_name(tmp_path, saved, configured):
+    first = trainer_of(tmp_path, adapted(MERGEABLE["LoRA"]), config(saved), save_strategy="steps", save_steps=5)
+    first.train()
+    again = trainer_of(tmp_path / "again", adapted(MERGEABLE["LoRA"]), config(configured))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert again.pruner.masked == first.pruner.masked
 
 
 def test_an_adapter_for_each_sample_is_refused():
@@ -285,6 +311,26 @@ def test_the_adapters_own_matrices_are_pruned(tmp_path, kind):
     opened = PeftModel.from_pretrained(dense(), tmp_path / "adapter")
     assert zeros_of(opened, trainer.pruner.masked) == trainer.pruner.masked
     assert torch.equal(logits_of(opened), logits_of(trainer.model))
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "LoHa"])
+def test_adapters_that_begin_with_zeros_learn_and_become_as_sparse_as_was_asked(tmp_path, kind):
+    model = get_peft_model(dense(), copy.deepcopy(MERGEABLE[kind]))
+    begin = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any(not weight.any() for weight in begin.values())
+    trainer = trainer_of(tmp_path / "run", model, config("sparse_adapters"), save_strategy="steps", save_steps=5)
+    assert trainer.pruner.sparsity == 0
+    trainer.train()
+    assert trainer.pruner.sparsity == pytest.approx(0.5, abs=0.01)
+    for name, weight in model.named_parameters():
+        if name in begin:
+            assert weight.any(), name
+            assert not torch.equal(weight, begin[name]), name
+    resumed = trainer_of(
+        tmp_path / "resumed", get_peft_model(dense(), copy.deepcopy(MERGEABLE[kind])), config("sparse_adapters")
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
+    assert resumed.pruner.masked == trainer.pruner.masked
 
 
 # ---- How it is asked for ----
@@ -346,6 +392,8 @@ def test_bases_of_bitsandbytes_are_refused_and_adapters_over_them_are_pruned(tmp
     )
     with pytest.raises(TargetError, match="expected floating-point weights, got quantised ones"):
         Pruner(model, PruningConfig(sparsity=0.5))
+    with pytest.raises(TargetError, match="expected floating-point weights, got quantised ones"):
+        Pruner(model, PruningConfig(sparsity=0.5, targets=[r".*q_proj\.weight"]))
     model = get_peft_model(model, copy.deepcopy(MERGEABLE["LoRA"]))
     with pytest.raises(TargetError, match="expected floating-point weights, got quantised ones"):
         Pruner(model, config("sparse_merge"))

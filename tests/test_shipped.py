@@ -81,6 +81,26 @@ def test_a_template_is_a_recipe_with_public_names(task, tmp_path, monkeypatch):
         assert resolve_name("model.name", name) == name
 
 
+def test_a_shipped_recipe_is_planned_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "36 tensors with 10,616,832 of" in words(printed("plan", "quickstart"))
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_what_is_no_recipe_is_told_with_the_nearest_that_is_shipped(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(command, "quickstrat")
+    assert result.exit_code == 2
+    assert "expected a file or one of generation, quickstart, sentiment, summarization" in result.stderr
+    assert "did you mean 'quickstart'?" in result.stderr
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_shipped_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart").mkdir()
+    assert "No problems" in printed("validate", "quickstart")
+
+
 def test_a_template_overwrites_nothing(tmp_path):
     there = tmp_path / "mine.yaml"
     there.write_text("mine")

@@ -224,6 +224,27 @@ def test_a_model_is_named_or_made(tmp_path, material, model, message):
         load_recipe(write_recipe(tmp_path, "text-generation", material, model=model))
 
 
+def test_an_unknown_field_of_a_new_model_is_told(tmp_path, material):
+    recipe = summarization(
+        tmp_path, material, model={"name": None, "config": T5 | {"d_modl": 8}, "tokenizer": str(material / "bert")}
+    )
+    with pytest.raises(RecipeError, match=r"model.config.d_modl: unknown field of T5Config; did you mean 'd_model'"):
+        prepare(load_recipe(recipe))
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics", "expected"),
+    [
+        ("text-generation", ["accuracy"], r"\[perplexity\] for text-generation, got \['accuracy'\]"),
+        ("summarization", ["rouge", "f1"], r"\[rouge\] for summarization, got"),
+        ("text-classification", ["rouge"], r"\[accuracy, f1\] for text-classification, got"),
+    ],
+)
+def test_metrics_of_another_task_are_refused_when_the_recipe_is_read(tmp_path, material, task, metrics, expected):
+    with pytest.raises(RecipeError, match=f"recipe.yaml:\\d+: metrics: expected {expected}"):
+        load_recipe(write_recipe(tmp_path, task, material, metrics=metrics))
+
+
 # ---- Classification by groups ----
 
 

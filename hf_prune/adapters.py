@@ -152,8 +152,9 @@ def mask_additions(model: nn.Module, names: Collection[str]) -> None:
         why = _why_not_masked(layer)
         if why is not None:
             raise TargetError(
-                f"adapters: 'sparse_merge' cannot be had of {name}, {why}; use LoRA, DoRA, LoHa, LoKr or VeRA, or IA3 "
-                "or HiRA, which only scale the weight, or prune with 'sparse_base' and keep the adapters apart"
+                f"adapters: 'sparse_merge' cannot be had of {name}, {why}; use LoRA, DoRA, LoHa, LoKr or VeRA over "
+                "linear layers, or IA3 or HiRA, which only scale the weight, or prune with 'sparse_base' and keep the "
+                "adapters apart"
             )
     for layer in layers.values():
         if type(layer) in _MASKED:
@@ -219,7 +220,8 @@ def merge(model: nn.Module) -> nn.Module:
         if filled and not isinstance(layer, (MaskedDelta, *_KEEPS_ZEROS)):
             raise MergeError(
                 f"{name}: merging would fill {filled:,} zeros with what the adapter adds; train with "
-                "adapters='sparse_merge', or keep the adapter apart from its sparse base (model.unload())"
+                "adapters='sparse_merge' (LoRA, DoRA, LoHa, LoKr or VeRA over linear layers), or keep the adapter "
+                "apart from its sparse base (model.unload())"
             )
     merged = model.merge_and_unload(safe_merge=True)
     for name, parameter in named_parameters(merged):

@@ -155,6 +155,8 @@ def init_command(
                 file.write(text)
         except FileExistsError as error:
             raise RecipeError([f"{target}: expected no such file yet, found one; give another path"]) from error
+        except OSError as error:
+            raise RecipeError([f"{target}: it cannot be written: {error.strerror}"]) from error
     console.print(str(target), soft_wrap=True)
     console.print("Change it, look at what it plans with hf-prune plan, and run it with hf-prune run.")
 

@@ -223,6 +223,8 @@ class PruningConfig:
         Raises PruningConfigError if the window does not lie within training.
         """
         begin = resolve_step(self.begin, total_steps)
+        if self.method in NEEDS and self.begin > 0:
+            begin = max(begin, 1)  # a share of few steps, and there must be a step to read
         at_once = self.schedule == "one_shot" or self.method == "keep"
         end = begin if at_once else resolve_step(self.end, total_steps)
         frequency = max(resolve_step(self.frequency, total_steps), 1)

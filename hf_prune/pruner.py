@@ -471,10 +471,13 @@ def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:
     """Make a model as sparse as the one that was saved into a directory with its masks, and no other change.
 
     For adapters of PEFT: on the model that they were trained on, with them (`PeftModel.from_pretrained`), this makes
-    the sparse base anew; what adapters of the kind `sparse_merge` add is masked as it was in training.
+    the sparse base anew; what adapters of the kind `sparse_merge` add is masked as it was in training. Adapters that
+    are sparse themselves have their zeros in their own file: nothing is left to do.
 
     Raises PruningStateError, before anything is changed, if the directory has no masks or those of another model.
     """
     if not state_files(Path(directory)):
         raise PruningStateError(f"{directory}: expected the masks that were saved with a model, found none")
-    Pruner(model, load_configs(directory)).load(directory)
+    configs = load_configs(directory)
+    if any(config.adapters != "sparse_adapters" for config in configs):
+        Pruner(model, configs).load(directory)

@@ -331,6 +331,8 @@ def _with_adapters(model: Any, peft_config: PeftConfig) -> PeftModel:
             f"peft_config: expected a model of transformers to put adapters on, got {type(model).__name__}; give "
             "model=, or a model that has its adapters"
         )
+    if not isinstance(peft_config, PeftConfig):
+        raise TypeError(f"peft_config: expected a configuration of PEFT such as LoraConfig(), got {peft_config!r}")
     return cast(PeftModel, get_peft_model(model, peft_config))
 
 

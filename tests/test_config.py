@@ -550,3 +550,11 @@ def test_a_file_that_cannot_be_used_is_refused_by_its_name(content, words, tmp_p
     for problem in caught.value.problems:
         assert problem.startswith(str(tmp_path / CONFIG_NAME))
     assert all(part in str(caught.value) for part in words)
+
+
+def test_a_share_of_few_steps_begins_after_a_step_for_methods_that_read_one():
+    config = PruningConfig(method="wanda", sparsity=0.5, begin=0.02, end=0.6)
+    assert config.window(4)[0] == 1
+    assert config.window(100)[0] == 2
+    with pytest.raises(PruningConfigError, match="begin: expected 1 or more for 'wanda'"):
+        PruningConfig(method="wanda", sparsity=0.5, begin=0, end=0.6).window(4)

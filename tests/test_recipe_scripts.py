@@ -63,6 +63,24 @@ def test_the_script_prunes_with_flags_of_trainer_and_pruning(material, tmp_path)
     assert set(shares.values()) == {0.5}
 
 
+def test_the_script_goes_on_from_a_checkpoint(material, tmp_path):
+    flags = ["--sparsity", "0.5", "--logging_steps", "1", "--save_strategy", "steps", "--save_steps", "2"]
+    whole = run_script(SCRIPT, material, tmp_path / "whole", *flags)
+    checkpoint = str(tmp_path / "whole" / "checkpoint-2")
+    again = run_script(SCRIPT, material, tmp_path / "again", *flags, "--resume_from_checkpoint", checkpoint)
+    assert (whole.returncode, again.returncode) == (0, 0), again.stderr[-2000:]
+    assert (whole.stdout.count("{'loss'"), again.stdout.count("{'loss'")) == (4, 2)
+    expected, weights = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
+    assert all(torch.equal(weight, weights[name]) for name, weight in expected.items())
+
+
+def test_every_script_of_a_trainer_takes_the_checkpoint_to_go_on_from():
+    for path in RECIPES.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "trainer.train()" not in text
+        assert ("trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)" in text) == ("Trainer" in text)
+
+
 def test_the_script_is_a_plain_one_with_one_word_changed_and_one_line_added(material, tmp_path):
     text = SCRIPT.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 120

@@ -110,6 +110,12 @@ def test_a_template_overwrites_nothing(tmp_path):
     assert there.read_text() == "mine"
 
 
+def test_a_template_needs_a_folder_to_lie_in(tmp_path):
+    result = invoke("init", "text-generation", str(tmp_path / "none" / "mine.yaml"))
+    assert result.exit_code == 2
+    assert "it cannot be written: No such file or directory" in " ".join(result.stderr.split())
+
+
 def test_an_unknown_task_is_told_with_the_nearest():
     result = invoke("init", "text-generatoin")
     assert result.exit_code == 2

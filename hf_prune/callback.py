@@ -82,6 +82,10 @@ class PruningCallback(TrainerCallback):
             self.pruner.start(state.max_steps, model, state.global_step, optimizer)
         if not self.pruner.at_final_sparsity:
             _forget_best(state)
+        if self.pruner.has_penalties and updates_in_backward(optimizer):
+            raise PruningConfigError([f"penalty: expected none with {args.optim}, which steps inside backward"])
+        if self.pruner.has_penalties and args.fp16 and not self._in_trainer:
+            raise PruningConfigError(["penalty: expected none with fp16 in a callback; use PruningTrainer, or bf16"])
         self._training = True
         for hook in self._hooks:
             hook.remove()
@@ -106,7 +110,8 @@ class PruningCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show the pruner the gradients of the whole batch, where it wants them and the trainer has not."""
-        if self.pruner is not None and self.pruner.needs_gradients and not self._in_trainer:
+        wanted = self.pruner is not None and (self.pruner.needs_gradients or self.pruner.has_penalties)
+        if self.pruner is not None and wanted and not self._in_trainer:
             self.pruner.mask_gradients()
 
     def on_optimizer_step(
@@ -183,6 +188,9 @@ def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments, with_
     if "gradients" in needs and with_deepspeed:
         found = needs["gradients"]
         raise PruningConfigError([f"method: expected one that reads no gradients under DeepSpeed, got {found!r}"])
+    penalties = [config.penalty for config in configs if config.penalty is not None]
+    if penalties and with_deepspeed:
+        raise PruningConfigError([f"penalty: expected none under DeepSpeed, got {penalties[0]!r}"])
     if with_deepspeed and any(config.adapters == "sparse_merge" for config in configs):
         raise PruningConfigError(["adapters: expected 'sparse_base' under DeepSpeed, got 'sparse_merge'; or use DDP"])
     if "inputs" in needs and args.torch_compile:

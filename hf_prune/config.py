@@ -15,6 +15,7 @@ from .allocation import SCOPES
 from .criteria import CRITERIA, NEEDS
 from .messages import ProblemsError, nearest
 from .patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
+from .penalties import PENALTIES
 from .schedules import SCHEDULES, resolve_step
 from .targets import ADAPTER_WAYS
 
@@ -61,6 +62,10 @@ class PruningConfig:
         exclude: regular expressions for parameters that are left alone.
         overrides: expression -> final sparsity for the tensors it matches, ranked each by itself; the first match wins.
             Also taken as a JSON object in a string.
+        penalty: what is added to the loss of the weights to prune while the schedule goes on: `l1` (absolute values),
+            `l2` (half the squares) or `group_lasso` (the norms of the pattern's units). Default None.
+        penalty_weight: what the penalty is multiplied by; this grows with the schedule from zero, at `begin`, and is
+            zero again from `end` on, where nothing more is pruned. No default: it depends on the size of the loss.
         pruning_seed: seed of the method `random`. Default 0.
         adapters: what is pruned of a model with adapters of PEFT. `sparse_base`: the frozen weights under them, and the
             adapters stay apart; `sparse_merge`: the same weights with what the adapters add, so that merging keeps
@@ -84,11 +89,13 @@ class PruningConfig:
     targets: list[str] | None = field(default=None, metadata={"help": "Expressions for the parameters to prune."})
     exclude: list[str] = field(default_factory=list, metadata={"help": "Expressions for parameters to leave alone."})
     overrides: dict | str | None = field(default=None, metadata={"help": "JSON object: expression -> final sparsity."})
+    penalty: str | None = field(default=None, metadata={"help": f"One of {', '.join(PENALTIES)}."})
+    penalty_weight: float | None = field(default=None, metadata={"help": "What the penalty is multiplied by."})
     pruning_seed: int = field(default=0, metadata={"help": "Seed of the method random."})
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
 
     def __post_init__(self) -> None:
-        for name in ("sparsity", "initial_sparsity", "begin", "end", "frequency"):
+        for name in ("sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight"):
             value = getattr(self, name)
             if _is_number(value):
                 object.__setattr__(self, name, float(value))
@@ -97,6 +104,7 @@ class PruningConfig:
             *self._check_choices(),
             *self._check_sparsities(),
             *self._check_times(),
+            *self._check_penalty(),
             *self._check_expressions(),
         ]
         if problems:
@@ -193,6 +201,19 @@ class PruningConfig:
             return
         if (self.begin >= 1) == (self.end >= 1) and self.begin > self.end:
             yield f"end: expected at least begin ({_as_time(self.begin)}), got {_as_time(self.end)}"
+
+    def _check_penalty(self) -> Iterator[str]:
+        if self.penalty is None:
+            if self.penalty_weight is not None:
+                yield f"penalty_weight: expected none without a penalty, got {self.penalty_weight!r}"
+            return
+        if self.penalty not in PENALTIES:
+            near = nearest(str(self.penalty), PENALTIES)
+            yield f"penalty: expected one of {', '.join(PENALTIES)} or None, got {self.penalty!r}{near}"
+        elif self.method == "keep" or self.schedule == "one_shot":
+            yield f"penalty: expected none where nothing is pruned step by step, got {self.penalty!r}"
+        if not _is_number(self.penalty_weight) or self.penalty_weight <= 0:
+            yield f"penalty_weight: expected a number above 0 with a penalty, got {self.penalty_weight!r}"
 
     def _check_expressions(self) -> Iterator[str]:
         expressions: list[tuple[str, Any]] = []

@@ -59,6 +59,13 @@ class Group:
         ]
         return SCOPES[self.scope](prunable, Fraction(str(sparsity)) / self.pattern.unit_sparsity)
 
+    def penalty_weight(self, window: Window, step: int, start: float) -> float:
+        """What the penalty on the members is multiplied by after `step` completed steps; see `PruningConfig`."""
+        if self.config.penalty_weight is None or not window.begin <= step < window.end or self.final <= start:
+            return 0.0
+        sparsity = sparsity_at(self.config.schedule, step, window.begin, window.end, start, self.final)
+        return self.config.penalty_weight * (sparsity - start) / (self.final - start)
+
 
 def make_groups(index: int, config: PruningConfig, targets: Sequence[Target]) -> list[Group]:
     """The groups of one configuration: an override's tensors and, in the scope `layer`, all tensors stand alone.

@@ -19,11 +19,13 @@ from .mask_files import PruningStateError
 from .masks import Masks
 from .optimizers import leaves_zeros, zero_masked
 from .patterns import count_of
+from .penalties import PENALTIES
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
 from .pruning_state import PruningState, load_pruning, save_pruning, state_files
 from .ranking import update_masks
 from .statistics import Statistics
 from .targets import Target, find_targets, named_parameters, shape_of
+from .unit_shards import divide
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ class Pruner:
         completed_steps, total_steps: optimizer steps done and to do; `total_steps` is None before the start.
         expected_steps: what `plan` takes for `total_steps` before the start, where that can be told beforehand.
         target_sparsity: the share of masked weights that the schedule ends with; None before the start.
+        penalties: `l1_penalty` and the like -> what was added to the loss in the optimizer step under way, of what this
+            process counts.
 
     Raises:
         TargetError: an expression or a shape does not fit the model.
@@ -117,6 +121,8 @@ class Pruner:
         self._collected: dict[str, torch.Tensor] = {}  # for the update that is under way
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._statistics = self._make_statistics(model)
+        self.penalties: dict[str, torch.Tensor] = {}
+        self._check_penalties()
         if not self.targets:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
 
@@ -140,6 +146,38 @@ class Pruner:
                 ]
             )
         return Statistics(model, **wanted)
+
+    def _check_penalties(self) -> None:
+        """Raise PruningConfigError for penalties on weights that are not trained, or whose gradients are not seen."""
+        for group in self._groups:
+            if group.config.penalty is None:
+                continue
+            if self._engine.steps_in_backward:
+                raise PruningConfigError([f"penalty: expected none under DeepSpeed, got {group.config.penalty!r}"])
+            for target in group.members:
+                if not self.parameters[target.name].requires_grad:
+                    raise PruningConfigError(
+                        [
+                            f"penalty: expected none on weights that are not trained, got {group.config.penalty!r} for "
+                            f"{target.name}; exclude it"
+                        ]
+                    )
+            if group.config.penalty == "group_lasso" and self.sharded:
+                self._check_whole_units(group)
+
+    def _check_whole_units(self, group: Group) -> None:
+        shared = [
+            len(divide(target, group.pattern, self._masks.holdings[target.name].region).shared_positions())
+            for target in group.members
+        ]
+        for target, weights in zip(group.members, self._masks.total(torch.tensor(shared)).tolist(), strict=True):
+            if weights:
+                raise PruningConfigError(
+                    [
+                        f"penalty: expected 'l1' or 'l2' for {target.name}, whose {group.config.pattern} units lie in "
+                        "parts on several processes, got 'group_lasso'; or train with another number of processes"
+                    ]
+                )
 
     # ---- When ----
 
@@ -242,6 +280,7 @@ class Pruner:
         self.mask_weights(names)
         self._mask_moments(optimizer, names)
         self._gradients_masked.clear()
+        self.penalties = {}
 
     def update(self, completed_steps: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
         """Update masks if that is due after `completed_steps` optimizer steps; whether any mask changed.
@@ -364,19 +403,55 @@ class Pruner:
         return sum(self.masked.values()) / max(sum(target.weights for target in self.targets), 1)
 
     @torch.no_grad()
-    def mask_gradients(self) -> None:
+    def mask_gradients(self, loss_scale: float = 1.0) -> None:
         """Set the gradients of masked weights to zero. Call it after backward and before gradients are clipped.
+
+        Once in an optimizer step, the gradients of penalties are added, times `loss_scale`, which is that of a scaler
+        of fp16 that has not unscaled the gradients yet; what they come to is in `penalties`.
 
         Where the optimizer steps inside backward (DeepSpeed), it does nothing: see `mask_gradients_in_backward`.
         """
         if self._engine.steps_in_backward:
             return
+        if not self.penalties and self._windows:
+            self._add_penalties(loss_scale)
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 gradient = self._engine.part(parameter.grad)
                 zero_masked(gradient, self._masks.for_tensor(name, gradient))
                 self._statistics.keep_gradient(name, gradient)
         self._gradients_masked.update(self.parameters)
+
+    def _add_penalties(self, loss_scale: float) -> None:
+        for index, group in enumerate(self._groups):
+            start = self._state.starts.get(index, 0.0)
+            factor = group.penalty_weight(self._window(group), self.completed_steps, start)
+            if not factor:
+                continue
+            name = f"{group.config.penalty}_penalty"
+            for target in group.members:
+                value = self._add_penalty(group, target, factor, loss_scale)
+                self.penalties[name] = self.penalties.get(name, 0.0) + value
+
+    def _add_penalty(self, group: Group, target: Target, factor: float, loss_scale: float) -> torch.Tensor:
+        """Add the gradient of a tensor's penalty to its own; what the penalty comes to of what is counted here."""
+        parameter, penalty = self.parameters[target.name], PENALTIES[str(group.config.penalty)]
+        weight = self._engine.weight(parameter)
+        if parameter.grad is None:
+            return torch.zeros((), device=weight.device)
+        gradient = self._engine.part(parameter.grad)
+        if group.config.penalty == "group_lasso":
+            division = divide(target, group.pattern, self._masks.holdings[target.name].region)
+            weight, gradient = (division.whole_units(part.view(-1)) for part in (weight, gradient))
+        added = penalty.gradient(weight, group.pattern.sides).mul_(factor * loss_scale)
+        gradient.add_(added.to(gradient.dtype))
+        value = penalty.value(weight, group.pattern.sides) * factor
+        return value if self._masks.counts(target.name) else torch.zeros_like(value)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether a configuration puts a penalty on weights."""
+        return any(group.config.penalty is not None for group in self._groups)
 
     def mask_gradients_in_backward(self, optimizer: Any = None) -> list[Any]:
         """Mask each gradient as soon as backward has it, until the returned handles are removed (`remove()`).

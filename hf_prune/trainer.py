@@ -135,7 +135,9 @@ class PruningMixin(LossMixin, HubMixin):
         """Forward and backward as the extended class does them; before the clip, masked gradients become zero."""
         loss = super().training_step(*args, **kwargs)
         if self.pruner is not None and self.accelerator.sync_gradients:
-            self.pruner.mask_gradients()
+            scaler = self.accelerator.scaler
+            self.pruner.mask_gradients(scaler.get_scale() if scaler is not None else 1.0)
+            self._note(self.pruner.penalties, shared=self.pruner.sharded)
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -195,6 +197,7 @@ class PruningMixin(LossMixin, HubMixin):
 
         Raises: ValueError, before anything is changed, where there is no checkpoint that training can go on from.
         """
+        self._forget_terms()
         if self._pruning is not None:
             directory = Path(self._get_output_dir(trial=trial))
             self._pruning.resume_directory = None
@@ -316,7 +319,9 @@ def training_steps(args: TrainingArguments, dataset: Any) -> int | None:
 def _extended_by(cls: type) -> type:
     """The Trainer class that a class with `PruningMixin` extends."""
     return next(
-        base for base in cls.__mro__[1:] if base not in (PruningMixin, HubMixin) and "__init__" in base.__dict__
+        base
+        for base in cls.__mro__[1:]
+        if base not in (PruningMixin, LossMixin, HubMixin) and "__init__" in base.__dict__
     )
 
 

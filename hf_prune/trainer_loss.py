@@ -40,6 +40,11 @@ class LossMixin(_Base):
     teacher: nn.Module | None = None
     distillation: DistillationConfig | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._terms: dict[str, torch.Tensor] = {}
+        self._terms_since: int | None = None  # the completed optimizer steps where what is added up begins
+        super().__init__(*args, **kwargs)
+
     def _distil_from(self, teacher: nn.Module | str | os.PathLike, config: DistillationConfig | None) -> None:
         """Take a teacher for the trainings to come. Raises TeacherError for one that does not fit."""
         if self.args.n_gpu > 1:
@@ -50,8 +55,6 @@ class LossMixin(_Base):
         self.distillation = config or DistillationConfig()
         self.teacher = find_teacher(teacher, cast(nn.Module, self.model))
         self._placed_teacher: nn.Module | None = None
-        self._terms: dict[str, torch.Tensor] = {}
-        self._terms_since = 0
         self._divides_by_items: bool | None = None
 
     def compute_loss(
@@ -105,7 +108,8 @@ class LossMixin(_Base):
         loss = (1 - config.weight) * task_loss + config.weight * terms["distillation_loss"]
         if config.hidden_weight:
             loss = loss + config.hidden_weight * terms["hidden_loss"]
-        self._note({"task_loss": task_loss, **terms}, counted)
+        share = 1.0 if counted else 1.0 / self.current_gradient_accumulation_steps
+        self._note({name: value * share for name, value in {"task_loss": task_loss, **terms}.items()})
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
@@ -220,19 +224,29 @@ class LossMixin(_Base):
 
     # ---- Logs ----
 
-    def _note(self, terms: Mapping[str, torch.Tensor], counted: bool) -> None:
-        """Add up the terms of the loss, as the Trainer adds up the loss."""
-        share = 1.0 if counted else 1.0 / self.current_gradient_accumulation_steps
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward and backward as the extended class does them."""
+        if self._terms_since is None:
+            self._terms_since = self.state.global_step
+        return super().training_step(*args, **kwargs)
+
+    def _forget_terms(self) -> None:
+        """Begin to add up anew."""
+        self._terms, self._terms_since = {}, None
+
+    def _note(self, terms: Mapping[str, torch.Tensor], shared: bool = False) -> None:
+        """Add up terms of the loss, as the Trainer adds up the loss; `shared` are sums over what processes hold."""
+        factor = self.accelerator.num_processes if shared else 1  # the log has the mean over processes
         for name, value in terms.items():
-            self._terms[name] = self._terms.get(name, 0.0) + value.detach().float() * share
+            self._terms[name] = self._terms.get(name, 0.0) + value.detach().float() * factor
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the extended class does; with the loss of training, its terms, the means of an optimizer step."""
-        if self.teacher is not None and "loss" in logs and self._terms:
+        if "loss" in logs and self._terms_since is not None:
             steps = max(self.state.global_step - self._terms_since, 1)
             for name, value in self._terms.items():
                 logs[name] = nested_gather(value, self.args.parallel_mode).mean().item() / steps
-            self._terms, self._terms_since = {}, self.state.global_step
+            self._forget_terms()
         super().log(logs, *args, **kwargs)
 
 

@@ -86,6 +86,8 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "targets": None,
         "exclude": [],
         "overrides": None,
+        "penalty": None,
+        "penalty_weight": None,
         "pruning_seed": 0,
         "adapters": None,
     }
@@ -208,6 +210,8 @@ def test_all_errors_are_told_at_once():
         "targets": "a",
         "exclude": ["("],
         "overrides": {"a": 2},
+        "penalty": "l3",
+        "penalty_weight": -1,
         "pruning_seed": 0.5,
         "adapters": "sparse",
     }

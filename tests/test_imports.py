@@ -27,6 +27,7 @@ ORDER = [
     "selection",
     "patterns",
     "allocation",
+    "penalties",
     "config",
     "distillation",
     "teachers",

@@ -18,6 +18,10 @@ GLOBAL = {"sparsity": 0.5, "scope": "global", **WINDOW}
 INPUTS = {"method": "wanda", "sparsity": 0.5, "schedule": "one_shot", "begin": 4}
 GRADIENTS = {"method": "taylor", "sparsity": 0.5, "scope": "global", "schedule": "one_shot", "begin": 4}
 DISTILLED = {"model": "llama", "configs": [GLOBAL], "distilled": {"weight": 0.6, "hidden_weight": 0.5}}
+PENALISED = {
+    "model": "bert",
+    "configs": [{"sparsity": 0.5, "pattern": "block:2x1", "penalty": "group_lasso", "penalty_weight": 0.01, **WINDOW}],
+}
 SAVE = {"save_strategy": "steps", "save_steps": 5}
 # The metric is the number of the evaluation, the lower the better: the first is before pruning has ended, at step 4.
 BEST = {

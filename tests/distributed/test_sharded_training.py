@@ -8,6 +8,7 @@ from launching import (
     GLOBAL,
     GRADIENTS,
     INPUTS,
+    PENALISED,
     SAVE,
     WINDOW,
     assert_alike,
@@ -90,6 +91,7 @@ def trained(tmp_path_factory):
         "gradients": {"engine": "fsdp", "model": "gpt2", "configs": [GRADIENTS], "compare": False},
         "dense": {"engine": "fsdp", "model": "bert", "configs": [{"method": "keep"}], "compare": False},
         "distilled": {"engine": "fsdp", **DISTILLED, "arguments": SAVE},
+        "penalised": {"engine": "fsdp", **PENALISED},
     } | in_a_stock_trainer("fsdp", directory, "callback")
     return directory, launch(3, directory, cases)
 
@@ -97,7 +99,7 @@ def trained(tmp_path_factory):
 SPARSITY = {
     **{"whole": 0.5, "sharded": 0.5, "experts": 0.6, "blocks": 0.5, "groups": 0.5},
     **{"twice": 0.5, "one after another": 0.6, "compiled": 0.5, "dense": 0.0, "inputs": 0.5, "gradients": 0.5},
-    "distilled": 0.5,
+    **{"distilled": 0.5, "penalised": 0.5},
 }
 
 
@@ -171,11 +173,12 @@ def alone(tmp_path_factory):
             "compare": False,
         },
         "distilled": {"engine": "ddp", **DISTILLED, "arguments": arguments},
+        "penalised": {"engine": "ddp", **PENALISED, "arguments": arguments},
     }
     return launch(1, tmp_path_factory.mktemp("alone"), cases)
 
 
-@pytest.mark.parametrize("name", ["whole", "callback", "groups", "inputs", "gradients", "distilled"])
+@pytest.mark.parametrize("name", ["whole", "callback", "groups", "inputs", "gradients", "distilled", "penalised"])
 def test_processes_train_what_one_trains_to_rounding(trained, alone, name):
     """Losses, gradient norms (masked gradients do not count in them) and weights, from the same batches."""
     assert_alike(alone[name], trained[1][name])

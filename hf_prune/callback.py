@@ -84,7 +84,7 @@ class PruningCallback(TrainerCallback):
             _forget_best(state)
         if self.pruner.has_penalties and updates_in_backward(optimizer):
             raise PruningConfigError([f"penalty: expected none with {args.optim}, which steps inside backward"])
-        if self.pruner.has_penalties and args.fp16 and not self._in_trainer:
+        if self.pruner.has_penalties and args.fp16 and not self._in_trainer and not self.pruner.steps_in_backward:
             raise PruningConfigError(["penalty: expected none with fp16 in a callback; use PruningTrainer, or bf16"])
         self._training = True
         for hook in self._hooks:
@@ -188,9 +188,6 @@ def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments, with_
     if "gradients" in needs and with_deepspeed:
         found = needs["gradients"]
         raise PruningConfigError([f"method: expected one that reads no gradients under DeepSpeed, got {found!r}"])
-    penalties = [config.penalty for config in configs if config.penalty is not None]
-    if penalties and with_deepspeed:
-        raise PruningConfigError([f"penalty: expected none under DeepSpeed, got {penalties[0]!r}"])
     if with_deepspeed and any(config.adapters == "sparse_merge" for config in configs):
         raise PruningConfigError(["adapters: expected 'sparse_base' under DeepSpeed, got 'sparse_merge'; or use DDP"])
     if "inputs" in needs and args.torch_compile:

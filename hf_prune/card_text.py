@@ -461,6 +461,7 @@ def _training_lines(record: RunRecord) -> list[str]:
         lines.append(_trained(record))
     if record.distillation is not None:
         lines.append(_distilled(record.distillation))
+    lines += dict.fromkeys(_penalised(config) for config in record.pruning if config.get("penalty"))
     if record.versions:
         lines.append(", ".join(f"{inline(name)} {inline(text)}" for name, text in record.versions.items()) + ".")
     machine = record.hardware
@@ -485,6 +486,14 @@ def _distilled(distillation: Distillation) -> str:
     return (
         f"Distilled from {teacher}: weight of its answers {_plain(distillation.weight)}, temperature "
         f"{_plain(distillation.temperature)}{hidden}."
+    )
+
+
+def _penalised(config: Mapping[str, Any]) -> str:
+    """The penalty, and how much of the loss it was."""
+    return (
+        f"While the sparsity rose, a penalty on the weights to prune ({inline(config['penalty'])}) was part of the "
+        f"loss, its weight {_plain(config['penalty_weight'])} in the end."
     )
 
 

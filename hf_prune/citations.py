@@ -49,6 +49,24 @@ _CITATIONS = {
   journal = {arXiv preprint arXiv:1711.02782},
   year = {2017}
 }""",
+    "l1": """@article{tibshirani1996regression,
+  title = {Regression Shrinkage and Selection via the Lasso},
+  author = {Tibshirani, Robert},
+  journal = {Journal of the Royal Statistical Society: Series B},
+  volume = {58},
+  number = {1},
+  pages = {267--288},
+  year = {1996}
+}""",
+    "group_lasso": """@article{yuan2006model,
+  title = {Model selection and estimation in regression with grouped variables},
+  author = {Yuan, Ming and Lin, Yi},
+  journal = {Journal of the Royal Statistical Society: Series B},
+  volume = {68},
+  number = {1},
+  pages = {49--67},
+  year = {2006}
+}""",
     "distillation": """@article{hinton2015distilling,
   title = {Distilling the Knowledge in a Neural Network},
   author = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
@@ -66,6 +84,8 @@ def citations(pruning: Sequence[Mapping[str, Any]], distilled: bool) -> list[str
             used |= dict.fromkeys(
                 [config["method"], config["schedule"], config["scope"], parse_pattern(config["pattern"]).name]
             )
+        if config.get("penalty"):
+            used[config["penalty"]] = None
     if distilled:
         used["distillation"] = None
     return [_CITATIONS[name] for name in used if name in _CITATIONS]

@@ -16,8 +16,8 @@ from .distributed import Holding, PlacementError, holding_of, is_shared, local_p
 from .optimizers import base_optimizer, parameters_of, zero_masked, zero_moments
 from .regions import flat_range
 
-# The mask of a parameter by its name, on the device of a tensor.
-MaskOf = Callable[[str, torch.Tensor], torch.Tensor]
+# Changes the gradient of a parameter in place, by its name; it was scaled by a number against the underflow of fp16.
+Edit = Callable[[str, torch.Tensor, float], None]
 
 
 class Torch:
@@ -63,17 +63,16 @@ class Torch:
         """Which of the parameters the optimizer changes."""
         return parameters_of(optimizer).intersection(parameters)
 
-    def hook_gradients(self, parameters: Mapping[str, nn.Parameter], mask_of: MaskOf, optimizer: Any) -> Iterator[Any]:
-        """Mask each gradient as soon as backward has accumulated it; yields what is to be removed in the end."""
+    def hook_gradients(self, parameters: Mapping[str, nn.Parameter], edit: Edit, optimizer: Any) -> Iterator[Any]:
+        """Edit each gradient as soon as backward has accumulated it; yields what is to be removed in the end."""
 
         def hook_for(name: str) -> Callable[[torch.Tensor], None]:
             @torch.no_grad()
-            def mask_gradient(parameter: torch.Tensor) -> None:
+            def edit_gradient(parameter: torch.Tensor) -> None:
                 if parameter.grad is not None:
-                    gradient = local_part(parameter.grad)
-                    zero_masked(gradient, mask_of(name, gradient))
+                    edit(name, local_part(parameter.grad), 1.0)
 
-            return mask_gradient
+            return edit_gradient
 
         for name, parameter in parameters.items():
             if parameter.requires_grad:
@@ -140,11 +139,18 @@ class ZeroTwo(Torch):
         """Which of the parameters are trained; DeepSpeed's optimizer has them all."""
         return {parameter for parameter in parameters if parameter.requires_grad}
 
-    def hook_gradients(self, parameters: Mapping[str, nn.Parameter], mask_of: MaskOf, optimizer: Any) -> Iterator[Any]:
-        """Mask the gradient of each micro-batch before DeepSpeed reduces it."""
+    def hook_gradients(self, parameters: Mapping[str, nn.Parameter], edit: Edit, optimizer: Any) -> Iterator[Any]:
+        """Edit the gradient of each micro-batch before DeepSpeed reduces it."""
+        zero = optimizer.optimizer
 
         def hook_for(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-            return lambda gradient: gradient.masked_fill(~mask_of(name, gradient), 0)
+            @torch.no_grad()
+            def edit_gradient(gradient: torch.Tensor) -> torch.Tensor:
+                gradient = gradient.clone(memory_format=torch.contiguous_format)
+                edit(name, gradient, _loss_scale(zero))
+                return gradient
+
+            return edit_gradient
 
         for name, parameter in parameters.items():
             if parameter.requires_grad:
@@ -211,23 +217,26 @@ class ZeroThree(ZeroTwo):
                 zero_masked(_valid(parameter, moment), mask, positions)
                 safe_set_local_optimizer_state(parameter, moment, key)
 
-    def hook_gradients(self, parameters: Mapping[str, nn.Parameter], mask_of: MaskOf, optimizer: Any) -> Iterator[Any]:
-        """Mask the reduced gradients each time DeepSpeed is about to step."""
+    def hook_gradients(self, parameters: Mapping[str, nn.Parameter], edit: Edit, optimizer: Any) -> Iterator[Any]:
+        """Edit the reduced gradients each time DeepSpeed is about to step."""
         from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 
         zero = optimizer.optimizer
         step = zero.step
 
-        def masked_step(*args: Any, **kwargs: Any) -> Any:
+        @torch.no_grad()
+        def edit_gradients() -> None:
             for name, parameter in parameters.items():
                 if parameter.requires_grad:
                     gradient = safe_get_local_grad(parameter)
-                    part = _valid(parameter, gradient)
-                    zero_masked(part, mask_of(name, part))
+                    edit(name, _valid(parameter, gradient), _loss_scale(zero))
                     safe_set_local_grad(parameter, gradient)
+
+        def edited_step(*args: Any, **kwargs: Any) -> Any:
+            edit_gradients()
             return step(*args, **kwargs)
 
-        zero.step = masked_step
+        zero.step = edited_step
         yield _Restored(zero, step)
 
 
@@ -273,6 +282,11 @@ def engine_of(model: nn.Module, optimizer: Any = None) -> Torch:
 
 def _has_master(parameter: nn.Parameter) -> bool:
     return parameter.requires_grad and hasattr(parameter, "_z3_optimizer")
+
+
+def _loss_scale(zero: Any) -> float:
+    """What DeepSpeed has multiplied the loss by: 1 but for fp16."""
+    return float(getattr(zero, "loss_scale", 1.0))
 
 
 def _valid(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:

@@ -56,14 +56,15 @@ def _group_lasso_gradient(weights: torch.Tensor, sides: Sides) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Penalty:
-    """What weights come to, and the gradient of that."""
+    """What weights come to, and the gradient of that; `of_units` says that it is not a sum over single weights."""
 
     value: Callable[[torch.Tensor, Sides], torch.Tensor]
     gradient: Callable[[torch.Tensor, Sides], torch.Tensor]
+    of_units: bool = False
 
 
 PENALTIES: dict[str, Penalty] = {
     "l1": Penalty(_l1, _l1_gradient),
     "l2": Penalty(_l2, _l2_gradient),
-    "group_lasso": Penalty(_group_lasso, _group_lasso_gradient),
+    "group_lasso": Penalty(_group_lasso, _group_lasso_gradient, of_units=True),
 }

@@ -19,13 +19,12 @@ from .mask_files import PruningStateError
 from .masks import Masks
 from .optimizers import leaves_zeros, zero_masked
 from .patterns import count_of
-from .penalties import PENALTIES
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
 from .pruning_state import PruningState, load_pruning, save_pruning, state_files
 from .ranking import update_masks
 from .statistics import Statistics
 from .targets import Target, find_targets, named_parameters, shape_of
-from .unit_shards import divide
+from .weight_penalties import WeightPenalties
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +120,7 @@ class Pruner:
         self._collected: dict[str, torch.Tensor] = {}  # for the update that is under way
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._statistics = self._make_statistics(model)
-        self.penalties: dict[str, torch.Tensor] = {}
-        self._check_penalties()
+        self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
         if not self.targets:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
 
@@ -146,38 +144,6 @@ class Pruner:
                 ]
             )
         return Statistics(model, **wanted)
-
-    def _check_penalties(self) -> None:
-        """Raise PruningConfigError for penalties on weights that are not trained, or whose gradients are not seen."""
-        for group in self._groups:
-            if group.config.penalty is None:
-                continue
-            if self._engine.steps_in_backward:
-                raise PruningConfigError([f"penalty: expected none under DeepSpeed, got {group.config.penalty!r}"])
-            for target in group.members:
-                if not self.parameters[target.name].requires_grad:
-                    raise PruningConfigError(
-                        [
-                            f"penalty: expected none on weights that are not trained, got {group.config.penalty!r} for "
-                            f"{target.name}; exclude it"
-                        ]
-                    )
-            if group.config.penalty == "group_lasso" and self.sharded:
-                self._check_whole_units(group)
-
-    def _check_whole_units(self, group: Group) -> None:
-        shared = [
-            len(divide(target, group.pattern, self._masks.holdings[target.name].region).shared_positions())
-            for target in group.members
-        ]
-        for target, weights in zip(group.members, self._masks.total(torch.tensor(shared)).tolist(), strict=True):
-            if weights:
-                raise PruningConfigError(
-                    [
-                        f"penalty: expected 'l1' or 'l2' for {target.name}, whose {group.config.pattern} units lie in "
-                        "parts on several processes, got 'group_lasso'; or train with another number of processes"
-                    ]
-                )
 
     # ---- When ----
 
@@ -280,7 +246,7 @@ class Pruner:
         self.mask_weights(names)
         self._mask_moments(optimizer, names)
         self._gradients_masked.clear()
-        self.penalties = {}
+        self._penalties.start_step()
 
     def update(self, completed_steps: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
         """Update masks if that is due after `completed_steps` optimizer steps; whether any mask changed.
@@ -413,57 +379,46 @@ class Pruner:
         """
         if self._engine.steps_in_backward:
             return
-        if not self.penalties and self._windows:
-            self._add_penalties(loss_scale)
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 gradient = self._engine.part(parameter.grad)
+                self._add_penalties(name, gradient, loss_scale)
                 zero_masked(gradient, self._masks.for_tensor(name, gradient))
                 self._statistics.keep_gradient(name, gradient)
         self._gradients_masked.update(self.parameters)
 
-    def _add_penalties(self, loss_scale: float) -> None:
-        for index, group in enumerate(self._groups):
-            start = self._state.starts.get(index, 0.0)
-            factor = group.penalty_weight(self._window(group), self.completed_steps, start)
-            if not factor:
-                continue
-            name = f"{group.config.penalty}_penalty"
-            for target in group.members:
-                value = self._add_penalty(group, target, factor, loss_scale)
-                self.penalties[name] = self.penalties.get(name, 0.0) + value
+    def _add_penalties(self, name: str, gradient: torch.Tensor, loss_scale: float) -> None:
+        def factor_of(index: int) -> float:
+            group, start = self._groups[index], self._state.starts.get(index, 0.0)
+            return group.penalty_weight(self._window(group), self.completed_steps, start)
 
-    def _add_penalty(self, group: Group, target: Target, factor: float, loss_scale: float) -> torch.Tensor:
-        """Add the gradient of a tensor's penalty to its own; what the penalty comes to of what is counted here."""
-        parameter, penalty = self.parameters[target.name], PENALTIES[str(group.config.penalty)]
-        weight = self._engine.weight(parameter)
-        if parameter.grad is None:
-            return torch.zeros((), device=weight.device)
-        gradient = self._engine.part(parameter.grad)
-        if group.config.penalty == "group_lasso":
-            division = divide(target, group.pattern, self._masks.holdings[target.name].region)
-            weight, gradient = (division.whole_units(part.view(-1)) for part in (weight, gradient))
-        added = penalty.gradient(weight, group.pattern.sides).mul_(factor * loss_scale)
-        gradient.add_(added.to(gradient.dtype))
-        value = penalty.value(weight, group.pattern.sides) * factor
-        return value if self._masks.counts(target.name) else torch.zeros_like(value)
+        if self._windows:
+            self._penalties.add(name, gradient, factor_of, loss_scale)
+
+    @property
+    def penalties(self) -> dict[str, torch.Tensor]:
+        """What was added to the loss in this step, as described above."""
+        return self._penalties.terms
 
     @property
     def has_penalties(self) -> bool:
         """Whether a configuration puts a penalty on weights."""
-        return any(group.config.penalty is not None for group in self._groups)
+        return bool(self._penalties)
 
     def mask_gradients_in_backward(self, optimizer: Any = None) -> list[Any]:
         """Mask each gradient as soon as backward has it, until the returned handles are removed (`remove()`).
 
-        DeepSpeed needs its optimizer, as accelerate wraps it.
+        Where the optimizer steps inside backward (DeepSpeed), penalties are added here, too, once in an optimizer step;
+        it needs its optimizer, as accelerate wraps it.
         """
 
-        def mask_of(name: str, gradient: torch.Tensor) -> torch.Tensor:
+        def edit(name: str, gradient: torch.Tensor, loss_scale: float) -> None:
+            if self._engine.steps_in_backward:
+                self._add_penalties(name, gradient, loss_scale)
+            zero_masked(gradient, self._masks.for_tensor(name, gradient))
             self._gradients_masked.add(name)
-            return self._masks.for_tensor(name, gradient)
 
-        return list(self._engine.hook_gradients(self.parameters, mask_of, optimizer))
+        return list(self._engine.hook_gradients(self.parameters, edit, optimizer))
 
     @property
     def steps_in_backward(self) -> bool:

@@ -151,12 +151,14 @@ class SharedUnits:
     _came: list[int]
     _sent: torch.Tensor  # positions here, in the order in which they were sent
 
-    def give_back(self, kept: torch.Tensor, mask: torch.Tensor) -> None:
-        """Write what is kept of all shared units (as `kept`) into the flattened masks of those that hold them."""
-        answers = torch.empty(len(self._order), dtype=torch.uint8, device=kept.device)
-        answers[self._order] = kept.reshape(-1).to(torch.uint8)
+    def give_back(self, values: torch.Tensor, part: torch.Tensor) -> None:
+        """Write a value for each weight of all shared units (as `scores`) into the flattened parts that hold them."""
+        values = values.reshape(-1)
+        sendable = values.to(torch.uint8) if values.dtype == torch.bool else values
+        answers = torch.empty_like(sendable)
+        answers[self._order] = sendable
         received, _ = exchange(answers, self._came)
-        mask[self._sent] = received.to(mask.device, torch.bool)
+        part[self._sent] = received.to(part.device, part.dtype)
 
 
 def share_units(division: Division, holding: Holding, scores: torch.Tensor, kept: torch.Tensor) -> SharedUnits:

@@ -598,6 +598,14 @@ def test_patterns_are_tags_without_a_colon_in_blocks():
     assert metadata_of(card)["tags"] == ["hf-prune", "pruned", "2:4", "magnitude", "block-4x1"]
 
 
+def test_penalties_are_said_and_cited(tmp_path):
+    penalised = {"sparsity": 0.3, "penalty": "group_lasso", "penalty_weight": 1e-5}
+    folder = save_with_record(tmp_path / "model", "bert", 0.3, pruning=[penalised, penalised, {"sparsity": 0.3}])
+    card = card_of(folder)
+    assert card.count("a penalty on the weights to prune (group\\_lasso) was part of the loss, its weight 1e-05") == 1
+    assert "Model selection and estimation in regression with grouped variables" in card
+
+
 def test_links_lead_to_models_and_data_sets(whole):
     links = re.findall(r"\]\((https://[^)]+)\)", body_of(whole.card))
     assert links == ["https://huggingface.co/ada/bert", "https://huggingface.co/datasets/ada/films"]

@@ -38,6 +38,7 @@ ORDER = [
     "ranking",
     "replicas",
     "masks",
+    "weight_penalties",
     "pruning_state",
     "pruner",
     "callback",

@@ -13,6 +13,7 @@ from launching import (
     GLOBAL,
     GRADIENTS,
     INPUTS,
+    PENALISED,
     SAVE,
     WINDOW,
     assert_alike,
@@ -61,6 +62,9 @@ REFUSED = {
 }
 
 
+ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # the same samples in a step
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Runs on three processes, so that ranges end anywhere; every update was that of one process."""
@@ -80,6 +84,8 @@ def trained(tmp_path_factory):
             "inputs": {"model": "gpt2", "configs": [INPUTS], "compare": False},
             "best": {"arguments": BEST, "weights_at": [8]},
             "distilled": DISTILLED,
+            "penalised": PENALISED,
+            "penalised once": PENALISED | {"arguments": ACCUMULATED},
         }.items()
     }
     cases["plain 1"] = {"engine": "zero1", "configs": [GLOBAL], "model": "bert"}
@@ -100,11 +106,13 @@ def alone(tmp_path_factory):
         "callback": case | {"arguments": BEST | batches, "callback": True},
         "inputs": case | {"model": "gpt2", "configs": [INPUTS], "compare": False},
         "distilled": case | DISTILLED,
+        "penalised": case | PENALISED,
     }
     return launch(1, tmp_path_factory.mktemp("alone"), cases)
 
 
 OTHERS = [("offload", "plain"), ("callback", "callback"), ("inputs", "inputs"), ("distilled", "distilled")]
+OTHERS += [("penalised", "penalised"), ("penalised once", "penalised")]
 
 KINDS = (
     "plain",
@@ -118,6 +126,8 @@ KINDS = (
     "inputs",
     "best",
     "distilled",
+    "penalised",
+    "penalised once",
 )
 
 

@@ -359,6 +359,7 @@ def run(directory, case):
                 "weights": weights,
                 "masks": masks,
                 "losses": [entry["loss"] for entry in logs],
+                "penalties": [entry.get("group_lasso_penalty", 0.0) for entry in logs],
                 "norms": [entry["grad_norm"] for entry in logs],
                 "sparsity": pruning.pruner.sparsity,
                 "completed_steps": pruning.pruner.completed_steps,

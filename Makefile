@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-all test-deepspeed test-oldest check bench format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-oldest check bench bench-quality format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,9 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/training_step.py
+
+# How good pruned models are, over three seeds; it goes on where it was stopped. outputs/quality has the report.
+bench-quality: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py
 
 format: $(VENV)/installed

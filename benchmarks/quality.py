@@ -1,99 +1,256 @@
-"""Accuracy of PruningTrainer against the same schedule written by hand with `torch.nn.utils.prune`, at equal budget.
+"""How good pruned models are: the shipped recipes against their parts switched off, and against pruning by hand.
 
-python benchmarks/quality.py [--sparsities 0.6 0.8 0.9] [--seeds 42 1 2] [--threads 2]
+python benchmarks/quality.py [--parts sentences imdb language ablation] [--seeds 42 1 2] [--jobs 2] [--steps 1.0]
 
-The model, data and training are those of recipes/quickstart.yaml. For each seed one dense run is made; from there both
-prune at each sparsity in one ranking of all layers, after the same steps, with the same batches in the same order.
+From one dense run of each seed all variants prune for the same number of steps, with the same batches in one order.
+Each row of the result is written into `rows.jsonl` of the folder `--output` as soon as it is measured, and not measured
+again; `report.md` and the figures are made of all rows that are there. Everything is computed in bf16 by autocast.
+`--steps 4` trains four times as long. Language models are trained one after another, for their time is shown.
 """
 
 import argparse
-import copy
-import statistics
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.nn.utils import prune
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, logging
+from quality_by_hand import PruneByHand
+from quality_report import write_report
+from safetensors.torch import load_model
+from transformers import Trainer, TrainerCallback, logging
 
 from hf_prune import PruningTrainer
-from hf_prune.recipe import load_recipe
-from hf_prune.run import prepare
+from hf_prune.recipe import Recipe, load_recipe
+from hf_prune.run import Prepared, prepare
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+# Each part: a recipe, what differs from it, and the steps of its dense and its pruned runs.
+PARTS: dict[str, tuple[str, dict[str, Any], int, int]] = {
+    "sentences": ("quickstart", {}, 150, 200),
+    "imdb": (
+        "quickstart",
+        {"dataset.where": {"source": "imdb"}, "dataset.max_length": 96, "dataset.max_train_samples": 6500},
+        75,
+        100,
+    ),
+    "language": ("generation", {"training.eval_strategy": "steps", "training.eval_steps": 0.2}, 20, 40),
+}
+PARTS["ablation"] = PARTS["sentences"]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "60%": {"sparsity": 0.6},
+    "80%": {"sparsity": 0.8},
+    "90%": {"sparsity": 0.9},
+    "2:4": {"pattern": "2:4"},
+    "4x1 blocks, 80%": {"pattern": "block:4x1", "sparsity": 0.8},
+}
+
+# What differs from the recipe: of the pruning, of the distillation (None: without), and of the training.
+Variant = tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]
+VARIANTS: dict[str, Variant] = {
+    "defaults": ({}, {}, {}),
+    "without distillation": ({}, None, {}),
+    "random": ({"method": "random"}, {}, {}),
+    "by hand": ({}, None, {}),
+}
+ABLATIONS: dict[str, Variant] = {
+    "no dense warm-up": ({"begin": 0}, {}, {}),
+    "linear schedule": ({"schedule": "linear"}, {}, {}),
+    "all at once": ({"schedule": "one_shot"}, {}, {}),
+    "no recovery": ({"end": None}, {}, {}),
+    "longer recovery": ({"end": 0.3}, {}, {}),
+    "ranked by layer": ({"scope": "layer"}, {}, {}),
+    "learning rate rewound": ({}, {}, {"rewound": True}),
+    "half the learning rate": ({}, {}, {"learning_rate": 2.0e-4}),
+    "temperature 1": ({}, {"temperature": 1.0}, {}),
+    "temperature 4": ({}, {"temperature": 4.0}, {}),
+    "half from labels": ({}, {"weight": 0.5}, {}),
+    "no hidden states": ({}, {"hidden_weight": 0.0}, {}),
+    "l1 penalty": ({"penalty": "l1", "penalty_weight": 1e-5}, {}, {}),
+}
 
 
-class PruneByHand(TrainerCallback):
-    """What is written without a library for it: `global_unstructured` at each step that the schedule names."""
+@dataclass(frozen=True)
+class Row:
+    """One training: which part, sparsity or pattern, variant and seed."""
 
-    def __init__(self, tensors, updates):
-        self.tensors = tensors  # (module, "weight")
-        self.weights = sum(module.weight.numel() for module, _ in tensors)
-        self.updates = {update.step: update.sparsity for update in updates}
-        self.dropped = 0
+    part: str
+    setting: str
+    variant: str
+    seed: int
+
+
+def rows_of(part: str, seeds: Iterable[int]) -> list[Row]:
+    """All rows of a part, dense ones first."""
+    settings = {"sentences": list(SETTINGS), "imdb": ["80%"], "language": ["50%"], "ablation": ["90%"]}[part]
+    variants = {"ablation": list(ABLATIONS), "language": ["defaults", "without distillation"]}.get(part, list(VARIANTS))
+    dense = [] if part == "ablation" else [Row(part, "dense", "dense", seed) for seed in seeds]
+    return dense + [Row(part, setting, variant, seed) for seed in seeds for setting in settings for variant in variants]
+
+
+def recipe_of(row: Row, steps: float) -> Recipe:
+    """The recipe that a row is trained with."""
+    name, changes, dense_steps, pruned_steps = PARTS[row.part]
+    values: dict[str, Any] = {
+        "training.bf16": True,
+        "training.seed": row.seed,
+        "training.max_steps": round(steps * pruned_steps),
+        "training.eval_strategy": "no",
+        "training.logging_strategy": "no",
+        "training.disable_tqdm": True,
+        "dense.max_steps": round(steps * dense_steps),
+        **changes,
+    }
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    if row.variant != "dense":
+        pruning, distillation, training = (VARIANTS | ABLATIONS)[row.variant]
+        setting = SETTINGS.get(row.setting, {})
+        kept = {key: value for key, value in recipe.pruning.items() if key != "sparsity" or not setting}  # type: ignore[union-attr]
+        values["pruning"] = kept | setting | pruning
+        values["distillation"] = None if distillation is None else (recipe.distillation or {}) | distillation
+        values |= {f"training.{key}": value for key, value in training.items() if key != "rewound"}
+    return load_recipe(RECIPES / f"{name}.yaml", [f"{key}={json.dumps(value)}" for key, value in values.items()])
+
+
+def measure(row: Row, output: str, steps: float) -> dict[str, Any]:
+    """Train a row; what came of it on the test part, and on as many samples of the training part."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    recipe = recipe_of(row, steps)
+    prepared = prepare(recipe)
+    is_dense = row.variant == "dense"
+    folder = Path(output, "models", f"{'sentences' if row.part == 'ablation' else row.part}-{row.seed}")
+    if not is_dense:
+        load_model(prepared.model, folder / "model.safetensors")
+    curve = Curve()
+    trainer, names = make_trainer(prepared, row, folder)
+    trainer.add_callback(curve)
+    trainer.train()
+    test = prepared.data["test"]
+    training = prepared.data["train"].select(range(min(len(test), len(prepared.data["train"]))))
+    weights = [trainer.model.get_parameter(name) for name in names]
+    found = {
+        **asdict(row),
+        "metric": recipe.metrics[0],
+        "test": prepared.task.evaluate(trainer, test)[""][recipe.metrics[0]],
+        "train": prepared.task.evaluate(trainer, training)[""][recipe.metrics[0]],
+        "zeros": sum(int((weight == 0).sum()) for weight in weights) / max(sum(one.numel() for one in weights), 1),
+        "steps": trainer.state.global_step,
+        "seconds": curve.seconds,
+        "curve": curve.points,
+    }
+    if is_dense:
+        trainer.save_model(str(folder))
+    return found
+
+
+def make_trainer(prepared: Prepared, row: Row, dense: Path) -> tuple[Trainer, list[str]]:
+    """The Trainer of a row, and the names of the tensors that are pruned."""
+    recipe = prepared.recipe
+    is_dense = row.variant == "dense"
+    plan = prepared.plan()
+    keywords = {
+        "model": prepared.model,
+        "args": recipe.training_arguments(is_dense),
+        "train_dataset": prepared.data["train"],
+        "eval_dataset": prepared.data["validation"],
+        "processing_class": prepared.tokenizer,
+        "data_collator": prepared.task.collator(prepared.tokenizer, prepared.model),
+        "compute_metrics": prepared.task.compute_metrics(prepared.tokenizer),
+    }
+    names = [tensor.name for tensor in plan.tensors]
+    if is_dense:
+        return Trainer(**keywords), names
+    if row.variant == "by hand":
+        modules = [prepared.model.get_submodule(name.removesuffix(".weight")) for name in names]
+        callback = PruneByHand(modules, plan.updates, recipe.pruning_configs[0].parsed_pattern)
+        return Trainer(**keywords, callbacks=[callback]), names
+    if recipe.distillation_config is not None:
+        keywords |= {"teacher_model": dense, "distillation_config": recipe.distillation_config}
+    rewound = (VARIANTS | ABLATIONS)[row.variant][2].get("rewound", False)
+    trainer_class = Rewound if rewound else PruningTrainer
+    return trainer_class(**keywords, pruning_config=recipe.pruning_configs), names
+
+
+class Rewound(PruningTrainer):
+    """The learning rate falls to three tenths until the last mask, and from its height to zero after it."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """A piecewise linear schedule."""
+        last_mask = max(update.step for update in self.pruner.plan(num_training_steps).updates)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return step / warmup
+            if step < last_mask:
+                return 1 - 0.7 * (step - warmup) / (last_mask - warmup)
+            return (num_training_steps - step) / max(num_training_steps - last_mask, 1)
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+
+class Curve(TrainerCallback):
+    """The seconds that steps took, without evaluations, and the held-out perplexity after so many."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.points: list[tuple[float, float]] = []
+        self._started = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in self.updates:
-            more = round(self.updates[state.global_step] * self.weights) - self.dropped
-            prune.global_unstructured(self.tensors, pruning_method=prune.L1Unstructured, amount=more)
-            self.dropped += more
+        self.seconds += time.perf_counter() - self._started
 
-    def on_train_end(self, args, state, control, **kwargs):
-        for module, name in self.tensors:
-            prune.remove(module, name)
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.points.append((self.seconds, math.exp(metrics["eval_loss"])))
 
 
-def train(prepared, dense=False, by_hand=False):
-    """Train the prepared model as the recipe says; its accuracy on the test part and its share of zeros."""
-    recipe, model = prepared.recipe, prepared.model
-    keywords = {
-        "model": model,
-        "args": recipe.training_arguments(dense, eval_strategy="no", logging_strategy="no", disable_tqdm=True),
-        "train_dataset": prepared.data["train"],
-        "processing_class": prepared.tokenizer,
-        "data_collator": DataCollatorWithPadding(prepared.tokenizer),
-        "compute_metrics": prepared.compute_metrics,
-    }
-    plan = prepared.plan()
-    modules = [model.get_submodule(tensor.name.removesuffix(".weight")) for tensor in plan.tensors]
-    if by_hand:
-        callback = PruneByHand([(module, "weight") for module in modules], plan.updates)
-        trainer = Trainer(**keywords, callbacks=[callback])
-    elif dense:
-        trainer = Trainer(**keywords)
-    else:
-        trainer = PruningTrainer(**keywords, pruning_config=recipe.pruning_configs)
-    trainer.train()
-    accuracy = trainer.predict(prepared.data["test"]).metrics["test_accuracy"]
-    zeros = sum(int((module.weight == 0).sum()) for module in modules)
-    return accuracy, zeros / sum(module.weight.numel() for module in modules)
+def known_rows(path: Path) -> dict[Row, dict[str, Any]]:
+    """The rows that were measured before."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    entries = [json.loads(line) for line in lines]
+    return {Row(entry["part"], entry["setting"], entry["variant"], entry["seed"]): entry for entry in entries}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.6, 0.8, 0.9])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each on its share of the cores")
+    parser.add_argument("--steps", type=float, default=1.0, help="how many times as long to train")
+    parser.add_argument("--output", type=Path, default=Path("outputs/quality"))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    found: dict[tuple[float, str], list[float]] = {}
-    for seed in options.seeds:
-        prepared = prepare(load_recipe(RECIPE, [f"training.seed={seed}"]))
-        accuracy, _ = train(prepared, dense=True)
-        print(f"seed {seed}: dense {accuracy:.4f}", flush=True)
-        dense = copy.deepcopy(prepared.model.state_dict())
-        for sparsity in options.sparsities:
-            for name in ("PruningTrainer", "by hand"):
-                recipe = load_recipe(RECIPE, [f"training.seed={seed}", f"pruning.sparsity={sparsity}"])
-                pruned = prepare(recipe)
-                pruned.model.load_state_dict(dense)
-                accuracy, zeros = train(pruned, by_hand=name == "by hand")
-                found.setdefault((sparsity, name), []).append(accuracy)
-                print(f"seed {seed}: {zeros:.4%} zeros, {name}: {accuracy:.4f}", flush=True)
-    print(f"accuracy over seeds {options.seeds}: mean, and spread as highest less lowest")
-    for (sparsity, name), values in found.items():
-        print(f"{sparsity:.0%} {name:>14}: {statistics.mean(values):.4f}, {max(values) - min(values):.4f}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "rows.jsonl"
+    for part in options.parts:
+        rows = rows_of(part, options.seeds)
+        for dense in (True, False):
+            missing = [row for row in rows if (row.variant == "dense") == dense and row not in known_rows(path)]
+            jobs = 1 if part == "language" else options.jobs
+            threads = max((os.cpu_count() or 1) // jobs, 1)
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+                waiting = [pool.submit(measure, row, str(options.output), options.steps) for row in missing]
+                for done in as_completed(waiting):
+                    found = done.result()
+                    with path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(found) + "\n")
+                    print(
+                        " ".join(f"{found[key]}" for key in ("part", "setting", "variant", "seed", "test", "seconds"))
+                    )
+    print(write_report(list(known_rows(path).values()), options.output))
 
 
 if __name__ == "__main__":

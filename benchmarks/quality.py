@@ -49,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "60%": {"sparsity": 0.6},
     "80%": {"sparsity": 0.8},
     "90%": {"sparsity": 0.9},
-    "2:4": {"pattern": "2:4"},
+    "2:4": {"pattern": "2:4", "scope": "layer"},
     "4x1 blocks, 80%": {"pattern": "block:4x1", "sparsity": 0.8},
 }
 
@@ -113,7 +113,7 @@ def recipe_of(row: Row, steps: float) -> Recipe:
     if row.variant != "dense":
         pruning, distillation, training = (VARIANTS | ABLATIONS)[row.variant]
         setting = SETTINGS.get(row.setting, {})
-        kept = {key: value for key, value in recipe.pruning.items() if key != "sparsity" or not setting}  # type: ignore[union-attr]
+        kept = {key: value for key, value in recipe.pruning.items() if key != "sparsity" or not setting}
         values["pruning"] = kept | setting | pruning
         values["distillation"] = None if distillation is None else (recipe.distillation or {}) | distillation
         values |= {f"training.{key}": value for key, value in training.items() if key != "rewound"}

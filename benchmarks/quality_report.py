@@ -78,15 +78,15 @@ def ablation_table(rows: Rows, sentences: Rows) -> str:
 
 
 def sparsities(rows: Rows) -> list[str]:
-    """The settings that are a share of weights, ascending."""
-    return sorted(setting for setting in distinct(rows, "setting") if setting.endswith("%") and setting[0].isdigit())
+    """The settings that are a share of single weights, ascending."""
+    return sorted(setting for setting in distinct(rows, "setting") if setting.rstrip("%").isdigit())
 
 
 def draw_sparsities(rows: Rows, path: Path) -> None:
     """Test accuracy of each variant over sparsity: means, with the lowest and highest seed."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    settings = [setting for setting in sparsities(rows) if "," not in setting]
+    settings = sparsities(rows)
     for variant in distinct(rows, "variant"):
         points = [(float(one.rstrip("%")) / 100, values(rows, setting=one, variant=variant)) for one in settings]
         points = [(share, found) for share, found in points if found]
@@ -109,7 +109,7 @@ def draw_generalisation(rows: Rows, path: Path) -> None:
     """Accuracy on the training and the test part over sparsity, dense at zero: the gap between the two."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    settings = [setting for setting in sparsities(rows) if "," not in setting]
+    settings = sparsities(rows)
     for variant, color in (("defaults", "#b5432b"), ("without distillation", "#2b6cb5")):
         for column, style in (("train", "s--"), ("test", "o-")):
             points = [(0.0, values(rows, column, variant="dense"))]

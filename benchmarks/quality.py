@@ -214,7 +214,8 @@ class Curve(TrainerCallback):
         self.seconds += time.perf_counter() - self._started
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        self.points.append((self.seconds, math.exp(metrics["eval_loss"])))
+        if "eval_loss" in metrics:  # not that of the test part
+            self.points.append((self.seconds, math.exp(metrics["eval_loss"])))
 
 
 def known_rows(path: Path) -> dict[Row, dict[str, Any]]:

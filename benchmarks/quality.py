@@ -1,11 +1,11 @@
 """How good pruned models are: the shipped recipes against their parts switched off, and against pruning by hand.
 
-python benchmarks/quality.py [--parts sentences imdb language ablation] [--seeds 42 1 2] [--jobs 2] [--steps 1.0]
+python benchmarks/quality.py [--parts sentences imdb language ablation] [--seeds 42 1 2] [--steps 1.0] [--jobs 2] ...
 
 From one dense run of each seed all variants prune for the same number of steps, with the same batches in one order.
 Each row of the result is written into `rows.jsonl` of the folder `--output` as soon as it is measured, and not measured
-again; `report.md` and the figures are made of all rows that are there. Everything is computed in bf16 by autocast.
-`--steps 4` trains four times as long. Language models are trained one after another, for their time is shown.
+again; `report.md` and the figures are made of all rows that are there. `--steps 4` trains four times as long. Language
+models are trained one after another, for their time is shown.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from quality_by_hand import PruneByHand
-from quality_report import write_report
+from quality_report import VARIANTS_DRAWN, write_report
 from safetensors.torch import load_model
 from transformers import Trainer, TrainerCallback, logging
 
@@ -32,16 +32,39 @@ from hf_prune.run import Prepared, prepare
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
-# Each part: a recipe, what differs from it, and the steps of its dense and its pruned runs.
+# Each part: a recipe, what differs from it, and the steps of its dense and its pruned runs. Many small batches recover
+# more than few large ones in the same time.
 PARTS: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "sentences": ("quickstart", {}, 150, 200),
+    "sentences": (
+        "quickstart",
+        {"training.per_device_train_batch_size": 8, "dense.per_device_train_batch_size": 32},
+        120,
+        140,
+    ),
     "imdb": (
         "quickstart",
-        {"dataset.where": {"source": "imdb"}, "dataset.max_length": 96, "dataset.max_train_samples": 6500},
-        75,
-        100,
+        {
+            "training.per_device_train_batch_size": 8,
+            "dense.per_device_train_batch_size": 32,
+            "dataset.where": {"source": "imdb"},
+            "dataset.max_train_samples": 6500,
+            "dataset.test_size": 1000,
+        },
+        60,
+        70,
     ),
-    "language": ("generation", {"training.eval_strategy": "steps", "training.eval_steps": 0.2}, 20, 40),
+    "language": (
+        "generation",
+        {
+            "training.eval_strategy": "steps",
+            "training.eval_steps": 0.2,
+            "training.per_device_train_batch_size": 2,
+            "dataset.validation_size": 4,
+            "dataset.test_size": 16,
+        },
+        10,
+        20,
+    ),
 }
 PARTS["ablation"] = PARTS["sentences"]
 
@@ -64,14 +87,10 @@ VARIANTS: dict[str, Variant] = {
 ABLATIONS: dict[str, Variant] = {
     "no dense warm-up": ({"begin": 0}, {}, {}),
     "linear schedule": ({"schedule": "linear"}, {}, {}),
-    "all at once": ({"schedule": "one_shot"}, {}, {}),
     "no recovery": ({"end": None}, {}, {}),
-    "longer recovery": ({"end": 0.3}, {}, {}),
     "ranked by layer": ({"scope": "layer"}, {}, {}),
     "learning rate rewound": ({}, {}, {"rewound": True}),
-    "half the learning rate": ({}, {}, {"learning_rate": 2.0e-4}),
     "temperature 1": ({}, {"temperature": 1.0}, {}),
-    "temperature 4": ({}, {"temperature": 4.0}, {}),
     "half from labels": ({}, {"weight": 0.5}, {}),
     "no hidden states": ({}, {"hidden_weight": 0.0}, {}),
     "l1 penalty": ({"penalty": "l1", "penalty_weight": 1e-5}, {}, {}),
@@ -89,18 +108,27 @@ class Row:
 
 
 def rows_of(part: str, seeds: Iterable[int]) -> list[Row]:
-    """All rows of a part, dense ones first."""
+    """All rows of a part but the dense ones."""
     settings = {"sentences": list(SETTINGS), "imdb": ["80%"], "language": ["50%"], "ablation": ["90%"]}[part]
     variants = {"ablation": list(ABLATIONS), "language": ["defaults", "without distillation"]}.get(part, list(VARIANTS))
-    dense = [] if part == "ablation" else [Row(part, "dense", "dense", seed) for seed in seeds]
-    return dense + [Row(part, setting, variant, seed) for seed in seeds for setting in settings for variant in variants]
+    return [Row(part, setting, variant, seed) for seed in seeds for setting in settings for variant in variants]
 
 
-def recipe_of(row: Row, steps: float) -> Recipe:
+def dense_row(part: str, seed: int) -> Row:
+    """The row of the model that the others of a part start from."""
+    return Row("sentences" if part == "ablation" else part, "dense", "dense", seed)
+
+
+def dense_folder(row: Row, output: Path) -> Path:
+    """Where the model is that a row starts from."""
+    return output / "models" / f"{dense_row(row.part, row.seed).part}-{row.seed}"
+
+
+def recipe_of(row: Row, steps: float, bf16: bool) -> Recipe:
     """The recipe that a row is trained with."""
     name, changes, dense_steps, pruned_steps = PARTS[row.part]
     values: dict[str, Any] = {
-        "training.bf16": True,
+        "training.bf16": bf16,
         "training.seed": row.seed,
         "training.max_steps": round(steps * pruned_steps),
         "training.eval_strategy": "no",
@@ -120,14 +148,14 @@ def recipe_of(row: Row, steps: float) -> Recipe:
     return load_recipe(RECIPES / f"{name}.yaml", [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 
-def measure(row: Row, output: str, steps: float) -> dict[str, Any]:
-    """Train a row; what came of it on the test part, and on as many samples of the training part."""
+def measure(row: Row, output: Path, steps: float, bf16: bool) -> dict[str, Any]:
+    """Train a row; what came of it on the test part and, where that is drawn, on as many training samples."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    recipe = recipe_of(row, steps)
+    recipe = recipe_of(row, steps, bf16)
     prepared = prepare(recipe)
     is_dense = row.variant == "dense"
-    folder = Path(output, "models", f"{'sentences' if row.part == 'ablation' else row.part}-{row.seed}")
+    folder = dense_folder(row, output)
     if not is_dense:
         load_model(prepared.model, folder / "model.safetensors")
     curve = Curve()
@@ -136,12 +164,13 @@ def measure(row: Row, output: str, steps: float) -> dict[str, Any]:
     trainer.train()
     test = prepared.data["test"]
     training = prepared.data["train"].select(range(min(len(test), len(prepared.data["train"]))))
+    gap_is_drawn = row.part == "sentences" and row.variant in VARIANTS_DRAWN
     weights = [trainer.model.get_parameter(name) for name in names]
     found = {
         **asdict(row),
         "metric": recipe.metrics[0],
         "test": prepared.task.evaluate(trainer, test)[""][recipe.metrics[0]],
-        "train": prepared.task.evaluate(trainer, training)[""][recipe.metrics[0]],
+        "train": prepared.task.evaluate(trainer, training)[""][recipe.metrics[0]] if gap_is_drawn else None,
         "zeros": sum(int((weight == 0).sum()) for weight in weights) / max(sum(one.numel() for one in weights), 1),
         "steps": trainer.state.global_step,
         "seconds": curve.seconds,
@@ -225,32 +254,51 @@ def known_rows(path: Path) -> dict[Row, dict[str, Any]]:
     return {Row(entry["part"], entry["setting"], entry["variant"], entry["seed"]): entry for entry in entries}
 
 
+def missing_rows(part: str, options: argparse.Namespace, known: Container[Row]) -> tuple[list[Row], list[Row]]:
+    """What is to be measured of a part: dense rows, whose models are gone or were not trained yet, and the others."""
+    rows = [row for row in rows_of(part, options.seeds) if row not in known]
+    if options.settings:
+        rows = [row for row in rows if row.setting in options.settings]
+    if options.variants:
+        rows = [row for row in rows if row.variant in options.variants]
+    wanted = {dense_row(row.part, row.seed) for row in rows if not dense_folder(row, options.output).exists()}
+    dense = [dense_row(part, seed) for seed in options.seeds]
+    return [row for row in dense if row not in known or row in wanted], rows
+
+
+def measure_all(rows: list[Row], jobs: int, options: argparse.Namespace) -> None:
+    """Measure rows, so many at a time, and write down each."""
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+        waiting = [pool.submit(measure, row, options.output, options.steps, options.bf16) for row in rows]
+        for done in as_completed(waiting):
+            found = done.result()
+            with (options.output / "rows.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+            print(*(found[key] for key in ("part", "setting", "variant", "seed", "test", "seconds")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--settings", nargs="+", help="only these, such as 80%% 2:4")
+    parser.add_argument("--variants", nargs="+", help="only these, such as defaults 'by hand'")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each on its share of the cores")
     parser.add_argument("--steps", type=float, default=1.0, help="how many times as long to train")
-    parser.add_argument("--output", type=Path, default=Path("outputs/quality"))
+    parser.add_argument(
+        "--bf16", action="store_true", help="autocast; twice as fast where the processor computes in it"
+    )
+    parser.add_argument("--output", type=Path, help="default: outputs/quality, or outputs/quality-STEPS")
     options = parser.parse_args()
+    if options.output is None:
+        options.output = Path("outputs", "quality" if options.steps == 1 else f"quality-{options.steps:g}")
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "rows.jsonl"
     for part in options.parts:
-        rows = rows_of(part, options.seeds)
-        for dense in (True, False):
-            missing = [row for row in rows if (row.variant == "dense") == dense and row not in known_rows(path)]
-            jobs = 1 if part == "language" else options.jobs
-            threads = max((os.cpu_count() or 1) // jobs, 1)
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
-                waiting = [pool.submit(measure, row, str(options.output), options.steps) for row in missing]
-                for done in as_completed(waiting):
-                    found = done.result()
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(found) + "\n")
-                    print(
-                        " ".join(f"{found[key]}" for key in ("part", "setting", "variant", "seed", "test", "seconds"))
-                    )
+        for rows in missing_rows(part, options, known_rows(path)):
+            measure_all(rows, 1 if part == "language" else options.jobs, options)
     print(write_report(list(known_rows(path).values()), options.output))
 
 

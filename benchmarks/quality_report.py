@@ -10,6 +10,9 @@ from matplotlib.ticker import PercentFormatter
 
 Rows = Sequence[dict[str, Any]]
 
+# Whose accuracy on the training part is measured and drawn, with their colors.
+VARIANTS_DRAWN = {"dense": "#555555", "defaults": "#b5432b", "without distillation": "#2b6cb5"}
+
 
 def of(rows: Rows, **wanted: Any) -> list[dict[str, Any]]:
     """The rows with these values."""
@@ -52,13 +55,16 @@ def table(part: str, rows: Rows) -> str:
     variants = distinct(rows, "variant")
     dense = values(rows, variant="dense")
     lines = [f"{part}: {rows[0]['metric']}, dense {spread(dense)}", ""]
-    lines.append("| | " + " | ".join(variants) + " | defaults over dense |")
+    shared = "dense over defaults" if rows[0]["metric"] == "perplexity" else "defaults over dense"
+    lines.append("| | " + " | ".join(variants) + f" | {shared} |")
     lines.append("|---" * (len(variants) + 2) + "|")
     for setting in distinct(rows, "setting"):
         cells = [spread(values(rows, setting=setting, variant=variant)) for variant in variants]
         ours = values(rows, setting=setting, variant="defaults")
-        share = f"{statistics.mean(ours) / statistics.mean(dense):.1%}" if ours and dense else ""
-        lines.append(f"| {setting} | " + " | ".join(cells) + f" | {share} |")
+        share = statistics.mean(ours) / statistics.mean(dense) if ours and dense else 0.0
+        if rows[0]["metric"] == "perplexity" and share:
+            share = 1 / share
+        lines.append(f"| {setting} | " + " | ".join(cells) + (f" | {share:.1%} |" if share else " | |"))
     return "\n".join(lines)
 
 
@@ -110,7 +116,7 @@ def draw_generalisation(rows: Rows, path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     settings = sparsities(rows)
-    for variant, color in (("defaults", "#b5432b"), ("without distillation", "#2b6cb5")):
+    for variant, color in list(VARIANTS_DRAWN.items())[1:]:
         for column, style in (("train", "s--"), ("test", "o-")):
             points = [(0.0, values(rows, column, variant="dense"))]
             points += [
@@ -129,7 +135,6 @@ def draw_perplexity(rows: Rows, path: Path) -> None:
     """Held-out perplexity over the seconds of training; pruned runs go on where their dense run ended."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    colors = {"dense": "#555555", "defaults": "#b5432b", "without distillation": "#2b6cb5"}
     for row in rows:
         dense = of(rows, variant="dense", seed=row["seed"])
         before = dense[0]["seconds"] if row["variant"] != "dense" and dense else 0.0
@@ -137,7 +142,7 @@ def draw_perplexity(rows: Rows, path: Path) -> None:
         first = row["seed"] == rows[0]["seed"]
         if shown:
             label = row["variant"] if first else None
-            axes.plot(*zip(*shown, strict=True), "o-", color=colors[row["variant"]], alpha=0.8, label=label)
+            axes.plot(*zip(*shown, strict=True), "o-", color=VARIANTS_DRAWN[row["variant"]], alpha=0.8, label=label)
     axes.set(xlabel="seconds of training", ylabel="perplexity on the held-out part", yscale="log")
     axes.set_title("SmolLM2-135M on IMDb, half of the weights pruned")
     axes.grid(axis="y", alpha=0.3)

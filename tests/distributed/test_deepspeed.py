@@ -43,6 +43,7 @@ LAYER_WISE = {"sparsity": 0.5, **WINDOW}
 COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager", "max_steps": 8}
 # So large a scale that gradients are infinite at first: DeepSpeed leaves those steps out.
 SCALED = {"fp16": {"enabled": True, "initial_scale_power": 20, "hysteresis": 1}}
+SCALED_A_LITTLE = {"fp16": {"enabled": True, "initial_scale_power": 8, "hysteresis": 1}}  # no step is left out
 
 # What is asked for, the stage, and what is said.
 REFUSED = {
@@ -86,6 +87,7 @@ def trained(tmp_path_factory):
             "distilled": DISTILLED,
             "penalised": PENALISED,
             "penalised once": PENALISED | {"arguments": ACCUMULATED},
+            "penalised fp16": PENALISED | {"arguments": {"fp16": True}, "deepspeed": SCALED_A_LITTLE},
         }.items()
     }
     cases["plain 1"] = {"engine": "zero1", "configs": [GLOBAL], "model": "bert"}
@@ -128,6 +130,7 @@ KINDS = (
     "distilled",
     "penalised",
     "penalised once",
+    "penalised fp16",
 )
 
 
@@ -166,6 +169,13 @@ def test_steps_that_fp16_leaves_out_are_the_same_in_both_stages(trained):
     assert any(math.isfinite(norm) for norm in two["norms"])
     for kind in ("losses", "norms"):
         torch.testing.assert_close(torch.tensor(two[kind]), torch.tensor(three[kind]), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_penalties_are_scaled_as_the_losses_of_fp16_are(trained, alone, stage):
+    ours, expected = trained[1][f"penalised fp16 {stage}"], alone["penalised"]
+    for kind, tolerance in (("norms", 1e-2), ("penalties", 1e-3)):
+        torch.testing.assert_close(torch.tensor(ours[kind]), torch.tensor(expected[kind]), rtol=tolerance, atol=1e-6)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -240,16 +240,25 @@ def hybrid(tmp_path_factory):
         },
         "inputs": {"model": "gpt2", "configs": [INPUTS], "arguments": small_batches, "compare": False},
         "gradients": {"model": "gpt2", "configs": [GRADIENTS], "arguments": small_batches, "compare": False},
+        "distilled": {**DISTILLED, "arguments": small_batches},
+        "penalised": {**PENALISED, "arguments": small_batches},
     }
     return directory, launch(4, directory, {name: {"engine": "hsdp"} | case for name, case in cases.items()})
 
 
-@pytest.mark.parametrize("name", ["hybrid", "blocks", "groups", "bf16", "inputs", "gradients"])
+@pytest.mark.parametrize(
+    "name", ["hybrid", "blocks", "groups", "bf16", "inputs", "gradients", "distilled", "penalised"]
+)
 def test_two_copies_of_two_parts(hybrid, name):
     """That every update gave the masks of one process was asserted in the run itself."""
     directory, results = hybrid
     assert results[name]["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert_saved_as_masked(directory / name, results[name])
+
+
+@pytest.mark.parametrize("name", ["distilled", "penalised"])
+def test_two_copies_of_two_parts_train_what_one_process_trains_to_rounding(hybrid, alone, name):
+    assert_alike(alone[name], hybrid[1][name])
 
 
 def test_two_copies_of_two_parts_save_masks_once_and_resume(hybrid):

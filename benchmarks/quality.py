@@ -32,20 +32,19 @@ from hf_prune.run import Prepared, prepare
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
-# Each part: a recipe, what differs from it, and the steps of its dense and its pruned runs. Many small batches recover
-# more than few large ones in the same time.
+# In the same time many of them recover more than few large ones.
+SMALL_BATCHES = {
+    "training.per_device_train_batch_size": 8,
+    "dense.per_device_train_batch_size": 32,
+    "training.learning_rate": 2.0e-4,
+}
+# Each part: a recipe, what differs from it, and the steps of its dense and its pruned runs.
 PARTS: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "sentences": (
-        "quickstart",
-        {"training.per_device_train_batch_size": 8, "dense.per_device_train_batch_size": 32},
-        120,
-        140,
-    ),
+    "sentences": ("quickstart", SMALL_BATCHES, 120, 140),
     "imdb": (
         "quickstart",
         {
-            "training.per_device_train_batch_size": 8,
-            "dense.per_device_train_batch_size": 32,
+            **SMALL_BATCHES,
             "dataset.where": {"source": "imdb"},
             "dataset.max_train_samples": 6500,
             "dataset.test_size": 1000,

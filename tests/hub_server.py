@@ -579,14 +579,21 @@ def lfs_put(hub, request, name, oid):
         raise HubError(403, "SignatureDoesNotMatch")
     if blob.sha256 != oid:
         raise HubError(400, "BadDigest")
-    hub.repos[name].lfs[oid] = blob
+    known_repo(hub, name).lfs[oid] = blob
     return reply({})
 
 
 def lfs_get(hub, request, name, oid):
     if request.args.get("signature") != "signed":
         raise HubError(403, "SignatureDoesNotMatch")
-    return content(request, hub.repos[name].lfs[oid], {})
+    return content(request, known_repo(hub, name).lfs[oid], {})
+
+
+def known_repo(hub, name):
+    """The repository of a storage address, which may be gone by the time that a slow client comes."""
+    if name not in hub.repos:
+        raise HubError(404, "NoSuchKey")
+    return hub.repos[name]
 
 
 def commit(hub, request, name, revision):

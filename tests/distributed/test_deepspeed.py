@@ -174,7 +174,7 @@ def test_steps_that_fp16_leaves_out_are_the_same_in_both_stages(trained):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_penalties_are_scaled_as_the_losses_of_fp16_are(trained, alone, stage):
     ours, expected = trained[1][f"penalised fp16 {stage}"], alone["penalised"]
-    for kind, tolerance in (("norms", 1e-2), ("penalties", 1e-3)):
+    for kind, tolerance in (("norms", 3e-2), ("penalties", 3e-3)):
         torch.testing.assert_close(torch.tensor(ours[kind]), torch.tensor(expected[kind]), rtol=tolerance, atol=1e-6)
 
 

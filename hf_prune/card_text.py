@@ -481,8 +481,17 @@ def _training_lines(record: RunRecord) -> list[str]:
 
 def _distilled(distillation: Distillation) -> str:
     """The teacher, and how much of the loss it was."""
-    teacher = _shown(distillation.teacher) if distillation.teacher is not None else "a teacher whose name is not known"
-    hidden = f", hidden states {_plain(distillation.hidden_weight)}" if distillation.hidden_weight else ""
+    if distillation.teacher is not None:
+        teacher = _shown(distillation.teacher)
+    elif distillation.teacher_base is not None:
+        teacher = f"a model made from {_shown(distillation.teacher_base)}"
+    else:
+        teacher = "a teacher whose name is not known"
+    pairs = ", ".join(f"{one} with {other}" for one, other in distillation.hidden_layers or ())
+    layers = f" (layers of the model with those of the teacher: {pairs})" if pairs else ""
+    hidden = (
+        f", of its hidden states {_plain(distillation.hidden_weight)}{layers}" if distillation.hidden_weight else ""
+    )
     return (
         f"Distilled from {teacher}: weight of its answers {_plain(distillation.weight)}, temperature "
         f"{_plain(distillation.temperature)}{hidden}."
@@ -490,10 +499,10 @@ def _distilled(distillation: Distillation) -> str:
 
 
 def _penalised(config: Mapping[str, Any]) -> str:
-    """The penalty, and how much of the loss it was."""
+    """The penalty, and how much it was to count."""
     return (
-        f"While the sparsity rose, a penalty on the weights to prune ({inline(config['penalty'])}) was part of the "
-        f"loss, its weight {_plain(config['penalty_weight'])} in the end."
+        f"The schedule had a penalty on the weights to prune ({inline(config['penalty'])}), whose weight grew towards "
+        f"{_plain(config['penalty_weight'])} as the sparsity rose."
     )
 
 
@@ -521,5 +530,7 @@ def _limits(record: RunRecord) -> list[str]:
 
 def _citations(figures: Figures, record: RunRecord) -> str | None:
     """BibTeX of what was used."""
-    found = citations(figures.pruning, record.distillation is not None)
+    distillation = record.distillation
+    hidden = distillation is not None and distillation.hidden_weight > 0
+    found = citations(figures.pruning, distillation is not None, hidden)
     return fence("\n\n".join(found), "bibtex") if found else None

@@ -73,10 +73,16 @@ _CITATIONS = {
   journal = {arXiv preprint arXiv:1503.02531},
   year = {2015}
 }""",
+    "hidden states": """@article{kurtic2023sparse,
+  title = {Sparse Fine-tuning for Inference Acceleration of Large Language Models},
+  author = {Kurtic, Eldar and Kuznedelev, Denis and Frantar, Elias and Goin, Michael and Alistarh, Dan},
+  journal = {arXiv preprint arXiv:2310.06927},
+  year = {2023}
+}""",
 }
 
 
-def citations(pruning: Sequence[Mapping[str, Any]], distilled: bool) -> list[str]:
+def citations(pruning: Sequence[Mapping[str, Any]], distilled: bool, hidden_states: bool) -> list[str]:
     """An entry for each thing that was used of which there is a paper."""
     used: dict[str, None] = {}
     for config in pruning:
@@ -88,4 +94,6 @@ def citations(pruning: Sequence[Mapping[str, Any]], distilled: bool) -> list[str
             used[config["penalty"]] = None
     if distilled:
         used["distillation"] = None
+    if hidden_states:
+        used["hidden states"] = None
     return [_CITATIONS[name] for name in used if name in _CITATIONS]

@@ -6,7 +6,7 @@ import numbers
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -146,9 +146,9 @@ class PruningConfig:
             ("block_norm", BLOCK_NORMS),
         ):
             value = getattr(self, name)
-            if not isinstance(value, str) or value not in allowed:
+            if not _is_one_of(value, allowed):
                 yield f"{name}: expected one of {', '.join(allowed)}, got {value!r}{nearest(value, allowed)}"
-        if self.adapters is not None and self.adapters not in ADAPTER_WAYS:
+        if self.adapters is not None and not _is_one_of(self.adapters, ADAPTER_WAYS):
             near = nearest(str(self.adapters), ADAPTER_WAYS)
             yield f"adapters: expected one of {', '.join(ADAPTER_WAYS)} or None, got {self.adapters!r}{near}"
         pattern = self._pattern_or_none()
@@ -207,7 +207,7 @@ class PruningConfig:
             if self.penalty_weight is not None:
                 yield f"penalty_weight: expected none without a penalty, got {self.penalty_weight!r}"
             return
-        if self.penalty not in PENALTIES:
+        if not _is_one_of(self.penalty, PENALTIES):
             near = nearest(str(self.penalty), PENALTIES)
             yield f"penalty: expected one of {', '.join(PENALTIES)} or None, got {self.penalty!r}{near}"
         elif self.method == "keep" or self.schedule == "one_shot":
@@ -334,6 +334,10 @@ def _why_no_expression(expression: Any) -> str | None:
 
 def _as_time(value: float | None) -> str:
     return str(int(value)) if value is not None and value >= 1 else str(value)
+
+
+def _is_one_of(value: Any, names: Collection[str]) -> bool:
+    return isinstance(value, str) and value in names
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

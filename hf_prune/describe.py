@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 
 from .distributed import gather
 from .engines import engine_of
+from .penalties import PENALTIES
 from .record import Emissions, Hardware, Source
 from .targets import shape_of
 
@@ -78,7 +79,8 @@ def not_finite(values: Mapping[str, Any], prefix: str = "eval") -> list[str]:
 
 def thin_history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Steps, sparsities, losses and evaluation metrics of a log; of very many training steps an even selection."""
-    wanted = ("step", "loss", "task_loss", "distillation_loss", "hidden_loss", "sparsity", "target_sparsity")
+    terms = ("task_loss", "distillation_loss", "hidden_loss", *(f"{name}_penalty" for name in PENALTIES))
+    wanted = ("step", "loss", *terms, "sparsity", "target_sparsity")
     entries = []
     for entry in log_history:
         kept = {name: float(entry[name]) for name in wanted if name in entry and _is_finite(entry[name])}

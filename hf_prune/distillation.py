@@ -86,7 +86,12 @@ class DistillationConfig:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond what a float can hold
+        return False
 
 
 def _are_pairs(value: Any) -> bool:
@@ -144,10 +149,10 @@ class _Divergence(torch.autograd.Function):
             part = slice(start, start + rows)
             log_student = (student[part].float() / temperature).log_softmax(-1)
             log_teacher = (teacher[part].float() / temperature).log_softmax(-1)
-            wanted = log_teacher.exp()
-            of_rows = (wanted * (log_teacher - log_student)).sum(-1)
+            of_teacher = log_teacher.exp()
+            of_rows = (of_teacher * (log_teacher - log_student)).sum(-1)
             total += of_rows.masked_fill(~mask[part], 0).sum()
-            difference = (log_student.exp_() - wanted).mul_(temperature)
+            difference = (log_student.exp_() - of_teacher).mul_(temperature)
             gradient[part] = difference.masked_fill_(~mask[part, None], 0)
         ctx.save_for_backward(gradient)
         return total * temperature**2
@@ -162,9 +167,10 @@ def binary_divergence(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """The same for labels that are yes or no each by itself: the sum over the labels that a mask has."""
-    answer, wanted = student.float() / temperature, teacher.float() / temperature
-    entropy = nn.functional.binary_cross_entropy_with_logits(wanted, wanted.sigmoid(), reduction="none")
-    cross_entropy = nn.functional.binary_cross_entropy_with_logits(answer, wanted.sigmoid(), reduction="none")
+    of_student, of_teacher = student.float() / temperature, teacher.float() / temperature
+    goal = of_teacher.sigmoid()
+    entropy = nn.functional.binary_cross_entropy_with_logits(of_teacher, goal, reduction="none")
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits(of_student, goal, reduction="none")
     return (cross_entropy - entropy).masked_fill(~mask, 0).sum() * temperature**2
 
 
@@ -176,12 +182,12 @@ def squared_error(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tens
 # ---- Hidden states ----
 
 
-def layer_pairs(layers: int, teacher_layers: int, wanted: Sequence[Sequence[int]] | None) -> list[tuple[int, int]]:
+def layer_pairs(layers: int, teacher_layers: int, given: Sequence[Sequence[int]] | None) -> list[tuple[int, int]]:
     """The pairs of hidden states to compare, of so many that model and teacher have.
 
     Raises DistillationConfigError for layers that are not there, or where none are given and the numbers differ.
     """
-    if wanted is None:
+    if given is None:
         if layers != teacher_layers:
             raise DistillationConfigError(
                 [
@@ -190,7 +196,7 @@ def layer_pairs(layers: int, teacher_layers: int, wanted: Sequence[Sequence[int]
                 ]
             )
         return [(layer, layer) for layer in range(layers)]
-    for one, other in wanted:
+    for one, other in given:
         if not -layers <= one < layers or not -teacher_layers <= other < teacher_layers:
             raise DistillationConfigError(
                 [
@@ -198,19 +204,19 @@ def layer_pairs(layers: int, teacher_layers: int, wanted: Sequence[Sequence[int]
                     f"{teacher_layers - 1}, got {[one, other]}"
                 ]
             )
-    return [(one, other) for one, other in wanted]
+    return [(one, other) for one, other in given]
 
 
-def hidden_difference(
-    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], weights: torch.Tensor
-) -> torch.Tensor:
-    """The weighted sum over tokens of `|student - teacher|^2 / |teacher|^2`, averaged over layers.
-
-    Hidden states are (samples, tokens..., width), weights (samples, tokens...). Raises DistillationConfigError where
-    the shapes of model and teacher differ.
-    """
-    total = torch.zeros((), dtype=torch.float32, device=weights.device)
+def check_states(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> None:
+    """Raise DistillationConfigError for hidden states, a pair a layer, that cannot be compared token by token."""
     for one, other in zip(student, teacher, strict=True):
+        if one.dim() != 3:
+            raise DistillationConfigError(
+                [
+                    "hidden_weight: expected 0 for hidden states that are not (samples, tokens, width), got "
+                    f"{tuple(one.shape)}"
+                ]
+            )
         if one.shape != other.shape:
             raise DistillationConfigError(
                 [
@@ -218,7 +224,19 @@ def hidden_difference(
                     f"and {tuple(other.shape)} of the teacher"
                 ]
             )
+
+
+def hidden_difference(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """The sum over tokens of `|student - teacher|^2 / |teacher|^2`, times their weights, averaged over layers.
+
+    Each sequence has a tensor a layer: hidden states are (samples, tokens, width), weights (samples, tokens). Tokens
+    of weight 0 do not count, even if they are not finite.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=student[0].device)
+    for one, other, weight in zip(student, teacher, weights, strict=True):
         of_teacher = other.float()
         relative = (one.float() - of_teacher).square().sum(-1) / of_teacher.square().sum(-1).clamp_min(1e-12)
-        total = total + torch.where(weights > 0, relative * weights, 0).sum()
+        total = total + torch.where(weight > 0, relative * weight, 0).sum()
     return total / len(student)

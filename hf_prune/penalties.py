@@ -1,7 +1,9 @@
 """Penalties on weights: what they come to, and their gradients. To add one, write two functions and a table line.
 
-All take weights and the sides of a pattern's units, rows (outputs) and columns (inputs), and compute in float32. Those
-of single weights take any shape, those of units a stack of matrices (batch, out, in), see `targets.as_matrices`.
+All take weights and the sides of a pattern's units, rows (outputs) and columns (inputs), and compute in float32: the
+value is a scalar, the gradient has the weights' shape. Those of single weights take any shape and leave the sides
+unused, those of units a stack of matrices (batch, out, in), see `targets.as_matrices`, whose sides are whole multiples
+of the units'.
 """
 
 import math

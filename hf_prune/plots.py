@@ -9,9 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from .penalties import PENALTIES
+
 _SPARSITY_COLOR = "#b5432b"
 _LOSS_COLOR = "#2b6cb5"
 _METRIC_COLOR = "#3d7a3d"
+_PENALTY_COLOR = "#8a6d1d"
 
 # With more, names could not be read, and the picture would outgrow what a PNG may hold.
 _NAMED_TENSORS = 250
@@ -25,7 +28,7 @@ def plot_schedule(
     """Sparsity and losses over optimizer steps, from a Trainer's `log_history`; below it `metric`, if it is there.
 
     Of a training with a teacher the loss is that of the task, which can be compared with that of the validation, and
-    the distance from the teacher is a line of its own.
+    what the teacher adds are lines of their own, as penalties are.
     """
     distilled = any("task_loss" in entry for entry in log_history)
     training_loss = "task_loss" if distilled else "loss"
@@ -39,9 +42,11 @@ def plot_schedule(
     for axis, name, label, color, style in (
         (left, "sparsity", "sparsity", _SPARSITY_COLOR, "-"),
         (left, "target_sparsity", "target sparsity", _SPARSITY_COLOR, ":"),
-        (right, training_loss, "training loss", _LOSS_COLOR, "-"),
+        (right, training_loss, "training loss of the task" if distilled else "training loss", _LOSS_COLOR, "-"),
         (right, "eval_loss", "validation loss", _LOSS_COLOR, "o--"),
         (right, "distillation_loss", "distance from the teacher", _LOSS_COLOR, ":"),
+        (right, "hidden_loss", "difference of hidden states", _LOSS_COLOR, "-."),
+        *((right, f"{name}_penalty", f"penalty ({name})", _PENALTY_COLOR, "-.") for name in PENALTIES),
     ):
         lines += _draw(axis, log_history, name, label, color, style)
     left.set(ylabel="sparsity", ylim=(0, 1), title=title)

@@ -242,6 +242,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(content, dict):
         raise RecipeError([f"{path}: expected a mapping of settings, got {type(content).__name__}"])
     lines = lines_of_keys(yaml.compose(text, Loader))
+    replaced = any(override.startswith("distillation") for override in overrides)
+    if "distillation" in content and content["distillation"] is None and not replaced:
+        problem = Places(str(path), lines).problem(
+            ("distillation",), "expected its settings, {} for the defaults, or no such line to train without, got none"
+        )
+        raise RecipeError([problem])
     for override in overrides:
         first_set, key = _apply_override(content, override)
         lines = {known: line for known, line in lines.items() if known[: len(first_set)] != first_set}

@@ -64,9 +64,13 @@ class Evaluation(Part):
 
 
 class Distillation(Part):
-    """The teacher, where it has a name, and the fields of a `DistillationConfig`."""
+    """The teacher, where it has a name, and the fields of a `DistillationConfig`.
 
-    teacher: Source | None
+    `teacher_base` is what a teacher was made from that was given as a model, and may have been trained since.
+    """
+
+    teacher: Source | None = None
+    teacher_base: Source | None = None
     temperature: float
     weight: float
     hidden_weight: float = 0.0

@@ -23,6 +23,7 @@ from .card import write_card
 from .config import PruningConfig, PruningConfigError
 from .data import load_data
 from .describe import describe_base, describe_dataset, without_paths, without_tokens
+from .distillation import DistillationConfig, DistillationConfigError
 from .distributed import wait_for_all
 from .hub import PushResult, push_model
 from .launch import check_engine, check_sharding, is_first_process, wrapping_layers
@@ -36,8 +37,9 @@ from .record import Evaluation, Generation, Sample, Source, save_record, saved_f
 from .report import Report, make_report, weight_files
 from .targets import TargetError
 from .tasks import TASKS, Generated, Scores, Task, generate
-from .teachers import TeacherError, find_teacher
+from .teachers import TeacherError, accepted_inputs, find_teacher
 from .trainer import training_steps, whole_state_dict
+from .trainer_loss import states_to_compare
 from .trainer_record import Given, measure_trainer, record_of
 
 Say = Callable[[str], None]
@@ -417,7 +419,7 @@ def _try_trainer(prepared: Prepared, dense: bool) -> None:
         check_engine(trainer)
         if not dense:
             _check_method(prepared, trainer)
-            _check_teacher(prepared)
+            _check_teacher(prepared, trainer)
 
 
 def _check_method(prepared: Prepared, trainer: Trainer) -> None:
@@ -428,16 +430,32 @@ def _check_method(prepared: Prepared, trainer: Trainer) -> None:
         raise RecipeError([f"pruning.{problem}" for problem in error.problems]) from error
 
 
-def _check_teacher(prepared: Prepared) -> None:
-    """Raise RecipeError for a teacher that cannot be opened or does not fit; that of the dense run does."""
-    name = prepared.recipe.teacher
-    if name is None:
+def _check_teacher(prepared: Prepared, trainer: Trainer) -> None:
+    """Raise RecipeError for a teacher that cannot be opened or does not fit, and for layers that cannot be compared."""
+    name, config = prepared.recipe.teacher, prepared.recipe.distillation_config
+    if config is None:
         return
     try:
-        find_teacher(name, prepared.model)
-    except (TeacherError, OSError, ValueError) as error:
+        teacher = find_teacher(name, prepared.model) if name is not None else prepared.model
+        if config.hidden_weight and not trainer.is_deepspeed_enabled:  # under ZeRO-3 a model has no weights yet
+            _compare_states(prepared, trainer, teacher, config)
+    except TeacherError as error:
         message = one_line(error).removeprefix("teacher_model: ")
         raise RecipeError([f"distillation.teacher: {message}"]) from error
+    except DistillationConfigError as error:
+        raise RecipeError([f"distillation.{problem}" for problem in error.problems]) from error
+
+
+@torch.no_grad()
+def _compare_states(prepared: Prepared, trainer: Trainer, teacher: torch.nn.Module, config: DistillationConfig) -> None:
+    """Let model and teacher show their hidden states of one batch. Raises as `states_to_compare` does."""
+    batch = {**next(iter(trainer.get_train_dataloader())), "output_hidden_states": True}
+    outputs = []
+    for model in (prepared.model, teacher):
+        device = next(model.parameters()).device  # where FSDP will be, a model is not moved whole
+        inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        outputs.append(model.eval()(**accepted_inputs(model, inputs)))
+    states_to_compare(config, *outputs)
 
 
 def _check_output(output: Path) -> None:

@@ -46,8 +46,8 @@ class PruningMixin(LossMixin, HubMixin):
             trainer is the one it extends, without any callback of ours.
         peft_config: a configuration of PEFT; the model gets its adapters. A model that has them works the same.
         teacher_model: a model, or the path or Hub name of one, whose answers the model is to learn in training beside
-            those of the data. It is frozen and in no checkpoint; each step costs one forward pass of it. Give it again
-            to go on from a checkpoint.
+            those of the data. A model that is given is frozen and moved as it is. It is in no checkpoint; each step
+            costs one forward pass of it. Give it again to go on from a checkpoint.
         distillation_config: a `DistillationConfig`: how much the teacher counts. Only with a teacher.
 
     Beyond what `PruningCallback` does, gradients are masked once a step, before they are clipped; `sparsity` and
@@ -74,8 +74,8 @@ class PruningMixin(LossMixin, HubMixin):
         distillation_config: DistillationConfig | None = None,
         **kwargs: Any,
     ):
-        if teacher_model is None and distillation_config is not None:
-            raise TeacherError("teacher_model: expected one beside a distillation_config, got None")
+        own_teacher = teacher_model is not None and _takes(_extended_by(type(self)), "teacher_model")
+        _check_distillation(teacher_model, distillation_config, own_teacher)
         self._pruning: PruningCallback | None = None
         self._unfinished: Path | None = None
         if peft_config is not None and _takes(_extended_by(type(self)), "peft_config"):
@@ -83,8 +83,8 @@ class PruningMixin(LossMixin, HubMixin):
         elif peft_config is not None:
             model = kwargs.pop("model") if "model" in kwargs else next(iter(args), None)
             args, kwargs = args[1:], {"model": _with_adapters(model, peft_config), **kwargs}
-        if teacher_model is not None and _takes(_extended_by(type(self)), "teacher_model"):
-            kwargs["teacher_model"], teacher_model = teacher_model, None  # a Trainer that distils by itself
+        if own_teacher:  # a Trainer that distils by itself
+            kwargs["teacher_model"], teacher_model = teacher_model, None
         super().__init__(*args, **kwargs)
         if teacher_model is not None:
             self._distil_from(teacher_model, distillation_config)
@@ -197,13 +197,13 @@ class PruningMixin(LossMixin, HubMixin):
 
         Raises: ValueError, before anything is changed, where there is no checkpoint that training can go on from.
         """
-        self._forget_terms()
         if self._pruning is not None:
             directory = Path(self._get_output_dir(trial=trial))
             self._pruning.resume_directory = None
             if resume_from_checkpoint:
                 resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint, directory)
                 self._pruning.resume_directory = Path(resume_from_checkpoint)
+                self._warn_without_teacher(self._pruning.resume_directory)
             if self.args.should_save:
                 remove_leftovers(directory, everything=True)
         try:
@@ -328,6 +328,24 @@ def _extended_by(cls: type) -> type:
 def _takes(trainer_class: type, name: str) -> bool:
     """Whether a Trainer class has an argument of this name."""
     return name in inspect.signature(trainer_class).parameters
+
+
+def _check_distillation(teacher: Any, config: Any, own_teacher: bool) -> None:
+    """Raise TeacherError for a configuration of the distillation that would not be used."""
+    if config is None:
+        return
+    if teacher is None:
+        raise TeacherError("teacher_model: expected one beside a distillation_config, got None")
+    if own_teacher:
+        raise TeacherError(
+            "distillation_config: expected None for a Trainer that has a teacher_model of its own; it has arguments "
+            "for how it distils"
+        )
+    if not isinstance(config, DistillationConfig):
+        raise TeacherError(
+            f"distillation_config: expected a DistillationConfig, got {type(config).__name__}; "
+            "DistillationConfig.from_dict makes one of a dict"
+        )
 
 
 def _with_adapters(model: Any, peft_config: PeftConfig) -> PeftModel:

@@ -1,27 +1,32 @@
 """What a Trainer's loss is made of: the task's own, and what a teacher adds to it."""
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import Trainer
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
 
 from .distillation import (
-    IGNORED,
     DistillationConfig,
     binary_divergence,
+    check_states,
     divergence,
     hidden_difference,
     item_mask,
     layer_pairs,
     squared_error,
 )
-from .teachers import TeacherError, accepted_inputs, decoder_inputs, find_teacher, place_teacher
+from .task_loss import TaskLoss, ask_loss
+from .teachers import TeacherError, accepted_inputs, decoder_inputs, find_teacher, place_teacher, plain_model
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     _Base = Trainer  # what this is mixed into
@@ -33,17 +38,27 @@ class LossMixin(_Base):
     """Mixes what a teacher adds into a Trainer's loss; without a teacher, all is as in the extended class.
 
     Attributes:
-        teacher: the model that is distilled from, or None.
+        teacher: the model that is distilled from, or None. One that was given as a model is this very object, frozen
+            and moved to where the engine has models.
+        teacher_name: the path or Hub name that it was opened with, or None.
         distillation: how, or None.
     """
 
     teacher: nn.Module | None = None
+    teacher_name: str | None = None
     distillation: DistillationConfig | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
+        self._placed_teacher: nn.Module | None = None
+        self._teacher_was_asked = False
+        self._begin_terms()
+        super().__init__(*args, **kwargs)
+
+    def _begin_terms(self) -> None:
+        """Begin to add up, and to find out what the task's loss does, anew."""
         self._terms: dict[str, torch.Tensor] = {}
         self._terms_since: int | None = None  # the completed optimizer steps where what is added up begins
-        super().__init__(*args, **kwargs)
+        self._known_loss: TaskLoss | None = None
 
     def _distil_from(self, teacher: nn.Module | str | os.PathLike, config: DistillationConfig | None) -> None:
         """Take a teacher for the trainings to come. Raises TeacherError for one that does not fit."""
@@ -54,8 +69,18 @@ class LossMixin(_Base):
             )
         self.distillation = config or DistillationConfig()
         self.teacher = find_teacher(teacher, cast(nn.Module, self.model))
-        self._placed_teacher: nn.Module | None = None
-        self._divides_by_items: bool | None = None
+        self.teacher_name = None if isinstance(teacher, nn.Module) else str(teacher)
+
+    def _warn_without_teacher(self, checkpoint: Path) -> None:
+        """Say so if a training was distilled and is to go on without a teacher."""
+        path = checkpoint / TRAINER_STATE_NAME
+        if self.teacher is not None or not path.exists():
+            return
+        history = TrainerState.load_from_json(str(path)).log_history
+        if any("distillation_loss" in entry for entry in history):
+            logger.warning(
+                "%s: this training had a teacher; it goes on without, for no teacher_model is given", checkpoint
+            )
 
     def compute_loss(
         self,
@@ -69,7 +94,8 @@ class LossMixin(_Base):
         Both are divided by the same number: of the items of all micro-batches and processes where the Trainer counts
         them, else of this micro-batch's. So batches may be split as one likes. Models that are told the number and
         ignore it (many that classify, T5) are corrected: the stock Trainer multiplies their loss by the number of
-        micro-batches.
+        micro-batches. What the loss does is found out before the first step, by up to four forward passes of the model
+        in eval mode.
 
         Raises TeacherError where the model or the teacher gives no logits, or those of other shapes.
         """
@@ -78,39 +104,74 @@ class LossMixin(_Base):
         config = cast(DistillationConfig, self.distillation)
         if "labels" not in inputs:
             raise TeacherError(f"teacher_model: expected inputs with labels to distil, got {', '.join(inputs)}")
-        wanted = {"output_hidden_states": True} if config.hidden_weight else {}
         labels = cast(torch.Tensor, inputs["labels"])
-        task_loss, outputs = super().compute_loss(model, {**inputs, **wanted}, True, num_items_in_batch)
-        answers = self._ask_teacher({**inputs, **wanted}, labels)
-        logits, wanted_logits = _logits("model", outputs), _logits("teacher", answers)
-        if not logits.requires_grad:
-            raise TeacherError(
-                "teacher_model: expected a trainer whose loss is made of logits, got one that makes them only to be "
-                "looked at (TRL's); distil with PruningTrainer"
-            )
-        if logits.shape != wanted_logits.shape:
-            raise TeacherError(
-                f"teacher_model: expected logits of shape {tuple(logits.shape)}, as the model gives, got "
-                f"{tuple(wanted_logits.shape)}"
-            )
-        mask = self._items(inputs, labels)
-        counted = num_items_in_batch is not None and (
-            self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        )
-        items: Any = num_items_in_batch if counted else mask.sum().clamp_min(1)
-        scale = self._loss_scale if counted else 1
-        if counted and self._ignores_items(task_loss, logits, inputs, mask, items):
-            task_loss = task_loss * mask.sum() / items
-        sums = {"distillation_loss": self._distance(logits, wanted_logits, labels, mask, config.temperature)}
+        task = self._task_loss(model, inputs, num_items_in_batch)
+        asked = {**inputs, "output_hidden_states": True} if config.hidden_weight else dict(inputs)
+        task_loss, outputs = super().compute_loss(model, dict(asked), True, num_items_in_batch)
+        answers = self._ask_teacher(asked, labels)
+        logits, teacher_logits = _logits("model", outputs), _logits("teacher", answers)
+        _check_logits(logits, teacher_logits)
+
+        mask = item_mask(inputs.get("shift_labels", labels), task.shifts_labels and "shift_labels" not in inputs)
+        over_all = self._is_over_all_micro_batches(num_items_in_batch)
+        items: Any = mask.sum().clamp_min(1)
+        scale = 1
+        if over_all and num_items_in_batch is not None:
+            if not task.divides_by_items:
+                task_loss = task_loss * mask.sum() / num_items_in_batch
+            items, scale = num_items_in_batch, self._loss_scale
+        elif over_all:
+            items = items * self.current_gradient_accumulation_steps
+
+        sums = {"distillation_loss": self._distance(logits, teacher_logits, labels, mask, config.temperature)}
         if config.hidden_weight:
             sums["hidden_loss"] = self._hidden(config, outputs, answers, inputs, mask)
         terms = {name: value * scale / items for name, value in sums.items()}
-        loss = (1 - config.weight) * task_loss + config.weight * terms["distillation_loss"]
+        loss = config.weight * terms["distillation_loss"]
+        if config.weight < 1:  # or a loss that is not finite would count, times zero
+            loss = loss + (1 - config.weight) * task_loss
         if config.hidden_weight:
             loss = loss + config.hidden_weight * terms["hidden_loss"]
-        share = 1.0 if counted else 1.0 / self.current_gradient_accumulation_steps
+        share = 1.0 if over_all else 1.0 / self.current_gradient_accumulation_steps
         self._note({name: value * share for name, value in {"task_loss": task_loss, **terms}.items()})
         return (loss, outputs) if return_outputs else loss
+
+    def _is_over_all_micro_batches(self, num_items_in_batch: Any) -> bool:
+        """Whether the Trainer takes losses for parts of that of all micro-batches, and does not divide by their number.
+
+        This is the condition of `Trainer.training_step`.
+        """
+        said: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
+        if said is not None:
+            return said
+        return (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or self.compute_loss_func is not None
+
+    def _task_loss(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any) -> TaskLoss:
+        """What the task's loss does; found out once, and the same on every process."""
+        if self._known_loss is not None:
+            return self._known_loss
+        labels = cast(torch.Tensor, inputs["labels"])
+        compute = super().compute_loss
+        of_tokens = labels.dim() > 1 and not labels.is_floating_point() and "shift_labels" not in inputs
+        if of_tokens and self._plain_model.config.is_encoder_decoder:
+            of_tokens = False  # a decoder reads the labels before, so none are shifted
+        if num_items_in_batch is None and not of_tokens:
+            return TaskLoss()
+
+        def loss_of(labels: torch.Tensor, items: Any) -> torch.Tensor:
+            return cast(torch.Tensor, compute(model, {**inputs, "labels": labels}, False, items))
+
+        model.eval()  # without dropout the same batch has the same loss, and no random number is drawn
+        with torch.no_grad():
+            found = ask_loss(loss_of, labels, num_items_in_batch, of_tokens)
+        model.train()
+        told = [0, 0, 0] if found is None else [1, int(found.shifts_labels), int(found.divides_by_items)]
+        of_all = nested_gather(torch.tensor([told], device=labels.device), self.args.parallel_mode)
+        knows, shifts, divides = cast(torch.Tensor, of_all).amax(0).tolist()
+        task = TaskLoss(bool(shifts), bool(divides))
+        if knows:
+            self._known_loss = task
+        return task
 
     @torch.no_grad()
     def _ask_teacher(self, inputs: dict[str, Any], labels: torch.Tensor) -> Any:
@@ -121,26 +182,13 @@ class LossMixin(_Base):
         asked = {name: value for name, value in inputs.items() if name not in self.label_names}
         if "decoder_input_ids" not in asked:
             asked |= decoder_inputs(teacher, labels)
+        self._teacher_was_asked = True
         with self.compute_loss_context_manager(), self.accelerator.autocast():
             return self._placed_teacher(**accepted_inputs(teacher, asked))
 
-    def _items(self, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        """Which items of the logits have a label."""
-        if "shift_labels" in inputs:
-            return item_mask(inputs["shift_labels"], shifted=False)
-        return item_mask(labels, shifted=self._shifts_labels)
-
-    @property
-    def _shifts_labels(self) -> bool:
-        """Whether labels stand at the token itself, and the loss compares them with the logits of the one before."""
-        plain = self._plain_model
-        shifts = LOSS_MAPPING.get(getattr(plain, "loss_type", None) or "") is ForCausalLMLoss
-        return shifts and not plain.config.is_encoder_decoder
-
     @property
     def _plain_model(self) -> Any:
-        model = cast(Any, self.accelerator.unwrap_model(self.model))
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return plain_model(self.accelerator.unwrap_model(cast(nn.Module, self.model)))
 
     @property
     def _loss_scale(self) -> int:
@@ -157,7 +205,7 @@ class LossMixin(_Base):
     def _distance(
         self,
         logits: torch.Tensor,
-        wanted: torch.Tensor,
+        of_teacher: torch.Tensor,
         labels: torch.Tensor,
         mask: torch.Tensor,
         temperature: float,
@@ -171,42 +219,11 @@ class LossMixin(_Base):
                 f"{tuple(mask.shape)}"
             )
         if kind == "classes":
-            return divergence(logits, wanted, mask, temperature)
+            return divergence(logits, of_teacher, mask, temperature)
         mask = mask.reshape(expected)
         if kind == "yes_or_no":
-            return binary_divergence(logits, wanted, mask, temperature)
-        return squared_error(logits, wanted, mask)
-
-    def _ignores_items(
-        self,
-        task_loss: torch.Tensor,
-        logits: torch.Tensor,
-        inputs: Mapping[str, Any],
-        mask: torch.Tensor,
-        items: Any,
-    ) -> bool:
-        """Whether the task's loss is a mean over this micro-batch, although it was to be divided by all items.
-
-        No model tells. So where the two differ, the loss is compared with the cross entropy of the logits, until it
-        has been seen once.
-        """
-        if self.compute_loss_func is not None:
-            return False
-        if self._kind(logits, inputs["labels"]) != "classes":
-            return True
-        share = float(mask.sum() / items)
-        if share in (0.0, 1.0):
-            return False
-        if self._divides_by_items is None:
-            labels = inputs.get("shift_labels", inputs["labels"])
-            if "shift_labels" not in inputs and self._shifts_labels:
-                labels = labels.roll(-1, dims=-1)
-            labels = labels.masked_fill(~mask, IGNORED).flatten()
-            answers = logits.detach().float().reshape(-1, logits.shape[-1])
-            mean = float(nn.functional.cross_entropy(answers, labels, ignore_index=IGNORED)) * self._loss_scale
-            seen = float(task_loss.detach())
-            self._divides_by_items = abs(seen - mean * share) < abs(seen - mean)
-        return not self._divides_by_items
+            return binary_divergence(logits, of_teacher, mask, temperature)
+        return squared_error(logits, of_teacher, mask)
 
     def _hidden(
         self,
@@ -217,22 +234,31 @@ class LossMixin(_Base):
         mask: torch.Tensor,
     ) -> torch.Tensor:
         """The difference of hidden states, summed over items; of encoder-decoders, that of the decoder."""
-        states, wanted = _hidden_states("model", outputs), _hidden_states("teacher", answers)
-        pairs = layer_pairs(len(states), len(wanted), config.hidden_layers)
-        weights = _token_weights(states[0], mask, inputs.get("attention_mask"))
-        return hidden_difference([states[one] for one, _ in pairs], [wanted[other] for _, other in pairs], weights)
+        states, of_teacher = states_to_compare(config, outputs, answers)
+        items_are_tokens = outputs["logits"].dim() == 3
+        weights = [_token_weights(state, mask, items_are_tokens, inputs.get("attention_mask")) for state in states]
+        return hidden_difference(states, of_teacher, weights)
 
     # ---- Logs ----
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Every attempt at training adds up anew: `auto_find_batch_size` makes several."""
+        self._begin_terms()
+        return super()._inner_training_loop(*args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward and backward as the extended class does them."""
+        """Forward and backward as the extended class does them. Raises TeacherError if nobody asked the teacher."""
         if self._terms_since is None:
             self._terms_since = self.state.global_step
-        return super().training_step(*args, **kwargs)
-
-    def _forget_terms(self) -> None:
-        """Begin to add up anew."""
-        self._terms, self._terms_since = {}, None
+        self._teacher_was_asked = False
+        loss = super().training_step(*args, **kwargs)
+        if self.teacher is not None and not self._teacher_was_asked:
+            raise TeacherError(
+                f"teacher_model: expected a loss that super().compute_loss() is part of, got that of "
+                f"{type(self).__name__}.compute_loss, where the teacher is never asked; call it there, or give "
+                "compute_loss_func"
+            )
+        return loss
 
     def _note(self, terms: Mapping[str, torch.Tensor], shared: bool = False) -> None:
         """Add up terms of the loss, as the Trainer adds up the loss; `shared` are sums over what processes hold."""
@@ -246,7 +272,7 @@ class LossMixin(_Base):
             steps = max(self.state.global_step - self._terms_since, 1)
             for name, value in self._terms.items():
                 logs[name] = nested_gather(value, self.args.parallel_mode).mean().item() / steps
-            self._forget_terms()
+            self._terms, self._terms_since = {}, None
         super().log(logs, *args, **kwargs)
 
 
@@ -258,6 +284,33 @@ def _logits(whose: str, outputs: Any) -> torch.Tensor:
     return logits
 
 
+def _check_logits(logits: torch.Tensor, of_teacher: torch.Tensor) -> None:
+    if not logits.requires_grad:
+        raise TeacherError(
+            "teacher_model: expected a trainer whose loss is made of logits, got one that makes them only to be "
+            "looked at (TRL's); distil with PruningTrainer"
+        )
+    if logits.shape != of_teacher.shape:
+        raise TeacherError(
+            f"teacher_model: expected logits of shape {tuple(logits.shape)}, as the model gives, got "
+            f"{tuple(of_teacher.shape)}"
+        )
+
+
+def states_to_compare(
+    config: DistillationConfig, outputs: Mapping[str, Any], answers: Mapping[str, Any]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The hidden states of model and teacher that are compared, a pair a layer, from the outputs of both.
+
+    Raises TeacherError where there are none, DistillationConfigError where they cannot be compared.
+    """
+    states, of_teacher = _hidden_states("model", outputs), _hidden_states("teacher", answers)
+    pairs = layer_pairs(len(states), len(of_teacher), config.hidden_layers)
+    chosen = [states[one] for one, _ in pairs], [of_teacher[other] for _, other in pairs]
+    check_states(*chosen)
+    return chosen
+
+
 def _hidden_states(whose: str, outputs: Mapping[str, Any]) -> Sequence[torch.Tensor]:
     for name in ("decoder_hidden_states", "hidden_states"):
         states = outputs.get(name)
@@ -266,14 +319,18 @@ def _hidden_states(whose: str, outputs: Mapping[str, Any]) -> Sequence[torch.Ten
     raise TeacherError(f"hidden_weight: expected 0, for the {whose} gives no hidden states, only {', '.join(outputs)}")
 
 
-def _token_weights(states: torch.Tensor, mask: torch.Tensor, attention_mask: Any) -> torch.Tensor:
-    """How much each token counts, so that each item counts once: those with a label, or all of a sample together."""
-    tokens = states.shape[1:-1]
-    if mask.shape == states.shape[:-1]:
-        return mask.float()
-    of_samples = mask.reshape(len(states), -1).float().sum(1).reshape(-1, *(1 for _ in tokens))
-    seen = torch.ones(states.shape[:-1], device=states.device)
-    if torch.is_tensor(attention_mask) and attention_mask.shape == states.shape[:-1]:
-        seen = attention_mask.float()
-    dims = tuple(range(1, seen.dim()))
-    return of_samples * seen / seen.sum(dims, keepdim=True).clamp_min(1)
+def _token_weights(
+    states: torch.Tensor, mask: torch.Tensor, items_are_tokens: bool, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """How much each token of (samples, tokens, width) counts, so that each item counts once.
+
+    Tokens count for their own labels; where a label is of the whole sample, those that are no padding share it.
+    """
+    samples, tokens = states.shape[:2]
+    if items_are_tokens:
+        return mask.reshape(samples, tokens, -1).float().sum(-1)
+    of_samples = mask.reshape(samples, -1).float().sum(1, keepdim=True)
+    if attention_mask is None or attention_mask.shape != (samples, tokens):
+        return (of_samples / tokens).expand(samples, tokens)
+    seen = attention_mask.float()
+    return of_samples * seen / seen.sum(1, keepdim=True).clamp_min(1)

@@ -27,6 +27,7 @@ from .describe import (
     versions,
 )
 from .record import Distillation, Evaluation, Latency, RunRecord, SavedFile, Source
+from .teachers import plain_model
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,15 @@ def _base_model(trainer: Trainer, given: Given) -> Source | None:
 
 
 def _distillation(trainer: Trainer) -> Distillation | None:
-    """How a Trainer distilled, and from which model, as that model's configuration knows it."""
-    config, teacher = getattr(trainer, "distillation", None), getattr(trainer, "teacher", None)
+    """How a Trainer distilled, and from which model: by the name it was opened with, or what it was made from."""
+    config = getattr(trainer, "distillation", None)
     if config is None:
         return None
-    name = getattr(getattr(teacher, "config", None), "_name_or_path", None)
-    revision = getattr(getattr(teacher, "config", None), "_commit_hash", None)
-    return Distillation(teacher=describe_base(name, None, revision)[0] if name else None, **config.to_dict())
+    of_teacher = getattr(plain_model(trainer.teacher), "config", None)  # type: ignore[attr-defined]
+    known = getattr(of_teacher, "_name_or_path", None)
+    source = describe_base(known, None, getattr(of_teacher, "_commit_hash", None))[0] if known else None
+    opened = trainer.teacher_name is not None  # type: ignore[attr-defined]
+    return Distillation(teacher=source if opened else None, teacher_base=None if opened else source, **config.to_dict())
 
 
 def _tags_of(trainer: Trainer) -> list[str]:

@@ -602,7 +602,7 @@ def test_penalties_are_said_and_cited(tmp_path):
     penalised = {"sparsity": 0.3, "penalty": "group_lasso", "penalty_weight": 1e-5}
     folder = save_with_record(tmp_path / "model", "bert", 0.3, pruning=[penalised, penalised, {"sparsity": 0.3}])
     card = card_of(folder)
-    assert card.count("a penalty on the weights to prune (group\\_lasso) was part of the loss, its weight 1e-05") == 1
+    assert card.count("a penalty on the weights to prune (group\\_lasso), whose weight grew towards 1e-05") == 1
     assert "Model selection and estimation in regression with grouped variables" in card
 
 

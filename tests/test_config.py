@@ -241,6 +241,14 @@ def test_a_number_too_large_for_a_float_is_refused(field):
     assert caught.value.problems[0].startswith(f"{field}: expected")
 
 
+@pytest.mark.parametrize("field", ["method", "schedule", "scope", "pattern", "block_norm", "penalty", "adapters"])
+@pytest.mark.parametrize("value", [["l1"], {"l1": 1}, 1])
+def test_a_choice_that_is_no_text_is_refused(field, value):
+    with pytest.raises(PruningConfigError) as caught:
+        PruningConfig(**{"sparsity": 0.8} | {field: value})
+    assert caught.value.problems[0].startswith(f"{field}: expected")
+
+
 def test_one_shot_and_keep_have_no_end():
     assert PruningConfig(sparsity=0.8, schedule="one_shot", begin=0.9).window(100) == (90, 90, 1)
     assert PruningConfig(method="keep", begin=0.9).window(100) == (90, 90, 1)

@@ -13,11 +13,13 @@ from hf_prune import (
     DistillationConfig,
     DistillationConfigError,
     PruningConfig,
+    PruningMixin,
     PruningTrainer,
     TeacherError,
     distillation,
 )
 from hf_prune.distillation import binary_divergence, divergence, hidden_difference, item_mask, layer_pairs
+from hf_prune.task_loss import TaskLoss, ask_loss
 
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CONFIG = PruningConfig(sparsity=0.5, schedule="linear", begin=1, end=4, frequency=1)
@@ -94,14 +96,14 @@ def test_items_of_shifted_labels_are_the_tokens_before():
 def test_hidden_difference_is_relative_for_each_token_and_averaged_over_layers():
     generator = torch.Generator().manual_seed(0)
     student, teacher = ([torch.randn(2, 3, 4, generator=generator) for _ in range(2)] for _ in range(2))
-    weights = torch.rand(2, 3, generator=generator)
-    weights[0, 0] = 0
+    weights = [torch.rand(2, 3, generator=generator) for _ in range(2)]
+    weights[0][0, 0] = weights[1][0, 0] = 0
     expected = 0.0
-    for one, other in zip(student, teacher, strict=True):
+    for one, other, weight in zip(student, teacher, weights, strict=True):
         for sample in range(2):
             for token in range(3):
                 difference = (one[sample, token] - other[sample, token]).norm() ** 2
-                expected += float(weights[sample, token] * difference / other[sample, token].norm() ** 2) / 2
+                expected += float(weight[sample, token] * difference / other[sample, token].norm() ** 2) / 2
     assert float(hidden_difference(student, teacher, weights)) == pytest.approx(expected)
 
 
@@ -128,6 +130,8 @@ def test_a_configuration_lists_all_its_problems():
     ]
     with pytest.raises(DistillationConfigError, match="nothing would be distilled"):
         DistillationConfig(weight=0)
+    with pytest.raises(DistillationConfigError, match="temperature: expected a number above 0"):
+        DistillationConfig(temperature=10**400)
     with pytest.raises(DistillationConfigError, match="hidden_weight is 0"):
         DistillationConfig(hidden_layers=[[1, 1]])
     with pytest.raises(DistillationConfigError, match="temprature: unknown field; did you mean 'temperature'"):
@@ -149,7 +153,7 @@ class _Task:
         torch.manual_seed(0)
         self.student, self.teacher = model(), model()
         for weight in (*self.student.parameters(), *self.teacher.parameters()):
-            if weight.dim() > 1:
+            if weight.dim() > 1 and weight.any():
                 weight.data *= 0.3 / weight.std()  # or their answers would hardly differ
         self.examples, self.shifts, self.collator = examples, shifts, collator
 
@@ -197,9 +201,10 @@ class _Task:
         layers = []
         for one, other in zip(states, teacher, strict=True):
             relative = (one - other).norm(dim=-1) ** 2 / other.norm(dim=-1) ** 2
-            if batch["labels"].dim() == 1:
+            if outputs.logits.dim() == 2:
                 seen = batch["attention_mask"]
-                layers.append(((relative * seen).sum(1) / seen.sum(1)).mean())
+                of_samples = (relative * seen).sum(1) / seen.sum(1)
+                layers.append(of_samples.mean())
             else:
                 chosen = batch["labels"] != -100
                 relative, chosen = (relative[:, :-1], chosen[:, 1:]) if self.shifts else (relative, chosen)
@@ -270,7 +275,34 @@ def masked():
     return _Task(lambda: transformers.BertForMaskedLM(config), _ragged())
 
 
-TASKS = [classification, yes_or_no, regression, causal, masked, sequence_to_sequence]
+def causal_without_a_loss_type():
+    """GPT-2's class names no loss, so transformers takes that of causal language models; prompts have no labels."""
+    config = transformers.GPT2Config(
+        vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    examples = _ragged()
+    for example in examples:
+        example["labels"][:2] = -100
+    return _Task(lambda: transformers.GPT2LMHeadModel(config), examples, shifts=True)
+
+
+def yes_or_no_for_as_many_labels_as_tokens():
+    labels = torch.rand(8, 8, generator=torch.Generator().manual_seed(3)).round()
+    return _Task(
+        lambda: bert(**WITHOUT_DROPOUT, num_labels=8, problem_type="multi_label_classification"), _classes(labels)
+    )
+
+
+TASKS = [
+    classification,
+    yes_or_no,
+    yes_or_no_for_as_many_labels_as_tokens,
+    regression,
+    causal,
+    causal_without_a_loss_type,
+    masked,
+    sequence_to_sequence,
+]
 WAYS = {"in one": (8, 1), "in two": (4, 2), "in four": (2, 4)}
 
 
@@ -283,19 +315,15 @@ class _Gradients(TrainerCallback):
             self.first = {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
-def _train(task, directory, config, size, steps, **arguments):
+def _train(task, directory, config, size, steps, trainer_class=PruningTrainer, compute_loss_func=None, **arguments):
     seen = _Gradients()
-    trainer = PruningTrainer(
+    given = {"max_steps": 1, "logging_steps": 1, "max_grad_norm": 0} | arguments
+    trainer = trainer_class(
         model=task.student,
         args=training_arguments(
-            directory,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=steps,
-            max_steps=1,
-            logging_steps=1,
-            max_grad_norm=0,
-            **arguments,
+            directory, per_device_train_batch_size=size, gradient_accumulation_steps=steps, **given
         ),
+        compute_loss_func=compute_loss_func,
         train_dataset=task.examples,
         data_collator=task.collator,
         teacher_model=task.teacher,
@@ -320,7 +348,11 @@ def test_a_step_is_that_of_a_plain_loop_however_the_batch_is_split(tmp_path, tas
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("task", [classification, causal, masked, sequence_to_sequence], ids=lambda task: task.__name__)
+@pytest.mark.parametrize(
+    "task",
+    [classification, causal, causal_without_a_loss_type, masked, sequence_to_sequence],
+    ids=lambda task: task.__name__,
+)
 def test_hidden_states_are_matched_however_the_batch_is_split(tmp_path, task, way):
     config = DistillationConfig(weight=0.5, hidden_weight=0.3)
     task = task()
@@ -333,14 +365,17 @@ def test_hidden_states_are_matched_however_the_batch_is_split(tmp_path, task, wa
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("task", [classification, causal, sequence_to_sequence], ids=lambda task: task.__name__)
-def test_label_smoothing_is_of_the_task_alone(tmp_path, task, way):
+@pytest.mark.parametrize("certainty", [1, 30])
+def test_label_smoothing_is_of_the_task_alone(tmp_path, task, way, certainty):
     config = DistillationConfig(temperature=2.0, weight=0.4)
     task = task()
+    head = task.student.get_output_embeddings() or task.student.classifier
+    head.weight.data *= certainty
     if task.student.config.is_encoder_decoder:  # the stock Trainer needs it, for the model then sees no labels
         task.collator = lambda examples: _with_decoder_inputs(task.teacher, examples)
     _, expected = task.reference(config, smoothing=0.1)
     _, gradients = _train(task, tmp_path, config, *WAYS[way], label_smoothing_factor=0.1)
-    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
 
 
 def _with_decoder_inputs(model, examples):
@@ -348,26 +383,170 @@ def _with_decoder_inputs(model, examples):
     return batch | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])}
 
 
-def test_a_loss_of_ones_own_is_mixed_with_the_teachers(tmp_path):
-    def summed(outputs, labels, num_items_in_batch=None):
-        return functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+def _summed(outputs, labels, num_items_in_batch=None):
+    return functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
 
+
+def _mean(outputs, labels, num_items_in_batch=None):
+    return functional.cross_entropy(outputs.logits, labels)
+
+
+class _ScalesItself(PruningTrainer):
+    """Says that its loss is a mean of each micro-batch, for the Trainer to divide."""
+
+    loss_is_scaled_for_ga = False
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "loss"), [(PruningTrainer, _summed), (PruningTrainer, _mean), (_ScalesItself, _mean)]
+)
+def test_a_loss_of_ones_own_is_mixed_with_the_teachers(tmp_path, trainer_class, loss):
     config, task = DistillationConfig(), classification()
     _, expected = task.reference(config)
     seen = _Gradients()
-    trainer = PruningTrainer(
+    trainer = trainer_class(
         model=task.student,
         args=training_arguments(
             tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=1, max_grad_norm=0
         ),
         train_dataset=task.examples,
-        compute_loss_func=summed,
+        compute_loss_func=loss,
         teacher_model=task.teacher,
         distillation_config=config,
         callbacks=[seen],
     )
     trainer.train()
     torch.testing.assert_close(seen.first, expected, rtol=1e-4, atol=1e-6)
+
+
+class _StockWithItsOwnLoss(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        loss = functional.cross_entropy(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+class _PruningWithItsOwnLoss(PruningMixin, _StockWithItsOwnLoss):
+    pass
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_loss_of_an_extended_trainer_is_mixed_with_the_teachers(tmp_path, way):
+    config, task = DistillationConfig(), classification()
+    _, expected = task.reference(config)
+    _, gradients = _train(task, tmp_path, config, *WAYS[way], trainer_class=_PruningWithItsOwnLoss)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_loss_does_is_found_out_though_it_has_other_terms():
+    """Mixtral balances its experts in the same loss, by much more than the labels of one text come to."""
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        output_router_logits=True,
+        router_aux_loss_coef=10.0,
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    batch = transformers.default_data_collator(_ragged())
+
+    def loss_of(labels, items):
+        return model(**batch | {"labels": labels}, num_items_in_batch=items).loss
+
+    assert ask_loss(loss_of, batch["labels"], torch.tensor(400), True) == TaskLoss(True, True)
+    assert ask_loss(loss_of, batch["labels"], None, True) == TaskLoss(True, False)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (classification, TaskLoss(False, False)),
+        (masked, TaskLoss(False, False)),
+        (causal, TaskLoss(True, True)),
+        (causal_without_a_loss_type, TaskLoss(True, True)),
+    ],
+)
+def test_what_a_loss_does_is_found_out(task, expected):
+    task = task()
+    batch = task.whole()
+
+    def loss_of(labels, items):
+        return task.student(**batch | {"labels": labels}, num_items_in_batch=items).loss
+
+    of_tokens = batch["labels"].dim() > 1
+    assert ask_loss(loss_of, batch["labels"], torch.tensor(40), of_tokens) == expected
+
+
+def test_decoders_whose_labels_are_not_shifted_are_found_out():
+    """BartForCausalLM compares labels with the logits of the same token, unlike what its name says."""
+    config = transformers.BartConfig(
+        vocab_size=64, d_model=16, decoder_layers=1, decoder_ffn_dim=24, decoder_attention_heads=2
+    )
+    model = transformers.BartForCausalLM(config).eval()
+    batch = transformers.default_data_collator(_ragged())
+    found = ask_loss(lambda labels, items: model(**batch | {"labels": labels}).loss, batch["labels"], None, True)
+    assert found == TaskLoss(False, False)
+
+
+def test_a_loss_that_is_not_finite_tells_nothing():
+    labels = torch.tensor([[1, 2]])
+    for value in (float("nan"), float("inf"), 0.0):
+        assert ask_loss(lambda labels, items, value=value: torch.tensor(value), labels, 2, True) is None
+
+
+def test_a_tasks_loss_that_is_not_finite_does_not_count_at_weight_one(tmp_path):
+    task = classification()
+    _, gradients = _train(
+        task,
+        tmp_path,
+        DistillationConfig(weight=1.0),
+        8,
+        1,
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum() * float("inf"),
+    )
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert any(gradient.any() for gradient in gradients.values())
+
+
+def test_a_loss_of_a_subclass_that_never_asks_the_teacher_is_refused(tmp_path):
+    class Alone(PruningTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(**inputs).loss
+
+    with pytest.raises(TeacherError, match=r"got that of Alone.compute_loss, where the teacher is never asked"):
+        _train(classification(), tmp_path, None, 8, 1, trainer_class=Alone)
+
+
+def test_terms_of_an_attempt_that_failed_are_not_logged(tmp_path, monkeypatch):
+    """`auto_find_batch_size` begins anew with a smaller batch where memory is short."""
+    monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda garbage_collection=False: None)
+
+    class Short(PruningTrainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            if len(inputs["labels"]) == 8 and self.state.global_step == 2:
+                raise RuntimeError("CUDA out of memory.")
+            return loss
+
+    trainer, _ = _train(
+        classification(),
+        tmp_path,
+        DistillationConfig(weight=0.5),
+        8,
+        1,
+        trainer_class=Short,
+        max_steps=3,
+        logging_steps=3,
+        auto_find_batch_size=True,
+    )
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert logged["loss"] == pytest.approx(0.5 * logged["task_loss"] + 0.5 * logged["distillation_loss"], rel=1e-3)
 
 
 # ---- Training with a teacher ----
@@ -414,6 +593,71 @@ def test_a_teacher_is_opened_from_its_folder(tmp_path):
     trainer.train()
 
 
+def test_a_teacher_of_another_architecture_is_opened_as_what_it_is(tmp_path):
+    config = transformers.DistilBertConfig(
+        vocab_size=64, dim=16, n_layers=1, n_heads=2, hidden_dim=24, max_position_embeddings=32, num_labels=3
+    )
+    transformers.DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "teacher")
+    task = classification()
+    trainer = _trainer(tmp_path / "run", task, tmp_path / "teacher")
+    assert type(trainer.teacher) is transformers.DistilBertForSequenceClassification
+    trainer.train()
+
+
+@pytest.mark.parametrize("collated", [False, True])
+def test_decoders_that_shift_labels_by_themselves_are_distilled(tmp_path, collated):
+    """M2M100 has no function that makes the decoder's inputs, so it is given labels, as the model is."""
+    config = transformers.M2M100Config(
+        vocab_size=64,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        encoder_layerdrop=0.0,
+        decoder_layerdrop=0.0,
+        decoder_start_token_id=2,
+    )
+    task = _Task(lambda: transformers.M2M100ForConditionalGeneration(config), _ragged())
+    if collated:
+        task.collator = _with_own_decoder_inputs
+    config = DistillationConfig(temperature=3.0, weight=0.7)
+    _, expected = task.reference(config)
+    _, gradients = _train(task, tmp_path, config, 8, 1)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+
+
+def _with_own_decoder_inputs(examples):
+    batch = transformers.default_data_collator(examples)
+    decoder_input_ids = batch["labels"].roll(1, -1)
+    decoder_input_ids[:, 0] = 2
+    return batch | {"decoder_input_ids": decoder_input_ids.masked_fill(decoder_input_ids == -100, 1)}
+
+
+def test_hidden_states_of_changing_numbers_of_tokens_are_matched(tmp_path):
+    config = transformers.SwinConfig(
+        image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=2, num_labels=3
+    )
+    torch.manual_seed(0)
+    examples = [{"pixel_values": torch.rand(3, 16, 16), "labels": index % 3} for index in range(8)]
+    task = _Task(lambda: transformers.SwinForImageClassification(config), examples)
+    trainer, _ = _train(task, tmp_path, DistillationConfig(hidden_weight=1.0), 4, 2)
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert logged["hidden_loss"] > 0
+
+
+def test_a_teacher_keeps_no_keys_and_values(tmp_path):
+    task, kept = causal(), []
+    task.teacher.register_forward_hook(lambda module, inputs, outputs: kept.append(outputs.past_key_values))
+    _train(task, tmp_path, None, 8, 1)
+    assert kept == [None]
+
+
 def test_a_training_with_a_teacher_goes_on_exactly(tmp_path):
     def weights(directory, resume=None, **arguments):
         task = classification()
@@ -424,6 +668,17 @@ def test_a_training_with_a_teacher_goes_on_exactly(tmp_path):
     whole = weights(tmp_path / "whole")
     again = weights(tmp_path / "again", resume=str(tmp_path / "whole" / "checkpoint-3"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_training_that_had_a_teacher_says_that_it_goes_on_without(tmp_path, caplog):
+    arguments = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
+    task = classification()
+    _trainer(tmp_path, task, task.teacher, **arguments).train()
+    checkpoint = str(tmp_path / "checkpoint-3")
+    _trainer(tmp_path, classification(), task.teacher, **arguments).train(resume_from_checkpoint=checkpoint)
+    assert "this training had a teacher" not in caplog.text
+    _trainer(tmp_path, classification(), None, **arguments).train(resume_from_checkpoint=checkpoint)
+    assert "this training had a teacher; it goes on without" in caplog.text
 
 
 def test_a_teacher_alone_trains_without_pruning(tmp_path):
@@ -477,10 +732,25 @@ def test_a_teacher_that_does_not_fit_is_refused_before_training(tmp_path):
     assert "the model's 3 labels, got 2" in _refusal(tmp_path, bert(num_labels=3), bert())
     names = [{"id2label": {0: first, 1: second}} for first, second in (("good", "bad"), ("bad", "good"))]
     assert "expected the model's labels" in _refusal(tmp_path, *(bert(**labels) for labels in names))
+    assert "train the model with the teacher's id2label" in _refusal(tmp_path, *(bert(**labels) for labels in names))
+    for nowhere in (5, "", tmp_path / "nowhere", tmp_path):
+        assert (
+            "got" in (message := _refusal(tmp_path, bert(), nowhere)) or f"expected a model at '{nowhere}'" in message
+        )
+    with pytest.raises(TeacherError, match="expected a DistillationConfig, got dict"):
+        _train(classification(), tmp_path, {"temperature": 2.0}, 4, 1)
     with pytest.raises(TeacherError, match="expected one beside a distillation_config, got None"):
         PruningTrainer(
             model=model, args=training_arguments(tmp_path), distillation_config=DistillationConfig(), train_dataset=[]
         )
+
+
+def test_a_teacher_without_all_weights_is_refused(tmp_path):
+    transformers.BertModel(bert().config).save_pretrained(tmp_path / "encoder")
+    message = _refusal(tmp_path, bert(), tmp_path / "encoder")
+    assert "found none for classifier.bias, classifier.weight; give a model that was trained for this task" in message
+    bert(num_labels=3).save_pretrained(tmp_path / "three")
+    assert "expected the model's 2 labels, got 3" in _refusal(tmp_path, bert(), tmp_path / "three")
 
 
 def test_layers_that_cannot_be_compared_are_told(tmp_path):
@@ -495,6 +765,11 @@ def test_layers_that_cannot_be_compared_are_told(tmp_path):
 
 
 def test_a_model_without_logits_for_each_label_is_told(tmp_path):
+    config = transformers.ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, image_size=32, num_labels=3)
+    images = [{"pixel_values": torch.rand(3, 32, 32), "labels": index % 3} for index in range(8)]
+    task = _Task(lambda: transformers.ConvNextForImageClassification(config), images)
+    with pytest.raises(DistillationConfigError, match=r"that are not \(samples, tokens, width\), got \(8, 4, 8, 8\)"):
+        _train(task, tmp_path, DistillationConfig(hidden_weight=1.0), 8, 1)
     encoder = transformers.BertForQuestionAnswering(bert().config)
     teacher = transformers.BertForQuestionAnswering(bert().config)
     examples = [

@@ -60,6 +60,7 @@ ORDER = [
     "hub",
     "trainer_record",
     "trainer_hub",
+    "task_loss",
     "trainer_loss",
     "trainer",
     "launch",

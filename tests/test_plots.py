@@ -72,6 +72,18 @@ def test_a_schedule_shows_what_was_logged(tmp_path, drawn):
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == list(lines)
 
 
+def test_what_a_teacher_and_penalties_add_are_lines_of_their_own(tmp_path, drawn):
+    """The loss beside that of the validation is the task's."""
+    terms = {"task_loss": 0.4, "distillation_loss": 0.3, "hidden_loss": 0.2, "group_lasso_penalty": 0.1}
+    history = [entry | terms if "loss" in entry else entry for entry in HISTORY]
+    plot_schedule(history, tmp_path / "schedule.png", "m")
+    values = {line.get_label(): list(line.get_ydata()) for axis in drawn[-1].axes for line in axis.lines}
+    assert values["training loss of the task"] == [0.4] * 3
+    assert values["distance from the teacher"] == [0.3] * 3
+    assert values["difference of hidden states"] == [0.2] * 3
+    assert values["penalty (group_lasso)"] == [0.1] * 3
+
+
 @pytest.mark.parametrize(
     "history",
     [

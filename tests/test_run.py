@@ -946,6 +946,24 @@ def test_a_recipe_distils_from_a_model_that_it_names(distilled, material, tmp_pa
     assert record.distillation.temperature == DistillationConfig().temperature
 
 
+def test_what_cannot_be_distilled_is_told_before_anything_is_written(material, tmp_path):
+    before = None
+    for values, message in (
+        (
+            {"hidden_weight": 1.0, "hidden_layers": [[9, 1]]},
+            r"distillation.hidden_layers: expected layers of the model",
+        ),
+        ({"teacher": str(material / "reviews.csv")}, r"distillation.teacher: expected a model at"),
+        (None, r"recipe.yaml:\d+: distillation: expected its settings, \{\} for the defaults"),
+    ):
+        path = write_recipe(tmp_path, material, dense={}, distillation=values)
+        before = before or tree(tmp_path)
+        with pytest.raises(RecipeError, match=message):
+            quiet_run(path)
+        assert set(tree(tmp_path)) == set(before)
+    assert load_recipe(path, ["distillation=null"]).distillation_config is None
+
+
 def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(material, tmp_path):
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=3

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from test_trainer import AT_ONCE, CONFIG, PruningSeq2SeqTrainer, pruning_trainer
 from transformers import Seq2SeqTrainingArguments
 
-from hf_prune import PruningConfig, PruningTrainer
+from hf_prune import DistillationConfig, PruningConfig, PruningTrainer
 from hf_prune.record import load_record
 from hf_prune.report import make_report
 from hf_prune.trainer_hub import UnsavedToken
@@ -84,6 +84,35 @@ def test_the_card_says_what_the_last_evaluation_measured(tmp_path):
     assert f"{make_report(tmp_path).prunable_sparsity:.2%} of the prunable weights" in card
     assert card.startswith("---\n")
     assert "# Tiny" in card
+
+
+def test_the_card_says_what_a_model_learned_from(tmp_path):
+    """A teacher that is given as a model may have been trained since it was opened: it is not called by that name."""
+    bert().save_pretrained(tmp_path / "plain")
+    opened = type(bert()).from_pretrained(tmp_path / "plain")
+    for teacher, said in (
+        (opened, "Distilled from a model made from `plain`"),
+        (tmp_path / "plain", "Distilled from `plain`"),
+        (bert(), "Distilled from a teacher whose name is not known"),
+    ):
+        trainer = PruningTrainer(
+            model=bert(),
+            args=training_arguments(tmp_path / "run", logging_steps=1),
+            train_dataset=bert_examples(),
+            pruning_config=PruningConfig(sparsity=0.5, penalty="l1", penalty_weight=1e-4),
+            teacher_model=teacher,
+            distillation_config=DistillationConfig(hidden_weight=0.5, hidden_layers=[[1, 2]]),
+        )
+        trainer.train()
+        trainer.create_model_card()
+        card = card_of(tmp_path / "run")
+        assert said in card
+        assert "of its hidden states 0.5 (layers of the model with those of the teacher: 1 with 2)." in card
+        assert "a penalty on the weights to prune (l1), whose weight grew towards 0.0001" in card
+        assert "Sparse Fine-tuning for Inference Acceleration" in card
+        logged = [entry for entry in load_record(tmp_path / "run").history if "loss" in entry]
+        assert all(entry["hidden_loss"] >= 0 for entry in logged)
+        assert any(entry.get("l1_penalty", 0) > 0 for entry in logged)
 
 
 def test_without_a_dense_baseline_the_card_says_so(tmp_path):
@@ -436,7 +465,7 @@ TRAIN = """
 import json, sys
 import numpy as np
 from models import bert, bert_examples, training_arguments
-from hf_prune import PruningConfig, PruningTrainer
+from hf_prune import DistillationConfig, PruningConfig, PruningTrainer
 from transformers import set_seed
 
 settings = json.loads(sys.argv[1])
@@ -604,7 +633,7 @@ def test_a_token_is_the_same_for_all_that_use_it():
 ADAPTERS = """
 from peft import LoraConfig, get_peft_model
 from models import bert, bert_examples, training_arguments
-from hf_prune import PruningConfig, PruningTrainer
+from hf_prune import DistillationConfig, PruningConfig, PruningTrainer
 import json, sys
 
 trainer = PruningTrainer(

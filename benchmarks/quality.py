@@ -40,7 +40,7 @@ SMALL_BATCHES = {
 }
 # Each part: a recipe, what differs from it, and the steps of its dense and its pruned runs.
 PARTS: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "sentences": ("quickstart", SMALL_BATCHES, 120, 140),
+    "sentences": ("quickstart", SMALL_BATCHES, 120, 420),
     "imdb": (
         "quickstart",
         {
@@ -50,7 +50,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], int, int]] = {
             "dataset.test_size": 1000,
         },
         60,
-        70,
+        210,
     ),
     "language": (
         "generation",
@@ -278,6 +278,12 @@ def measure_all(rows: list[Row], jobs: int, options: argparse.Namespace) -> None
             print(*(found[key] for key in ("part", "setting", "variant", "seed", "test", "seconds")))
 
 
+def computes_in_bf16() -> bool:
+    """Whether a GPU is there, or the processor has instructions for bfloat16."""
+    capabilities = torch.cpu.get_capabilities()
+    return torch.cuda.is_available() or any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
@@ -287,7 +293,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each on its share of the cores")
     parser.add_argument("--steps", type=float, default=1.0, help="how many times as long to train")
     parser.add_argument(
-        "--bf16", action="store_true", help="autocast; twice as fast where the processor computes in it"
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=computes_in_bf16(),
+        help="autocast, which halves the time; default: where the hardware computes in it",
     )
     parser.add_argument("--output", type=Path, help="default: outputs/quality, or outputs/quality-STEPS")
     options = parser.parse_args()

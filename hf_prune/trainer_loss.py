@@ -153,7 +153,7 @@ class LossMixin(_Base):
         labels = cast(torch.Tensor, inputs["labels"])
         compute = super().compute_loss
         of_tokens = labels.dim() > 1 and not labels.is_floating_point() and "shift_labels" not in inputs
-        if of_tokens and self._plain_model.config.is_encoder_decoder:
+        if of_tokens and getattr(self._model_config, "is_encoder_decoder", False):
             of_tokens = False  # a decoder reads the labels before, so none are shifted
         if num_items_in_batch is None and not of_tokens:
             return TaskLoss()
@@ -187,8 +187,9 @@ class LossMixin(_Base):
             return self._placed_teacher(**accepted_inputs(teacher, asked))
 
     @property
-    def _plain_model(self) -> Any:
-        return plain_model(self.accelerator.unwrap_model(cast(nn.Module, self.model)))
+    def _model_config(self) -> Any:
+        """The configuration of the model under wrappers and adapters; None where it has none."""
+        return getattr(plain_model(self.accelerator.unwrap_model(cast(nn.Module, self.model))), "config", None)
 
     @property
     def _loss_scale(self) -> int:
@@ -197,7 +198,7 @@ class LossMixin(_Base):
 
     def _kind(self, logits: torch.Tensor, labels: torch.Tensor) -> str:
         """What the labels are, as models decide it: `classes`, `yes_or_no` for each label, or `numbers`."""
-        problem = getattr(self._plain_model.config, "problem_type", None)
+        problem = getattr(self._model_config, "problem_type", None)
         if problem == "regression" or logits.shape[-1] == 1:
             return "numbers"
         return "yes_or_no" if labels.is_floating_point() else "classes"

@@ -681,6 +681,29 @@ def test_a_training_that_had_a_teacher_says_that_it_goes_on_without(tmp_path, ca
     assert "this training had a teacher; it goes on without" in caplog.text
 
 
+class _PlainModule(torch.nn.Module):
+    """A model that is none of transformers: a bag of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.classifier = torch.nn.EmbeddingBag(64, 16), torch.nn.Linear(16, 3)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.classifier(self.embedding(input_ids))
+        return {"loss": functional.cross_entropy(logits, labels) if labels is not None else None, "logits": logits}
+
+
+def test_a_model_that_is_none_of_transformers_is_distilled(tmp_path):
+    task = classification()
+    task.student, task.teacher = _PlainModule(), _PlainModule()
+    trainer, _ = _train(task, tmp_path, DistillationConfig(weight=1.0), 4, 2, max_steps=30, optim="adamw_torch")
+    distances = [entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry]
+    assert distances[-1] < distances[0] / 2
+    task.teacher = str(tmp_path)
+    with pytest.raises(TeacherError, match="expected a model where the one that is trained is none of transformers"):
+        _train(task, tmp_path, None, 4, 2)
+
+
 def test_a_teacher_alone_trains_without_pruning(tmp_path):
     task = classification()
     trainer = PruningTrainer(

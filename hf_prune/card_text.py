@@ -461,7 +461,9 @@ def _training_lines(record: RunRecord) -> list[str]:
         lines.append(_trained(record))
     if record.distillation is not None:
         lines.append(_distilled(record.distillation))
-    lines += dict.fromkeys(_penalised(config) for config in record.pruning if config.get("penalty"))
+    logged = {name for entry in record.history for name, value in entry.items() if value}
+    acted = [config for config in record.pruning if f"{config.get('penalty')}_penalty" in logged]
+    lines += dict.fromkeys(map(_penalised, acted))
     if record.versions:
         lines.append(", ".join(f"{inline(name)} {inline(text)}" for name, text in record.versions.items()) + ".")
     machine = record.hardware

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from .card import forget_measurements, write_card
 from .card_merge import CardError
 from .config import PruningConfigError
+from .distillation import DistillationConfigError
 from .distributed import processes
 from .figures import StaleRecordError
 from .hub import PushResult, plan_push, push_model
@@ -40,13 +41,14 @@ from .report import Report, ReportError, build_skeleton, find_model, make_report
 from .run import RunResult, prepare, run
 from .shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
 from .targets import TargetError
+from .teachers import TeacherError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
 console = Console(highlight=False, markup=False, emoji=False)
 
 _USER_ERRORS = (
-    *(CardError, LaunchError, PruningConfigError, PruningStateError, RecipeError),
-    *(RecordError, ReportError, StaleRecordError, TargetError),
+    *(CardError, DistillationConfigError, LaunchError, PruningConfigError, PruningStateError, RecipeError),
+    *(RecordError, ReportError, StaleRecordError, TargetError, TeacherError),
 )
 
 _SECONDS_FOR_THE_FIRST_PROCESS = 30.0

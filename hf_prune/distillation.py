@@ -56,6 +56,9 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         problems = []
+        for name in ("temperature", "weight", "hidden_weight"):
+            if _is_finite(getattr(self, name)):
+                object.__setattr__(self, name, float(getattr(self, name)))
         for name, usable, expected in (
             ("temperature", _is_finite(self.temperature) and self.temperature > 0, "a number above 0"),
             ("weight", _is_finite(self.weight) and 0 <= self.weight <= 1, "0 <= weight <= 1"),
@@ -150,7 +153,8 @@ class _Divergence(torch.autograd.Function):
             log_student = (student[part].float() / temperature).log_softmax(-1)
             log_teacher = (teacher[part].float() / temperature).log_softmax(-1)
             of_teacher = log_teacher.exp()
-            of_rows = (of_teacher * (log_teacher - log_student)).sum(-1)
+            # What the teacher rules out counts as nothing, even where the model rules it out, too.
+            of_rows = torch.where(of_teacher > 0, of_teacher * (log_teacher - log_student), 0).sum(-1)
             total += of_rows.masked_fill(~mask[part], 0).sum()
             difference = (log_student.exp_() - of_teacher).mul_(temperature)
             gradient[part] = difference.masked_fill_(~mask[part, None], 0)

@@ -382,9 +382,9 @@ class Pruner:
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 gradient = self._engine.part(parameter.grad)
-                self._add_penalties(name, gradient, loss_scale)
                 zero_masked(gradient, self._masks.for_tensor(name, gradient))
-                self._statistics.keep_gradient(name, gradient)
+                self._statistics.keep_gradient(name, gradient)  # what the loss loses, without penalties
+                self._add_penalties(name, gradient, loss_scale)  # zero where weights are masked, thus zero
         self._gradients_masked.update(self.parameters)
 
     def _add_penalties(self, name: str, gradient: torch.Tensor, loss_scale: float) -> None:

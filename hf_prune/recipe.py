@@ -376,7 +376,7 @@ def _check_distillation(content: dict) -> dict[tuple, str]:
     fields = {name: value for name, value in section.items() if name != "teacher"}
     problems = check_config(("distillation",), fields, DistillationConfig)
     section.update(fields)  # in their converted form
-    if teacher is not None and not isinstance(teacher, str):
+    if teacher is not None and (not isinstance(teacher, str) or not teacher):
         problems[("distillation", "teacher")] = f"expected the name of a model or its folder, got {teacher!r}"
     if teacher is None and "dense" in content and content["dense"] is None:
         problems[("distillation", "teacher")] = "expected a model to distil from where there is no dense run, got none"

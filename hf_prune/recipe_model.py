@@ -5,20 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .messages import nearest, nearest_beside, one_line
 from .recipe import ModelSection, Recipe, RecipeError, resolve_name
 from .targets import TargetError, check_expressions
 from .tasks import Task
-
-# What transformers raises for a folder in which something is missing, broken or does not fit.
-_LOADING_ERRORS = (
-    *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError),
-    *(SafetensorError, StrictDataclassError),
-)
+from .teachers import LOADING_ERRORS
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -28,7 +21,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     assert name is not None  # the recipe was checked
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_name(field, name), **_gguf(section))
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise RecipeError([f"{field}: its tokenizer cannot be loaded: {one_line(error)}"]) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # What transformers makes of a folder without the files: every word would be unknown.
@@ -56,7 +49,7 @@ def load_model(
             **task.model_options(),
             **_gguf(section),
         )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         hint = "" if Path(model_name).exists() else nearest_beside(Path(model_name))
         raise RecipeError([f"model.name: {one_line(error)}{hint}"]) from error
     base = {id(parameter) for parameter in model.base_model.parameters()}
@@ -83,7 +76,7 @@ def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenize
         unknown = [name for name in config if not hasattr(known, name)]
         if not unknown:
             return task.auto_class.from_config(AutoConfig.for_model(**tokens | config))
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise RecipeError([f"model.config: no model can be made of it: {one_line(error)}"]) from error
     hint = nearest(unknown[0], list(known.to_dict()))
     raise RecipeError([f"model.config.{unknown[0]}: unknown field of {type(known).__name__}{hint}"])

@@ -37,9 +37,9 @@ from .record import Evaluation, Generation, Sample, Source, save_record, saved_f
 from .report import Report, make_report, weight_files
 from .targets import TargetError
 from .tasks import TASKS, Generated, Scores, Task, generate
-from .teachers import TeacherError, accepted_inputs, find_teacher
+from .teachers import TeacherError, find_teacher, teacher_inputs
 from .trainer import training_steps, whole_state_dict
-from .trainer_loss import states_to_compare
+from .trainer_loss import logits_to_compare, states_to_compare
 from .trainer_record import Given, measure_trainer, record_of
 
 Say = Callable[[str], None]
@@ -277,11 +277,17 @@ def _write_record(
             "training_data": _describe_data(prepared, "train"),
             "evaluations": evaluations,
             "generation": generation,
-            "recipe": without_paths(without_tokens(recipe.model_dump(exclude_unset=True))),
+            "recipe": without_paths(without_tokens(_as_written(recipe))),
         }
     )
     save_record(folder, record)
     write_card(folder)
+
+
+def _as_written(recipe: Recipe) -> dict[str, Any]:
+    """What a file would say that gives this recipe."""
+    content = recipe.model_dump(exclude_unset=True)
+    return {key: value for key, value in content.items() if key != "distillation" or value is not None}
 
 
 def _only(source: Source, recipe: Recipe, group: str) -> Source:
@@ -437,8 +443,8 @@ def _check_teacher(prepared: Prepared, trainer: Trainer) -> None:
         return
     try:
         teacher = find_teacher(name, prepared.model) if name is not None else prepared.model
-        if config.hidden_weight and not trainer.is_deepspeed_enabled:  # under ZeRO-3 a model has no weights yet
-            _compare_states(prepared, trainer, teacher, config)
+        if trainer.args.world_size == 1:  # else models may be too large for one process
+            _try_teacher(prepared.model, teacher, trainer, config)
     except TeacherError as error:
         message = one_line(error).removeprefix("teacher_model: ")
         raise RecipeError([f"distillation.teacher: {message}"]) from error
@@ -447,15 +453,23 @@ def _check_teacher(prepared: Prepared, trainer: Trainer) -> None:
 
 
 @torch.no_grad()
-def _compare_states(prepared: Prepared, trainer: Trainer, teacher: torch.nn.Module, config: DistillationConfig) -> None:
-    """Let model and teacher show their hidden states of one batch. Raises as `states_to_compare` does."""
-    batch = {**next(iter(trainer.get_train_dataloader())), "output_hidden_states": True}
+def _try_teacher(
+    student: torch.nn.Module, teacher: torch.nn.Module, trainer: Trainer, config: DistillationConfig
+) -> None:
+    """Compare what model and teacher say of one batch. Raises as training would, and TeacherError for other errors."""
+    hidden = {"output_hidden_states": True} if config.hidden_weight else {}
+    batch = {**next(iter(trainer.get_train_dataloader())), **hidden}
     outputs = []
-    for model in (prepared.model, teacher):
-        device = next(model.parameters()).device  # where FSDP will be, a model is not moved whole
-        inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        outputs.append(model.eval()(**accepted_inputs(model, inputs)))
-    states_to_compare(config, *outputs)
+    for model in (student, teacher):
+        device = next(model.parameters()).device
+        inputs = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        try:
+            outputs.append(model.eval()(**teacher_inputs(model, inputs, trainer.label_names)))
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise TeacherError(f"teacher_model: expected a model that reads the batches, got: {error}") from error
+    logits_to_compare(*outputs)
+    if hidden:
+        states_to_compare(config, *outputs)
 
 
 def _check_output(output: Path) -> None:

@@ -26,10 +26,11 @@ class TaskLoss:
 
 
 def ask_loss(loss_of: LossOf, labels: torch.Tensor, items: Any, of_tokens: bool) -> TaskLoss | None:
-    """Find out what a loss does, by two to four calls of it.
+    """Find out what a loss does, by two to five calls of it.
 
     A loss that shifts labels never looks at the first of a text, so a batch where only that has one is to it as a
-    batch without any. Terms that know no labels, such as those that balance experts, are in both and change nothing.
+    batch without any; where only the second has one, it is not. Terms that know no labels, such as those that balance
+    experts, are in all of them and change nothing.
 
     Args:
         loss_of: the loss of one batch; the same for the same arguments.
@@ -37,20 +38,29 @@ def ask_loss(loss_of: LossOf, labels: torch.Tensor, items: Any, of_tokens: bool)
         items: what the loss is told to divide by, or None.
         of_tokens: whether each token has a label, so that they may be shifted.
 
-    Returns: None if this batch cannot tell, because its loss is zero or not finite.
+    Returns: None if this batch cannot tell, because its loss is zero or not finite, or labels do not count.
     """
     loss = loss_of(labels, items).detach()
     if not bool(torch.isfinite(loss)) or float(loss) == 0:
         return None
     divides = items is not None and not _alike(loss, loss_of(labels, 2 * items))
-    shifts = False
-    if of_tokens:
-        few = None if items is None else len(labels)
-        unlabelled = torch.full_like(labels, IGNORED)
-        first = unlabelled.clone()
-        first[:, 0] = 0
-        shifts = _alike(loss_of(first, few), loss_of(unlabelled, few))
-    return TaskLoss(shifts, divides)
+    if not of_tokens or labels.shape[1] < 2:
+        return TaskLoss(shifts_labels=False, divides_by_items=divides)
+    few = None if items is None else len(labels)
+    without = loss_of(torch.full_like(labels, IGNORED), few)
+    if not _alike(loss_of(_only_label(labels, 0), few), without):
+        return TaskLoss(shifts_labels=False, divides_by_items=divides)
+    if not _alike(loss_of(_only_label(labels, 1), few), without):
+        return TaskLoss(shifts_labels=True, divides_by_items=divides)
+    return None
+
+
+def _only_label(labels: torch.Tensor, token: int) -> torch.Tensor:
+    """Labels of which only those of one token of each text are left; where it has none, a label of the batch."""
+    one = labels[:, token]
+    kept = torch.full_like(labels, IGNORED)
+    kept[:, token] = torch.where(one == IGNORED, labels.max(), one)
+    return kept
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:

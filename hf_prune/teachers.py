@@ -3,15 +3,24 @@
 import copy
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+# What from_pretrained raises for files that are missing, damaged, or of something else.
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
 
 
 class TeacherError(ValueError):
@@ -43,12 +52,17 @@ def _open_teacher(given: Any, student: nn.Module) -> nn.Module:
         raise TeacherError(
             f"teacher_model: expected a model where the one that is trained is none of transformers, got {given!r}"
         )
+    if Path(given, "adapter_config.json").exists():
+        raise TeacherError(
+            f"teacher_model: expected a whole model, got adapters at {str(given)!r}; merge them into it, or give a "
+            "model that has them"
+        )
     try:
         config = AutoConfig.from_pretrained(given)
-        opened, found = _class_of(config, student).from_pretrained(
+        opened, found = _class_for(student, config).from_pretrained(
             given, config=config, dtype=student.dtype, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise TeacherError(f"teacher_model: expected a model at {str(given)!r}: {error}") from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
@@ -60,12 +74,18 @@ def _open_teacher(given: Any, student: nn.Module) -> nn.Module:
     return cast(nn.Module, opened)
 
 
-def _class_of(config: PreTrainedConfig, student: PreTrainedModel) -> Any:
-    """The class to open a model with: that of the student, or of its own where it is another architecture."""
-    own = next(iter(config.architectures or ()), "")
-    if config.model_type == student.config.model_type or not hasattr(transformers, own):
+def _class_for(student: PreTrainedModel, config: PreTrainedConfig) -> Any:
+    """The class that does the student's task in a configuration's architecture; if there is none, the student's."""
+    if type(config) is type(student.config):
         return type(student)
-    return getattr(transformers, own)
+    for name in modeling_auto.__all__:
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        if mapping is None or type(student.config) not in mapping or type(config) not in mapping:
+            continue
+        of_student, of_teacher = mapping[type(student.config)], mapping[type(config)]
+        if type(student) in (of_student if isinstance(of_student, tuple) else (of_student,)):
+            return of_teacher[0] if isinstance(of_teacher, tuple) else of_teacher
+    return type(student)
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -78,11 +98,16 @@ def _check_answers(student: nn.Module, teacher: nn.Module) -> None:
     of_student, of_teacher = (getattr(one, "config", None) for one in (student, teacher))
     if of_student is None or of_teacher is None:
         return
+    vocabularies = [getattr(config, "vocab_size", None) for config in (of_student, of_teacher)]
     head = [one.get_output_embeddings() if isinstance(one, PreTrainedModel) else None for one in (student, teacher)]
     if all(one is not None for one in head):
         expected, came = (cast(Any, one).weight.shape[0] for one in head)
         if expected != came:
             raise TeacherError(f"teacher_model: expected the model's vocabulary of {expected} tokens, got {came}")
+    elif None not in vocabularies and vocabularies[0] != vocabularies[1]:
+        raise TeacherError(
+            f"teacher_model: expected the model's vocabulary of {vocabularies[0]} tokens, got {vocabularies[1]}"
+        )
     elif of_student.num_labels != of_teacher.num_labels:
         raise TeacherError(
             f"teacher_model: expected the model's {of_student.num_labels} labels, got {of_teacher.num_labels}"
@@ -129,16 +154,26 @@ def _with_zero_three(teacher: nn.Module, config: Mapping[str, Any]) -> nn.Module
     return cast(nn.Module, engine)
 
 
-def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model's forward pass takes of inputs by name; it is told to keep no cache of keys and values."""
+def takes_input(model: nn.Module, name: str) -> bool:
+    """Whether a model's forward pass takes an input of this name."""
     parameters = inspect.signature(plain_model(model).forward).parameters
-    without_cache = {"use_cache": False} if "use_cache" in parameters else {}
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return {**inputs, **without_cache}
-    return {name: value for name, value in inputs.items() if name in parameters} | without_cache
+    return name in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
 
 
-def decoder_inputs(model: nn.Module, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+def teacher_inputs(teacher: nn.Module, inputs: Mapping[str, Any], label_names: Sequence[str]) -> dict[str, Any]:
+    """What a teacher is given of a model's inputs: what it takes by name, and no labels where it can do without.
+
+    It is told to keep no cache of keys and values.
+    """
+    asked = {name: value for name, value in inputs.items() if name not in label_names and takes_input(teacher, name)}
+    if "use_cache" in inspect.signature(plain_model(teacher).forward).parameters:
+        asked["use_cache"] = False
+    if "labels" in inputs and "decoder_input_ids" not in asked:
+        asked |= _decoder_inputs(teacher, inputs["labels"])
+    return asked
+
+
+def _decoder_inputs(model: nn.Module, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """What makes a decoder read the labels, shifted right as its model does it; nothing for models without one."""
     plain: Any = plain_model(model)
     if not getattr(getattr(plain, "config", None), "is_encoder_decoder", False):

@@ -203,9 +203,10 @@ class PruningMixin(LossMixin, HubMixin):
             if resume_from_checkpoint:
                 resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint, directory)
                 self._pruning.resume_directory = Path(resume_from_checkpoint)
-                self._warn_without_teacher(self._pruning.resume_directory)
             if self.args.should_save:
                 remove_leftovers(directory, everything=True)
+        if isinstance(resume_from_checkpoint, str):
+            self._warn_without_teacher(Path(resume_from_checkpoint))
         try:
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         finally:

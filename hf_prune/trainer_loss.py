@@ -14,7 +14,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
 
 from .distillation import (
+    IGNORED,
     DistillationConfig,
+    DistillationConfigError,
     binary_divergence,
     check_states,
     divergence,
@@ -24,7 +26,7 @@ from .distillation import (
     squared_error,
 )
 from .task_loss import TaskLoss, ask_loss
-from .teachers import TeacherError, accepted_inputs, decoder_inputs, find_teacher, place_teacher, plain_model
+from .teachers import TeacherError, find_teacher, place_teacher, plain_model, takes_input, teacher_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,10 @@ class LossMixin(_Base):
                 "accelerate launch"
             )
         self.distillation = config or DistillationConfig()
+        if self.distillation.hidden_weight and not takes_input(cast(nn.Module, self.model), "output_hidden_states"):
+            raise DistillationConfigError(
+                ["hidden_weight: expected 0 for a model whose forward pass takes no output_hidden_states"]
+            )
         self.teacher = find_teacher(teacher, cast(nn.Module, self.model))
         self.teacher_name = None if isinstance(teacher, nn.Module) else str(teacher)
 
@@ -94,31 +100,36 @@ class LossMixin(_Base):
         Both are divided by the same number: of the items of all micro-batches and processes where the Trainer counts
         them, else of this micro-batch's. So batches may be split as one likes. Models that are told the number and
         ignore it (many that classify, T5) are corrected: the stock Trainer multiplies their loss by the number of
-        micro-batches. What the loss does is found out before the first step, by up to four forward passes of the model
+        micro-batches. What the loss does is found out before the first step, by up to five forward passes of the model
         in eval mode.
 
         Raises TeacherError where the model or the teacher gives no logits, or those of other shapes.
         """
         if self.teacher is None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return self._extended_loss(model, inputs, return_outputs, num_items_in_batch)
         config = cast(DistillationConfig, self.distillation)
         if "labels" not in inputs:
             raise TeacherError(f"teacher_model: expected inputs with labels to distil, got {', '.join(inputs)}")
         labels = cast(torch.Tensor, inputs["labels"])
         task = self._task_loss(model, inputs, num_items_in_batch)
         asked = {**inputs, "output_hidden_states": True} if config.hidden_weight else dict(inputs)
-        task_loss, outputs = super().compute_loss(model, dict(asked), True, num_items_in_batch)
-        answers = self._ask_teacher(asked, labels)
-        logits, teacher_logits = _logits("model", outputs), _logits("teacher", answers)
-        _check_logits(logits, teacher_logits)
+        task_loss, outputs = self._extended_loss(model, dict(asked), True, num_items_in_batch)
+        answers = self._ask_teacher(asked)
+        logits, teacher_logits = logits_to_compare(outputs, answers)
+        if not logits.requires_grad:
+            raise TeacherError(
+                "teacher_model: expected a trainer whose loss is made of logits, got one that makes them only to be "
+                "looked at (TRL's); distil with PruningTrainer"
+            )
 
         mask = item_mask(inputs.get("shift_labels", labels), task.shifts_labels and "shift_labels" not in inputs)
         over_all = self._is_over_all_micro_batches(num_items_in_batch)
         items: Any = mask.sum().clamp_min(1)
         scale = 1
         if over_all and num_items_in_batch is not None:
-            if not task.divides_by_items:
-                task_loss = task_loss * mask.sum() / num_items_in_batch
+            if not task.divides_by_items and not getattr(self, "loss_is_scaled_for_ga", None):
+                labelled = mask.sum()  # with none, a mean is 0 / 0
+                task_loss = torch.where(labelled > 0, task_loss * labelled / num_items_in_batch, 0.0)
             items, scale = num_items_in_batch, self._loss_scale
         elif over_all:
             items = items * self.current_gradient_accumulation_steps
@@ -136,6 +147,11 @@ class LossMixin(_Base):
         self._note({name: value * share for name, value in {"task_loss": task_loss, **terms}.items()})
         return (loss, outputs) if return_outputs else loss
 
+    def _extended_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, items: Any) -> Any:
+        """The loss of the extended class, called as the Trainer calls it."""
+        with_outputs = {"return_outputs": True} if return_outputs else {}
+        return super().compute_loss(model, inputs, num_items_in_batch=items, **with_outputs)
+
     def _is_over_all_micro_batches(self, num_items_in_batch: Any) -> bool:
         """Whether the Trainer takes losses for parts of that of all micro-batches, and does not divide by their number.
 
@@ -151,7 +167,6 @@ class LossMixin(_Base):
         if self._known_loss is not None:
             return self._known_loss
         labels = cast(torch.Tensor, inputs["labels"])
-        compute = super().compute_loss
         of_tokens = labels.dim() > 1 and not labels.is_floating_point() and "shift_labels" not in inputs
         if of_tokens and getattr(self._model_config, "is_encoder_decoder", False):
             of_tokens = False  # a decoder reads the labels before, so none are shifted
@@ -159,11 +174,17 @@ class LossMixin(_Base):
             return TaskLoss()
 
         def loss_of(labels: torch.Tensor, items: Any) -> torch.Tensor:
-            return cast(torch.Tensor, compute(model, {**inputs, "labels": labels}, False, items))
+            return cast(torch.Tensor, self._extended_loss(model, {**inputs, "labels": labels}, False, items))
 
         model.eval()  # without dropout the same batch has the same loss, and no random number is drawn
-        with torch.no_grad():
-            found = ask_loss(loss_of, labels, num_items_in_batch, of_tokens)
+        try:
+            with torch.no_grad():
+                found = ask_loss(loss_of, labels, num_items_in_batch, of_tokens)
+        except IndexError as error:
+            raise TeacherError(
+                f"teacher_model: expected a loss that leaves out labels of {IGNORED}, as those of transformers do, got "
+                f"an error: {error}"
+            ) from error
         model.train()
         told = [0, 0, 0] if found is None else [1, int(found.shifts_labels), int(found.divides_by_items)]
         of_all = nested_gather(torch.tensor([told], device=labels.device), self.args.parallel_mode)
@@ -174,17 +195,14 @@ class LossMixin(_Base):
         return task
 
     @torch.no_grad()
-    def _ask_teacher(self, inputs: dict[str, Any], labels: torch.Tensor) -> Any:
-        """The teacher's outputs: one forward pass, without labels where it can do without."""
+    def _ask_teacher(self, inputs: dict[str, Any]) -> Any:
+        """The teacher's outputs: one forward pass."""
         if self._placed_teacher is None:
             self._placed_teacher = place_teacher(cast(nn.Module, self.teacher), self.accelerator)
         teacher = cast(nn.Module, self.teacher)
-        asked = {name: value for name, value in inputs.items() if name not in self.label_names}
-        if "decoder_input_ids" not in asked:
-            asked |= decoder_inputs(teacher, labels)
         self._teacher_was_asked = True
         with self.compute_loss_context_manager(), self.accelerator.autocast():
-            return self._placed_teacher(**accepted_inputs(teacher, asked))
+            return self._placed_teacher(**teacher_inputs(teacher, inputs, self.label_names))
 
     @property
     def _model_config(self) -> Any:
@@ -236,6 +254,13 @@ class LossMixin(_Base):
     ) -> torch.Tensor:
         """The difference of hidden states, summed over items; of encoder-decoders, that of the decoder."""
         states, of_teacher = states_to_compare(config, outputs, answers)
+        if len(mask) != len(states[0]):
+            raise DistillationConfigError(
+                [
+                    f"hidden_weight: expected 0 where labels are of several texts together, got {len(mask)} labels for "
+                    f"{len(states[0])} texts"
+                ]
+            )
         items_are_tokens = outputs["logits"].dim() == 3
         weights = [_token_weights(state, mask, items_are_tokens, inputs.get("attention_mask")) for state in states]
         return hidden_difference(states, of_teacher, weights)
@@ -285,17 +310,15 @@ def _logits(whose: str, outputs: Any) -> torch.Tensor:
     return logits
 
 
-def _check_logits(logits: torch.Tensor, of_teacher: torch.Tensor) -> None:
-    if not logits.requires_grad:
-        raise TeacherError(
-            "teacher_model: expected a trainer whose loss is made of logits, got one that makes them only to be "
-            "looked at (TRL's); distil with PruningTrainer"
-        )
+def logits_to_compare(outputs: Any, answers: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of model and teacher, from the outputs of both. Raises TeacherError for none, or other shapes."""
+    logits, of_teacher = _logits("model", outputs), _logits("teacher", answers)
     if logits.shape != of_teacher.shape:
         raise TeacherError(
             f"teacher_model: expected logits of shape {tuple(logits.shape)}, as the model gives, got "
             f"{tuple(of_teacher.shape)}"
         )
+    return logits, of_teacher
 
 
 def states_to_compare(

@@ -600,10 +600,14 @@ def test_patterns_are_tags_without_a_colon_in_blocks():
 
 def test_penalties_are_said_and_cited(tmp_path):
     penalised = {"sparsity": 0.3, "penalty": "group_lasso", "penalty_weight": 1e-5}
-    folder = save_with_record(tmp_path / "model", "bert", 0.3, pruning=[penalised, penalised, {"sparsity": 0.3}])
+    pruning, history = [penalised, penalised, {"sparsity": 0.3}], [{"step": 1, "loss": 1.0, "group_lasso_penalty": 0.1}]
+    folder = save_with_record(tmp_path / "model", "bert", 0.3, pruning=pruning, history=history)
     card = card_of(folder)
     assert card.count("a penalty on the weights to prune (group\\_lasso), whose weight grew towards 1e-05") == 1
     assert "Model selection and estimation in regression with grouped variables" in card
+    history[0]["group_lasso_penalty"] = 0.0  # as when training ends before the schedule begins
+    folder = save_with_record(tmp_path / "other", "bert", 0.3, pruning=pruning, history=history)
+    assert "a penalty on the weights" not in card_of(folder)
 
 
 def test_links_lead_to_models_and_data_sets(whole):

@@ -1,10 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from models import bert, llama, t5, training_arguments
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback
@@ -59,6 +60,14 @@ def test_divergence_of_what_is_masked_is_zero_even_if_it_is_not_finite():
     total.backward()
     assert total.isfinite()
     assert student.grad.isfinite().all()
+
+
+def test_divergence_of_what_both_rule_out_is_zero():
+    student, teacher = torch.randn(2, 3), torch.randn(2, 3)
+    mask = torch.ones(2, dtype=torch.bool)
+    expected = divergence(student[:, :2], teacher[:, :2], mask, 2.0)
+    student[:, 2] = teacher[:, 2] = -torch.inf
+    assert float(divergence(student, teacher, mask, 2.0)) == pytest.approx(float(expected))
 
 
 def test_divergence_of_a_bfloat16_model_is_computed_in_float32():
@@ -139,6 +148,7 @@ def test_a_configuration_lists_all_its_problems():
 
 
 def test_a_configuration_is_plain_values():
+    assert type(DistillationConfig(temperature=np.float32(2)).to_dict()["temperature"]) is float
     config = DistillationConfig(hidden_weight=0.1, hidden_layers=[[1, 2]])
     assert DistillationConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -420,7 +430,7 @@ def test_a_loss_of_ones_own_is_mixed_with_the_teachers(tmp_path, trainer_class, 
 
 
 class _StockWithItsOwnLoss(Trainer):
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs, num_items_in_batch=None, return_outputs=False, **others):
         labels = inputs["labels"]
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         loss = functional.cross_entropy(outputs.logits, labels)
@@ -437,6 +447,55 @@ def test_the_loss_of_an_extended_trainer_is_mixed_with_the_teachers(tmp_path, wa
     _, expected = task.reference(config)
     _, gradients = _train(task, tmp_path, config, *WAYS[way], trainer_class=_PruningWithItsOwnLoss)
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+
+
+class _Normalised(_StockWithItsOwnLoss):
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(self, model, inputs, return_outputs=False, **others):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        loss = loss / self.current_gradient_accumulation_steps if model.training else loss
+        return (loss, outputs) if return_outputs else loss
+
+
+class _PruningNormalised(PruningMixin, _Normalised):
+    pass
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_loss_that_is_said_to_be_normalised_is_believed(tmp_path, way):
+    config, task = DistillationConfig(), classification()
+    terms, expected = task.reference(config)
+    trainer, gradients = _train(task, tmp_path, config, *WAYS[way], trainer_class=_PruningNormalised)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert logged["task_loss"] == pytest.approx(terms["task_loss"], rel=1e-3)
+
+
+def test_an_extended_trainer_without_a_teacher_computes_its_loss_as_it_likes(tmp_path):
+    trainer = _PruningNormalised(
+        model=classification().student,
+        args=training_arguments(tmp_path, max_steps=6),
+        train_dataset=classification().examples,
+        eval_dataset=classification().examples,
+        pruning_config=CONFIG,
+    )
+    trainer.train()
+    trainer.evaluate()
+    assert trainer.pruner.sparsity == 0.5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_texts_without_any_label_count_for_nothing(tmp_path, way):
+    config, task = DistillationConfig(), masked()
+    for example in task.examples[:3]:
+        example["labels"][:] = -100
+    terms, expected = task.reference(config)
+    trainer, gradients = _train(task, tmp_path, config, *WAYS[way], train_sampling_strategy="sequential")
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert logged["loss"] == pytest.approx(0.5 * (terms["task_loss"] + terms["distillation_loss"]), rel=1e-3)
+    assert logged["task_loss"] == pytest.approx(terms["task_loss"], rel=1e-3)
 
 
 def test_what_a_loss_does_is_found_out_though_it_has_other_terms():
@@ -492,6 +551,20 @@ def test_decoders_whose_labels_are_not_shifted_are_found_out():
     batch = transformers.default_data_collator(_ragged())
     found = ask_loss(lambda labels, items: model(**batch | {"labels": labels}).loss, batch["labels"], None, True)
     assert found == TaskLoss(False, False)
+
+
+def test_labels_that_do_not_count_tell_nothing():
+    """Class 0 weighs nothing here, so a batch where only first tokens are labelled is empty, though none is shifted."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 5, 3), torch.randint(0, 3, (4, 5))
+
+    def loss_of(labels, items):
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), torch.tensor([0.0, 1.0, 1.0]))
+
+    labels[:, :2] = 0
+    assert ask_loss(loss_of, labels, None, True) is None
+    labels[0, 0] = 1
+    assert ask_loss(loss_of, labels, None, True) == TaskLoss(False, False)
 
 
 def test_a_loss_that_is_not_finite_tells_nothing():
@@ -552,13 +625,13 @@ def test_terms_of_an_attempt_that_failed_are_not_logged(tmp_path, monkeypatch):
 # ---- Training with a teacher ----
 
 
-def _trainer(directory, task, teacher, **arguments):
+def _trainer(directory, task, teacher, config=CONFIG, **arguments):
     return PruningTrainer(
         model=task.student,
         args=training_arguments(directory, **{"max_steps": 6, "per_device_train_batch_size": 4} | arguments),
         train_dataset=task.examples,
         eval_dataset=task.examples,
-        pruning_config=CONFIG,
+        pruning_config=config,
         teacher_model=teacher,
     )
 
@@ -670,8 +743,9 @@ def test_a_training_with_a_teacher_goes_on_exactly(tmp_path):
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_a_training_that_had_a_teacher_says_that_it_goes_on_without(tmp_path, caplog):
-    arguments = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
+@pytest.mark.parametrize("config", [CONFIG, None])
+def test_a_training_that_had_a_teacher_says_that_it_goes_on_without(tmp_path, caplog, config):
+    arguments = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1, "config": config}
     task = classification()
     _trainer(tmp_path, task, task.teacher, **arguments).train()
     checkpoint = str(tmp_path / "checkpoint-3")
@@ -752,6 +826,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_training(tmp_path):
     model = llama()
     assert "shares weights with it" in _refusal(tmp_path, model, model)
     assert "vocabulary of 64 tokens, got 80" in _refusal(tmp_path, model, llama(vocab_size=80))
+    assert "vocabulary of 64 tokens, got 80" in _refusal(tmp_path, bert(), bert(vocab_size=80))
     assert "the model's 3 labels, got 2" in _refusal(tmp_path, bert(num_labels=3), bert())
     names = [{"id2label": {0: first, 1: second}} for first, second in (("good", "bad"), ("bad", "good"))]
     assert "expected the model's labels" in _refusal(tmp_path, *(bert(**labels) for labels in names))
@@ -774,6 +849,15 @@ def test_a_teacher_without_all_weights_is_refused(tmp_path):
     assert "found none for classifier.bias, classifier.weight; give a model that was trained for this task" in message
     bert(num_labels=3).save_pretrained(tmp_path / "three")
     assert "expected the model's 2 labels, got 3" in _refusal(tmp_path, bert(), tmp_path / "three")
+    config = transformers.DistilBertConfig(vocab_size=64, dim=16, n_layers=1, n_heads=2, hidden_dim=24)
+    transformers.DistilBertForMaskedLM(config).save_pretrained(tmp_path / "language")
+    message = _refusal(tmp_path, bert(), tmp_path / "language")
+    assert "expected all weights of a DistilBertForSequenceClassification" in message
+    (tmp_path / "three" / "model.safetensors").write_bytes(b"junk" * 100)
+    assert "expected a model at" in _refusal(tmp_path, bert(num_labels=3), tmp_path / "three")
+    adapted = get_peft_model(bert(), LoraConfig(target_modules=["query"]))
+    adapted.save_pretrained(tmp_path / "adapters")
+    assert "expected a whole model, got adapters" in _refusal(tmp_path, bert(), tmp_path / "adapters")
 
 
 def test_layers_that_cannot_be_compared_are_told(tmp_path):
@@ -789,6 +873,14 @@ def test_layers_that_cannot_be_compared_are_told(tmp_path):
 
 def test_a_model_without_logits_for_each_label_is_told(tmp_path):
     config = transformers.ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, image_size=32, num_labels=3)
+    choices = [{"input_ids": torch.randint(1, 64, (3, 8)), "labels": index % 3} for index in range(4)]
+    task = _Task(lambda: transformers.BertForMultipleChoice(bert().config), choices)
+    with pytest.raises(DistillationConfigError, match="labels are of several texts together, got 4 labels for 12"):
+        _train(task, tmp_path, DistillationConfig(hidden_weight=1.0), 4, 1)
+    task = classification()
+    task.student, task.teacher = _PlainModule(), _PlainModule()
+    with pytest.raises(DistillationConfigError, match="forward pass takes no output_hidden_states"):
+        _train(task, tmp_path, DistillationConfig(hidden_weight=1.0), 4, 1)
     images = [{"pixel_values": torch.rand(3, 32, 32), "labels": index % 3} for index in range(8)]
     task = _Task(lambda: transformers.ConvNextForImageClassification(config), images)
     with pytest.raises(DistillationConfigError, match=r"that are not \(samples, tokens, width\), got \(8, 4, 8, 8\)"):

@@ -123,6 +123,16 @@ def test_weights_of_another_layout_are_penalised_in_its_units(tmp_path):
     torch.testing.assert_close(gradient - plain, expected, rtol=1e-3, atol=1e-7)
 
 
+def test_gradients_that_taylor_ranks_by_are_without_penalties(tmp_path):
+    """Nothing is learned in these steps, so the masks can only differ by the gradients that were read."""
+    trainers = [
+        steps_of(tmp_path / str(weight), config(weight=weight, method="taylor"))[0].pruner for weight in (1e-9, 10.0)
+    ]
+    for one, other in zip(trainers[0].parameters.values(), trainers[1].parameters.values(), strict=True):
+        assert torch.equal(one == 0, other == 0)
+    assert trainers[0].sparsity == 0.5
+
+
 def test_a_penalty_makes_the_weights_that_are_to_go_smaller(tmp_path):
     arguments = {"learning_rate": 1e-2, "optim": "adamw_torch", "max_steps": 40}
     window = {"begin": 2, "end": 30, "frequency": 4}

@@ -946,6 +946,15 @@ def test_a_recipe_distils_from_a_model_that_it_names(distilled, material, tmp_pa
     assert record.distillation.temperature == DistillationConfig().temperature
 
 
+def test_the_recipe_of_a_card_can_be_run_again_where_distillation_was_switched_off(material, tmp_path):
+    path = write_recipe(tmp_path, material, distillation={"teacher": "nowhere"}, training__max_steps=1)
+    run(load_recipe(path, ["distillation=null"]), say=lambda line: None)
+    record = load_record(tmp_path / "out" / "model")
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(record.recipe))
+    assert load_recipe(again, [f"output_dir={tmp_path / 'again'}"]).distillation_config is None
+
+
 def test_what_cannot_be_distilled_is_told_before_anything_is_written(material, tmp_path):
     before = None
     for values, message in (
@@ -954,6 +963,7 @@ def test_what_cannot_be_distilled_is_told_before_anything_is_written(material, t
             r"distillation.hidden_layers: expected layers of the model",
         ),
         ({"teacher": str(material / "reviews.csv")}, r"distillation.teacher: expected a model at"),
+        ({"teacher": ""}, r"distillation.teacher: expected the name of a model or its folder, got ''"),
         (None, r"recipe.yaml:\d+: distillation: expected its settings, \{\} for the defaults"),
     ):
         path = write_recipe(tmp_path, material, dense={}, distillation=values)

@@ -90,7 +90,7 @@ ABLATIONS: dict[str, Variant] = {
     "ranked by layer": ({"scope": "layer"}, {}, {}),
     "learning rate rewound": ({}, {}, {"rewound": True}),
     "temperature 1": ({}, {"temperature": 1.0}, {}),
-    "half from labels": ({}, {"weight": 0.5}, {}),
+    "no labels": ({}, {"weight": 1.0}, {}),
     "no hidden states": ({}, {"hidden_weight": 0.0}, {}),
     "l1 penalty": ({"penalty": "l1", "penalty_weight": 1e-5}, {}, {}),
 }

@@ -696,7 +696,9 @@ def test_a_data_set_of_other_files_has_no_name_on_the_hub():
     assert found == Source(name="reviews")
 
 
-@pytest.mark.parametrize("made", [[{"a": 1}], None, object(), dataset(), dataset({})], ids=str)
+@pytest.mark.parametrize(
+    "made", [[{"a": 1}], None, object(), dataset(), dataset({})], ids=["list", "nothing", "object", "empty", "unnamed"]
+)
 def test_a_data_set_that_knows_nothing_is_not_described(made):
     assert describe_dataset(made) is None
 

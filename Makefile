@@ -32,8 +32,9 @@ cards: $(VENV)/installed
 		cp -r README.md sparsity.json run_record.json assets ../../../model_cards/$$recipe/ && cd ../../.. || exit 1; \
 	done
 
+# Tests are tiny: two at a time on two cores take half of the time, each on one thread.
 test: $(VENV)/installed-optimizers
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Every architecture of transformers that can be built tiny, and docs/architectures.md: about five minutes on two cores.
 test-all: $(VENV)/installed-optimizers

@@ -975,9 +975,7 @@ def test_what_cannot_be_distilled_is_told_before_anything_is_written(material, t
 
 
 def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(material, tmp_path):
-    config = transformers.BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=3
-    )
+    config = transformers.AutoConfig.from_pretrained(material / "model", num_labels=3)
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "teacher")
     path = write_recipe(tmp_path, material, distillation={"teacher": str(tmp_path / "teacher")})
     before = tree(tmp_path)

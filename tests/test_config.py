@@ -78,7 +78,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "initial_sparsity": None,
         "schedule": "cubic",
         "begin": 0.1,
-        "end": 0.7,
+        "end": 0.5,
         "frequency": 0.01,
         "scope": "layer",
         "pattern": "unstructured",
@@ -358,8 +358,8 @@ def test_the_pattern_is_read():
 @pytest.mark.parametrize(
     ("values", "total", "expected"),
     [
-        ({}, 1000, (100, 700, 10)),
-        ({}, 5, (0, 4, 1)),
+        ({}, 1000, (100, 500, 10)),
+        ({}, 5, (0, 2, 1)),
         ({"begin": 2, "end": 14, "frequency": 2}, 14, (2, 14, 2)),
         ({"begin": 0, "end": None, "frequency": 0.5}, 10, (0, 10, 5)),
         ({"begin": 1, "end": 1}, 10, (1, 1, 1)),

@@ -105,7 +105,7 @@ def draw_sparsities(rows: Rows, path: Path) -> None:
     if dense:
         axes.axhline(statistics.mean(dense), color="black", linestyle=":", label="dense")
     axes.set(xlabel="sparsity", ylabel="accuracy on the test part", title="MiniLM on Rotten Tomatoes")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -145,6 +145,8 @@ def draw_perplexity(rows: Rows, path: Path) -> None:
             axes.plot(*zip(*shown, strict=True), "o-", color=VARIANTS_DRAWN[row["variant"]], alpha=0.8, label=label)
     axes.set(xlabel="seconds of training", ylabel="perplexity on the held-out part", yscale="log")
     axes.set_title("SmolLM2-135M on IMDb, half of the weights pruned")
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which("{x:.0f}")  # and no powers of ten
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

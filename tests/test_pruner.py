@@ -474,7 +474,7 @@ def test_a_plan_needs_no_weights():
     plan = Pruner(model, PruningConfig(sparsity=0.9)).plan(100)
     assert len(plan.tensors) == 12
     assert plan.updates[0].step == 10
-    assert plan.updates[-1].step == 70
+    assert plan.updates[-1].step == 50
     assert plan.final_sparsity == pytest.approx(0.9, abs=1e-3)
 
 

@@ -416,7 +416,7 @@ def test_a_plan_without_data_to_tell_the_steps_asks_for_them(tmp_path):
     )
     with pytest.raises(PruningConfigError, match="total_steps"):
         trainer.pruner.plan()
-    assert trainer.pruner.plan(100).updates[-1].step == 70
+    assert trainer.pruner.plan(100).updates[-1].step == 50
 
 
 # ---- Logs ----

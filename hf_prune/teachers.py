@@ -3,7 +3,7 @@
 import copy
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,8 +156,14 @@ def _with_zero_three(teacher: nn.Module, config: Mapping[str, Any]) -> nn.Module
 
 def takes_input(model: nn.Module, name: str) -> bool:
     """Whether a model's forward pass takes an input of this name."""
+    return bool(_taken(model, [name]))
+
+
+def _taken(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of these inputs that a model's forward pass takes by name."""
     parameters = inspect.signature(plain_model(model).forward).parameters
-    return name in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    return [name for name in names if takes_all or name in parameters]
 
 
 def teacher_inputs(teacher: nn.Module, inputs: Mapping[str, Any], label_names: Sequence[str]) -> dict[str, Any]:
@@ -165,7 +171,7 @@ def teacher_inputs(teacher: nn.Module, inputs: Mapping[str, Any], label_names: S
 
     It is told to keep no cache of keys and values.
     """
-    asked = {name: value for name, value in inputs.items() if name not in label_names and takes_input(teacher, name)}
+    asked = {name: inputs[name] for name in _taken(teacher, inputs) if name not in label_names}
     if "use_cache" in inspect.signature(plain_model(teacher).forward).parameters:
         asked["use_cache"] = False
     if "labels" in inputs and "decoder_input_ids" not in asked:

@@ -268,6 +268,8 @@ class HubMixin(_Base):
 
     def _push_without_card(self, folder: Path) -> None:
         """Begin the pushes that the extended class makes of a checkpoint, with the masks in them."""
+        if self.push_in_progress is not None:  # it reads the files that are copied over now
+            self.push_in_progress.wait_until_done()
         for path in state_files(folder):  # the Trainer copies only the model's own files
             shutil.copy(path, Path(str(self.args.output_dir), path.name))
         super()._push_from_checkpoint(str(folder))

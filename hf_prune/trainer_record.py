@@ -28,6 +28,7 @@ from .describe import (
 )
 from .record import Distillation, Evaluation, Latency, RunRecord, SavedFile, Source
 from .teachers import plain_model
+from .trainer_loss import LossMixin
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,15 @@ def _base_model(trainer: Trainer, given: Given) -> Source | None:
 
 def _distillation(trainer: Trainer) -> Distillation | None:
     """How a Trainer distilled, and from which model: by the name it was opened with, or what it was made from."""
-    config = getattr(trainer, "distillation", None)
-    if config is None:
+    if not isinstance(trainer, LossMixin) or trainer.teacher is None or trainer.distillation is None:
         return None
-    of_teacher = getattr(plain_model(trainer.teacher), "config", None)  # type: ignore[attr-defined]
+    of_teacher = getattr(plain_model(trainer.teacher), "config", None)
     known = getattr(of_teacher, "_name_or_path", None)
     source = describe_base(known, None, getattr(of_teacher, "_commit_hash", None))[0] if known else None
-    opened = trainer.teacher_name is not None  # type: ignore[attr-defined]
-    return Distillation(teacher=source if opened else None, teacher_base=None if opened else source, **config.to_dict())
+    opened = trainer.teacher_name is not None
+    return Distillation(
+        teacher=source if opened else None, teacher_base=None if opened else source, **trainer.distillation.to_dict()
+    )
 
 
 def _tags_of(trainer: Trainer) -> list[str]:

@@ -441,14 +441,6 @@ class _PruningWithItsOwnLoss(PruningMixin, _StockWithItsOwnLoss):
     pass
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_loss_of_an_extended_trainer_is_mixed_with_the_teachers(tmp_path, way):
-    config, task = DistillationConfig(), classification()
-    _, expected = task.reference(config)
-    _, gradients = _train(task, tmp_path, config, *WAYS[way], trainer_class=_PruningWithItsOwnLoss)
-    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
-
-
 class _Normalised(_StockWithItsOwnLoss):
     loss_is_scaled_for_ga = True
 
@@ -462,11 +454,12 @@ class _PruningNormalised(PruningMixin, _Normalised):
     pass
 
 
+@pytest.mark.parametrize("trainer_class", [_PruningWithItsOwnLoss, _PruningNormalised])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_loss_that_is_said_to_be_normalised_is_believed(tmp_path, way):
+def test_the_loss_of_an_extended_trainer_is_mixed_with_the_teachers(tmp_path, way, trainer_class):
     config, task = DistillationConfig(), classification()
     terms, expected = task.reference(config)
-    trainer, gradients = _train(task, tmp_path, config, *WAYS[way], trainer_class=_PruningNormalised)
+    trainer, gradients = _train(task, tmp_path, config, *WAYS[way], trainer_class=trainer_class)
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
     logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert logged["task_loss"] == pytest.approx(terms["task_loss"], rel=1e-3)

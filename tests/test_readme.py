@@ -12,7 +12,7 @@ from models import bert, bert_examples, training_arguments
 from typer.main import get_command
 
 from hf_prune import PruningConfig
-from hf_prune.cli import app
+from hf_prune.cli.commands import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

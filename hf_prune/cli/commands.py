@@ -1,0 +1,335 @@
+"""Commands: `hf-prune run`, `plan`, `recipes`, `init`, `validate`, `report`, `card`, `push`."""
+
+import atexit
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import datasets
+import transformers
+import typer
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from ..engines.launch import is_first_process
+from ..engines.processes import processes
+from ..errors import (
+    CardError,
+    DistillationConfigError,
+    LaunchError,
+    PruningConfigError,
+    PruningStateError,
+    PushError,
+    RecipeError,
+    RecordError,
+    ReportError,
+    StaleRecordError,
+    TargetError,
+    TeacherError,
+    one_line,
+)
+from ..masking.plan import Plan
+from ..masking.pruner import Pruner
+from ..publish.card import forget_measurements, write_card
+from ..publish.push import plan_push, push_model
+from ..publish.push_plan import UNKNOWN, PushPlan, make_push_plan
+from ..recipe.loading import load_recipe, parse_pruning
+from ..recipe.prepare import prepare
+from ..recipe.run import run
+from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
+from ..saved.files import find_model, weight_files
+from ..saved.report import make_report
+from ..saved.skeleton import build_skeleton
+from .tables import console, print_line, print_plan, print_push, print_push_plan, print_report, print_result
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
+
+
+_USER_ERRORS = (
+    *(CardError, DistillationConfigError, LaunchError, PruningConfigError, PruningStateError, RecipeError),
+    *(RecordError, ReportError, StaleRecordError, TargetError, TeacherError),
+)
+
+
+_SECONDS_FOR_THE_FIRST_PROCESS = 30.0
+
+
+@contextlib.contextmanager
+def _errors_as_lines() -> Iterator[None]:
+    """A mistake of the user ends in one line a problem on standard error and exit code 2, trouble with the Hub in 1.
+
+    So do files that cannot be read or written. Anything else is a bug. Of several processes, the first one speaks.
+    """
+    try:
+        yield
+    except (*_USER_ERRORS, PushError, OSError) as error:
+        name = "hf-prune"
+        if not is_first_process():
+            # Most often the first process fails alike, says why, and the launcher ends this one while it waits here.
+            time.sleep(_SECONDS_FOR_THE_FIRST_PROCESS)
+            name = f"hf-prune, process {os.environ['RANK']}"
+        for line in str(error).splitlines():
+            print(f"{name}: {line}", file=sys.stderr)
+        raise typer.Exit(1 if isinstance(error, PushError) else 2) from error
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hf-prune {version('hf-prune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Prune Hugging Face models."""
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one: hf-prune recipes.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, such as pruning.sparsity=0.7.")] = None,
+) -> None:
+    """Fine-tune and prune as a recipe says."""
+    with _errors_as_lines():
+        _quiet(progress=is_first_process())
+        result = run(load_recipe(find_recipe(recipe), overrides or []), say=print_line)
+    if result is not None:
+        print_result(result)
+
+
+@app.command("plan")
+def plan_command(
+    source: Annotated[str, typer.Argument(help="A recipe (.yaml), a folder with a model, or its name on the Hub.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="KEY=VALUE: of the recipe, or of the pruning of a model, such as sparsity=0.7."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps of the training that a model is planned for (default 1000).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what would be pruned and when, before any training."""
+    with _errors_as_lines():
+        _quiet()
+        if steps is not None and steps < 1:
+            raise RecipeError([f"--steps: expected 1 or more, got {steps}"])
+        if source in shipped_recipes() and not Path(source).exists():
+            source = str(find_recipe(source))
+        if source.endswith((".yaml", ".yml")):
+            if steps is not None:
+                raise RecipeError(["--steps: expected none with a recipe, which says itself; use training.max_steps="])
+            plan = prepare(load_recipe(source, overrides or [])).plan()
+        else:
+            plan = _plan_model(source, overrides or [], 1000 if steps is None else steps)
+    if as_json:
+        print(json.dumps(plan.to_dict()))
+    else:
+        print_plan(plan)
+
+
+@app.command("recipes")
+def recipes_command() -> None:
+    """List the recipes that come with hf-prune."""
+    for name, path in shipped_recipes().items():
+        console.print(f"{name}: {summary(path)}")
+    console.print("\nRun one by its name, hf-prune run NAME; or begin one of your own, hf-prune init TASK.")
+
+
+@app.command("init")
+def init_command(
+    task: Annotated[str, typer.Argument(help=f"One of {', '.join(TEMPLATES)}.")],
+    path: Annotated[Path | None, typer.Argument(help="Where to write it (default TASK.yaml).")] = None,
+) -> None:
+    """Write a commented recipe to start from.
+
+    A file that is there is not overwritten.
+    """
+    with _errors_as_lines():
+        text = template(task)
+        target = path if path is not None else Path(f"{task}.yaml")
+        try:
+            with target.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise RecipeError([f"{target}: expected no such file yet, found one; give another path"]) from error
+        except OSError as error:
+            raise RecipeError([f"{target}: it cannot be written: {error.strerror}"]) from error
+    console.print(str(target), soft_wrap=True)
+    console.print("Change it, look at what it plans with hf-prune plan, and run it with hf-prune run.")
+
+
+@app.command("validate")
+def validate_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, as for hf-prune run.")] = None,
+) -> None:
+    """Check a recipe's keys and values.
+
+    Every problem is a line; models and data are not loaded.
+    """
+    with _errors_as_lines():
+        _quiet()
+        path = find_recipe(recipe)
+        load_recipe(path, overrides or [])
+    console.print(str(path), soft_wrap=True)
+    console.print("No problems in its keys and values; hf-prune plan loads model and data, too.")
+
+
+@app.command("report")
+def report_command(
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, or its name on the Hub.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count the zeros in a saved model, tensor by tensor."""
+    with _errors_as_lines():
+        _quiet()
+        report = make_report(model)
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        print_report(report)
+
+
+@app.command("card")
+def card_command(
+    model: Annotated[Path, typer.Argument(help="A folder with a saved model.")],
+    without_measurements: Annotated[
+        bool,
+        typer.Option(
+            "--without-measurements",
+            help="Forget what was measured and trained, for the weights are others now; zeros are counted.",
+        ),
+    ] = False,
+) -> None:
+    """Make a model's card, README.md, from what is saved.
+
+    Beside it lie sparsity.json and assets/. What a person wrote into the card is kept.
+    """
+    with _errors_as_lines():
+        _quiet()
+        _check_folder(model)
+        if without_measurements:
+            forget_measurements(model)
+        path = write_card(model)
+    console.print(str(path), soft_wrap=True)
+
+
+@app.command("push")
+def push_command(
+    model: Annotated[Path, typer.Argument(help="A folder with a saved model.")],
+    repo: Annotated[str, typer.Argument(help="USER/REPO on the Hub; it is made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository of it.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch to commit to; made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Make a pull request of it.")] = False,
+    with_masks: Annotated[bool, typer.Option("--with-masks", help="Send masks, too, to resume training.")] = False,
+    message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload pruned model",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
+) -> None:
+    """Push a saved model and its card to the Hub.
+
+    All files go in one commit, which is read back and compared. The token is that of `hf auth login`, or of HF_TOKEN.
+    """
+    with _errors_as_lines():
+        _quiet(progress=True)
+        _check_folder(model)
+        if dry_run:
+            print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks))
+            console.print("\nA dry run: nothing was sent.")
+            return
+        result = push_model(
+            model,
+            repo,
+            private=private or None,
+            revision=revision,
+            create_pr=create_pr,
+            with_masks=with_masks,
+            message=message,
+            show=print_push_plan,
+            say=console.print,
+        )
+    print_push(result)
+
+
+def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None, with_masks: bool) -> PushPlan:
+    """The plan of a push; where the Hub cannot be asked, as if nothing were there yet, and that is said."""
+    try:
+        return plan_push(model, repo, private, revision, with_masks)
+    except PushError as error:
+        console.print(f"What is on the Hub is not known. {error}", soft_wrap=True)
+        return make_push_plan(model, repo, UNKNOWN, with_masks)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise ReportError(f"{folder}: expected a folder with a saved model, found {found}")
+
+
+def _quiet(progress: bool = False) -> None:
+    """Only errors from transformers: its notices would drown ours."""
+    transformers.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what went wrong is told once, by us
+    if not progress:
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+
+
+def _plan_model(source: str, overrides: list[str], steps: int) -> Plan:
+    config = parse_pruning(overrides)
+    folder = find_model(source)
+    skeleton, note = build_skeleton(folder)
+    if skeleton is None:
+        raise ReportError(f"{source}: {note}")
+    try:
+        return Pruner(_load_weights(folder, skeleton), config).plan(steps)
+    except (PruningConfigError, TargetError) as error:
+        raise RecipeError([f"command line: {line}" for line in str(error).splitlines()]) from error
+
+
+def _load_weights(folder: Path, skeleton: PreTrainedModel) -> PreTrainedModel:
+    """The model with its weights; a folder with a config.json alone gives the skeleton, which counts as dense."""
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return skeleton
+    weight_files(folder)
+    try:
+        return type(skeleton).from_pretrained(folder, dtype="auto")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ReportError(f"{folder}: its weights cannot be loaded: {one_line(error)}") from error
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except BaseException as ending:
+        if processes() == 1:
+            raise
+        _end_process(ending)
+
+
+def _end_process(ending: BaseException) -> NoReturn:
+    """End this process as the interpreter would, but without taking the process group down.
+
+    There, torch 2.13 joins gloo's thread with the interpreter's lock held, and that thread, about to free a tensor, may
+    be waiting for the lock: one run in three then never ended.
+    """
+    if isinstance(ending, SystemExit):
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    else:
+        sys.excepthook(type(ending), ending, ending.__traceback__)
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

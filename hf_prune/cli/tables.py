@@ -1,0 +1,145 @@
+"""What commands print: tables of plans, reports, results and pushes."""
+
+import re
+
+from rich.console import Console
+from rich.table import Table
+
+from ..masking.plan import Plan
+from ..publish.push import PushResult
+from ..publish.push_plan import PushPlan
+from ..publish.record import recovery
+from ..recipe.outcome import RunResult
+from ..saved.report import Report
+
+console = Console(highlight=False, markup=False, emoji=False)
+
+
+def print_push_plan(plan: PushPlan) -> None:
+    """What a push would send, file by file."""
+    state = {True: " (to be made)", False: "", None: " (whether it is there is not known)"}
+    console.print(f"{plan.repo_id}{state[plan.is_new]}", soft_wrap=True)
+    table = _table("", "file", "bytes", "")
+    for name in plan.files:
+        table.add_row(name, f"{plan.size_of(name):,}", "" if name in plan.changed else "there already")
+    for name in plan.removed:
+        table.add_row(name, "", "removed from the Hub")
+    console.print(table)
+    if plan.left_out:
+        console.print()
+        left_out = _table("Left out", "", "")
+        for name, reason in plan.left_out.items():
+            left_out.add_row(name, reason)
+        console.print(left_out)
+    console.print(f"\n{plan.sparsity:.2%} of all weights are zero, counted just now.")
+
+
+def print_push(result: PushResult) -> None:
+    """Where a push went, and what it did there."""
+    console.print(result.commit.pr_url or result.commit.commit_url, soft_wrap=True)
+
+
+def print_line(text: str) -> None:
+    """A heading, or on lines of its own what is too long for one."""
+    if len(text) < console.width - 5:
+        console.rule(text, align="left")
+    else:
+        console.print(text)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose first column is text that may be folded, and whose others are figures."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="right" if index else "left", no_wrap=bool(index))
+    return table
+
+
+def _name(name: str, width: int = 46) -> str:
+    """A tensor's name, on several lines if it is long, broken before a dot."""
+    lines = [""]
+    for part in re.findall(r"\.?[^.]+", name):
+        if len(lines[-1]) + len(part) > width:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "-"
+
+
+def print_plan(plan: Plan) -> None:
+    """The tensors of a plan, their shapes and sparsities, and its mask updates."""
+    table = _table("What is pruned", "tensor", "shape", "now", "final")
+    for tensor in plan.tensors:
+        final = "by rank" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
+        table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
+    console.print(table)
+    console.print()
+    updates = _table("When", "after optimizer step", "sparsity")
+    shown = plan.updates if len(plan.updates) <= 12 else [*plan.updates[:6], None, *plan.updates[-5:]]
+    for update in shown:
+        if update is None:
+            updates.add_row("...", "")
+        else:
+            updates.add_row(str(update.step), f"{update.sparsity:.2%}")
+    console.print(updates)
+    console.print()
+    console.print(
+        f"{len(plan.tensors)} tensors with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
+        f"{len(plan.updates)} mask updates in {plan.total_steps:,} steps; {plan.final_sparsity:.2%} of the tensors' "
+        f"weights at the end, {plan.final_sparsity * plan.weights / max(plan.all_weights, 1):.2%} of the model's."
+    )
+
+
+def print_report(report: Report) -> None:
+    """The zeros of a saved model, tensor by tensor, with totals."""
+    table = _table(report.model, "tensor", "shape", "zeros", "sparsity")
+    for tensor in report.tensors:
+        if tensor.prunable or tensor.prunable is None:
+            table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.zeros:,}", f"{tensor.sparsity:.2%}")
+    console.print(table)
+    console.print()
+    totals = _table("Totals", "", "weights", "zeros", "sparsity")
+    others = [tensor for tensor in report.tensors if tensor.prunable is False]
+    rows = [("prunable", report.prunable), ("other tensors", others)] if report.note is None else []
+    for name, tensors in [*rows, ("overall", report.tensors)]:
+        weights = sum(tensor.weights for tensor in tensors)
+        zeros = sum(tensor.zeros for tensor in tensors)
+        totals.add_row(name, f"{weights:,}", f"{zeros:,}", f"{zeros / max(weights, 1):.2%}")
+    console.print(totals)
+    if report.note:
+        console.print(f"\nWhich tensors are prunable is not known: {report.note}.")
+
+
+def print_result(result: RunResult) -> None:
+    """The metrics of a run, dense and pruned, and the files that it wrote."""
+    console.rule("Results on the test part", align="left")
+    table = _table("", "", *(["dense"] if result.dense else []), "pruned", *(["recovery"] if result.dense else []))
+    for name, value in result.pruned.items():
+        if result.dense is None:
+            table.add_row(name, f"{value:.4f}")
+        else:
+            dense = result.dense[name]
+            kept = recovery(name, dense, value)
+            table.add_row(name, f"{dense:.4f}", f"{value:.4f}", f"{kept:.1%}" if kept is not None else "-")
+    zeros = f"{result.report.prunable_sparsity:.2%}"
+    empty = [""] if result.dense else []
+    table.add_row("zeros in prunable tensors", *empty, zeros, *empty)
+    table.add_row("zeros in all tensors", *empty, f"{result.report.sparsity:.2%}", *empty)
+    table.add_row(
+        "seconds",
+        *([f"{result.seconds['dense']:.0f}"] if result.dense else []),
+        f"{result.seconds['pruned']:.0f}",
+        *empty,
+    )
+    console.print(table)
+    console.print(f"\n{result.test_samples:,} test samples. Files written:")
+    for path in result.files:
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        size = sum(file.stat().st_size for file in files)
+        many = f"{len(files)} files, " if path.is_dir() else ""
+        console.print(f"  {path}{'/' if path.is_dir() else ''} ({many}{size:,} bytes)", soft_wrap=True)
+    if result.pushed is not None:
+        print_push(result.pushed)

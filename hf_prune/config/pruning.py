@@ -1,0 +1,330 @@
+"""`PruningConfig`: what to prune, how much and when."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from ..errors import PruningConfigError, nearest
+from ..methods.criteria import CRITERIA, NEEDS
+from ..methods.patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
+from ..methods.penalties import PENALTIES
+from ..methods.schedules import SCHEDULES, resolve_step
+from ..methods.scopes import SCOPES
+from .checks import is_number, is_one_of, why_no_expression
+
+CONFIG_NAME = "pruning_config.json"
+
+
+FORMAT_VERSION = 1
+
+
+# `keep` ranks nothing: it holds the zeros that are there.
+METHODS = (*CRITERIA, "keep")
+
+# What is pruned of a model with adapters of PEFT.
+ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What to prune, how much and when. Frozen, and checked whole when it is made.
+
+    Times (`begin`, `end`, `frequency`) are optimizer steps: a value of 1 or more is a number of steps and must be
+    whole, a value below 1 is a share of training.
+
+    Args:
+        method: `magnitude`, `random`, `wanda` (magnitude times the norm of the input), `taylor` (weight times
+            gradient), or `keep`, which holds the zeros that a model has and prunes nothing more. Default magnitude:
+            with time to recover, more is seldom gained by others (arXiv 2210.06384).
+        sparsity: the final share of masked weights, 0 <= s < 1. Left out for `keep` and for an n:m pattern, which
+            define it. It has no default: no sparsity suits every model.
+        initial_sparsity: where the schedule starts. Default None: from the zeros that are there (0 for a dense model).
+        schedule: `one_shot`, `linear`, `cubic`, `exponential` or `cosine`. Default cubic: most is pruned early, while
+            weights are redundant and there is time to recover (Zhu and Gupta, arXiv 1710.01878).
+        begin: when masks are first updated. Default 0.1: a short dense warm-up lets a new task head and the learning
+            rate settle before magnitudes are trusted.
+        end: when the final sparsity is reached; None is the last step. Default 0.5: half of the training recovers at a
+            constant mask, as the GMP* recipe (arXiv 2210.06384) gives it a long last part; 0.7 was about a point worse
+            (benchmarks/README.md).
+        frequency: how far mask updates lie apart. Default 0.01: with the defaults above 41 updates, fine enough that
+            no single one drops much, at a cost that does not grow with the length of training.
+        scope: `layer` (every tensor at the same sparsity), `global` (one ranking of all weights), or `erk`
+            (Erdős–Rényi-kernel). Default layer: it cannot empty a tensor, and needs no comparison across tensors.
+        pattern: `unstructured`, `n:m` such as `2:4` (n of every m along the input dimension are kept), or
+            `block:RxC` such as `block:4x1` (R outputs by C inputs).
+        block_norm: `l1` or `l2`, how the scores of a block are put together. Default l2: dropping a block changes the
+            layer's output by about its l2 norm.
+        targets: regular expressions, matched whole against parameter names; they replace the default choice.
+        exclude: regular expressions for parameters that are left alone.
+        overrides: expression -> final sparsity for the tensors it matches, ranked each by itself; the first match wins.
+            Also taken as a JSON object in a string.
+        penalty: what is added to the loss of the weights to prune while the schedule goes on: `l1` (absolute values),
+            `l2` (half the squares) or `group_lasso` (the norms of the pattern's units). Default None.
+        penalty_weight: what the penalty is multiplied by; this grows with the schedule from zero, at `begin`, and is
+            zero again from `end` on, where nothing more is pruned. No default: it depends on the size of the loss.
+        pruning_seed: seed of the method `random`. Default 0.
+        adapters: what is pruned of a model with adapters of PEFT. `sparse_base`: the frozen weights under them, and the
+            adapters stay apart; `sparse_merge`: the same weights with what the adapters add, so that merging keeps
+            every zero; `sparse_adapters`: the adapters' own matrices. Default None: `sparse_base` where there are
+            adapters, for then PEFT alone gives the same outputs.
+
+    Raises:
+        PruningConfigError: lists every problem at once.
+    """
+
+    method: str = field(default="magnitude", metadata={"help": f"One of {', '.join(METHODS)}."})
+    sparsity: float | None = field(default=None, metadata={"help": "Final share of masked weights, 0 <= s < 1."})
+    initial_sparsity: float | None = field(default=None, metadata={"help": "Sparsity the schedule starts from."})
+    schedule: str = field(default="cubic", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
+    begin: float = field(default=0.1, metadata={"help": "First mask update: steps, or a share of training below 1."})
+    end: float | None = field(default=0.5, metadata={"help": "Final sparsity reached: steps, or a share below 1."})
+    frequency: float = field(default=0.01, metadata={"help": "Distance between updates: steps, or a share below 1."})
+    scope: str = field(default="layer", metadata={"help": f"One of {', '.join(SCOPES)}."})
+    pattern: str = field(default="unstructured", metadata={"help": "unstructured, n:m such as 2:4, or block:RxC."})
+    block_norm: str = field(default="l2", metadata={"help": "Norm of a block's scores: l1 or l2."})
+    targets: list[str] | None = field(default=None, metadata={"help": "Expressions for the parameters to prune."})
+    exclude: list[str] = field(default_factory=list, metadata={"help": "Expressions for parameters to leave alone."})
+    overrides: dict | str | None = field(default=None, metadata={"help": "JSON object: expression -> final sparsity."})
+    penalty: str | None = field(default=None, metadata={"help": f"One of {', '.join(PENALTIES)}."})
+    penalty_weight: float | None = field(default=None, metadata={"help": "What the penalty is multiplied by."})
+    pruning_seed: int = field(default=0, metadata={"help": "Seed of the method random."})
+    adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
+
+    def __post_init__(self) -> None:
+        for name in ("sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight"):
+            value = getattr(self, name)
+            if is_number(value):
+                object.__setattr__(self, name, float(value))
+        problems = [
+            *self._parse_overrides(),
+            *self._check_choices(),
+            *self._check_sparsities(),
+            *self._check_times(),
+            *self._check_penalty(),
+            *self._check_expressions(),
+        ]
+        if problems:
+            raise PruningConfigError(problems)
+        if self.parsed_pattern.name == "n:m" and self.method != "keep":
+            object.__setattr__(self, "sparsity", float(self.parsed_pattern.unit_sparsity))
+
+    def _parse_overrides(self) -> list[str]:
+        """Turn overrides into a dict of plain values, from JSON where they are text."""
+        overrides: Any = self.overrides
+        if overrides is None:
+            return []
+        if isinstance(overrides, str):
+            try:
+                overrides = json.loads(overrides)
+            except json.JSONDecodeError as error:
+                return [f"overrides: expected a JSON object of expression -> sparsity, got {overrides!r} ({error})"]
+        if overrides is not None and not isinstance(overrides, Mapping):
+            return [f"overrides: expected a mapping of expression -> sparsity, got {overrides!r}"]
+        plain = {key: float(value) if is_number(value) else value for key, value in (overrides or {}).items()}
+        object.__setattr__(self, "overrides", plain if overrides is not None else None)
+        return [
+            f"overrides: expected 0 <= s < 1 for {key!r}, got {value!r}"
+            for key, value in plain.items()
+            if not _is_sparsity(value)
+        ]
+
+    def _pattern_or_none(self) -> Pattern | None:
+        try:
+            return parse_pattern(self.pattern)
+        except (ValueError, TypeError):
+            return None
+
+    def _check_choices(self) -> Iterator[str]:
+        for name, allowed in (
+            ("method", METHODS),
+            ("schedule", SCHEDULES),
+            ("scope", SCOPES),
+            ("block_norm", BLOCK_NORMS),
+        ):
+            value = getattr(self, name)
+            if not is_one_of(value, allowed):
+                yield f"{name}: expected one of {', '.join(allowed)}, got {value!r}{nearest(value, allowed)}"
+        if self.adapters is not None and not is_one_of(self.adapters, ADAPTER_WAYS):
+            near = nearest(str(self.adapters), ADAPTER_WAYS)
+            yield f"adapters: expected one of {', '.join(ADAPTER_WAYS)} or None, got {self.adapters!r}{near}"
+        pattern = self._pattern_or_none()
+        if pattern is None:
+            yield f"pattern: expected {PATTERN_FORMS}, got {self.pattern!r}"
+        elif pattern.name == "n:m" and self.scope in ("global", "erk"):
+            yield (
+                f"scope: expected 'layer' with the pattern {self.pattern!r}, which fixes the sparsity of every tensor, "
+                f"got {self.scope!r}"
+            )
+
+    def _check_sparsities(self) -> Iterator[str]:
+        for name in ("sparsity", "initial_sparsity"):
+            value = getattr(self, name)
+            if value is not None and not _is_sparsity(value):
+                yield f"{name}: expected 0 <= s < 1, got {value!r}"
+        pattern = self._pattern_or_none()
+        final = self.sparsity
+        if self.method == "keep":
+            for name in ("sparsity", "initial_sparsity", "overrides"):
+                if getattr(self, name) is not None:
+                    reason = "with method 'keep', which holds the zeros that are there"
+                    yield f"{name}: expected none {reason}, got {getattr(self, name)!r}"
+        elif pattern is not None and pattern.name == "n:m":
+            fixed = float(pattern.unit_sparsity)
+            if _is_sparsity(final) and final != fixed:
+                yield f"sparsity: expected {fixed} or none with the pattern {self.pattern!r}, got {final!r}"
+            if self.overrides:
+                yield f"overrides: expected none with the pattern {self.pattern!r}, got {self.overrides!r}"
+            final = fixed
+        elif final is None:
+            yield "sparsity: expected 0 <= s < 1, got None"
+        if _is_sparsity(final) and _is_sparsity(self.initial_sparsity) and self.initial_sparsity > final:
+            yield f"initial_sparsity: expected at most sparsity ({final}), got {self.initial_sparsity}"
+
+    def _check_times(self) -> Iterator[str]:
+        usable = True
+        for name, lowest in (("begin", "0 <="), ("end", "0 <="), ("frequency", "0 <")):
+            value = getattr(self, name)
+            if value is None and name == "end":
+                continue
+            in_range = is_number(value) and (value > 0 or (value == 0 and name != "frequency"))
+            if not in_range or (value >= 1 and value != int(value)):
+                usable = False
+                yield (
+                    f"{name}: expected a whole number of optimizer steps from 1, or a share of training "
+                    f"{lowest} x < 1, got {value!r}"
+                )
+        if not usable or self.end is None or self.schedule == "one_shot" or self.method == "keep":
+            return
+        if (self.begin >= 1) == (self.end >= 1) and self.begin > self.end:
+            yield f"end: expected at least begin ({_as_time(self.begin)}), got {_as_time(self.end)}"
+
+    def _check_penalty(self) -> Iterator[str]:
+        if self.penalty is None:
+            if self.penalty_weight is not None:
+                yield f"penalty_weight: expected none without a penalty, got {self.penalty_weight!r}"
+            return
+        if not is_one_of(self.penalty, PENALTIES):
+            near = nearest(str(self.penalty), PENALTIES)
+            yield f"penalty: expected one of {', '.join(PENALTIES)} or None, got {self.penalty!r}{near}"
+        elif self.method == "keep" or self.schedule == "one_shot":
+            yield f"penalty: expected none where nothing is pruned step by step, got {self.penalty!r}"
+        if not is_number(self.penalty_weight) or self.penalty_weight <= 0:
+            yield f"penalty_weight: expected a number above 0 with a penalty, got {self.penalty_weight!r}"
+
+    def _check_expressions(self) -> Iterator[str]:
+        expressions: list[tuple[str, Any]] = []
+        for name in ("targets", "exclude"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)):
+                object.__setattr__(self, name, list(value))
+                expressions += [(name, expression) for expression in value]
+            elif value is not None or name == "exclude":
+                yield f"{name}: expected a list of regular expressions, got {value!r}"
+        if isinstance(self.overrides, dict):
+            expressions += [("overrides", expression) for expression in self.overrides]
+        for name, expression in expressions:
+            why = why_no_expression(expression)
+            if why is not None:
+                yield f"{name}: expected a regular expression, got {expression!r} ({why})"
+        if not isinstance(self.pruning_seed, int) or isinstance(self.pruning_seed, bool):
+            yield f"pruning_seed: expected a whole number, got {self.pruning_seed!r}"
+
+    @property
+    def parsed_pattern(self) -> Pattern:
+        """The pattern as an object."""
+        return parse_pattern(self.pattern)
+
+    def window(self, total_steps: int) -> tuple[int, int, int]:
+        """`begin`, `end` and `frequency` in optimizer steps for a training of `total_steps`.
+
+        Raises PruningConfigError if the window does not lie within training.
+        """
+        begin = resolve_step(self.begin, total_steps)
+        if self.method in NEEDS and self.begin > 0:
+            begin = max(begin, 1)  # a share of few steps, and there must be a step to read
+        at_once = self.schedule == "one_shot" or self.method == "keep"
+        end = begin if at_once else resolve_step(self.end, total_steps)
+        frequency = max(resolve_step(self.frequency, total_steps), 1)
+        problems = [
+            f"{name}: expected at most the last step of training ({total_steps}), got {_as_time(value)}"
+            for name, value, step in (("begin", self.begin, begin), ("end", self.end, end))
+            if step > total_steps and not (name == "end" and at_once)
+        ]
+        if self.method in NEEDS and begin == 0:
+            problems.append(f"begin: expected 1 or more for {self.method!r}, which reads the step before, got step 0")
+        if begin > end and not problems:
+            problems.append(f"end: expected at least begin (step {begin} of {total_steps}), got step {end}")
+        if problems:
+            raise PruningConfigError(problems)
+        return begin, end, frequency
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values that JSON and YAML can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PruningConfig":
+        """A configuration from a mapping of fields. Raises PruningConfigError for an unknown one, with the nearest."""
+        allowed = [entry.name for entry in dataclasses.fields(cls)]
+        unknown = [f"{name}: unknown field{nearest(name, allowed)}" for name in values if name not in allowed]
+        if unknown:
+            raise PruningConfigError(unknown)
+        return cls(**values)
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write `pruning_config.json` into the directory, which is made if need be."""
+        save_configs([self], directory)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike) -> "PruningConfig":
+        """Read the one configuration in a directory's `pruning_config.json`; see `load_configs` for several."""
+        configs = load_configs(directory)
+        if len(configs) != 1:
+            raise PruningConfigError(
+                [f"{Path(directory, CONFIG_NAME)}: expected one configuration, got {len(configs)}; use load_configs"]
+            )
+        return configs[0]
+
+
+def save_configs(configs: Sequence[PruningConfig], directory: str | os.PathLike) -> None:
+    """Write the configurations into `pruning_config.json` in the directory, which is made if need be."""
+    path = Path(directory, CONFIG_NAME)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format_version": FORMAT_VERSION, "configs": [config.to_dict() for config in configs]}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
+    """The configurations in a directory's `pruning_config.json`.
+
+    Raises FileNotFoundError if there is none, and PruningConfigError, naming the file, if it cannot be used.
+    """
+    path = Path(directory, CONFIG_NAME)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PruningConfigError([f"{path}: expected JSON, got a file that does not parse ({error})"]) from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise PruningConfigError(
+            [f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}; a newer hf-prune may read it"]
+        )
+    sections = content.get("configs")
+    if not isinstance(sections, list) or not all(isinstance(values, dict) for values in sections):
+        raise PruningConfigError([f"{path}: expected a list of mappings under configs, got {sections!r}"])
+    try:
+        return [PruningConfig.from_dict(values) for values in sections]
+    except PruningConfigError as error:
+        raise PruningConfigError([f"{path}: {problem}" for problem in error.problems]) from error
+
+
+def _as_time(value: float | None) -> str:
+    return str(int(value)) if value is not None and value >= 1 else str(value)
+
+
+def _is_sparsity(value: Any) -> TypeGuard[float]:
+    return is_number(value) and 0 <= value < 1

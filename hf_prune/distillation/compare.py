@@ -1,0 +1,68 @@
+"""What of the outputs of model and teacher is compared: logits, and hidden states."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from ..config.distillation import DistillationConfig
+from ..errors import TeacherError
+from .losses import check_states, layer_pairs
+
+
+def _logits(whose: str, outputs: Any) -> torch.Tensor:
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    if not torch.is_tensor(logits):
+        came = ", ".join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise TeacherError(f"teacher_model: expected logits in the outputs of the {whose}, got {came}")
+    return logits
+
+
+def logits_to_compare(outputs: Any, answers: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of model and teacher, from the outputs of both. Raises TeacherError for none, or other shapes."""
+    logits, of_teacher = _logits("model", outputs), _logits("teacher", answers)
+    if logits.shape != of_teacher.shape:
+        raise TeacherError(
+            f"teacher_model: expected logits of shape {tuple(logits.shape)}, as the model gives, got "
+            f"{tuple(of_teacher.shape)}"
+        )
+    return logits, of_teacher
+
+
+def states_to_compare(
+    config: DistillationConfig, outputs: Mapping[str, Any], answers: Mapping[str, Any]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The hidden states of model and teacher that are compared, a pair a layer, from the outputs of both.
+
+    Raises TeacherError where there are none, DistillationConfigError where they cannot be compared.
+    """
+    states, of_teacher = _hidden_states("model", outputs), _hidden_states("teacher", answers)
+    pairs = layer_pairs(len(states), len(of_teacher), config.hidden_layers)
+    chosen = [states[one] for one, _ in pairs], [of_teacher[other] for _, other in pairs]
+    check_states(*chosen)
+    return chosen
+
+
+def _hidden_states(whose: str, outputs: Mapping[str, Any]) -> Sequence[torch.Tensor]:
+    for name in ("decoder_hidden_states", "hidden_states"):
+        states = outputs.get(name)
+        if states:
+            return cast(Sequence[torch.Tensor], states)
+    raise TeacherError(f"hidden_weight: expected 0, for the {whose} gives no hidden states, only {', '.join(outputs)}")
+
+
+def token_weights(
+    states: torch.Tensor, mask: torch.Tensor, items_are_tokens: bool, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """How much each token of (samples, tokens, width) counts, so that each item counts once.
+
+    Tokens count for their own labels; where a label is of the whole sample, those that are no padding share it.
+    """
+    samples, tokens = states.shape[:2]
+    if items_are_tokens:
+        return mask.reshape(samples, tokens, -1).float().sum(-1)
+    of_samples = mask.reshape(samples, -1).float().sum(1, keepdim=True)
+    if attention_mask is None or attention_mask.shape != (samples, tokens):
+        return (of_samples / tokens).expand(samples, tokens)
+    seen = attention_mask.float()
+    return of_samples * seen / seen.sum(1, keepdim=True).clamp_min(1)

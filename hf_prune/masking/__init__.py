@@ -1,0 +1,5 @@
+"""Which weights go and that they stay gone: plan, collected statistics, ranking, selection, masks, and `Pruner`.
+
+One mask update runs from plan.py through ranking.py and selection.py to masks.py.
+May import: errors, methods, config, model, engines, saved.
+"""

@@ -1,0 +1,68 @@
+"""Whether processes that hold the same weights have the same masks: a digest of each is compared, no mask is sent."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import torch
+
+from ..engines.holdings import Holding
+from ..engines.processes import gather, processes, rank
+from ..errors import PruningStateError
+from ..saved.masks import pack
+
+
+def compare_replicas(masks: Mapping[str, torch.Tensor], holdings: Mapping[str, Holding]) -> None:
+    """Compare the masks of processes that hold the same parts of the tensors; every process must call it.
+
+    For each way in which tensors are spread over processes, sixteen bytes a process are sent: digests of all masks
+    together, and of the parts they are of. Only where they differ, one of each tensor is. Raises PruningStateError, on
+    every process, naming the first tensor and the ranks.
+    """
+    names_of: dict[str, list[str]] = {}
+    for name in masks:
+        if len(holdings[name].peers) < processes():  # or no two processes hold the same part
+            names_of.setdefault(holdings[name].kind, []).append(name)
+    if not names_of:
+        return
+    digests = {name: _digest(pack(masks[name]).numpy().tobytes()) for names in names_of.values() for name in names}
+    sent = [
+        [_digest_of_parts(names, holdings), _digest(torch.tensor([digests[name] for name in names]).numpy().tobytes())]
+        for names in names_of.values()
+    ]
+    received = gather(torch.tensor(sent))
+    for index, names in enumerate(names_of.values()):
+        pairs = [tuple(of_rank[index].tolist()) for of_rank in received]
+        if len({part for part, _ in pairs}) < len(set(pairs)):
+            _raise_for(names, digests, [part for part, _ in pairs])
+
+
+def _digest_of_parts(names: Sequence[str], holdings: Mapping[str, Holding]) -> int:
+    parts = [(name, holdings[name].region.start, holdings[name].region.size) for name in names]
+    return _digest(json.dumps(parts).encode())
+
+
+def _raise_for(names: Sequence[str], digests: Mapping[str, int], parts: Sequence[int]) -> NoReturn:
+    """Find the first of these tensors whose masks differ between ranks of the same parts, and raise."""
+    of_each = torch.stack(gather(torch.tensor([digests[name] for name in names])))  # (rank, tensor)
+    for index, name in enumerate(names):
+        for part in dict.fromkeys(parts):
+            ranks = [number for number, other in enumerate(parts) if other == part]
+            different = [number for number in ranks if of_each[number, index] != of_each[ranks[0], index]]
+            if different:
+                raise PruningStateError(_message(name, ranks[0], different))
+    raise AssertionError("digests differ together, and none alone")
+
+
+def _message(name: str, first: int, different: Sequence[int]) -> str:
+    others = f"rank{'s' if len(different) > 1 else ''} {', '.join(map(str, different))}"
+    return (
+        f"{name}: expected the same mask on all processes that hold the same weights, {others} came to another than "
+        f"rank {first} (this is rank {rank()}). Their weights differ: look for what changes weights on some processes "
+        "only, such as weights that were drawn with different seeds, or another checkpoint."
+    )
+
+
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)

@@ -1,0 +1,142 @@
+"""What criteria read beside the weights: inputs of layers and gradients, of the optimizer step before a mask update.
+
+They are collected over the micro-batches of that one step and added up over processes, so that they depend on the
+global batch and not on how it was split; and as the next update collects anew, there is nothing to be saved.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..engines.holdings import is_shared
+from ..engines.processes import all_reduce
+from ..errors import PruningStateError, TargetError
+from ..model.names import named_modules_of
+
+# Tokens whose inputs are squared at a time.
+_ROWS = 4096
+
+
+class Statistics:
+    """Collects from `begin` to `finish` what criteria need to know of some parameters.
+
+    Args:
+        model: the model that is trained.
+        inputs: names of parameters of which the squares of their layers' inputs are added up, by input feature.
+        gradients: names of parameters whose gradients are kept.
+
+    Raises: TargetError, naming the parameter, where it is not the weight of a linear layer, whose inputs could be seen.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Iterable[str], gradients: Iterable[str]):
+        self._model = model
+        self._modules = named_modules_of(model, set(inputs))
+        for name, module in self._modules.items():
+            if not isinstance(module, (nn.Linear, Conv1D)):
+                raise TargetError(
+                    f"{name}: expected the weight of a linear layer for a method that reads inputs, got one of "
+                    f"{type(module).__name__}; exclude it or choose another method"
+                )
+        self.gradient_names = set(gradients)
+        self._squares: dict[str, torch.Tensor] = {}
+        self._gradients: dict[str, torch.Tensor] = {}
+        self._hooks: list[Any] = []
+        self._in_forward = False
+        self._attention: torch.Tensor | None = None
+
+    @property
+    def is_collecting(self) -> bool:
+        """Whether a step is being collected."""
+        return bool(self._hooks)
+
+    def begin(self) -> None:
+        """Collect from now on: the next optimizer step is the one before a mask update."""
+        self.stop()
+        self._squares, self._gradients = {}, {}
+        self._hooks = [
+            self._model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            self._model.register_forward_hook(self._leave, always_call=True),
+            *(module.register_forward_pre_hook(self._see(name)) for name, module in self._modules.items()),
+        ]
+
+    def stop(self) -> None:
+        """Collect no more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def keep_gradient(self, name: str, gradient: torch.Tensor) -> None:
+        """Keep the gradient of the whole batch, or of this process's part of it, if it is wanted."""
+        if self.is_collecting and name in self.gradient_names:
+            self._gradients[name] = gradient.detach().float().reshape(-1).clone()
+
+    def finish(self) -> tuple[dict[str, torch.Tensor], set[str]]:
+        """What was collected, and stop: norms of inputs by feature over all processes, or gradients, by parameter name.
+
+        Every process must call it. The second value has the names of which nothing was seen on any process, or what
+        is not finite. Raises PruningStateError where nothing was seen of any parameter.
+        """
+        self.stop()
+        names = [*self._modules, *sorted(self.gradient_names)]
+        seen = [int(name in self._squares or name in self._gradients) for name in names]
+        bad = [int(name in self._gradients and not self._gradients[name].isfinite().all()) for name in names]
+        counts = all_reduce(torch.tensor([seen, bad], dtype=torch.int64)).tolist()
+        if names and not any(counts[0]):
+            what = "gradient" if names[0] in self.gradient_names else "inputs"
+            raise PruningStateError(
+                f"{names[0]}: expected its {what} in the optimizer step before a mask update, saw none, and of no "
+                "other parameter; they are frozen or in a compiled model, or there was no step: choose a method that "
+                "reads weights alone"
+            )
+        unusable = {name for name, is_seen, is_bad in zip(names, *counts, strict=True) if is_bad or not is_seen}
+        norms = self._norms()
+        unusable |= {name for name, norm in norms.items() if not norm.isfinite().all()}
+        return norms | self._gradients, unusable
+
+    def _norms(self) -> dict[str, torch.Tensor]:
+        """The norm of each input feature over all processes, added up in one go."""
+        if not self._modules:
+            return {}
+        widths = [_input_features(module) for module in self._modules.values()]
+        squares = [
+            self._squares[name].cpu() if name in self._squares else torch.zeros(width, dtype=torch.float64)
+            for name, width in zip(self._modules, widths, strict=True)
+        ]
+        norms = all_reduce(torch.cat(squares)).sqrt().float().split(widths)
+        return dict(zip(self._modules, norms, strict=True))
+
+    def _enter(self, model: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
+        self._in_forward = model.training
+        mask = options.get("attention_mask")
+        is_decoders = getattr(getattr(model, "config", None), "is_encoder_decoder", False)  # not only of these inputs
+        self._attention = mask if torch.is_tensor(mask) and mask.dim() == 2 and not is_decoders else None
+
+    def _leave(self, *arguments: Any) -> None:
+        self._in_forward = False  # what checkpointing computes again in backward is not counted again
+
+    def _see(self, name: str) -> Callable[[nn.Module, Any], None]:
+        @torch.no_grad()
+        def add_squares(module: nn.Module, arguments: Any) -> None:
+            if not self._in_forward:
+                return
+            seen = arguments[0].detach()
+            if is_shared(seen) or seen.shape[-1] != _input_features(module):
+                raise PruningStateError(
+                    f"{name}: expected all of its {_input_features(module)} input features on each process, got a part "
+                    "of them (tensor parallelism); choose a method that reads weights alone"
+                )
+            if self._attention is not None and seen.dim() == 3 and seen.shape[:2] == self._attention.shape:
+                seen = seen[self._attention.bool()]  # padding is not data
+            squares = torch.zeros(seen.shape[-1], dtype=torch.float64, device=seen.device)
+            for rows in seen.reshape(-1, seen.shape[-1]).split(_ROWS):
+                squares += rows.double().square().sum(0)
+            self._squares[name] = self._squares[name] + squares if name in self._squares else squares
+
+        return add_squares
+
+
+def _input_features(module: nn.Module) -> int:
+    return module.nx if isinstance(module, Conv1D) else int(module.in_features)  # type: ignore[arg-type]

@@ -1,0 +1,146 @@
+"""The masks of a model's targets as this process holds them, and how many weights they mask on all processes."""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ..engines.engine import Engine
+from ..engines.processes import all_reduce
+from ..engines.regions import Region
+from ..errors import PlacementError, PruningStateError
+from ..model.layouts import Target
+from .agreement import compare_replicas
+from .ranking import LocalTensor
+from .selection import alone
+
+
+class Masks:
+    """Masks of the tensors to prune, at first those of the zeros that are there.
+
+    Where processes hold parts of the tensors, every process must make the same calls.
+
+    Args:
+        targets: the tensors, in the model's order.
+        parameters: parameter name -> parameter.
+        engine: how the parameters are held and trained.
+        fresh: names of tensors that may have been made of zeros alone, to be trained: their zeros are not masked then.
+
+    Attributes:
+        parts: parameter name -> bool tensor, True where a weight is kept: the mask of what this process holds.
+        masked: parameter name -> number of masked weights, on all processes together.
+        holdings: parameter name -> how this process holds it.
+        sharded: whether processes hold parts of the parameters.
+        all_reduce: adds up the counts of all processes, where tensors are sharded.
+
+    Raises: PlacementError if the parts of all processes are not each tensor once.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        parameters: Mapping[str, nn.Parameter],
+        engine: Engine,
+        fresh: Collection[str] = (),
+    ):
+        self._targets = {target.name: target for target in targets}
+        self._parameters = parameters
+        self._engine = engine
+        self.holdings = {name: engine.holding(name, parameter) for name, parameter in parameters.items()}
+        self.sharded = any(holding.sharded for holding in self.holdings.values())
+        self.all_reduce = all_reduce if self.sharded else alone
+        self._check_holdings()
+        self.parts: dict[str, torch.Tensor] = {}
+        self.masked: dict[str, int] = {}
+        self._masked_here: dict[str, int] = {}
+        self.take({name: (self._weight(name) != 0).contiguous() for name in parameters})
+        unpruned = {name for name in fresh if self.masked[name] == self._targets[name].weights}
+        if unpruned:
+            self.take({name: torch.ones_like(mask) if name in unpruned else mask for name, mask in self.parts.items()})
+
+    def take(self, parts: Mapping[str, torch.Tensor]) -> None:
+        """Have these masks in place of those so far."""
+        self.parts = {name: parts[name].to(parameter.device) for name, parameter in self._parameters.items()}
+        self._masked_here = {name: _count_masked(mask) for name, mask in self.parts.items()}
+        self.count(self.parts)
+
+    def for_tensor(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """A mask on the device of `like`, to which it moves for good."""
+        if self.parts[name].device != like.device:
+            self.parts[name] = self.parts[name].to(like.device)
+        return self.parts[name]
+
+    def note_change(self, name: str, positions: torch.Tensor | None) -> None:
+        """Count again what is masked here: the positions, if they are known, were masked newly."""
+        if positions is None:
+            self._masked_here[name] = _count_masked(self.parts[name])
+        else:
+            self._masked_here[name] += len(positions)
+
+    def count(self, names: Iterable[str]) -> None:
+        """Add up over all processes how many weights of these tensors are masked."""
+        names = list(names)
+        here = [self._masked_here[name] if self.counts(name) else 0 for name in names]
+        self.masked.update(zip(names, self._sum(here), strict=True))
+
+    def compare(self, names: Iterable[str]) -> None:
+        """Raise PruningStateError if processes that hold the same weights have different masks of these tensors."""
+        compare_replicas({name: self.parts[name] for name in names}, self.holdings)
+
+    def check_finite(self, names: Iterable[str], completed_steps: int) -> None:
+        """Raise PruningStateError, naming the tensor, if a weight is NaN or infinite on any process."""
+        names = list(dict.fromkeys(names))
+        bad = self._sum([int(not _is_finite(self._engine.part(self._parameters[name]))) for name in names])
+        for name, is_bad in zip(names, bad, strict=True):
+            if is_bad:
+                raise PruningStateError(
+                    f"{name}: expected finite weights, got NaN or infinite ones after {completed_steps} "
+                    "optimizer steps; nothing was pruned. Lower the learning rate, or start from a sound checkpoint."
+                )
+
+    def held(self, name: str, statistic: torch.Tensor | None) -> LocalTensor:
+        """A tensor as it is ranked, with what its criterion reads beside the weights."""
+        weight = self._weight(name).reshape(-1)
+        return LocalTensor(
+            target=self._targets[name],
+            holding=self.holdings[name],
+            weight=weight,
+            mask=self.for_tensor(name, weight).reshape(-1),
+            masked=self.masked[name],
+            counted=self.counts(name),
+            statistic=statistic,
+        )
+
+    def counts(self, name: str) -> bool:
+        """Whether this process counts what it holds of a tensor; without shards every process counts for itself."""
+        return self.holdings[name].counted or not self.sharded
+
+    @property
+    def regions(self) -> dict[str, Region]:
+        """Which part of each tensor this process holds."""
+        return {name: holding.region for name, holding in self.holdings.items()}
+
+    def _weight(self, name: str) -> torch.Tensor:
+        return self._engine.weight(self._parameters[name])
+
+    def _sum(self, numbers: Sequence[int]) -> list[int]:
+        return self.all_reduce(torch.tensor(numbers, dtype=torch.int64)).tolist()
+
+    def _check_holdings(self) -> None:
+        held = [holding.region.weights * self.counts(name) for name, holding in self.holdings.items()]
+        for target, weights in zip(self._targets.values(), self._sum(held), strict=True):
+            if weights != target.weights:
+                raise PlacementError(
+                    f"{target.name}: expected {target.weights} weights on all processes together, found {weights}; it "
+                    "is sharded in a way that is not supported"
+                )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    return math.isfinite(weight.sum(dtype=torch.float32)) or bool(weight.isfinite().all())
+
+
+def _count_masked(mask: torch.Tensor) -> int:
+    """How many weights are masked; a mask without data (on the meta device) counts as dense."""
+    return 0 if mask.is_meta else mask.numel() - int(mask.count_nonzero())

@@ -1,0 +1,221 @@
+"""What is pruned together and when: configurations -> groups of tensors -> counts at a step, without any weights."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from ..config.pruning import PruningConfig
+from ..errors import PruningConfigError, TargetError
+from ..methods.patterns import Pattern
+from ..methods.schedules import sparsity_at, update_steps
+from ..methods.scopes import SCOPES, Pool, Prunable
+from ..model.layouts import Target
+from ..model.targets import check_expressions
+
+
+@dataclass(frozen=True)
+class Window:
+    """When a configuration updates masks, in completed optimizer steps."""
+
+    begin: int
+    end: int
+    frequency: int
+
+    def due(self, step: int) -> bool:
+        """Whether masks are updated after `step` completed optimizer steps."""
+        return step == self.end or (self.begin <= step <= self.end and (step - self.begin) % self.frequency == 0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that share a configuration, a final sparsity, and a scope over which they are counted together."""
+
+    config_index: int
+    config: PruningConfig
+    pattern: Pattern
+    members: tuple[Target, ...]
+    scope: str
+    final: float
+
+    def units_of(self, target: Target) -> int:
+        """How many units the pattern divides a tensor into."""
+        return target.weights // self.pattern.unit_size
+
+    def share_dropped(self, dropped: Sequence[int]) -> float:
+        """The sparsity that this many dropped units a member come to."""
+        units = sum(self.units_of(target) for target in self.members)
+        return float(Fraction(sum(dropped), max(units, 1)) * self.pattern.unit_sparsity)
+
+    def pools(self, window: Window, step: int, start: float, dropped: Sequence[int]) -> list[Pool]:
+        """How many units are dropped after `step`, where the schedule starts at the sparsity `start`.
+
+        `dropped` has the units of each member that are dropped already.
+        """
+        initial = max(start, min(self.config.initial_sparsity or 0.0, self.final))
+        sparsity = sparsity_at(self.config.schedule, step, window.begin, window.end, initial, self.final)
+        prunable = [
+            Prunable(self.units_of(target), count, target.sides)
+            for target, count in zip(self.members, dropped, strict=True)
+        ]
+        return SCOPES[self.scope](prunable, Fraction(str(sparsity)) / self.pattern.unit_sparsity)
+
+    def penalty_weight(self, window: Window, step: int, start: float) -> float:
+        """What the penalty on the members is multiplied by after `step` completed steps; see `PruningConfig`."""
+        if self.config.penalty_weight is None or not window.begin <= step < window.end or self.final <= start:
+            return 0.0
+        sparsity = sparsity_at(self.config.schedule, step, window.begin, window.end, start, self.final)
+        return self.config.penalty_weight * (sparsity - start) / (self.final - start)
+
+
+def make_groups(index: int, config: PruningConfig, targets: Sequence[Target]) -> list[Group]:
+    """The groups of one configuration: an override's tensors and, in the scope `layer`, all tensors stand alone.
+
+    Raises TargetError if an override matches none of the targets, or if the pattern does not fit a tensor.
+    """
+    if config.method == "keep" or not targets:
+        return []
+    pattern = config.parsed_pattern
+    for target in targets:
+        _check_shape(config, pattern, target)
+    overrides = config.overrides if isinstance(config.overrides, dict) else {}
+    check_expressions("overrides", list(overrides), [target.name for target in targets])
+
+    assert config.sparsity is not None
+    alone = []
+    together = []
+    for target in targets:
+        sparsity = next((value for key, value in overrides.items() if re.fullmatch(key, target.name)), None)
+        if sparsity is not None or config.scope == "layer":
+            final = config.sparsity if sparsity is None else sparsity
+            alone.append(Group(index, config, pattern, (target,), "layer", final))
+        else:
+            together.append(target)
+    if together:
+        alone.append(Group(index, config, pattern, tuple(together), config.scope, config.sparsity))
+    return alone
+
+
+def _check_shape(config: PruningConfig, pattern: Pattern, target: Target) -> None:
+    if pattern.name == "unstructured":
+        return
+    why = "its input dimension is not known" if target.layout == "flat" else pattern.misfit(target.matrices)
+    if why is not None:
+        raise TargetError(
+            f"{target.name}: the pattern {config.pattern!r} does not fit the shape {target.shape}: {why}; "
+            "exclude the tensor or choose another pattern"
+        )
+
+
+def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], total_steps: int) -> list[Window]:
+    """When each configuration is at work in a training of `total_steps`.
+
+    Raises PruningConfigError if one does not fit into training, or two are at work on a tensor at the same time.
+    """
+    windows = [Window(*config.window(total_steps)) for config in configs]
+    names: list[dict[str, None]] = [{} for _ in configs]
+    for group in groups:
+        names[group.config_index].update(dict.fromkeys(target.name for target in group.members))
+    for later, window in enumerate(windows):
+        for earlier, before in enumerate(windows[:later]):
+            shared = [name for name in names[later] if name in names[earlier]]
+            if shared and window.begin < before.end:
+                raise PruningConfigError(
+                    [
+                        f"begin: expected configuration {later + 1} to begin at or after step {before.end}, where "
+                        f"configuration {earlier + 1} ends on {shared[0]!r}, got step {window.begin}"
+                    ]
+                )
+    return windows
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of a plan. `masked` is the number of masked weights now; `final_sparsity` is None where a ranking over
+    several tensors will decide it."""
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    masked: int
+    final_sparsity: float | None
+
+
+@dataclass(frozen=True)
+class PlannedUpdate:
+    """Masks are updated after `step` completed optimizer steps, to this share of masked weights of all targets."""
+
+    step: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be pruned, by how much and when; `weights` are the targets', `all_weights` the whole model's."""
+
+    tensors: list[PlannedTensor]
+    updates: list[PlannedUpdate]
+    total_steps: int
+    weights: int
+    all_weights: int
+
+    @property
+    def final_sparsity(self) -> float:
+        """The share of masked weights of all targets at the end."""
+        if self.updates:
+            return self.updates[-1].sparsity
+        return sum(tensor.masked for tensor in self.tensors) / max(self.weights, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"final_sparsity": self.final_sparsity}
+
+
+def make_plan(
+    groups: Sequence[Group],
+    windows: Sequence[Window],
+    tensors: Sequence[PlannedTensor],
+    total_steps: int,
+    all_weights: int,
+) -> Plan:
+    """Run the schedule on counts alone, from `tensors` with the weights that are masked now.
+
+    Counts are those that training will have, but for zeros that lie unevenly in the units of a pattern.
+    """
+    masked = {tensor.name: Fraction(tensor.masked) for tensor in tensors}
+    ranked: set[str] = set()
+    starts: dict[int, float] = {}
+    updates = []
+    for step in _all_update_steps(groups, windows):
+        for index, group in enumerate(groups):
+            window = windows[group.config_index]
+            if not window.due(step):
+                continue
+            weights_a_unit = group.pattern.unit_size * group.pattern.unit_sparsity
+            dropped = [int(masked[target.name] / weights_a_unit) for target in group.members]
+            starts.setdefault(index, group.share_dropped(dropped))
+            for pool in group.pools(window, step, starts[index], dropped):
+                members = [group.members[member] for member in pool.members]
+                units = sum(group.units_of(target) for target in members)
+                for target in members:
+                    # A ranking decides who loses what; an even split keeps the total exact.
+                    share = Fraction(group.units_of(target), max(units, 1)) * pool.count * weights_a_unit
+                    masked[target.name] = share if len(members) > 1 else max(masked[target.name], share)
+                if len(members) > 1:
+                    ranked.update(target.name for target in members)
+        weights = sum(tensor.weights for tensor in tensors)
+        updates.append(PlannedUpdate(step, float(sum(masked.values(), Fraction(0)) / max(weights, 1))))
+    planned = [
+        replace(
+            tensor,
+            final_sparsity=None if tensor.name in ranked else float(masked[tensor.name] / max(tensor.weights, 1)),
+        )
+        for tensor in tensors
+    ]
+    return Plan(planned, updates, total_steps, sum(tensor.weights for tensor in tensors), all_weights)
+
+
+def _all_update_steps(groups: Sequence[Group], windows: Sequence[Window]) -> list[int]:
+    used = [windows[index] for index in {group.config_index for group in groups}]
+    return sorted({step for window in used for step in update_steps(window.begin, window.end, window.frequency)})

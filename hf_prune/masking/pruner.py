@@ -1,0 +1,515 @@
+"""`Pruner`: owns the masks of a model and the rule of when and how they change."""
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config.pruning import PruningConfig, load_configs
+from ..engines.choose import engine_of
+from ..engines.optimizers import leaves_zeros, zero_masked
+from ..errors import PruningConfigError, PruningStateError
+from ..methods.criteria import NEEDS
+from ..methods.patterns import count_of
+from ..methods.scopes import Pool
+from ..model.adapters import mask_additions
+from ..model.layouts import Target
+from ..model.names import named_parameters, shape_of
+from ..model.targets import find_targets
+from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
+from .collectors import Statistics
+from .masks import Masks
+from .penalty_terms import WeightPenalties
+from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
+from .ranking import update_masks
+
+logger = logging.getLogger(__name__)
+
+
+# Groups that are ranked together where tensors are sharded: they share the turns in which processes add up.
+_GROUPS_AT_ONCE = 64
+
+
+class Pruner:
+    """Prunes the tensors of a model on a schedule and keeps what was pruned at exactly zero.
+
+    In a training loop of one's own:
+
+        pruner = Pruner(model, config, total_steps=1000)
+        loss.backward()
+        pruner.mask_gradients()      # before gradients are clipped
+        optimizer.step()
+        pruner.step(optimizer)       # one optimizer step is completed; masks are updated if that is due
+        optimizer.zero_grad()
+
+    The model's modules, parameter names and state dict are never changed.
+
+    Args:
+        model: the model, on any device.
+        config: one configuration or several: together, each on tensors of its own, or one after another on the same.
+        total_steps: optimizer steps of the training. With it pruning starts at once: an update due at step 0 is made
+            here. Without it, call `start` before training.
+
+    Attributes:
+        targets: the tensors to prune, in the model's order.
+        parameters: parameter name -> parameter.
+        masks: parameter name -> bool tensor of the parameter's shape, True where a weight is kept; of a sharded
+            parameter, the mask of the part that this process holds. Zeros that the model has when pruning starts are
+            masked and stay zero. They are changed in place.
+        masked: parameter name -> number of masked weights, on all processes together.
+        sharded: whether processes hold parts of the parameters (FSDP2, ZeRO-3). Then every process must make the same
+            calls.
+        completed_steps, total_steps: optimizer steps done and to do; `total_steps` is None before the start.
+        expected_steps: what `plan` takes for `total_steps` before the start, where that can be told beforehand.
+        target_sparsity: the share of masked weights that the schedule ends with; None before the start.
+        penalties: `l1_penalty` and the like -> what was added to the loss in the optimizer step under way, of what this
+            process counts.
+
+    Raises:
+        TargetError: an expression or a shape does not fit the model.
+        PruningConfigError: a configuration does not fit into the training, or two are at work on a tensor at once.
+        PruningStateError: a weight is NaN or infinite; raised when masks are to be updated, before any is changed. Or
+            processes that hold the same weights came to different masks.
+        PlacementError: a parameter is sharded in a way that is not supported.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PruningConfig | Sequence[PruningConfig],
+        total_steps: int | None = None,
+    ):
+        self.configs = [config] if isinstance(config, PruningConfig) else list(config)
+        if not self.configs or not all(isinstance(entry, PruningConfig) for entry in self.configs):
+            raise TypeError(f"config: expected a PruningConfig or a list of them, got {config!r}")
+        self._state = PruningState()
+        self.total_steps: int | None = None
+        self.expected_steps: int | None = None
+        self.target_sparsity: float | None = None
+        self._windows: list[Window] = []
+        self._statistics = Statistics(model, inputs=(), gradients=())
+        self._attach(model)
+        if total_steps is not None:
+            self.start(total_steps)
+
+    def _attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Find the targets in this model and mask the zeros that are there."""
+        self.stop_collecting()
+        self.model = model
+        self._groups: list[Group] = []
+        chosen: dict[str, Target] = {}
+        fresh: set[str] = set()  # adapters begin with matrices of zeros
+        for index, config in enumerate(self.configs):
+            found = find_targets(model, config.targets, config.exclude, config.adapters)
+            self._groups += make_groups(index, config, found)
+            chosen.update({target.name: target for target in found})
+            if config.adapters == "sparse_adapters":
+                fresh.update(target.name for target in found)
+            if config.adapters == "sparse_merge":
+                mask_additions(model, {target.name for target in found})
+        self._engine = engine_of(model, optimizer)
+        self._engine.prepare(model)
+        self._moments_known = self._engine.reaches_moments
+        self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in chosen}
+        self.targets = [chosen[name] for name in self.parameters]
+        self._masks = Masks(self.targets, self.parameters, self._engine, fresh)
+        self._state = PruningState(self.completed_steps)
+        self._collected: dict[str, torch.Tensor] = {}  # for the update that is under way
+        self._gradients_masked: set[str] = set()  # names, since the last optimizer step
+        self._statistics = self._make_statistics(model)
+        self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
+        if not self.targets:
+            logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
+
+    def _make_statistics(self, model: nn.Module) -> Statistics:
+        wanted: dict[str, set[str]] = {"inputs": set(), "gradients": set()}
+        for group in self._groups:
+            if group.config.method in NEEDS:
+                wanted[NEEDS[group.config.method]].update(target.name for target in group.members)
+        if wanted["gradients"] and self._engine.steps_in_backward:
+            raise PruningConfigError(
+                ["method: expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'"]
+            )
+        frozen = [
+            name for name in self.parameters if name in wanted["gradients"] and not self.parameters[name].requires_grad
+        ]
+        if frozen:
+            raise PruningConfigError(
+                [
+                    f"method: expected one that reads no gradients for weights that are not trained, got 'taylor' for "
+                    f"{frozen[0]}; exclude it, or use 'magnitude' or 'wanda'"
+                ]
+            )
+        return Statistics(model, **wanted)
+
+    # ---- When ----
+
+    def start(
+        self,
+        total_steps: int,
+        model: nn.Module | None = None,
+        completed_steps: int = 0,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Begin to prune in a training of `total_steps` optimizer steps: mask the zeros that are there.
+
+        Updates due at step 0 are made. Where `completed_steps` were trained before, without pruning, what the schedule
+        would have pruned by then is pruned now. `model` takes the place of the model so far. Raises PruningConfigError
+        if the configuration does not fit into that many steps.
+        """
+        self._attach(model if model is not None else self.model, optimizer)
+        self._windows = make_windows(self.configs, self._groups, total_steps)
+        self.total_steps = total_steps
+        self._state.completed_steps = completed_steps
+        self.target_sparsity = self.plan().final_sparsity
+        self._log_zeros()
+        self._masks.check_finite(self._names(range(len(self._groups))), completed_steps)
+        self._mask_moments(optimizer, self.parameters)
+        self.mask_weights()
+        self._masks.compare(self.parameters)
+        begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
+        self._state.owed = {index for index in begun if self._groups[index].config.method in NEEDS}
+        self._update_groups([index for index in begun if index not in self._state.owed], completed_steps, optimizer)
+        self._collect_if_due()
+
+    def _log_zeros(self) -> None:
+        """Say which zeros were there, and which tensors are sparser than they were to become: they stay so."""
+        zeros = sum(self.masked.values())
+        if zeros:
+            logger.info("%s prunable weights are zero already; they are masked and stay zero.", f"{zeros:,}")
+        sparser = []
+        for group in self._groups:
+            weights = sum(target.weights for target in group.members)
+            there = sum(self.masked[target.name] for target in group.members)
+            if there > count_of(group.final, weights):
+                share = f"{100 * there / weights:.2f}% for a target of {100 * group.final:.2f}%"
+                sparser += [f"{target.name} ({share})" for target in group.members]
+        if sparser:
+            more = f" and {len(sparser) - 1} more tensors" if len(sparser) > 1 else ""
+            logger.warning("Sparser already than they were to become, and left so: %s%s.", sparser[0], more)
+
+    def resume(
+        self,
+        total_steps: int,
+        directory: str | os.PathLike,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Go on with a training whose masks and state `save` wrote into `directory`; see `load` for the errors."""
+        self._attach(model if model is not None else self.model, optimizer)
+        self._windows = make_windows(self.configs, self._groups, total_steps)
+        self.total_steps = total_steps
+        self.load(directory)
+        self.target_sparsity = self.plan().final_sparsity
+
+    def plan(self, total_steps: int | None = None) -> Plan:
+        """What would be pruned, by how much and when, starting from the masks as they are. Changes nothing.
+
+        `total_steps` (optimizer steps) is needed before the start. Raises PruningConfigError if the configuration does
+        not fit into that many.
+        """
+        total_steps = next((steps for steps in (total_steps, self.total_steps, self.expected_steps) if steps), None)
+        if total_steps is None:
+            raise PruningConfigError(["total_steps: expected the optimizer steps of the training, got None"])
+        windows = make_windows(self.configs, self._groups, total_steps)
+        tensors = [
+            PlannedTensor(target.name, target.shape, target.weights, self.masked[target.name], None)
+            for target in self.targets
+        ]
+        all_weights = sum(math.prod(shape_of(parameter)) for parameter in self.model.parameters())
+        return make_plan(self._groups, windows, tensors, total_steps, all_weights)
+
+    def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Count one completed optimizer step and do what it calls for; call it right after `optimizer.step()`."""
+        self.after_optimizer_step(optimizer)
+        self.update(self.completed_steps + 1, optimizer)
+
+    def after_optimizer_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Put masked weights back to zero where the optimizer may have moved them.
+
+        It may have if it is not one that works element by element, or if gradients were not masked before it, or if the
+        weights are another optimizer's, or if its moments could not be reached before.
+        """
+        names = list(self.parameters)
+        if optimizer is not None and leaves_zeros(optimizer) and self._moments_known:
+            safe = self._engine.trained_by(optimizer, self.parameters.values())
+            names = [
+                name
+                for name, parameter in self.parameters.items()
+                if parameter.requires_grad and not (name in self._gradients_masked and parameter in safe)
+            ]
+        if not getattr(optimizer, "step_was_skipped", False):  # by accelerate, for gradients that are not finite
+            self._moments_known = True
+        self.mask_weights(names)
+        self._mask_moments(optimizer, names)
+        self._gradients_masked.clear()
+        self._penalties.start_step()
+
+    def update(self, completed_steps: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
+        """Update masks if that is due after `completed_steps` optimizer steps; whether any mask changed.
+
+        New masks are applied to the weights, and to the moments in the optimizer's state.
+        """
+        if self.total_steps is None:
+            raise PruningStateError("The pruner was not started: give it total_steps, or call start(total_steps).")
+        changed = self._update_groups(self._due(completed_steps), completed_steps, optimizer)
+        self._collect_if_due()
+        return changed
+
+    def _due(self, step: int) -> list[int]:
+        due = (index for index, group in enumerate(self._groups) if self._window(group).due(step))
+        return sorted(self._state.owed.union(due))
+
+    def _collect_if_due(self) -> None:
+        """Collect what criteria read in the step to come, if masks are to be updated after it."""
+        if any(self._groups[index].config.method in NEEDS for index in self._due(self.completed_steps + 1)):
+            self._statistics.begin()
+
+    def stop_collecting(self) -> None:
+        """Take away the hooks that collect what criteria read; training is over."""
+        self._statistics.stop()
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the gradients of the step that is under way are wanted: `mask_gradients` takes them."""
+        return self._statistics.is_collecting and bool(self._statistics.gradient_names)
+
+    def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
+        if due:
+            self._engine.prepare(self.model)
+        self._masks.check_finite(self._names(due), completed_steps)
+        self._state.completed_steps = completed_steps
+        due = self._collect(due)
+        changed: list[str] = []
+        for batch in self._batches(due):
+            names = self._update_batch(batch, completed_steps, optimizer)
+            self._masks.count(names)
+            changed += names
+        self._collected = {}
+        self._masks.compare(changed)
+        return bool(changed)
+
+    def _collect(self, due: Sequence[int]) -> list[int]:
+        """Take what criteria read from the step before; the groups that can be updated: the others are owed theirs."""
+        if not any(self._groups[index].config.method in NEEDS for index in due):
+            return list(due)
+        self._collected, unusable = self._statistics.finish()
+        owed = {
+            index
+            for index in due
+            if self._groups[index].config.method in NEEDS and not unusable.isdisjoint(self._names([index]))
+        }
+        self._state.owed = (self._state.owed - set(due)) | owed
+        if owed:
+            logger.warning(
+                "What the method reads of %s was not seen in this step, or is not finite: its masks are updated later.",
+                min(unusable),
+            )
+        return [index for index in due if index not in owed]
+
+    def _batches(self, due: Sequence[int]) -> Iterator[list[int]]:
+        """Groups that are ranked together: alone, one at a time; never two that have a tensor in common."""
+        batch: list[int] = []
+        names: set[str] = set()
+        for index in due:
+            members = set(self._names([index]))
+            if batch and (not self.sharded or len(batch) == _GROUPS_AT_ONCE or names & members):
+                yield batch
+                batch, names = [], set()
+            batch.append(index)
+            names |= members
+        if batch:
+            yield batch
+
+    def _names(self, due: Iterable[int]) -> list[str]:
+        """The names of the tensors in groups."""
+        return [target.name for index in due for target in self._groups[index].members]
+
+    def _window(self, group: Group) -> Window:
+        return self._windows[group.config_index]
+
+    # ---- What is masked ----
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> mask, as described above."""
+        return self._masks.parts
+
+    @property
+    def masked(self) -> dict[str, int]:
+        """Parameter name -> number of masked weights, on all processes together."""
+        return self._masks.masked
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold parts of the parameters."""
+        return self._masks.sharded
+
+    @property
+    def completed_steps(self) -> int:
+        """Optimizer steps done."""
+        return self._state.completed_steps
+
+    @property
+    def at_final_sparsity(self) -> bool:
+        """Whether the schedule has ended on every tensor: no mask will change any more."""
+        return self.total_steps is not None and self.completed_steps >= self.last_update_step and not self._state.owed
+
+    @property
+    def last_update_step(self) -> int:
+        """The completed optimizer steps after which the last mask update is due; 0 where there is none."""
+        return max((self._window(group).end for group in self._groups), default=0)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of masked weights among all targets, now."""
+        return sum(self.masked.values()) / max(sum(target.weights for target in self.targets), 1)
+
+    @torch.no_grad()
+    def mask_gradients(self, loss_scale: float = 1.0) -> None:
+        """Set the gradients of masked weights to zero. Call it after backward and before gradients are clipped.
+
+        Once in an optimizer step, the gradients of penalties are added, times `loss_scale`, which is that of a scaler
+        of fp16 that has not unscaled the gradients yet; what they come to is in `penalties`.
+
+        Where the optimizer steps inside backward (DeepSpeed), it does nothing: see `mask_gradients_in_backward`.
+        """
+        if self._engine.steps_in_backward:
+            return
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                gradient = self._engine.part(parameter.grad)
+                zero_masked(gradient, self._masks.for_tensor(name, gradient))
+                self._statistics.keep_gradient(name, gradient)  # what the loss loses, without penalties
+                self._add_penalties(name, gradient, loss_scale)  # zero where weights are masked, thus zero
+        self._gradients_masked.update(self.parameters)
+
+    def _add_penalties(self, name: str, gradient: torch.Tensor, loss_scale: float) -> None:
+        def factor_of(index: int) -> float:
+            group, start = self._groups[index], self._state.starts.get(index, 0.0)
+            return group.penalty_weight(self._window(group), self.completed_steps, start)
+
+        if self._windows:
+            self._penalties.add(name, gradient, factor_of, loss_scale)
+
+    @property
+    def penalties(self) -> dict[str, torch.Tensor]:
+        """What was added to the loss in this step, as described above."""
+        return self._penalties.terms
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether a configuration puts a penalty on weights."""
+        return bool(self._penalties)
+
+    def mask_gradients_in_backward(self, optimizer: Any = None) -> list[Any]:
+        """Mask each gradient as soon as backward has it, until the returned handles are removed (`remove()`).
+
+        Where the optimizer steps inside backward (DeepSpeed), penalties are added here, too, once in an optimizer step;
+        it needs its optimizer, as accelerate wraps it.
+        """
+
+        def edit(name: str, gradient: torch.Tensor, loss_scale: float) -> None:
+            if self._engine.steps_in_backward:
+                self._add_penalties(name, gradient, loss_scale)
+            zero_masked(gradient, self._masks.for_tensor(name, gradient))
+            self._gradients_masked.add(name)
+
+        return list(self._engine.hook_gradients(self.parameters, edit, optimizer))
+
+    @property
+    def steps_in_backward(self) -> bool:
+        """Whether the optimizer steps inside backward, where gradients can be masked by hooks alone (DeepSpeed)."""
+        return self._engine.steps_in_backward
+
+    def mask_weights(self, names: Iterable[str] | None = None) -> None:
+        """Set masked weights to exactly (positive) zero, in the named tensors or in all."""
+        if names is None:
+            self._engine.prepare(self.model)
+        for name in self.parameters if names is None else names:
+            parameter = self.parameters[name]
+            self._engine.mask_weight(parameter, self._masks.for_tensor(name, self._engine.part(parameter)))
+
+    def _mask_moments(self, optimizer: torch.optim.Optimizer | None, names: Iterable[str]) -> None:
+        for name in names if self._moments_known else ():
+            parameter = self.parameters[name]
+            self._engine.mask_moments(optimizer, parameter, self._masks.for_tensor(name, self._engine.part(parameter)))
+
+    # ---- How masks are decided ----
+
+    @torch.no_grad()
+    def _update_batch(self, due: Sequence[int], step: int, optimizer: torch.optim.Optimizer | None) -> list[str]:
+        """Update the masks of groups, and weights and moments with them; the names of tensors that were ranked."""
+        groups = [self._groups[index] for index in due]
+        held = {name: self._masks.held(name, self._collected.get(name)) for name in self._names(due)}
+
+        def pools_of(place: int, gone: list[int]) -> list[Pool]:
+            group = groups[place]
+            start = self._state.starts.setdefault(due[place], group.share_dropped(gone))
+            return group.pools(self._window(group), step, start, gone)
+
+        changed = []
+        for target, positions in update_masks(groups, held, pools_of, self._masks.all_reduce):
+            changed.append(target.name)
+            parameter, mask = self.parameters[target.name], self.masks[target.name]
+            self._engine.mask_weight(parameter, mask, positions)
+            if self._moments_known:
+                self._engine.mask_moments(optimizer, parameter, mask, positions)
+            self._masks.note_change(target.name, positions)
+        return changed
+
+    # ---- Files ----
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write masks, configuration and state into the directory, made if need be.
+
+        Where tensors are sharded, every process must call it, writes the masks of its parts, and returns when all have;
+        without shards, the process that calls it writes everything.
+        """
+        notes = {"total_steps": self.total_steps, "sparsity": self.sparsity}
+        masks, regions = self.masks, None
+        if self.sharded:
+            masks = {name: mask for name, mask in self.masks.items() if self._masks.counts(name) and mask.numel()}
+            regions = self._masks.regions
+        save_pruning(directory, self.configs, self._state, masks, regions, notes)
+
+    def save_from_all(self, directory: str | os.PathLike, should_save: bool) -> None:
+        """Save where every process calls this: each its parts if tensors are sharded, else those that should save."""
+        if self.sharded or should_save:
+            self.save(directory)
+
+    def load(self, directory: str | os.PathLike) -> None:
+        """Take masks and state from a directory that `save` wrote, and set masked weights to zero.
+
+        Raises PruningStateError, naming the file and the difference, if a file is missing, broken or of another format
+        version, or was saved for another model or configuration. Nothing is changed then.
+        """
+        shapes = {target.name: target.shape for target in self.targets}
+        masks, self._state = load_pruning(directory, self.configs, shapes, self._masks.regions)
+        self._masks.take(masks)
+        self.mask_weights()
+        self._masks.compare(self.parameters)
+        self.stop_collecting()
+        if self.total_steps is not None:
+            self._collect_if_due()
+
+
+def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:
+    """Make a model as sparse as the one that was saved into a directory with its masks, and no other change.
+
+    For adapters of PEFT: on the model that they were trained on, with them (`PeftModel.from_pretrained`), this makes
+    the sparse base anew; what adapters of the kind `sparse_merge` add is masked as it was in training. Adapters that
+    are sparse themselves have their zeros in their own file: nothing is left to do.
+
+    Raises PruningStateError, before anything is changed, if the directory has no masks or those of another model.
+    """
+    if not state_files(Path(directory)):
+        raise PruningStateError(f"{directory}: expected the masks that were saved with a model, found none")
+    configs = load_configs(directory)
+    if any(config.adapters != "sparse_adapters" for config in configs):
+        Pruner(model, configs).load(directory)

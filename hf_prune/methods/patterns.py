@@ -1,0 +1,177 @@
+"""What is dropped together: single weights, n of every m, or blocks; and the one rule of rounding.
+
+A pattern divides a tensor into units: single weights, groups of m along the input dimension, or blocks of R x C. A unit
+is dropped or not; counts and schedules run over units. All functions take tensors as stacks of matrices
+(batch, out, in), see `targets.as_matrices`. Masks are bool, True where the weight is kept.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+
+from .keys import demote, order_keys
+
+PATTERN_FORMS = "'unstructured', 'n:m' with 0 < n < m such as '2:4', or 'block:RxC' such as 'block:4x1'"
+
+
+def count_of(sparsity: float | Fraction, units: int) -> int:
+    """`round(s * n)`, half to even, in exact arithmetic on the decimal that a person wrote: 0.29 of 100 is 29."""
+    exact = sparsity if isinstance(sparsity, Fraction) else Fraction(str(sparsity))
+    return round(exact * units)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """`name` of the table below; for `n:m` keep `rows` of every `columns`; for blocks their rows and columns."""
+
+    name: str
+    rows: int = 1
+    columns: int = 1
+
+    @property
+    def unit_size(self) -> int:
+        """Weights in a unit."""
+        return self.columns if self.name == "n:m" else self.rows * self.columns
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows (outputs) and columns (inputs) of a unit."""
+        return (1, self.columns) if self.name == "n:m" else (self.rows, self.columns)
+
+    @property
+    def unit_sparsity(self) -> Fraction:
+        """The share of a unit's weights that dropping it masks."""
+        return 1 - Fraction(self.rows, self.columns) if self.name == "n:m" else Fraction(1)
+
+    def misfit(self, shape: tuple[int, int, int]) -> str | None:
+        """Why a stack of matrices of this shape cannot be divided into units, or None if it can."""
+        _, rows, columns = shape
+        if self.name == "n:m" and columns % self.columns:
+            return f"its input width {columns} is not a multiple of {self.columns}"
+        if self.name == "block" and (rows % self.rows or columns % self.columns):
+            return f"its {rows}x{columns} matrix is not a whole number of {self.rows}x{self.columns} blocks"
+        return None
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Read `unstructured`, `n:m` such as `2:4`, or `block:RxC` such as `block:4x1` (rows are outputs).
+
+    Raises ValueError, saying what is allowed, for anything else.
+    """
+    if text == "unstructured":
+        return Pattern("unstructured")
+    group = re.fullmatch(r"(\d+):(\d+)", text)
+    if group and 0 < int(group[1]) < int(group[2]):
+        return Pattern("n:m", int(group[1]), int(group[2]))
+    block = re.fullmatch(r"block:(\d+)x(\d+)", text)
+    if block and int(block[1]) > 0 and int(block[2]) > 0:
+        return Pattern("block", int(block[1]), int(block[2]))
+    raise ValueError(f"pattern: expected {PATTERN_FORMS}, got {text!r}")
+
+
+# Units of each pattern. `scores` and `mask` are (batch, out, in); a unit function returns (batch, rows, columns).
+
+
+def _weights_dropped(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    return ~mask
+
+
+def _weight_scores(scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern, norm: str) -> torch.Tensor:
+    return scores
+
+
+def _drop_weights(drop: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    return mask & ~drop
+
+
+def _as_blocks(tensor: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """(batch, out, in) -> (batch, out / R, R, in / C, C)."""
+    batch, rows, columns = tensor.shape
+    return tensor.reshape(batch, rows // pattern.rows, pattern.rows, columns // pattern.columns, pattern.columns)
+
+
+def _blocks_dropped(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    return ~_as_blocks(mask, pattern).any(dim=4).any(dim=2)
+
+
+def _block_scores(scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern, norm: str) -> torch.Tensor:
+    """The L1 or L2 norm of each block, added up in float64, element by element in one fixed order.
+
+    The order makes the sum the same to the bit however a tensor is laid out; float64 has room for the squares of all
+    float32 scores. Integer scores are averaged, so that they stay int32.
+    """
+    blocks = _as_blocks(scores, pattern)
+    integers = not scores.is_floating_point()
+    total = torch.zeros_like(blocks[:, :, 0, :, 0], dtype=torch.int64 if integers else torch.float64)
+    for row in range(pattern.rows):
+        for column in range(pattern.columns):
+            element = blocks[:, :, row, :, column].to(total.dtype)
+            total += element.square() if norm == "l2" and not integers else element.abs()
+    if integers:
+        return (total // pattern.unit_size).to(torch.int32)
+    return (total.sqrt() if norm == "l2" else total).float()
+
+
+def _drop_blocks(drop: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    blocks = _as_blocks(mask, pattern)
+    return (blocks & ~drop[:, :, None, :, None]).reshape(mask.shape)
+
+
+def _as_groups(tensor: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """(batch, out, in) -> (batch, out, in / m, m)."""
+    batch, rows, columns = tensor.shape
+    return tensor.reshape(batch, rows, columns // pattern.columns, pattern.columns)
+
+
+def _groups_dropped(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Groups that already keep n of m or fewer."""
+    return _as_groups(mask, pattern).sum(dim=3) <= pattern.rows
+
+
+def _lowest_in_group(scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """The m - n weights of each group to drop: what is masked first, then by score, then by index."""
+    keys = _as_groups(demote(order_keys(scores), mask), pattern)
+    rank = torch.zeros_like(keys, dtype=torch.int16)
+    for index in range(pattern.columns):
+        other = keys[..., index : index + 1]
+        rank[..., :index] += other < keys[..., :index]
+        rank[..., index + 1 :] += other <= keys[..., index + 1 :]
+    return rank < pattern.columns - pattern.rows
+
+
+def _group_scores(scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern, norm: str) -> torch.Tensor:
+    """What dropping m - n of a group costs: the sum of their scores (the mean for integers), in a fixed order."""
+    lowest = _lowest_in_group(scores, mask, pattern)
+    groups = _as_groups(scores, pattern)
+    integers = not scores.is_floating_point()
+    total = torch.zeros_like(groups[..., 0], dtype=torch.int64 if integers else torch.float64)
+    for index in range(pattern.columns):
+        total += groups[..., index].to(total.dtype) * lowest[..., index]
+    return (total // (pattern.columns - pattern.rows)).to(torch.int32) if integers else total.float()
+
+
+def _drop_in_groups(drop: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    lowest = _lowest_in_group(scores, mask, pattern)
+    return mask & ~(lowest & drop[..., None]).reshape(mask.shape)
+
+
+@dataclass(frozen=True)
+class UnitRules:
+    """A pattern's three functions: which units are dropped, what each is worth, and the mask once some are dropped."""
+
+    dropped: Callable[[torch.Tensor, Pattern], torch.Tensor]
+    scores: Callable[[torch.Tensor, torch.Tensor, Pattern, str], torch.Tensor]
+    drop: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Pattern], torch.Tensor]
+
+
+PATTERNS: dict[str, UnitRules] = {
+    "unstructured": UnitRules(_weights_dropped, _weight_scores, _drop_weights),
+    "n:m": UnitRules(_groups_dropped, _group_scores, _drop_in_groups),
+    "block": UnitRules(_blocks_dropped, _block_scores, _drop_blocks),
+}
+
+
+BLOCK_NORMS = ("l1", "l2")

@@ -1,0 +1,109 @@
+"""One sparsity for several tensors -> how many units each drops, or all of them together.
+
+A scope is a function `(tensors, sparsity) -> pools`: in each pool exactly `count` units are dropped, the ones with the
+lowest scores of all its members. To add one, write the function and name it in `SCOPES`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .patterns import count_of
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """What a scope needs to know of a tensor.
+
+    `units`: how many units its pattern divides it into; `dropped`: how many are dropped already, and stay so;
+    `sides`: the sides of one matrix (out, in), or of a convolution's kernel too (out, in, height, width).
+    """
+
+    units: int
+    dropped: int
+    sides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Indices of tensors that compete, and how many units are dropped among them in all."""
+
+    members: tuple[int, ...]
+    count: int
+
+
+Scope = Callable[[Sequence[Prunable], Fraction], list[Pool]]
+
+
+def layer(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
+    """Every tensor at the same sparsity: `round(s * n)` of its own n units."""
+    return [
+        Pool((index,), max(count_of(sparsity, tensor.units), tensor.dropped)) for index, tensor in enumerate(tensors)
+    ]
+
+
+def global_(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
+    """All tensors in one ranking: `round(s * n)` of their n units together."""
+    units = sum(tensor.units for tensor in tensors)
+    dropped = sum(tensor.dropped for tensor in tensors)
+    return [Pool(tuple(range(len(tensors))), max(count_of(sparsity, units), dropped))]
+
+
+def erk(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
+    """Erdős–Rényi-kernel: the density of a tensor is proportional to the sum of its sides over their product.
+
+    For a matrix that is `(in + out) / (in * out)`; for a convolution the sides of its kernel are counted too. Small
+    tensors stay denser than large ones. A tensor that would need more than all it has left keeps all of that, and
+    the rest is solved again. Fractions of units go by largest remainder, so that the total is exactly `round(s * n)`.
+    Evci et al., "Rigging the Lottery" (arXiv 1911.11134), section 3 (1).
+    """
+    available = [tensor.units - tensor.dropped for tensor in tensors]
+    total = sum(tensor.units for tensor in tensors)
+    wanted = min(total - count_of(sparsity, total), sum(available))
+    raw = [tensor.units * _erk_density(tensor) for tensor in tensors]
+
+    kept = [Fraction(0)] * len(tensors)
+    free = set(range(len(tensors)))
+    remaining = Fraction(wanted)
+    while free:
+        scale = remaining / sum(raw[index] for index in free) if remaining else Fraction(0)
+        saturated = [index for index in free if scale * raw[index] >= available[index]]
+        if not saturated:
+            for index in free:
+                kept[index] = scale * raw[index]
+            break
+        for index in saturated:
+            kept[index] = Fraction(available[index])
+            remaining -= available[index]
+            free.remove(index)
+
+    whole = _largest_remainder(kept, wanted)
+    return [Pool((index,), tensor.units - whole[index]) for index, tensor in enumerate(tensors)]
+
+
+def _erk_density(tensor: Prunable) -> Fraction:
+    return Fraction(max(sum(tensor.sides), 1), max(math.prod(tensor.sides), 1))
+
+
+def _largest_remainder(shares: Sequence[Fraction], total: int) -> list[int]:
+    """Whole numbers that add up to `total`: each share rounded down, then one more to the largest remainders."""
+    whole = [int(share) for share in shares]
+    order = sorted(range(len(shares)), key=lambda index: (whole[index] - shares[index], index))
+    for index in order[: total - sum(whole)]:
+        whole[index] += 1
+    return whole
+
+
+SCOPES: dict[str, Scope] = {
+    "layer": layer,
+    "global": global_,
+    "erk": erk,
+}
+
+
+SCOPE_WORDS = {
+    "layer": "in each tensor by itself",
+    "global": "in one ranking of all tensors",
+    "erk": "in shares by the size of each tensor (Erdős–Rényi-kernel)",
+}

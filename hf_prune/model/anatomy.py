@@ -1,0 +1,120 @@
+"""What the modules of a model are: layers, stacks, experts, routers, heads and adapters."""
+
+from collections.abc import Iterator
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .names import shape_of
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model was loaded with quantised weights."""
+    return any(getattr(module, "is_quantized", False) for module in model.modules())
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a linear layer or convolution, by its class or by what its weight looks like."""
+    if isinstance(module, (nn.Linear, Conv1D, *CONVOLUTIONS)):
+        return True
+    return _has_weight_of(module, "out_features", "in_features")
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds fused experts: transformers marks most such classes; or by what its weight looks like."""
+    if isinstance(getattr(module, "is_transposed", None), bool) and hasattr(module, "has_gate"):
+        return True
+    return _has_weight_of(module, "num_experts", "output_size", "input_size")
+
+
+def _has_weight_of(module: nn.Module, *sides: str) -> bool:
+    """Whether a module's weight has the sides that its attributes of these names say."""
+    weight = module._parameters.get("weight")
+    return weight is not None and tuple(shape_of(weight)) == tuple(getattr(module, side, None) for side in sides)
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """A ModuleList of modules with parts of their own, or a Sequential of two or more of one class."""
+    children = list(module.children())
+    if not children or not all(any(True for _ in child.children()) for child in children):
+        return False
+    if isinstance(module, nn.ModuleList):
+        return True
+    return isinstance(module, nn.Sequential) and len(children) > 1 and len({type(child) for child in children}) == 1
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """The names of the classes of a model's repeated layers: the outermost, where stacks lie in one another."""
+    return sorted({type(layer).__name__ for layer in _outermost_layers(model)})
+
+
+def _outermost_layers(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if _is_stack(module) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _outermost_layers(child)
+
+
+def stacked_modules(model: nn.Module) -> set[int]:
+    """The ids of all modules inside a repeated stack of layers."""
+    inside: set[int] = set()
+    for module in model.modules():
+        if _is_stack(module):
+            inside.update(id(part) for child in module.children() for part in child.modules())
+    return inside
+
+
+def router_modules(model: nn.Module) -> set[int]:
+    """Linear modules beside experts with one output an expert, or a single one: they choose, they do not compute."""
+    routers = set()
+    for parent in model.modules():
+        experts = {id(child): number for child in parent.children() if (number := _number_of_experts(child))}
+        for child in parent.children():
+            if id(child) in experts:
+                continue
+            linears = [module for module in child.modules() if isinstance(module, nn.Linear)]
+            if experts and len(linears) == 1 and linears[0].out_features in (*experts.values(), 1):
+                routers.add(id(linears[0]))
+    return routers
+
+
+def _number_of_experts(module: nn.Module) -> int:
+    """How many experts a module holds, fused into 3-D weights or as alike modules; 0 if it holds none."""
+    own = [] if isinstance(module, CONVOLUTIONS) else list(module.parameters(recurse=False))
+    fused = [shape_of(parameter)[0] for parameter in own if len(shape_of(parameter)) == 3]
+    if fused:
+        return fused[0]
+    children = [child for child in module.children() if any(True for _ in child.parameters())]
+    alike = len({type(child) for child in children}) == 1
+    return len(children) if alike and len(children) > 1 else 0
+
+
+def head_modules(model: nn.Module) -> set[int]:
+    """The ids of modules outside the base model of a transformers model with a task head."""
+    whole = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if whole is None or whole.base_model is whole:
+        return set()
+    base = {id(module) for module in whole.base_model.modules()}
+    return {id(module) for module in whole.modules()} - base
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT has put adapters on a model, so that it is saved without the weights under them."""
+    return any(isinstance(module, (PeftModel, BaseTunerLayer)) for module in model.modules())
+
+
+def adapter_modules(model: nn.Module) -> set[int]:
+    """The ids of modules that PEFT has put around base layers: all parts of a tuner layer but its base layer."""
+
+    def parts(layer: nn.Module) -> Iterator[nn.Module]:
+        for name, child in layer.named_children():
+            if name != "base_layer":
+                yield from child.modules()
+
+    return {id(part) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in parts(layer)}

@@ -1,0 +1,105 @@
+"""How a tensor's dimensions are read: as a stack of matrices (batch, out, in)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+LAYOUTS = ("matrix", "transposed", "convolution", "experts", "experts_transposed", "flat")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor to prune: its parameter name, its shape, and how its dimensions are to be read.
+
+    `layout` is `matrix` (out, in), `transposed` (in, out: Conv1D of GPT-2), `convolution` (out, in, kernel...),
+    `experts` (expert, out, in), `experts_transposed` (expert, in, out), or `flat` (no input dimension is known).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: str
+
+    @property
+    def weights(self) -> int:
+        """How many weights the tensor has."""
+        return math.prod(self.shape)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides of one matrix or convolution: experts are separate matrices."""
+        return self.shape[1:] if self.layout.startswith("experts") else self.shape
+
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """The shape (batch, out, in) of `as_matrices`."""
+        batch, rows, columns = as_matrices(torch.empty(self.shape, device="meta"), self.layout).shape
+        return batch, rows, columns
+
+
+def as_matrices(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """The tensor as a stack of matrices (batch, out, in), a view wherever possible.
+
+    A convolution gives one (out, in) matrix for each kernel position. A `flat` tensor is one row.
+    """
+    if layout == "matrix":
+        return tensor.unsqueeze(0)
+    if layout == "transposed":
+        return tensor.t().unsqueeze(0)
+    if layout == "convolution":
+        return tensor.flatten(2).permute(2, 0, 1)
+    if layout == "experts":
+        return tensor
+    if layout == "experts_transposed":
+        return tensor.transpose(1, 2)
+    return tensor.reshape(1, 1, -1)
+
+
+def from_matrices(matrices: torch.Tensor, layout: str, shape: Sequence[int]) -> torch.Tensor:
+    """The inverse of `as_matrices`: a contiguous tensor of the given shape."""
+    if layout == "transposed":
+        matrices = matrices.transpose(1, 2)
+    elif layout == "convolution":
+        matrices = matrices.permute(1, 2, 0)
+    elif layout == "experts_transposed":
+        matrices = matrices.transpose(1, 2)
+    return matrices.reshape(tuple(shape)).contiguous()
+
+
+def input_features(indices: torch.Tensor, target: Target) -> torch.Tensor:
+    """The input feature that each weight of a tensor is multiplied with, from its index (both int64)."""
+    return matrix_coordinates(torch.unravel_index(indices, target.shape), target)[2]
+
+
+def matrix_coordinates(
+    coordinates: Sequence[torch.Tensor], target: Target
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Coordinates in a tensor -> (batch, out, in) in its stack of matrices."""
+    first, second, *others = coordinates
+    if target.layout == "experts":
+        return first, second, others[0]
+    if target.layout == "experts_transposed":
+        return first, others[0], second
+    batch = ravel(others, target.shape[2:]) if others else torch.zeros_like(first)
+    return (batch, second, first) if target.layout == "transposed" else (batch, first, second)
+
+
+def tensor_coordinates(
+    batch: torch.Tensor, row: torch.Tensor, column: torch.Tensor, shape: tuple[int, ...], layout: str
+) -> tuple[torch.Tensor, ...]:
+    """The inverse of `_matrix_coordinates`, for a tensor of this shape and layout."""
+    if layout == "experts":
+        return batch, row, column
+    if layout == "experts_transposed":
+        return batch, column, row
+    kernel = torch.unravel_index(batch, shape[2:]) if len(shape) > 2 else ()
+    return (column, row, *kernel) if layout == "transposed" else (row, column, *kernel)
+
+
+def ravel(coordinates: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    """Flat indices (int64) of coordinates in a shape, as `torch.unravel_index` reversed."""
+    flat = torch.zeros_like(coordinates[0])
+    for coordinate, size in zip(coordinates, shape, strict=True):
+        flat = flat * size + coordinate
+    return flat

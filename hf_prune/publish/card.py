@@ -1,0 +1,158 @@
+"""Model cards on disk: a saved model's folder -> README.md, sparsity.json and plots.
+
+Nothing in a card is remembered: sparsity is counted when the card is made, and what was measured counts only for the
+files that it was measured on.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import CardError, one_line
+from ..saved.files import weight_files
+from .card_merge import Existing, merge_cards
+from .card_text import generated_metadata, render_card
+from .plots import plot_layers, plot_schedule
+from .record import RunRecord, load_record, save_record, saved_files
+from .sparsity_json import FIGURES_NAME, Figures, count_figures
+
+CARD_NAME = "README.md"
+
+
+ASSETS_FOLDER = "assets"
+
+
+LAYERS_NAME = f"{ASSETS_FOLDER}/layers.png"
+
+
+SCHEDULE_NAME = f"{ASSETS_FOLDER}/schedule.png"
+
+
+def make_files(
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    on_hub: Existing | None = None,
+    pushed: str | None = None,
+) -> dict[str, bytes]:
+    """The card of a saved model and what belongs to it, path -> content; nothing is written.
+
+    `repo_id` is where the model is going to be, for the usage in the card; `on_hub` the card that is there, `pushed`
+    the one that was last pushed there from here. Texts of persons there and in the folder's own are kept.
+
+    Raises ReportError, RecordError, StaleRecordError and CardError.
+    """
+    folder = Path(folder)
+    record = load_record(folder)
+    figures = count_figures(folder, record)
+    if repo_id is not None:
+        figures = figures.model_copy(update={"model": repo_id.rsplit("/", 1)[-1]})
+    known = record if record is not None else RunRecord(name=figures.model)
+    figures = figures.model_copy(update={"metadata": generated_metadata(figures, known)})
+    card = merge_cards(
+        render_card(figures, known, repo_id or _shown_path(folder)),
+        here=read_card(folder),
+        on_hub=on_hub,
+        pushed=pushed,
+        chosen={key: figures.metadata[key] for key in known.chosen if key in figures.metadata},
+    )
+    files = {CARD_NAME: card.encode(), FIGURES_NAME: _as_json(figures)}
+    if figures.prunable:
+        image = io.BytesIO()
+        shares = {tensor.name: tensor.sparsity for tensor in figures.prunable}
+        plot_layers(shares, image, "Zeros by tensor, counted in the saved files")
+        files[LAYERS_NAME] = image.getvalue()
+    if known.history:
+        image = io.BytesIO()
+        metric = known.evaluation.main_metric if known.evaluation is not None else None
+        plot_schedule(known.history, image, "Sparsity while fine-tuning", metric)
+        files[SCHEDULE_NAME] = image.getvalue()
+    return files
+
+
+def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
+    """Make the card of a saved model and write it into its folder, with `sparsity.json` and `assets/`; the card's path.
+
+    What a person wrote into a card that is there is kept. Raises as `make_files` does, and writes nothing then.
+    """
+    write_files(folder, make_files(folder, repo_id))
+    return Path(folder, CARD_NAME)
+
+
+def write_files(folder: str | os.PathLike, files: Mapping[str, bytes]) -> None:
+    """Write the files of a card, path -> content, into a folder; pictures of an earlier card go."""
+    for name in {LAYERS_NAME, SCHEDULE_NAME} - files.keys():
+        Path(folder, name).unlink(missing_ok=True)
+    for name, content in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def forget_measurements(folder: str | os.PathLike) -> None:
+    """Make the record of a folder one of the weights that are there now: what was measured and trained goes."""
+    record = load_record(folder)
+    if record is not None:
+        files = saved_files(weight_files(Path(folder)))
+        save_record(
+            folder,
+            RunRecord(
+                name=record.name,
+                chosen=record.chosen,
+                tags=record.tags,
+                base_model=record.base_model,
+                pruning=record.pruning,
+                weights=files,
+            ),
+        )
+
+
+@contextmanager
+def keep_card(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep a card with generated parts of ours as it is, whatever writes into the folder: some models save a card."""
+    path = Path(folder, CARD_NAME)
+    before = path.read_bytes() if path.exists() else b""
+    try:
+        yield
+    finally:
+        if b"<!-- hf-prune: begin " in before:
+            path.write_bytes(before)
+
+
+def read_card(folder: str | os.PathLike) -> Existing | None:
+    """The card in a folder, with the metadata that was generated for it; None if there is none.
+
+    Raises CardError if it cannot be read.
+    """
+    text = _read_text(Path(folder, CARD_NAME))
+    figures = _read_text(Path(folder, FIGURES_NAME))
+    return Existing(text, metadata_in(figures)) if text is not None else None
+
+
+def metadata_in(figures: str | None) -> dict[str, Any]:
+    """The metadata that a `sparsity.json` says was generated; none where it is not there or is not one of ours."""
+    try:
+        metadata = json.loads(figures or "{}").get("metadata")
+    except (ValueError, AttributeError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8-sig") if path.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        why = one_line(error)
+        raise CardError(f"{path}: expected text in UTF-8, got a file that cannot be read: {why}") from error
+
+
+def _shown_path(folder: Path) -> str:
+    """How the folder is named where the card is made, without where on the machine that is."""
+    return folder.resolve().name if folder.is_absolute() or ".." in folder.parts else folder.as_posix()
+
+
+def _as_json(figures: Figures) -> bytes:
+    return (json.dumps(figures.model_dump(), indent=1, allow_nan=False) + "\n").encode()

@@ -1,0 +1,528 @@
+"""The text of a model card: figures and the record of a run -> Markdown and metadata, by a template."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from transformers.modelcard import TASK_MAPPING
+
+from ..methods.citations import citations
+from ..methods.criteria import METHOD_WORDS
+from ..methods.patterns import parse_pattern
+from ..methods.scopes import SCOPE_WORDS
+from ..saved.report import totals_of
+from .markdown import code, fence, inline, single_line
+from .record import Distillation, Evaluation, Generation, RunRecord, Source, lower_is_better, recovery
+from .sparsity_json import Figures
+
+_TEMPLATE = Path(__file__).with_name("card_template.md")
+
+
+# Characters of a text in the table of samples.
+_MOST_SAMPLE = 400
+
+
+# Rows of the table of tensors; a card must stay readable in a browser.
+_MOST_ROWS = 500
+
+
+def render_card(figures: Figures, record: RunRecord | None, location: str) -> str:
+    """The text of a card, with its metadata: from figures and record alone, whatever is on disk.
+
+    `location` is the model's name on the Hub or its folder, for the usage.
+    """
+    record = record if record is not None else RunRecord(name=figures.model)
+    values: dict[str, Any] = {
+        "title": inline(figures.model),
+        "summary": _summary(figures, record),
+        "headline": _headline(record.evaluation),
+        "prunable": totals_of(figures.prunable) if figures.prunable else None,
+        "overall": totals_of(figures.tensors),
+        "others": totals_of([tensor for tensor in figures.tensors if not tensor.prunable]),
+        "target": figures.target_sparsity,
+        "how_pruned": _how_pruned(figures),
+        "weight_files": _file_names(figures),
+        "tensors": figures.prunable,
+        "most_rows": _MOST_ROWS,
+        "layers_alt": _layers_alt(figures),
+        "history": record.history,
+        "schedule_alt": _schedule_alt(record.history),
+        "evaluations": [
+            {"on": _evaluated_on(one), "rows": _metric_rows(one), "dense": one.dense_metrics}
+            for one in record.evaluations
+        ],
+        "recovery_note": _recovery_note(record.evaluations),
+        "samples": _samples(record.generation),
+        "samples_dense": record.generation is not None and record.generation.dense_tokens_per_second is not None,
+        "samples_note": _samples_note(record.generation),
+        "file_bytes": figures.file_bytes,
+        "speed": _speed(record),
+        "speed_note": _speed_note(record),
+        "pattern_note": _pattern_note(figures.pruning),
+        "report": f"hf-prune report {shlex.quote(single_line(location))}",
+        "usage": _usage(figures, location),
+        "check": _check(figures, location),
+        "go_on": _go_on(figures.pruning),
+        "training_lines": _training_lines(record),
+        "recipe": fence(_as_yaml(record.recipe), "yaml") if record.recipe else None,
+        "pruning_yaml": fence(_as_yaml({"pruning": figures.pruning}), "yaml") if figures.pruning else None,
+        "arguments": list(record.training_arguments.items()),
+        "limits": _limits(record),
+        "citations": _citations(figures, record),
+        "cell": code,
+        "number": lambda value: f"{value:,}",
+        "percent": lambda value: f"{value:.2%}",
+        "shape": lambda sides: "×".join(map(str, sides)) or "–",
+    }
+    metadata = generated_metadata(figures, record)
+    return str(ModelCard.from_template(ModelCardData(**metadata), str(_TEMPLATE), **values))
+
+
+def generated_metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
+    """The metadata of a card, before any of a person: what is known, and what was chosen for it."""
+    task, base, evaluation = task_of(figures.architecture), record.base_model, record.evaluation
+    found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
+    if base is not None:
+        found |= {"license": base.license, "language": base.languages or None}
+        if base.hub_name:
+            found |= {"base_model": base.hub_name, "base_model_relation": "finetune"}
+    found["tags"] = [
+        *("hf-prune", *(["pruned"] if _is_pruned(figures) else [])),
+        *(*_method_tags(figures.pruning), *record.tags),
+    ]
+    sources = [record.training_data, *(one.dataset for one in record.evaluations)]
+    names = [source.hub_name for source in sources if source is not None and source.hub_name]
+    found["datasets"] = list(dict.fromkeys(names)) or None
+    if evaluation is not None:
+        found["metrics"] = [name for name in evaluation.metrics if name != "loss"] or None
+    results = [result for one in record.evaluations if task is not None for result in _eval_results(task, one)]
+    if results:
+        # One value for a metric of a data set: that of the first evaluation, the main one.
+        first: dict[tuple, EvalResult] = {}
+        for result in results:
+            first.setdefault((*result.unique_identifier, result.dataset_name, result.metric_type), result)
+        found["model-index"] = eval_results_to_model_index(figures.model, list(first.values()))
+    if record.emissions is not None:
+        found["co2_eq_emissions"] = {
+            "emissions": record.emissions.kilograms * 1000,
+            "source": "codecarbon",
+            "training_type": "fine-tuning",
+        }
+    return {key: _clean(value) for key, value in (found | record.chosen).items() if value is not None}
+
+
+def _is_pruned(figures: Figures) -> bool:
+    """Whether zeros were made: by a configuration that is known, or there they are."""
+    return bool(figures.pruning) or totals_of(figures.prunable or figures.tensors).zeros > 0
+
+
+def _clean(value: Any) -> Any:
+    """The same with every text on a single line of printable characters, which YAML and the Hub can hold."""
+    if isinstance(value, str):
+        return single_line(value)
+    if isinstance(value, Mapping):
+        return {single_line(key): _clean(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_clean(inner) for inner in value]
+    return value
+
+
+def _eval_results(task: str, evaluation: Evaluation) -> list[EvalResult]:
+    """Results for the `model-index`; none of a data set whose name is not known, for which the Hub has no place."""
+    dataset = evaluation.dataset
+    if dataset is None:
+        return []
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=single_line(dataset.hub_name or dataset.name),
+            dataset_name=single_line(dataset.name),
+            dataset_config=single_line(dataset.config) if dataset.config else None,
+            dataset_split=single_line(dataset.split) if dataset.split else None,
+            dataset_revision=single_line(dataset.revision) if dataset.revision else None,
+            metric_type=single_line(name),
+            metric_name=single_line(name),
+            metric_value=round(value, 6),
+        )
+        for name, value in evaluation.metrics.items()
+    ]
+
+
+def task_of(architecture: str | None) -> str | None:
+    """The Hub's name of the task that a transformers class does, or None if it is not one of a known task."""
+    mappings: Mapping[str, Any] = TASK_MAPPING
+    for task, classes in mappings.items():
+        for names in classes.values():
+            if architecture in ((names,) if isinstance(names, str) else names):
+                return task
+    return None
+
+
+def _method_tags(pruning: Sequence[Mapping[str, Any]]) -> list[str]:
+    tags: dict[str, None] = {}
+    for config in pruning:
+        tags |= {config["pattern"].replace(":", "-") if "block" in config["pattern"] else config["pattern"]: None}
+        tags |= {config["method"]: None}
+    return list(tags)
+
+
+def _shown(source: Source, kind: str = "") -> str:
+    """A model or (with the kind `datasets/`) a data set, linked where it is on the Hub, with its revision."""
+    text = code(source.name)
+    if source.hub_name:
+        text = f"[{text}]({constants.ENDPOINT}/{kind}{quote(single_line(source.hub_name), safe='/')})"
+    return f"{text} (revision {code(source.revision)})" if source.revision else text
+
+
+def _summary(figures: Figures, record: RunRecord) -> str:
+    base = _shown(record.base_model) if record.base_model is not None else "A model"
+    if figures.pruning and record.steps:
+        methods = "; then ".join(map(_method, figures.pruning))
+        distilled = "distilled" if record.distillation is not None else "fine-tuned"
+        return f"{base}, {distilled} and pruned on the way with hf-prune: {methods}."
+    return f"{base}, {'pruned' if _is_pruned(figures) else 'dense'}."
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    if config["method"] == "keep":
+        return METHOD_WORDS["keep"]
+    pattern = parse_pattern(config["pattern"])
+    if pattern.name == "n:m":
+        return f"{METHOD_WORDS[config['method']]} of every group ({config['pattern']})"
+    what = METHOD_WORDS[config["method"]]
+    blocks = f", in whole {config['pattern'].removeprefix('block:')} blocks" if pattern.name == "block" else ""
+    return f"{what}{blocks}, {SCOPE_WORDS[config['scope']]}"
+
+
+def _figure(value: float, sign: str = "") -> str:
+    """A value with four decimals, or four digits where that would show next to nothing."""
+    return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:{sign}.4g}"
+
+
+def _headline(evaluation: Evaluation | None) -> str | None:
+    """The main metric, and how much of the dense model's it is."""
+    if evaluation is None:
+        return None
+    name = evaluation.main_metric
+    value = evaluation.metrics[name]
+    text = f"{code(name)} is **{_figure(value)}**"
+    dense = (evaluation.dense_metrics or {}).get(name)
+    if dense is None:
+        return f"{text}; the dense baseline was not measured."
+    kept = recovery(name, dense, value)
+    recovered = f": **{kept:.1%}** recovered" if kept is not None else ""
+    return f"{text}; the dense model has {_figure(dense)}{recovered}."
+
+
+def _how_pruned(figures: Figures) -> list[str]:
+    """A line for each configuration: what it did, to which tensors."""
+    lines = [_configuration(config) for config in figures.pruning]
+    if not lines and figures.prunable:
+        lines.append(f"Prunable are {_DEFAULT_TARGETS}.")
+    if figures.note:
+        lines.append(f"Which tensors are prunable is not known: {inline(figures.note)}.")
+    return lines
+
+
+_DEFAULT_TARGETS = (
+    "the linear layers and convolutions in the repeated stack of layers; not embeddings, norms, biases, poolers and "
+    "heads"
+)
+
+
+def _configuration(config: Mapping[str, Any]) -> str:
+    method = code(config["method"])
+    if config["method"] != "keep":
+        names = ("pattern", "scope", "schedule")
+        method += "; " + "; ".join(f"{name}: {code(config[name])}" for name in names)
+    targets = f"what matches {', '.join(map(code, config['targets']))}" if config["targets"] else _DEFAULT_TARGETS
+    line = f"Method: {method}. Prunable are {targets}."
+    if config["exclude"]:
+        line += f" Excluded: {', '.join(map(code, config['exclude']))}."
+    if config["overrides"]:
+        others = ", ".join(f"{code(expression)} at {share:.2%}" for expression, share in config["overrides"].items())
+        line += f" Otherwise: {others}."
+    return line
+
+
+def _file_names(figures: Figures) -> str:
+    return ", ".join(map(code, figures.files)) if len(figures.files) <= 3 else f"{len(figures.files)} files"
+
+
+def _layers_alt(figures: Figures) -> str:
+    shares = [tensor.sparsity for tensor in figures.prunable]
+    if not shares:
+        return ""
+    return f"Bars: the share of zeros in each of {len(shares)} tensors, from {min(shares):.1%} to {max(shares):.1%}"
+
+
+def _schedule_alt(history: Sequence[Mapping[str, float]]) -> str:
+    if not history:
+        return ""
+    steps = int(history[-1]["step"])
+    shares = [entry["sparsity"] for entry in history if "sparsity" in entry]
+    rise = f"sparsity from {shares[0]:.1%} to {shares[-1]:.1%}, " if shares else ""
+    return f"Lines: {rise}losses and evaluations over {steps} optimizer steps"
+
+
+def _evaluated_on(evaluation: Evaluation) -> str:
+    samples = f", {evaluation.samples:,} samples" if evaluation.samples is not None else ""
+    dataset = evaluation.dataset
+    if dataset is None:
+        return (
+            f"Evaluated on what the trainer called {code(evaluation.part)}{samples}; the data set's name is not known."
+        )
+    return f"Evaluated on {_described(dataset)}{samples}."
+
+
+def _described(dataset: Source) -> str:
+    config = f", configuration {code(dataset.config)}" if dataset.config else ""
+    split = f", split {code(dataset.split)}" if dataset.split else ""
+    rows = f", {inline(dataset.rows)}" if dataset.rows else ""
+    return f"{_shown(dataset, 'datasets/')}{config}{split}{rows}"
+
+
+def _metric_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
+    """Name, dense, pruned, difference and recovery of each metric, the main one first."""
+    names = sorted(evaluation.metrics, key=lambda name: name != evaluation.main_metric)
+    rows = []
+    for name in names:
+        pruned, dense = evaluation.metrics[name], (evaluation.dense_metrics or {}).get(name)
+        if dense is None:
+            rows.append((name, "not measured", _figure(pruned), "–", "–"))
+            continue
+        kept = recovery(name, dense, pruned)
+        share = f"{kept:.1%}" if kept is not None else "–"
+        rows.append((name, _figure(dense), _figure(pruned), _figure(pruned - dense, "+"), share))
+    return rows + [(name, "–", "not a finite number", "–", "–") for name in evaluation.not_finite]
+
+
+def _recovery_note(evaluations: Sequence[Evaluation]) -> str:
+    note = "Recovery is the pruned model's value over the dense one's"
+    compared = [one for one in evaluations if one.dense_metrics]
+    errors = list(dict.fromkeys(name for one in compared for name in one.dense_metrics or () if lower_is_better(name)))
+    if not compared:
+        return ""
+    if not errors:
+        return f"{note}."
+    return f"{note}; of {', '.join(map(code, errors))}, where lower is better, the other way round."
+
+
+def _samples(generation: Generation | None) -> list[dict[str, str]]:
+    """The cells of the table of samples."""
+    samples = generation.samples if generation is not None else []
+    return [
+        {name: inline(_shortened(text)) for name, text in sample.model_dump().items() if text is not None}
+        for sample in samples
+    ]
+
+
+def _shortened(text: str) -> str:
+    text = single_line(text)
+    return text if len(text) <= _MOST_SAMPLE else f"{text[:_MOST_SAMPLE]}…"
+
+
+def _samples_note(generation: Generation | None) -> str:
+    if generation is None:
+        return ""
+    which = "the dense and the pruned model" if generation.dense_tokens_per_second is not None else "the model"
+    return (
+        f"What {which} wrote, none chosen: the prompts are those of the recipe and the first texts of the test part. "
+        f"`generation_config.json` says how."
+    )
+
+
+def _speed(record: RunRecord) -> list[tuple[str, str]]:
+    latency, generation = record.latency, record.generation
+    rows = []
+    if latency is not None:
+        rows.append(("a forward pass", f"{latency.seconds * 1000:.1f} ms"))
+    if latency is not None and latency.dense_seconds is not None:
+        rows.append(("the same, dense model", f"{latency.dense_seconds * 1000:.1f} ms"))
+    if generation is not None:
+        rows.append(("written, the samples above", f"{generation.tokens_per_second:.1f} tokens a second"))
+    if generation is not None and generation.dense_tokens_per_second is not None:
+        rows.append(("the same, dense model", f"{generation.dense_tokens_per_second:.1f} tokens a second"))
+    return rows
+
+
+def _speed_note(record: RunRecord) -> str:
+    if record.latency is None:
+        return ""
+    latency, machine = record.latency, record.hardware
+    shapes: dict[str, list[str]] = {}
+    for name, shape in latency.shapes.items():
+        shapes.setdefault("×".join(map(str, shape)), []).append(code(name))
+    batch = "; ".join(f"{', '.join(names)} {shape}" for shape, names in shapes.items())
+    note = f"Median of {latency.passes} passes on one batch ({batch})"
+    if machine is None:
+        return f"{note}."
+    if machine.accelerator:
+        return f"{note}, on {inline(machine.accelerator)}."
+    return f"{note}, on {inline(machine.processor)} with {machine.threads} threads."
+
+
+def _pattern_note(pruning: Sequence[Mapping[str, Any]]) -> str:
+    patterns = {config["pattern"] for config in pruning}
+    if "2:4" in patterns:
+        return "What they are good for: the 2:4 kernels of recent GPUs, sparse runtimes, compression, further training."
+    return "What they are good for: sparse runtimes, compression, and further training."
+
+
+# Tasks whose pipeline takes one text, and what to call it with.
+_TEXT_PIPELINES = {
+    "text-classification": '"A film that stays with you."',
+    "token-classification": '"Ada Lovelace was born in London."',
+    "text-generation": '"The film begins", max_new_tokens=20',
+}
+
+
+def _usage(figures: Figures, location: str) -> str:
+    where = _as_python(location)
+    task = task_of(figures.architecture)
+    if task in _TEXT_PIPELINES and figures.has_tokenizer:
+        return (
+            f"from transformers import pipeline\n\n"
+            f'pipe = pipeline("{task}", model={where})\n'
+            f"print(pipe({_TEXT_PIPELINES[task]}))"
+        )
+    name = figures.architecture or "AutoModel"
+    return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
+
+
+def _check(figures: Figures, location: str) -> str:
+    name = figures.architecture or "AutoModel"
+    where = _as_python(location)
+    return (
+        f"from transformers import {name}\n\n"
+        f"model = {name}.from_pretrained({where})\n"
+        "tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()  # tied ones once\n"
+        "zeros = sum(int((tensor == 0).sum()) for tensor in tensors)\n"
+        'print(f"{zeros / sum(tensor.numel() for tensor in tensors):.2%} of all weights are zero")'
+    )
+
+
+def _go_on(pruning: Sequence[Mapping[str, Any]]) -> str:
+    choices = [
+        {"method": "keep", "targets": config["targets"], "exclude": config["exclude"]} for config in pruning
+    ] or [{"method": "keep"}]
+    kept = list(dict.fromkeys(_call({key: value for key, value in choice.items() if value}) for choice in choices))
+    config = kept[0] if len(kept) == 1 else f"[{', '.join(kept)}]"
+    return (
+        "from hf_prune import PruningConfig, PruningTrainer\n\n"
+        "trainer = PruningTrainer(\n"
+        "    model=model,\n"
+        "    args=args,  # TrainingArguments and data of your own\n"
+        "    train_dataset=train_dataset,\n"
+        f"    pruning_config={config},\n"
+        ")\n"
+        "trainer.train()"
+    )
+
+
+def _call(values: Mapping[str, Any]) -> str:
+    return f"PruningConfig({', '.join(f'{name}={_as_python(value)}' for name, value in values.items())})"
+
+
+def _trained(record: RunRecord) -> str:
+    epochs = f", {record.epochs:.4g} {'epoch' if record.epochs == 1 else 'epochs'}" if record.epochs is not None else ""
+    samples = f" of {record.train_samples:,} samples" if record.train_samples is not None else ""
+    data = f" of {_described(record.training_data)}" if record.training_data is not None else ""
+    seed = f"; seed {record.seed}" if record.seed is not None else ""
+    kept = record.kept_step if record.kept_step not in (None, record.steps) else None
+    best = f" The weights are those after step {kept:,}, the best that were evaluated." if kept is not None else ""
+    return f"Trained for {record.steps:,} optimizer steps{epochs}{samples}{data}{seed}.{best}"
+
+
+def _as_python(value: Any) -> str:
+    """Texts, and lists of them, as Python has them: JSON's notation is the same."""
+    return json.dumps(_clean(value), ensure_ascii=False)
+
+
+def _training_lines(record: RunRecord) -> list[str]:
+    lines = []
+    if record.steps:
+        lines.append(_trained(record))
+    if record.distillation is not None:
+        lines.append(_distilled(record.distillation))
+    logged = {name for entry in record.history for name, value in entry.items() if value}
+    acted = [config for config in record.pruning if f"{config.get('penalty')}_penalty" in logged]
+    lines += dict.fromkeys(map(_penalised, acted))
+    if record.versions:
+        lines.append(", ".join(f"{inline(name)} {inline(text)}" for name, text in record.versions.items()) + ".")
+    machine = record.hardware
+    if machine is not None:
+        processes = f", {machine.processes} processes" if machine.processes > 1 else ""
+        accelerator = f", {inline(machine.accelerator)}" if machine.accelerator else ""
+        lines.append(f"On {inline(machine.processor)}, {machine.cores} cores{accelerator}{processes}.")
+    emissions = record.emissions
+    if emissions is not None:
+        country = f", with the electricity of {inline(emissions.country)}" if emissions.country else ""
+        lines.append(
+            f"Emissions of the training as codecarbon estimates them{country}: {emissions.kilograms * 1000:.4g} g of "
+            f"CO2 equivalent, {emissions.kilowatt_hours:.4g} kWh in {emissions.seconds:.0f} s."
+        )
+    return lines
+
+
+def _distilled(distillation: Distillation) -> str:
+    """The teacher, and how much of the loss it was."""
+    if distillation.teacher is not None:
+        teacher = _shown(distillation.teacher)
+    elif distillation.teacher_base is not None:
+        teacher = f"a model made from {_shown(distillation.teacher_base)}"
+    else:
+        teacher = "a teacher whose name is not known"
+    pairs = ", ".join(f"{one} with {other}" for one, other in distillation.hidden_layers or ())
+    layers = f" (layers of the model with those of the teacher: {pairs})" if pairs else ""
+    hidden = (
+        f", of its hidden states {_plain(distillation.hidden_weight)}{layers}" if distillation.hidden_weight else ""
+    )
+    return (
+        f"Distilled from {teacher}: weight of its answers {_plain(distillation.weight)}, temperature "
+        f"{_plain(distillation.temperature)}{hidden}."
+    )
+
+
+def _penalised(config: Mapping[str, Any]) -> str:
+    """The penalty, and how much it was to count."""
+    return (
+        f"The schedule had a penalty on the weights to prune ({inline(config['penalty'])}), whose weight grew towards "
+        f"{_plain(config['penalty_weight'])} as the sparsity rose."
+    )
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}"
+
+
+def _as_yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _limits(record: RunRecord) -> list[str]:
+    lines = []
+    if record.evaluation is None:
+        lines.append("It was not evaluated when this card was made: how good it is, is not known.")
+    else:
+        lines.append(
+            "Only what is said under Evaluation was measured. Pruned models can lose more on rare groups and unusual "
+            "inputs than an average shows; that was not looked into."
+        )
+    if record.base_model is not None:
+        lines.append(f"What limits {code(record.base_model.name)} limits this model, too.")
+    return lines
+
+
+def _citations(figures: Figures, record: RunRecord) -> str | None:
+    """BibTeX of what was used."""
+    distillation = record.distillation
+    hidden = distillation is not None and distillation.hidden_weight > 0
+    found = citations(figures.pruning, distillation is not None, hidden)
+    return fence("\n\n".join(found), "bibtex") if found else None

@@ -1,0 +1,95 @@
+"""What is measured for a card: latency, hardware, versions and emissions."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .record import Emissions, Hardware
+from .redact import is_finite
+
+
+def versions(names: Sequence[str] = ("hf-prune", "transformers", "torch", "accelerate", "datasets")) -> dict[str, str]:
+    """Python's version and those of installed packages."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device, processes: int = 1) -> Hardware:
+    """The machine that this process runs on, and the accelerator if `device` is one."""
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    if accelerator is None and device.type != "cpu":
+        accelerator = device.type
+    return Hardware(
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        accelerator=accelerator,
+        processes=processes,
+    )
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return " ".join(found[1].split()) if found else platform.processor() or platform.machine()
+
+
+def measure_latency(
+    forwards: Sequence[Callable[[], Any]], passes: int = 20, seconds: float = 5.0
+) -> tuple[list[float], int]:
+    """Median seconds of each of several forward passes, taken in turns, and how often each was timed.
+
+    Each is called once beforehand to warm up; no more are begun after `seconds`.
+    """
+    times: list[list[float]] = [[] for _ in forwards]
+    started = time.perf_counter()
+    for forward in forwards:
+        forward()
+    while len(times[-1]) < passes and (not times[-1] or time.perf_counter() - started < seconds):
+        for forward, taken in zip(forwards, times, strict=True):
+            _wait_for_accelerator()
+            start = time.perf_counter()
+            forward()
+            _wait_for_accelerator()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times], len(times[-1])
+
+
+def _wait_for_accelerator() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def input_shapes(batch: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The shapes of the tensors in a batch, labels left out."""
+    inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and "label" not in name}
+    return {name: list(value.shape) for name, value in inputs.items()}
+
+
+def emissions_of(callbacks: Sequence[Any]) -> Emissions | None:
+    """What codecarbon estimated, where transformers' `report_to="codecarbon"` is among a Trainer's callbacks."""
+    for callback in callbacks:
+        data = getattr(getattr(callback, "tracker", None), "final_emissions_data", None)
+        if data is not None and is_finite(data.emissions):
+            return Emissions(
+                kilograms=float(data.emissions),
+                kilowatt_hours=float(data.energy_consumed),
+                country=data.country_name or None,
+                seconds=float(data.duration),
+            )
+    return None

@@ -1,0 +1,124 @@
+"""Pictures of a run, as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import matplotlib.ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..methods.penalties import PENALTIES
+
+_SPARSITY_COLOR = "#b5432b"
+
+
+_LOSS_COLOR = "#2b6cb5"
+
+
+_METRIC_COLOR = "#3d7a3d"
+
+
+_PENALTY_COLOR = "#8a6d1d"
+
+
+# With more, names could not be read, and the picture would outgrow what a PNG may hold.
+_NAMED_TENSORS = 250
+
+
+_LONGEST_NAME = 30
+
+
+def plot_schedule(
+    log_history: Sequence[Mapping[str, Any]], path: Path | BinaryIO, title: str, metric: str | None = None
+) -> None:
+    """Sparsity and losses over optimizer steps, from a Trainer's `log_history`; below it `metric`, if it is there.
+
+    Of a training with a teacher the loss is that of the task, which can be compared with that of the validation, and
+    what the teacher adds are lines of their own, as penalties are.
+    """
+    distilled = any("task_loss" in entry for entry in log_history)
+    training_loss = "task_loss" if distilled else "loss"
+    values = [entry[f"eval_{metric}"] for entry in log_history if f"eval_{metric}" in entry]
+    with_metric = bool(values) and metric != "loss"
+    figure = Figure(figsize=(8, 6 if with_metric else 4), layout="constrained")
+    heights = (3, 2) if with_metric else (3,)
+    panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    left, right = panels[0], panels[0].twinx()
+    lines: list[Line2D] = []
+    for axis, name, label, color, style in (
+        (left, "sparsity", "sparsity", _SPARSITY_COLOR, "-"),
+        (left, "target_sparsity", "target sparsity", _SPARSITY_COLOR, ":"),
+        (right, training_loss, "training loss of the task" if distilled else "training loss", _LOSS_COLOR, "-"),
+        (right, "eval_loss", "validation loss", _LOSS_COLOR, "o--"),
+        (right, "distillation_loss", "distance from the teacher", _LOSS_COLOR, ":"),
+        (right, "hidden_loss", "difference of hidden states", _LOSS_COLOR, "-."),
+        *((right, f"{name}_penalty", f"penalty ({name})", _PENALTY_COLOR, "-.") for name in PENALTIES),
+    ):
+        lines += _draw(axis, log_history, name, label, color, style)
+    left.set(ylabel="sparsity", ylim=(0, 1), title=title)
+    left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    right.set(ylabel="loss")
+    losses = [entry[name] for entry in log_history for name in (training_loss, "eval_loss") if name in entry]
+    if not any(loss < 0 for loss in losses):
+        right.set_ylim(bottom=0)
+    if with_metric:
+        shown = _short(str(metric))
+        lines += _draw(panels[1], log_history, f"eval_{metric}", f"validation: {shown}", _METRIC_COLOR, "o-")
+        panels[1].set(ylabel=shown)
+        if min(values) >= 0 and max(values) <= 1:
+            panels[1].set_ylim(0, 1)  # or a small change would look like a large one
+        panels[1].grid(axis="y", alpha=0.3)
+    panels[-1].set_xlabel("optimizer step")
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
+    _save(figure, path)
+
+
+def _draw(
+    axis: Axes, log_history: Sequence[Mapping[str, Any]], name: str, label: str, color: str, style: str
+) -> list[Line2D]:
+    points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+    if not points:
+        return []
+    steps, values = zip(*points, strict=True)
+    return axis.plot(steps, values, style, color=color, label=label)
+
+
+def _short(name: str) -> str:
+    """A name that fits beside an axis; never a formula."""
+    name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return name.replace("$", r"\$")
+
+
+def plot_layers(sparsities: Mapping[str, float], path: Path | BinaryIO, title: str) -> None:
+    """One bar a tensor: the share of its weights that are zero. More than `_NAMED_TENSORS` make an outline, unnamed."""
+    if len(sparsities) > _NAMED_TENSORS:
+        _plot_outline(list(sparsities.values()), path, title)
+        return
+    names = list(sparsities)
+    figure = Figure(figsize=(8, max(2.0, 0.8 + 0.17 * len(names))), layout="constrained")
+    axis = figure.add_subplot()
+    axis.barh(names, [sparsities[name] for name in names], color=_SPARSITY_COLOR)
+    axis.invert_yaxis()
+    axis.set(xlabel="share of weights that are zero", xlim=(0, 1), title=title)
+    axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    axis.tick_params(axis="y", labelsize=7)
+    for label in axis.get_yticklabels():
+        label.set_parse_math(False)  # names are names, never formulas
+    axis.margins(y=0.01)
+    _save(figure, path)
+
+
+def _plot_outline(sparsities: Sequence[float], path: Path | BinaryIO, title: str) -> None:
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.add_subplot()
+    axis.stairs(sparsities, fill=True, color=_SPARSITY_COLOR)
+    axis.set(xlabel="tensor, in the model's order", ylabel="share of weights that are zero", title=title)
+    axis.set(xlim=(0, len(sparsities)), ylim=(0, 1))
+    axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path | BinaryIO) -> None:
+    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})  # the same bytes, whatever the version

@@ -1,0 +1,238 @@
+"""The record of a run, `run_record.json` beside a saved model: what was measured, and no weights can tell."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from ..config.pruning import PruningConfig
+from ..errors import RecordError, one_line
+
+RECORD_NAME = "run_record.json"
+
+
+FORMAT_VERSION = 1
+
+
+class Frozen(BaseModel):
+    """Plain values that are checked when they are read; it cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Source(Frozen):
+    """A model or data set that a run began with. `name` is shown; `hub_name` is its name on the Hub, if it has one.
+
+    `revision`, `config` and `split` are those of `datasets`; `rows` says in words which rows of a data set were taken.
+    """
+
+    name: str
+    hub_name: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+    rows: str | None = None
+    license: str | None = None
+    languages: list[str] = []
+
+
+class Evaluation(Frozen):
+    """Metrics of the saved model on one data set, and of the dense one where there are any; `samples` were evaluated.
+
+    `part` is how the trainer called it (`eval`, `test`, `eval_news`); `not_finite` are those that were NaN or infinite.
+    """
+
+    metrics: dict[str, float]
+    main_metric: str
+    part: str = "eval"
+    not_finite: list[str] = []
+    dense_metrics: dict[str, float] | None = None
+    samples: int | None = None
+    dataset: Source | None = None
+
+    @model_validator(mode="after")
+    def _main_metric_is_one(self) -> "Evaluation":
+        if self.main_metric not in self.metrics:
+            raise ValueError(f"main_metric: expected one of {', '.join(self.metrics)}, got {self.main_metric!r}")
+        return self
+
+
+class Distillation(Frozen):
+    """The teacher, where it has a name, and the fields of a `DistillationConfig`.
+
+    `teacher_base` is what a teacher was made from that was given as a model, and may have been trained since.
+    """
+
+    teacher: Source | None = None
+    teacher_base: Source | None = None
+    temperature: float
+    weight: float
+    hidden_weight: float = 0.0
+    hidden_layers: list[list[int]] | None = None
+
+
+class Latency(Frozen):
+    """Median seconds of a forward pass on one batch of these input shapes, over so many passes."""
+
+    shapes: dict[str, list[int]]
+    passes: int
+    seconds: float
+    dense_seconds: float | None = None
+
+
+class Sample(Frozen):
+    """What was written after a prompt, or of a text."""
+
+    prompt: str
+    pruned: str
+    dense: str | None = None
+
+
+class Generation(Frozen):
+    """Texts that the saved model and the dense one wrote from the same prompts, and their new tokens a second."""
+
+    samples: list[Sample]
+    tokens_per_second: float
+    dense_tokens_per_second: float | None = None
+
+
+class Hardware(Frozen):
+    """Where the run was made. `threads` are those of torch on the CPU."""
+
+    processor: str
+    cores: int
+    threads: int
+    accelerator: str | None = None
+    processes: int = 1
+
+
+class Emissions(Frozen):
+    """What codecarbon estimated of the training: kilograms of CO2 equivalent, for the electricity of a country."""
+
+    kilograms: float
+    kilowatt_hours: float
+    country: str | None
+    seconds: float
+
+
+class SavedFile(Frozen):
+    """Size and SHA-256 of a file of weights."""
+
+    size: int
+    sha256: str
+
+
+class RunRecord(Frozen):
+    """All that a card says and the saved weights cannot. `weights` are the files that the measurements belong to.
+
+    `steps` were trained; the weights are those after `kept_step`, which is another where the best of them were kept.
+    The first of `evaluations` is the main one.
+
+    `chosen` is metadata that a person gave for the card: license, language, pipeline_tag; and `tags` are more tags.
+    """
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    chosen: dict[str, Any] = {}
+    tags: list[str] = []
+    base_model: Source | None = None
+    pruning: list[dict[str, Any]] = []
+    target_sparsity: float | None = None
+    distillation: Distillation | None = None
+    steps: int | None = None
+    kept_step: int | None = None
+    epochs: float | None = None
+    train_samples: int | None = None
+    training_data: Source | None = None
+    training_arguments: dict[str, Any] = {}
+    seed: int | None = None
+    recipe: dict[str, Any] | None = None
+    history: list[dict[str, float]] = []
+    evaluations: list[Evaluation] = []
+    latency: Latency | None = None
+    generation: Generation | None = None
+    hardware: Hardware | None = None
+    emissions: Emissions | None = None
+    versions: dict[str, str] = {}
+    weights: dict[str, SavedFile] = {}
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The main evaluation."""
+        return self.evaluations[0] if self.evaluations else None
+
+    @field_validator("pruning")
+    @classmethod
+    def _complete(cls, configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [PruningConfig.from_dict(config).to_dict() for config in configs]
+
+    @field_validator("history")
+    @classmethod
+    def _with_steps(cls, history: list[dict[str, float]]) -> list[dict[str, float]]:
+        if not all("step" in entry for entry in history):
+            raise ValueError("history: expected a step in every entry")
+        return history
+
+
+def save_record(folder: str | os.PathLike, record: RunRecord) -> None:
+    """Write `run_record.json` into the folder."""
+    text = json.dumps(record.model_dump(), indent=1, allow_nan=False)
+    Path(folder, RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load_record(folder: str | os.PathLike) -> RunRecord | None:
+    """The record in a folder, or None if there is none. Raises RecordError, naming the file, for one that is broken."""
+    path = Path(folder, RECORD_NAME)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        version = content.get("format_version", FORMAT_VERSION)
+        if version == FORMAT_VERSION:
+            return RunRecord.model_validate(content)
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        why = "; ".join(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
+        raise RecordError(f"{path}: expected the record of a run, got a file that cannot be used: {why}") from error
+    except (OSError, ValueError, AttributeError) as error:
+        why = one_line(error)
+        raise RecordError(f"{path}: expected the record of a run, got a file that cannot be read: {why}") from error
+    raise RecordError(
+        f"{path}: expected format version {FORMAT_VERSION}, got {version!r}; a newer hf-prune may read it"
+    )
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"expected finite numbers, got {constant}")
+
+
+def saved_files(files: Sequence[Path]) -> dict[str, SavedFile]:
+    """Size and SHA-256 of each file, by its name."""
+    found = {}
+    for path in files:
+        with path.open("rb") as file:
+            found[path.name] = SavedFile(
+                size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
+            )
+    return found
+
+
+_LOWER_IS_BETTER = ("loss", "perplexity", "wer", "cer", "mae", "mse", "rmse")
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a metric is an error: a loss, `perplexity`, `wer`, `cer`, `mae`, `mse` or `rmse`."""
+    return name in _LOWER_IS_BETTER or name.endswith("_loss")
+
+
+def recovery(name: str, dense: float, pruned: float) -> float | None:
+    """How much of a metric the pruned model keeps: pruned over dense, or dense over pruned where lower is better.
+
+    None where the quotient says nothing: a value that is zero or negative.
+    """
+    if dense <= 0 or pruned < 0 or (pruned == 0 and lower_is_better(name)):
+        return None
+    return dense / pruned if lower_is_better(name) else pruned / dense

@@ -1,0 +1,82 @@
+"""`sparsity.json`: the figures of a saved model, counted in its files, with the evaluation that belongs to them."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ..config.pruning import CONFIG_NAME, load_configs
+from ..errors import StaleRecordError
+from ..saved.files import architecture_of, weight_files
+from ..saved.report import TensorReport, make_report
+from .record import RECORD_NAME, Evaluation, Frozen, RunRecord, SavedFile, saved_files
+
+FIGURES_NAME = "sparsity.json"
+
+
+FORMAT_VERSION = 1
+
+
+class Figures(Frozen):
+    """What is in `sparsity.json`: counted in the saved files, with the evaluations that belong to them.
+
+    `metadata` is what was generated for the card: what differs from it there is a person's.
+    """
+
+    format_version: int = FORMAT_VERSION
+    model: str
+    architecture: str | None
+    has_tokenizer: bool
+    pruning: list[dict[str, Any]]
+    target_sparsity: float | None
+    prunable_sparsity: float | None
+    overall_sparsity: float
+    file_bytes: int
+    note: str | None
+    files: dict[str, SavedFile]
+    evaluations: list[Evaluation]
+    metadata: dict[str, Any]
+    tensors: list[TensorReport]
+
+    @property
+    def prunable(self) -> list[TensorReport]:
+        """The tensors that may be pruned."""
+        return [tensor for tensor in self.tensors if tensor.prunable]
+
+
+def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) -> Figures:
+    """Count the zeros in a folder's safetensors, and put the record's evaluation beside them.
+
+    Raises ReportError where there is nothing to count, and StaleRecordError where the record's measurements belong to
+    other weights than those that are there.
+    """
+    folder = Path(folder)
+    files = saved_files(weight_files(folder))
+    if record is not None and record.weights != files:
+        different = sorted(name for name in {*files, *record.weights} if files.get(name) != record.weights.get(name))
+        raise StaleRecordError(
+            f"{folder}: expected the weights that {RECORD_NAME} was written for, {different[0]} is not as it was then. "
+            "What was measured does not belong to these weights: save and evaluate again, or make a card without it, "
+            f"hf-prune card --without-measurements {shlex.quote(str(folder))}"
+        )
+    report = make_report(folder)
+    configs = record.pruning if record is not None else _saved_pruning(folder)
+    return Figures(
+        model=record.name if record is not None else folder.resolve().name,
+        architecture=architecture_of(folder),
+        has_tokenizer=any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")),
+        pruning=configs,
+        target_sparsity=record.target_sparsity if record is not None else None,
+        prunable_sparsity=report.prunable_sparsity if report.prunable else None,
+        overall_sparsity=report.sparsity,
+        file_bytes=report.file_bytes,
+        note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,
+        files=files,
+        evaluations=record.evaluations if record is not None else [],
+        metadata={},
+        tensors=report.tensors,
+    )
+
+
+def _saved_pruning(folder: Path) -> list[dict[str, Any]]:
+    return [config.to_dict() for config in load_configs(folder)] if (folder / CONFIG_NAME).exists() else []

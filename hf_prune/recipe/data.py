@@ -1,0 +1,165 @@
+"""Data sets for recipes: what a recipe names -> checked parts for training, validation and test."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ..errors import RecipeError, first_line, nearest_beside
+from .names import data_format, resolve_name
+from .schema import DatasetSection
+
+
+def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.DatasetDict:
+    """The parts `train`, `validation` and `test` of a data set, as the recipe's section describes them.
+
+    `columns` are those that are wanted, by the recipe's fields (`text_column`) that name them.
+    """
+    name = resolve_name("dataset.name", section.name)
+    try:
+        loaded = _open_data(name, section.config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error
+        hint = "" if Path(name).exists() else nearest_beside(Path(name))
+        raise RecipeError([f"dataset.name: {name}: {first_line(cause)}{hint}"]) from error
+    _check_split_names(section)
+    _check_columns_differ(columns)
+    train = _part(loaded, "train_split", section.train_split)
+    parts = datasets.DatasetDict(train=_rows(train, "train", section, columns))
+    for part in ("validation", "test"):
+        split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
+        if (split is None) == (size is None):
+            came = "neither" if split is None else "both"
+            raise RecipeError([f"dataset.{part}_split: expected either {part}_split or {part}_size, got {came}"])
+        if split is not None:
+            parts[part] = _rows(_part(loaded, f"{part}_split", split), part, section, columns)
+    if section.validation_size is not None or section.test_size is not None:
+        parts["train"] = _drop_repeated(parts["train"], section.text_column).shuffle(seed=section.split_seed)
+    for part in ("test", "validation"):
+        size = getattr(section, f"{part}_size")
+        if size is not None:
+            parts[part], parts["train"] = _cut(parts["train"], f"{part}_size", size)
+    if section.max_train_samples is not None:
+        parts["train"] = parts["train"].select(range(min(section.max_train_samples, len(parts["train"]))))
+    return parts
+
+
+def _check_split_names(section: DatasetSection) -> None:
+    used = {section.train_split: "train_split"}
+    for field in ("validation_split", "test_split"):
+        split = getattr(section, field)
+        if split is not None and split in used:
+            raise RecipeError([f"dataset.{field}: expected another split than {used[split]}, got {split!r} for both"])
+        used[split] = field
+
+
+def _open_data(name: str, config: str | None) -> datasets.DatasetDict:
+    path = Path(name)
+    if config is not None and (path.is_file() or _is_saved(path)):
+        raise RecipeError([f"dataset.config: expected none, for {name} has no configurations, got {config!r}"])
+    if path.is_file():
+        builder = data_format(name)
+        if builder is None:
+            raise ValueError("expected a .csv, .json, .jsonl or .parquet file")
+        return datasets.load_dataset(builder, data_files=name)
+    if _is_saved(path):
+        saved = datasets.load_from_disk(name, keep_in_memory=True)  # or `map` would leave its cache beside the files
+        return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
+    return datasets.load_dataset(name, config)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+
+
+def _part(loaded: datasets.DatasetDict, field: str, split: str) -> datasets.Dataset:
+    if split not in loaded:
+        raise RecipeError([f"dataset.{field}: expected one of {', '.join(loaded)}, got {split!r}"])
+    return loaded[split]
+
+
+def _check_columns_differ(columns: Mapping[str, str]) -> None:
+    first: dict[str, str] = {}
+    for field, column in columns.items():
+        if column in first:
+            raise RecipeError([f"dataset.{first[column]}: expected another column than {field}, got {column!r}"])
+        first[column] = field
+
+
+def _rows(rows: datasets.Dataset, part: str, section: DatasetSection, columns: Mapping[str, str]) -> datasets.Dataset:
+    """The rows that `where` asks for, with only the wanted columns."""
+    for field, column in columns.items():
+        if column not in rows.column_names:
+            found = ", ".join(rows.column_names)
+            raise RecipeError([f"dataset.{field}: expected one of {found} (the columns of {part}), got {column!r}"])
+    for column, value in section.where.items():
+        if column not in rows.column_names:
+            raise RecipeError([f"dataset.where: expected one of {', '.join(rows.column_names)}, got {column!r}"])
+        rows = rows.select([index for index, cell in enumerate(rows[column]) if cell == value])
+        if not len(rows):
+            raise RecipeError([f"dataset.where: expected rows where {column} is {value!r}, found none in {part}"])
+    return rows.select_columns(list(columns.values()))
+
+
+def check_texts(data: datasets.DatasetDict, field: str, column: str) -> None:
+    """A column must hold texts, one in every row of every part. `field` of the recipe has named it."""
+    for part, rows in data.items():
+        text = rows.features[column]
+        if not isinstance(text, datasets.Value) or text.dtype not in ("string", "large_string"):
+            kind = getattr(text, "dtype", type(text).__name__)
+            raise RecipeError([f"dataset.{field}: expected texts in {column!r}, got {kind} in {part}"])
+        _check_filled(rows, part, field, column)
+
+
+def check_labels(data: datasets.DatasetDict, section: DatasetSection) -> None:
+    """Labels must be single values, one in every row of every part."""
+    for part, rows in data.items():
+        label = rows.features[section.label_column]
+        if not isinstance(label, (datasets.Value, datasets.ClassLabel)):
+            kind = type(label).__name__
+            raise RecipeError(
+                [f"dataset.label_column: expected single values in {section.label_column!r}, got {kind} in {part}"]
+            )
+        _check_filled(rows, part, "label_column", section.label_column)
+
+
+def _check_filled(rows: datasets.Dataset, part: str, field: str, column: str) -> None:
+    empty = next((index for index, cell in enumerate(rows[column]) if cell is None), None)
+    if empty is not None:
+        raise RecipeError([f"dataset.{field}: expected a value in every row, got none in row {empty} of {part}"])
+
+
+def _drop_repeated(part: datasets.Dataset, column: str) -> datasets.Dataset:
+    first = {text: index for index, text in reversed(list(enumerate(part[column])))}
+    return part.select(sorted(first.values()))
+
+
+def _cut(part: datasets.Dataset, field: str, size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    if not 0 < size < len(part):
+        raise RecipeError([f"dataset.{field}: expected 1 to {len(part) - 1} of the rows there are, got {size}"])
+    return part.select(range(size)), part.select(range(size, len(part)))
+
+
+def number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple[datasets.DatasetDict, list[str]]:
+    """The data with `labels` from 0 in place of the column of labels, and the labels' names."""
+    column = section.label_column
+    feature = data["train"].features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        names, numbers = list(feature.names), {index: index for index in range(feature.num_classes)}
+    else:
+        values = sorted(set(data["train"][column]))
+        names, numbers = [str(value) for value in values], {value: index for index, value in enumerate(values)}
+    if len(names) < 2:
+        raise RecipeError([f"dataset.label_column: expected two or more labels to tell apart, got {', '.join(names)}"])
+    for part, rows in data.items():
+        unknown = set(rows[column]) - set(numbers)
+        if unknown:
+            expected = f"the labels {names} of the training part"
+            raise RecipeError([f"dataset.label_column: expected {expected}, got {unknown.pop()!r} in {part}"])
+
+    def number(rows: dict[str, list[Any]]) -> dict[str, list[int]]:
+        return {"labels": [numbers[value] for value in rows[column]]}
+
+    return data.map(number, batched=True, remove_columns=[column], desc="Numbering labels"), names

@@ -1,0 +1,234 @@
+"""Recipes: YAML -> checked objects. Nothing is loaded, downloaded or written here."""
+
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..config.distillation import DistillationConfig
+from ..config.pruning import PruningConfig
+from ..errors import RecipeError, nearest, one_line
+from .schema import Places, Recipe, arguments_of, as_key
+from .values import check_config, check_values, expectation
+from .yaml12 import DuplicateKeyError, Loader, lines_of_keys
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check it whole.
+
+    `overrides` are `KEY=VALUE` with a dotted key, such as `pruning.sparsity=0.7`; the value is read as YAML.
+    Raises RecipeError with a line for each unknown key, wrong type and value out of range.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        content = yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        raise RecipeError(
+            [f"{_line_of(path, error)}: expected YAML, got a file that does not parse: {error.problem}"]
+        ) from error
+    except yaml.YAMLError as error:
+        raise RecipeError([f"{path}: expected YAML, got a file that does not parse: {one_line(error)}"]) from error
+    except DuplicateKeyError as error:
+        raise RecipeError([f"{path}:{error.line}: {error.key}: expected once, got twice"]) from error
+    if not isinstance(content, dict):
+        raise RecipeError([f"{path}: expected a mapping of settings, got {type(content).__name__}"])
+    lines = lines_of_keys(yaml.compose(text, Loader))
+    replaced = any(override.startswith("distillation") for override in overrides)
+    if "distillation" in content and content["distillation"] is None and not replaced:
+        problem = Places(str(path), lines).problem(
+            ("distillation",), "expected its settings, {} for the defaults, or no such line to train without, got none"
+        )
+        raise RecipeError([problem])
+    for override in overrides:
+        first_set, key = _apply_override(content, override)
+        lines = {known: line for known, line in lines.items() if known[: len(first_set)] != first_set}
+        lines |= {key[:length]: None for length in range(len(first_set), len(key) + 1)}
+    places = Places(str(path), lines)
+
+    problems = [places.problem(key, message) for key, message in _problems(content)]
+    if problems:
+        raise RecipeError(problems)
+    recipe = Recipe(**content)
+    recipe._places = places
+    _check_model(recipe)
+    _check_arguments(recipe)
+    return recipe
+
+
+def _line_of(path: Path, error: yaml.MarkedYAMLError) -> str:
+    return f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
+
+
+def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
+    """A pruning configuration from `KEY=VALUE` alone, such as `sparsity=0.7`; raises as `load_recipe` does.
+
+    A key may be written as in a recipe, `pruning.sparsity=0.7`.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, override.removeprefix("pruning."))
+    places = Places("command line", {})
+    problems = [places.problem(key, message) for key, message in check_config((), values, PruningConfig).items()]
+    if problems:
+        raise RecipeError(problems)
+    return PruningConfig.from_dict(values)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        siblings = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+        found = "a folder" if path.is_dir() else "nothing" if _is_missing(error) else f"an error: {error.strerror}"
+        raise RecipeError([f"{path}: expected a recipe, found {found}{nearest(str(path), siblings)}"]) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"{path}: expected YAML in UTF-8, got other bytes ({error})"]) from error
+
+
+def _is_missing(error: OSError) -> bool:
+    return isinstance(error, (FileNotFoundError, NotADirectoryError))
+
+
+def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
+    """Set one `KEY=VALUE` in the content: the outermost key that was set (a parent, where it made one), and the key."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise RecipeError([f"command line: expected KEY=VALUE such as pruning.sparsity=0.7, got {override!r}"])
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError([f"command line: {name}: expected a YAML value, got {text!r}"]) from error
+    key = first_set = as_key(name)
+    target: Any = content
+    for depth, part in enumerate(key[:-1], start=1):
+        if isinstance(target, list) and isinstance(part, int) and part < len(target):
+            target = target[part]
+        elif isinstance(target, dict):
+            if not isinstance(target.get(part), (dict, list)):
+                target[part] = {}
+                first_set = min(first_set, key[:depth], key=len)
+            target = target[part]
+        else:
+            raise RecipeError([f"command line: {name}: expected a key of the recipe, got one that leads nowhere"])
+    if isinstance(target, list) and not (isinstance(key[-1], int) and key[-1] < len(target)):
+        raise RecipeError([f"command line: {name}: expected an index below {len(target)}, got {key[-1]!r}"])
+    target[key[-1]] = value
+    return first_set, key
+
+
+def _problems(content: dict) -> list[tuple[tuple, str]]:
+    """All that is wrong with the content, as (key, message)."""
+    problems: dict[tuple, str] = {}
+    try:
+        Recipe.model_validate(content)
+    except ValidationError as error:
+        problems.update(_explain(error, content))
+    for section in ("training", "dense"):
+        values = content.get(section)
+        if isinstance(values, dict):
+            problems.update(check_values((section,), values, arguments_of(content.get("task"))))
+    pruning = content.get("pruning")
+    sections = enumerate(pruning) if isinstance(pruning, list) else [(None, pruning)]
+    for index, values in sections:
+        if isinstance(values, dict):
+            key = ("pruning",) if index is None else ("pruning", index)
+            problems.update(check_config(key, values, PruningConfig))
+    problems.update(_check_distillation(content))
+    problems.update(_check_metrics(content))
+    inner = {key[:length] for key in problems for length in range(len(key))}
+    return [(key, message) for key, message in problems.items() if key not in inner]
+
+
+# The metrics that come with hf-prune, by the task whose answers they compare; others are loaded by their names.
+_METRICS = {"text-classification": ("accuracy", "f1"), "text-generation": ("perplexity",), "summarization": ("rouge",)}
+
+
+def _check_metrics(content: dict) -> dict[tuple, str]:
+    """Metrics of another task, and any but perplexity for text generation."""
+    task, metrics = content.get("task"), content.get("metrics")
+    if not isinstance(task, str) or task not in _METRICS or not isinstance(metrics, list):
+        return {}
+    others = {name for names in _METRICS.values() for name in names}.difference(_METRICS[task])
+    foreign = [name for name in metrics if isinstance(name, str) and name in others]
+    if not foreign and (task != "text-generation" or metrics == ["perplexity"]):
+        return {}
+    return {("metrics",): f"expected [{', '.join(_METRICS[task])}] for {task}, got {metrics}"}
+
+
+def _check_distillation(content: dict) -> dict[tuple, str]:
+    section = content.get("distillation")
+    if not isinstance(section, dict):
+        return {}
+    teacher = section.get("teacher")
+    fields = {name: value for name, value in section.items() if name != "teacher"}
+    problems = check_config(("distillation",), fields, DistillationConfig)
+    section.update(fields)  # in their converted form
+    if teacher is not None and (not isinstance(teacher, str) or not teacher):
+        problems[("distillation", "teacher")] = f"expected the name of a model or its folder, got {teacher!r}"
+    if teacher is None and "dense" in content and content["dense"] is None:
+        problems[("distillation", "teacher")] = "expected a model to distil from where there is no dense run, got none"
+    return problems
+
+
+def _explain(error: ValidationError, content: Any) -> dict[tuple, str]:
+    """pydantic's errors in our words, those of one key put together."""
+    entries: dict[tuple, list[Any]] = {}
+    for entry in error.errors():
+        entries.setdefault(_key_in(content, entry), []).append(entry)
+    problems = {}
+    for key, found in entries.items():
+        if found[0]["type"] == "extra_forbidden":
+            problems[key] = f"unknown key{nearest(str(key[-1]), _fields_at(key[:-1]))}"
+        elif found[0]["type"] == "missing":
+            problems[key] = "expected a value, got none"
+        else:
+            problems[key] = f"{expectation(found)}, got {found[-1]['input']!r}"
+    return problems
+
+
+def _key_in(content: Any, entry: Any) -> tuple:
+    """Where an error is, without the names that pydantic gives to the branches of a union."""
+    key: list[Any] = []
+    for part in entry["loc"]:
+        if isinstance(content, dict) and (part in content or entry["type"] == "missing"):
+            key.append(part)
+            content = content.get(part)
+        elif isinstance(content, list) and isinstance(part, int):
+            key.append(part)
+            content = content[part]
+    return tuple(key)
+
+
+def _fields_at(key: tuple) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in key:
+        model = typing.cast(type[BaseModel], model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _check_model(recipe: Recipe) -> None:
+    """A model is named, or made of a configuration for a tokenizer."""
+    model = recipe.model
+    problems = []
+    if (model.name is None) == (model.config is None):
+        came = "neither" if model.name is None else "both"
+        problems.append(f"model.name: expected either a name or a config, got {came}")
+    elif model.config is not None and (model.tokenizer is None or "model_type" not in model.config):
+        problems.append("model.config: expected its model_type, and a tokenizer beside it, to make a new model")
+    if model.config is not None and model.gguf_file is not None:
+        problems.append(f"model.gguf_file: expected none beside a config, got {model.gguf_file!r}")
+    if problems:
+        raise recipe.place(RecipeError(problems))
+
+
+def _check_arguments(recipe: Recipe) -> None:
+    """Let TrainingArguments itself object to values of the right type."""
+    for dense in (False, True):
+        try:
+            recipe.training_arguments(dense)
+        except (ValueError, ImportError, TypeError, OSError) as error:
+            raise recipe.place(recipe.argument_error(dense, error)) from error

@@ -1,0 +1,145 @@
+"""Models and tokenizers of recipes: what a recipe names -> loaded, checked and ready to be trained."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import RecipeError, TargetError, nearest, nearest_beside, one_line
+from ..model.opening import LOADING_ERRORS
+from ..model.targets import check_expressions
+from .names import resolve_name
+from .schema import ModelSection, Recipe
+from .tasks import Task
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer that a recipe names, or that of its model."""
+    field = "model.name" if section.tokenizer is None else "model.tokenizer"
+    name = section.tokenizer or section.name
+    assert name is not None  # the recipe was checked
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_name(field, name), **_gguf(section))
+    except LOADING_ERRORS as error:
+        raise RecipeError([f"{field}: its tokenizer cannot be loaded: {one_line(error)}"]) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # What transformers makes of a folder without the files: every word would be unknown.
+        raise RecipeError([f"{field}: expected a tokenizer with a vocabulary, found special tokens only"])
+    return tokenizer
+
+
+def _gguf(section: ModelSection) -> dict[str, Any]:
+    return {"gguf_file": section.gguf_file} if section.gguf_file is not None else {}
+
+
+def load_model(
+    section: ModelSection, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model for a task, and the names of weights that are not in its file."""
+    if section.config is not None:
+        return _new_model(section.config, task, tokenizer), []
+    assert section.name is not None  # the recipe was checked
+    model_name = resolve_name("model.name", section.name)
+    try:
+        model, loading = task.auto_class.from_pretrained(
+            model_name,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # of a head for other labels, which is drawn anew; others are refused below
+            **task.model_options(),
+            **_gguf(section),
+        )
+    except LOADING_ERRORS as error:
+        hint = "" if Path(model_name).exists() else nearest_beside(Path(model_name))
+        raise RecipeError([f"model.name: {one_line(error)}{hint}"]) from error
+    base = {id(parameter) for parameter in model.base_model.parameters()}
+    for name, in_file, in_model in loading["mismatched_keys"]:
+        if id(model.get_parameter(name)) in base:
+            shapes = f"{tuple(in_file)} in its file and {tuple(in_model)} in its config.json"
+            raise RecipeError([f"model.name: expected weights of the shapes that its config says, {name} is {shapes}"])
+    new_weights = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    return _plain(model) if section.gguf_file is not None else model, new_weights
+
+
+def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model of a configuration, its weights drawn at random, for the tokens of a tokenizer."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    start = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.bos_token_id
+    tokens = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": end,
+        "decoder_start_token_id": start,
+    }
+    try:
+        known = AutoConfig.for_model(config["model_type"])
+        unknown = [name for name in config if not hasattr(known, name)]
+        if not unknown:
+            return task.auto_class.from_config(AutoConfig.for_model(**tokens | config))
+    except LOADING_ERRORS as error:
+        raise RecipeError([f"model.config: no model can be made of it: {one_line(error)}"]) from error
+    hint = nearest(unknown[0], list(known.to_dict()))
+    raise RecipeError([f"model.config.{unknown[0]}: unknown field of {type(known).__name__}{hint}"])
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that was read from a quantised file, as one that can be saved: it is float32 now."""
+    config = type(model.config).from_dict(
+        {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
+    )
+    config._name_or_path = model.config._name_or_path
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def check_finite(model: PreTrainedModel) -> None:
+    """Raise RecipeError for a model with a weight that is NaN or infinite."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise RecipeError([f"model.name: expected finite weights, got NaN or infinite ones in {name}"])
+
+
+def set_generation(model: PreTrainedModel, recipe: Recipe) -> None:
+    """What the recipe says of generation goes into the model's own configuration of it, and is saved with it."""
+    if model.can_generate():
+        for name, value in recipe.generation.options.items():
+            setattr(model.generation_config, name, value)
+
+
+def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A decoder is often trained without padding; its end-of-text token then serves, as is the custom."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise RecipeError(
+                ["model.name: expected a tokenizer with a padding or an end-of-text token, found neither"]
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raise RecipeError if texts of so many tokens do not fit into the model, or hold special tokens only."""
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise RecipeError([f"dataset.max_length: expected more than the {special} special tokens, got {max_length}"])
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise RecipeError(
+            [f"dataset.max_length: expected at most the {positions} positions of the model, got {max_length}"]
+        )
+
+
+def freeze(model: PreTrainedModel, expressions: list[str]) -> None:
+    """Have the parameters that the expressions match not trained. Raises RecipeError for one that matches none."""
+    parameters = dict(model.named_parameters())
+    try:
+        check_expressions("model.freeze", expressions, parameters)
+    except TargetError as error:
+        raise RecipeError([str(error)]) from error
+    for name, parameter in parameters.items():
+        if any(re.fullmatch(expression, name) for expression in expressions):
+            parameter.requires_grad_(False)

@@ -1,0 +1,56 @@
+"""Names of models and data in a recipe: paths, Hub names and `package:NAME/PATH`."""
+
+import importlib.util
+from pathlib import Path
+
+from ..errors import RecipeError, nearest_beside
+
+_PACKAGE_SCHEME = "package:"
+
+
+def resolve_name(key: str, name: str) -> str:
+    """A name as recipes give it -> a Hub name or an existing path; `package:NAME/PATH` lies in an installed package.
+
+    Raises RecipeError, naming `key`, for a package that is not installed or a path that is not there.
+    """
+    if name.startswith(_PACKAGE_SCHEME):
+        return str(_path_in_package(key, name))
+    path = Path(name).expanduser()
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or bool(path.suffix in _DATA_FILES)
+    if looks_like_path and not path.exists():
+        raise RecipeError([f"{key}: expected a file or folder, found nothing at {name!r}{nearest_beside(path)}"])
+    return str(path) if path.exists() else name
+
+
+def _path_in_package(key: str, name: str) -> Path:
+    package, _, inside = name.removeprefix(_PACKAGE_SCHEME).partition("/")
+    if not all(part.isidentifier() for part in package.split(".")):
+        raise RecipeError([f"{key}: expected package:NAME/PATH with the name of a Python package, got {name!r}"])
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # of the package that this one is part of
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        pip_name = package.partition(".")[0].replace("_", "-")
+        raise RecipeError(
+            [f"{key}: expected the Python package {package!r} ({name}), found none installed; pip install {pip_name}"]
+        )
+    path = Path(spec.submodule_search_locations[0], inside)
+    if not path.exists():
+        hint = nearest_beside(path)
+        raise RecipeError([f"{key}: expected {inside!r} in the package {package!r}, found nothing{hint}"])
+    return path
+
+
+def package_version(package: str) -> str | None:
+    """The version of the distribution that an importable package came with, or None if that is not known."""
+    names = importlib.metadata.packages_distributions().get(package.partition(".")[0], [])
+    return importlib.metadata.version(names[0]) if names else None
+
+
+_DATA_FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def data_format(path: str) -> str | None:
+    """The `datasets` builder for a file, by its ending; None if it is none of the known ones."""
+    return _DATA_FILES.get(Path(path).suffix)

@@ -1,0 +1,166 @@
+"""What a run came to: its result, and its record."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, Trainer
+
+from ..publish.card import write_card
+from ..publish.push import PushResult
+from ..publish.record import Evaluation, Generation, Source, recovery, save_record, saved_files
+from ..publish.redact import without_paths, without_tokens
+from ..publish.sources import describe_base, describe_dataset
+from ..saved.files import weight_files
+from ..saved.report import Report
+from ..trainer.recording import CardInput, measure_trainer, record_of
+from .names import package_version, resolve_name
+from .prepare import Prepared
+from .schema import Recipe
+from .tasks import Scores
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a recipe came to: metrics on the test part, by name; `dense` is None where no dense run was made.
+
+    `groups` has the same for each group of the test part; `generation` what both wrote.
+    """
+
+    recipe: dict[str, Any]
+    dense: dict[str, float] | None
+    pruned: dict[str, float]
+    groups: dict[str, dict[str, dict[str, float] | None]]
+    generation: Generation | None
+    report: Report
+    main_metric: str
+    test_samples: int
+    seconds: dict[str, float]
+    files: list[Path]
+    pushed: PushResult | None = None
+
+    @property
+    def recovery(self) -> float | None:
+        """How much of the dense model's main metric the pruned one keeps; None where that cannot be said."""
+        if not self.dense:
+            return None
+        return recovery(self.main_metric, self.dense[self.main_metric], self.pruned[self.main_metric])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "recipe": self.recipe,
+            "dense": self.dense,
+            "pruned": self.pruned,
+            "groups": self.groups,
+            "generation": self.generation.model_dump() if self.generation is not None else None,
+            "main_metric": self.main_metric,
+            "recovery": self.recovery,
+            "test_samples": self.test_samples,
+            "prunable_sparsity": self.report.prunable_sparsity,
+            "overall_sparsity": self.report.sparsity,
+            "seconds": self.seconds,
+        }
+
+
+def write_record(
+    prepared: Prepared,
+    trainer: Trainer,
+    target_sparsity: float,
+    dense: Scores | None,
+    dense_model: PreTrainedModel | None,
+    pruned: Scores,
+    generation: Generation | None,
+    say: Say,
+) -> None:
+    """Write the record and the card of the run into `model/`."""
+    recipe = prepared.recipe
+    folder = Path(recipe.output_dir, "model")
+    record = record_of(
+        trainer,
+        saved_files(weight_files(folder)),
+        configs=recipe.pruning_configs,
+        target_sparsity=target_sparsity,
+        kept_step=trainer.state.global_step,
+        evaluated=[],
+        latency=measure_trainer(trainer, dense_model),
+        given=CardInput(model_name=Path(recipe.output_dir).resolve().name),
+    )
+    if record.distillation is not None and recipe.teacher is None:
+        dense_run = Source(name="the dense run of the recipe")
+        record = record.model_copy(
+            update={"distillation": record.distillation.model_copy(update={"teacher": dense_run})}
+        )
+    tested = _describe_data(prepared, "test")
+    evaluations = [
+        Evaluation(
+            metrics=metrics,
+            part="test",
+            main_metric=next(iter(metrics)),
+            dense_metrics=dense[group] if dense is not None else None,
+            samples=prepared.task.group_sizes.get(group, len(prepared.data["test"])),
+            dataset=_only(tested, recipe, group),
+        )
+        for group, metrics in pruned.items()
+    ]
+    record = record.model_copy(
+        update={
+            "base_model": _describe_model(prepared, say),
+            "training_data": _describe_data(prepared, "train"),
+            "evaluations": evaluations,
+            "generation": generation,
+            "recipe": without_paths(without_tokens(_as_written(recipe))),
+        }
+    )
+    save_record(folder, record)
+    write_card(folder)
+
+
+def _as_written(recipe: Recipe) -> dict[str, Any]:
+    """What a file would say that gives this recipe."""
+    content = recipe.model_dump(exclude_unset=True)
+    return {key: value for key, value in content.items() if key != "distillation" or value is not None}
+
+
+def _only(source: Source, recipe: Recipe, group: str) -> Source:
+    """The source of a group of its rows."""
+    if not group:
+        return source
+    taken = f"where {recipe.dataset.group_by} is {group}"
+    return source.model_copy(update={"rows": f"{source.rows}, {taken}" if source.rows else taken})
+
+
+def _describe_model(prepared: Prepared, say: Say) -> Source | None:
+    section = prepared.recipe.model
+    if section.name is None:
+        return None
+    path = resolve_name("model.name", section.name)
+    source, problem = describe_base(path, section.base_model, getattr(prepared.model.config, "_commit_hash", None))
+    if problem is not None:
+        say(f"The model's card says nothing of a license: {problem}")
+    return source
+
+
+def _describe_data(prepared: Prepared, part: str) -> Source:
+    """A part of the data: of which data set, and in words which of its rows."""
+    section = prepared.recipe.dataset
+    known = describe_dataset(prepared.data[part])
+    package = section.name.removeprefix("package:").partition("/")[0] if section.name.startswith("package:") else None
+    split = getattr(section, f"{part}_split")
+    taken = [f"where {column} is {value}" for column, value in section.where.items()]
+    if split is None:
+        taken.insert(0, f"rows held out of {section.train_split} with seed {section.split_seed}")
+    elif part == "train" and (section.test_size or section.validation_size):
+        taken.insert(0, f"the other rows of {split}")
+    on_hub = known is not None and known.hub_name is not None
+    return Source(
+        name=f"{package} (Python package, version {package_version(package)})" if package else Path(section.name).name,
+        hub_name=known.hub_name if known is not None else None,
+        revision=known.revision if known is not None else None,
+        config=section.config,
+        split=split if on_hub else None,
+        rows=", ".join(taken) or None,
+    )

@@ -1,0 +1,186 @@
+"""All that a run needs, loaded and checked before anything is written."""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+
+from ..config.distillation import DistillationConfig
+from ..config.pruning import PruningConfig
+from ..distillation.compare import logits_to_compare, states_to_compare
+from ..distillation.teachers import find_teacher, teacher_inputs
+from ..engines.launch import check_engine, check_sharding, wrapping_layers
+from ..engines.processes import wait_for_all
+from ..errors import DistillationConfigError, PruningConfigError, RecipeError, TargetError, TeacherError, one_line
+from ..masking.plan import Plan
+from ..masking.pruner import Pruner
+from ..trainer.callback import check_needs
+from ..trainer.trainer import training_steps
+from .data import load_data
+from .models import check_finite, check_length, freeze, load_model, load_tokenizer, set_generation, set_padding
+from .names import resolve_name
+from .schema import Recipe
+from .tasks import TASKS, Task
+
+
+@dataclass
+class Prepared:
+    """All that a run needs, loaded: nothing has been written yet. `new_weights` were drawn, not in the model's file."""
+
+    recipe: Recipe
+    task: Task
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: datasets.DatasetDict
+    new_weights: list[str]
+
+    def plan(self) -> Plan:
+        """What the pruned run would prune. Raises RecipeError for pruning that does not fit."""
+        steps = training_steps(self.recipe.training_arguments(), self.data["train"])
+        try:
+            return Pruner(self.model, self.recipe.pruning_configs).plan(steps)
+        except (PruningConfigError, TargetError) as error:
+            fields = [field.name for field in dataclasses.fields(PruningConfig)]
+            lines = str(error).splitlines()
+            named = [f"pruning{'.' if line.partition(':')[0] in fields else ': '}{line}" for line in lines]
+            raise self.recipe.place(RecipeError(named)) from error
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Load and check all that a recipe names. Raises RecipeError where data or model are not what it says.
+
+    Raises LaunchError where several processes were launched and do not train together as was asked.
+    """
+    try:
+        return _prepare(recipe)
+    except RecipeError as error:
+        raise recipe.place(error) from error
+
+
+def _prepare(recipe: Recipe) -> Prepared:
+    if recipe.model.name is not None:
+        resolve_name("model.name", recipe.model.name)
+    task = TASKS[recipe.task](recipe)
+    _check_output(Path(recipe.output_dir))
+    args = recipe.training_arguments()
+    with args.main_process_first():  # the other processes find what it has put into the cache
+        data = task.read(load_data(recipe.dataset, task.columns))
+    tokenizer = load_tokenizer(recipe.model)
+    set_seed(args.seed)  # what is new in the model is drawn at random
+    model, new_weights = load_model(recipe.model, task, tokenizer)
+    check_finite(model)
+    set_padding(model, tokenizer)
+    check_length(model, tokenizer, recipe.dataset.max_length)
+    set_generation(model, recipe)
+    freeze(model, recipe.model.freeze)
+    with args.main_process_first():
+        data = task.tokenize(data, tokenizer, model)
+    prepared = Prepared(recipe, task, model, tokenizer, data, new_weights)
+    for dense in (False, True):
+        _try_trainer(prepared, dense)
+    return prepared
+
+
+def make_trainer(prepared: Prepared, dense: bool) -> Trainer:
+    """The Trainer of the dense run, or of the pruned one."""
+    stock, pruning = prepared.task.trainers
+    extra: dict[str, Any] = {} if dense else {"pruning_config": prepared.recipe.pruning_configs}
+    if not dense and prepared.recipe.distillation_config is not None:
+        wait_for_all()  # the first process saves the dense model
+        extra |= {
+            "teacher_model": prepared.recipe.teacher or Path(prepared.recipe.output_dir, "dense"),
+            "distillation_config": prepared.recipe.distillation_config,
+        }
+    with wrapping_layers(prepared.model):
+        return (stock if dense else pruning)(
+            model=prepared.model,
+            args=prepared.recipe.training_arguments(dense),
+            train_dataset=prepared.data["train"],
+            eval_dataset=prepared.data["validation"],
+            processing_class=prepared.tokenizer,
+            data_collator=prepared.task.collator(prepared.tokenizer, prepared.model),
+            compute_metrics=prepared.task.compute_metrics(prepared.tokenizer),
+            **extra,
+        )
+
+
+def _try_trainer(prepared: Prepared, dense: bool) -> None:
+    """Make a Trainer and its optimizer, and let go of them: arguments that they object to are told before any run."""
+    recipe = prepared.recipe
+    if dense and recipe.dense is None:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        args = recipe.training_arguments(dense, output_dir=scratch, push_to_hub=False)
+        check_sharding(args)
+        try:
+            with wrapping_layers(prepared.model):
+                trainer = prepared.task.trainers[0](
+                    model=prepared.model,
+                    args=args,
+                    train_dataset=prepared.data["train"],
+                    eval_dataset=prepared.data["validation"],
+                    processing_class=prepared.tokenizer,
+                    data_collator=prepared.task.collator(prepared.tokenizer, prepared.model),
+                )
+            trainer.create_optimizer()
+        except (ValueError, ImportError, RuntimeError, TypeError, OSError) as error:
+            raise recipe.argument_error(dense, error) from error
+        check_engine(trainer)
+        if not dense:
+            _check_method(prepared, trainer)
+            _check_teacher(prepared, trainer)
+
+
+def _check_method(prepared: Prepared, trainer: Trainer) -> None:
+    """Raise RecipeError for a method that reads what this way of training does not show."""
+    try:
+        check_needs(prepared.recipe.pruning_configs, trainer.args, trainer.is_deepspeed_enabled)
+    except PruningConfigError as error:
+        raise RecipeError([f"pruning.{problem}" for problem in error.problems]) from error
+
+
+def _check_teacher(prepared: Prepared, trainer: Trainer) -> None:
+    """Raise RecipeError for a teacher that cannot be opened or does not fit, and for layers that cannot be compared."""
+    name, config = prepared.recipe.teacher, prepared.recipe.distillation_config
+    if config is None:
+        return
+    try:
+        teacher = find_teacher(name, prepared.model) if name is not None else prepared.model
+        if trainer.args.world_size == 1:  # else models may be too large for one process
+            _try_teacher(prepared.model, teacher, trainer, config)
+    except TeacherError as error:
+        message = one_line(error).removeprefix("teacher_model: ")
+        raise RecipeError([f"distillation.teacher: {message}"]) from error
+    except DistillationConfigError as error:
+        raise RecipeError([f"distillation.{problem}" for problem in error.problems]) from error
+
+
+@torch.no_grad()
+def _try_teacher(
+    student: torch.nn.Module, teacher: torch.nn.Module, trainer: Trainer, config: DistillationConfig
+) -> None:
+    """Compare what model and teacher say of one batch. Raises as training would, and TeacherError for other errors."""
+    hidden = {"output_hidden_states": True} if config.hidden_weight else {}
+    batch = {**next(iter(trainer.get_train_dataloader())), **hidden}
+    outputs = []
+    for model in (student, teacher):
+        device = next(model.parameters()).device
+        inputs = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        try:
+            outputs.append(model.eval()(**teacher_inputs(model, inputs, trainer.label_names)))
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise TeacherError(f"teacher_model: expected a model that reads the batches, got: {error}") from error
+    logits_to_compare(*outputs)
+    if hidden:
+        states_to_compare(config, *outputs)
+
+
+def _check_output(output: Path) -> None:
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir():
+        raise RecipeError([f"output_dir: expected a folder, found a file at {str(there)!r}"])

@@ -1,0 +1,157 @@
+"""Run a recipe: data and model in, a dense run, a pruned run, and what came of them out."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel, Trainer, set_seed
+
+from ..engines.launch import is_first_process
+from ..engines.processes import wait_for_all
+from ..errors import RecipeError, one_line
+from ..publish.push import push_model
+from ..publish.record import Generation, Sample
+from ..publish.redact import without_tokens
+from ..saved.report import make_report
+from ..trainer.trainer import whole_state_dict
+from .models import freeze
+from .outcome import RunResult, Say, write_record
+from .prepare import Prepared, make_trainer, prepare
+from .schema import Recipe
+from .tasks import Generated, Scores, Task, generate
+
+
+def run(recipe: Recipe, say: Say = print) -> RunResult | None:
+    """Fine-tune dense, prune from there, evaluate both on the test part, and write everything into `output_dir`.
+
+    `model/` there opens with a plain `from_pretrained`, and so does `dense/`; `model/README.md` is its card. With
+    `push_to_hub` in the training arguments, `model/` is pushed at the end. Where several processes were launched, each
+    must call it: the first says and writes things and returns the result, the others return None.
+
+    Raises RecipeError, before anything is written, where the recipe, the model and the data do not fit together,
+    LaunchError likewise where the processes do not train together as was asked, and PushError.
+    """
+    if not is_first_process():
+        say = _say_nothing
+    prepared = prepare(recipe)
+    dtype = prepared.model.dtype
+    plan = prepared.plan()
+    output = Path(recipe.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise recipe.place(RecipeError([f"output_dir: it cannot be made: {one_line(error)}"])) from error
+    if prepared.new_weights:
+        say(f"Drawn at random, for they are not in the model's file: {', '.join(prepared.new_weights)}")
+    seconds: dict[str, float] = {}
+
+    dense: Scores | None = None
+    if recipe.dense is not None:
+        say("Fine-tuning dense")
+        start = time.perf_counter()
+        trainer = make_trainer(prepared, dense=True)
+        trainer.train()
+        dense = prepared.task.evaluate(trainer, prepared.data["test"])
+        with whole_state_dict(trainer.accelerator):
+            trainer.save_model(str(output / "dense"))
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            prepared = _with_saved_model(prepared, output / "dense", dtype)
+        seconds["dense"] = time.perf_counter() - start
+        say(f"Dense model on the test part: {_as_text(dense[''])}")
+
+    say(f"Fine-tuning while {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights are pruned")
+    start = time.perf_counter()
+    trainer = make_trainer(prepared, dense=False)
+    trainer.train()
+    pruned = prepared.task.evaluate(trainer, prepared.data["test"])
+    trainer.save_model(str(output / "model"), _internal_call=True)
+    seconds["pruned"] = time.perf_counter() - start
+    say(f"Pruned model on the test part: {_as_text(pruned[''])}")
+    if not is_first_process():
+        return None
+
+    # From here on no process waits for another.
+    alone = trainer.args.world_size == 1  # or the latency is not measured
+    dense_model = _open(prepared.task, output / "dense", dtype) if dense is not None and alone else None
+    generation = (
+        _generate(prepared, trainer, _open(prepared.task, output / "model", dtype), dense_model) if alone else None
+    )
+    write_record(prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
+    files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
+    result = RunResult(
+        recipe=without_tokens(recipe.model_dump()),
+        dense=dense[""] if dense is not None else None,
+        pruned=pruned[""],
+        groups={
+            group: {"dense": dense[group] if dense is not None else None, "pruned": values}
+            for group, values in pruned.items()
+            if group
+        },
+        generation=generation,
+        report=make_report(output / "model"),
+        main_metric=next(iter(pruned[""])),
+        test_samples=len(prepared.data["test"]),
+        seconds=seconds,
+        files=files,
+    )
+    (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    args = trainer.args
+    if args.push_to_hub:
+        repo_id = args.hub_model_id or output.resolve().name
+        say(f"Pushing to {repo_id}")
+        pushed = push_model(
+            output / "model", repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say
+        )
+        result = dataclasses.replace(result, pushed=pushed)
+    return result
+
+
+def _generate(
+    prepared: Prepared, trainer: Trainer, model: PreTrainedModel, dense_model: PreTrainedModel | None
+) -> Generation | None:
+    """What the saved models, pruned and dense, write from the same texts; None for tasks that generate nothing."""
+    prompts = prepared.task.samples(prepared.data, prepared.tokenizer)
+    if not prompts:
+        return None
+
+    def write(model: PreTrainedModel) -> Generated:
+        set_seed(trainer.args.seed)
+        return generate(
+            cast(Any, model).to(trainer.args.device), prepared.tokenizer, prompts, prepared.recipe.generation.options
+        )
+
+    pruned = write(model)
+    dense = write(dense_model) if dense_model is not None else None
+    return Generation(
+        samples=[
+            Sample(prompt=prompt, pruned=text, dense=dense.texts[index] if dense is not None else None)
+            for index, (prompt, text) in enumerate(zip(prompts, pruned.texts, strict=True))
+        ],
+        tokens_per_second=pruned.tokens_per_second,
+        dense_tokens_per_second=dense.tokens_per_second if dense is not None else None,
+    )
+
+
+def _open(task: Task, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return task.auto_class.from_pretrained(folder, dtype=dtype)
+
+
+def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> Prepared:
+    """The same with the model as it was saved: one that an engine has sharded cannot be trained again."""
+    wait_for_all()  # the first process saves
+    model = _open(prepared.task, folder, dtype)
+    for name in ("_name_or_path", "_commit_hash"):  # it is still made from the model that the recipe names
+        setattr(model.config, name, getattr(prepared.model.config, name, None))
+    freeze(model, prepared.recipe.model.freeze)
+    return dataclasses.replace(prepared, model=model)
+
+
+def _say_nothing(text: str) -> None:
+    """What processes other than the first say."""
+
+
+def _as_text(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

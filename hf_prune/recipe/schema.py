@@ -1,0 +1,212 @@
+"""What a recipe may contain: its sections, their fields and defaults."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, PrivateAttr
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from ..config.distillation import DistillationConfig
+from ..config.pruning import PruningConfig
+from ..engines.launch import check_launch, check_processes, deepspeed_precision, launched_processes, needs_cpu
+from ..errors import RecipeError, one_line
+from .names import resolve_name
+
+# Tasks whose Trainer takes more arguments, and which of those differ from their defaults.
+_ARGUMENTS: dict[str, type[TrainingArguments]] = {"summarization": Seq2SeqTrainingArguments}
+
+
+_DEFAULTS: dict[str, dict[str, Any]] = {"summarization": {"predict_with_generate": True}}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the keys of a recipe stand: its file, and their lines in it, or None for those of the command line."""
+
+    path: str
+    lines: dict[tuple, int | None]
+
+    def problem(self, key: tuple, message: str) -> str:
+        """The line for one problem: where, the key, and what is wrong."""
+        return f"{self._place(key)}{'.'.join(map(str, key))}: {message}"
+
+    def _place(self, key: tuple) -> str:
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.lines:
+                line = self.lines[key[:length]]
+                return f"{self.path}:{line}: " if line is not None else "command line: "
+        return f"{self.path}: "
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ModelSection(_Section):
+    """Which model to start from.
+
+    `name` is a name on the Hub, a folder, or `package:NAME/PATH` for a folder inside an installed Python package;
+    `gguf_file` is a file there to take weights and tokenizer from. Without a name, a new model is made of `config`, the
+    fields of a configuration with its `model_type`, for the tokenizer that `tokenizer` names in the same way.
+    `freeze` lists regular expressions, matched whole, for parameters that are not trained. `base_model` is what the
+    model of a folder or package is called on the Hub, for the card.
+    """
+
+    name: str | None = None
+    gguf_file: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    base_model: str | None = None
+    freeze: list[str] = []
+
+
+class DatasetSection(_Section):
+    """Which data to train and evaluate on.
+
+    `name` is a name on the Hub, a folder or file (CSV, JSON, Parquet, or `save_to_disk`), or `package:NAME/PATH`;
+    `config` is the configuration of a data set on the Hub. `where` keeps the rows whose columns have the given values.
+    Parts come from the data set's own splits (`validation_split`, `test_split`), or are cut from the training split
+    (`validation_size`, `test_size` rows, shuffled with `split_seed`, repeated texts dropped first, so that the parts
+    are disjoint). `max_length` is in tokens: where longer texts are cut, or for `text-generation` the length of the
+    blocks that texts are packed into. Labels are for `text-classification`, where `group_by` is a column by whose
+    values the test part is measured apart, too; summaries and `max_summary_length` for `summarization`.
+    """
+
+    name: str
+    config: str | None = None
+    where: dict[str, str | int] = {}
+    text_column: str = "text"
+    label_column: str = "label"
+    summary_column: str | None = None
+    group_by: str | None = None
+    train_split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = None
+    validation_size: PositiveInt | None = None
+    test_size: PositiveInt | None = None
+    split_seed: NonNegativeInt = 0
+    max_train_samples: PositiveInt | None = None
+    max_length: PositiveInt = 128
+    max_summary_length: PositiveInt = 64
+
+
+class GenerationSection(_Section):
+    """What the dense and the pruned model write for the card, and how; in evaluations of `summarization`, too.
+
+    `prompts` are texts of your own, and `samples` is how many of the test part are summarised. The other fields are
+    those of `transformers.GenerationConfig`, and are saved with the model.
+    """
+
+    prompts: list[str] = []
+    samples: NonNegativeInt = 3
+    max_new_tokens: PositiveInt = 48
+    num_beams: PositiveInt = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of a `GenerationConfig`."""
+        options = self.model_dump(exclude={"prompts", "samples"})
+        return options if self.do_sample else {**options, "temperature": None, "top_p": None}
+
+
+class Recipe(_Section):
+    """A whole run: fine-tune dense, then prune from there.
+
+    `training` holds `TrainingArguments` of both runs; `dense` those that differ for the dense one, or null to prune
+    from the start without a dense baseline. `pruning` is one `PruningConfig` or a list. `distillation`, if it is there,
+    holds the fields of a `DistillationConfig`, and as `teacher` the model to distil from, named as `model.name` is:
+    without one it is the model of the dense run. The first of `metrics` is the one that recovery is measured by.
+    """
+
+    task: Literal["text-classification", "text-generation", "summarization"]
+    output_dir: str
+    model: ModelSection
+    dataset: DatasetSection
+    generation: GenerationSection = GenerationSection()
+    metrics: list[str] = Field(min_length=1)
+    training: dict[str, Any]
+    dense: dict[str, Any] | None = {}
+    pruning: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    distillation: dict[str, Any] | None = None
+    _places: Places | None = PrivateAttr(default=None)
+
+    def place(self, error: "RecipeError") -> "RecipeError":
+        """The same error, each problem with the line of the file that its key stands in."""
+        if self._places is None:
+            return error
+        split = [problem.partition(": ") for problem in error.problems]
+        return RecipeError([self._places.problem(as_key(key), message) for key, _, message in split])
+
+    @property
+    def pruning_configs(self) -> list[PruningConfig]:
+        """The pruning configurations as objects."""
+        sections = self.pruning if isinstance(self.pruning, list) else [self.pruning]
+        return [PruningConfig.from_dict(section) for section in sections]
+
+    @property
+    def distillation_config(self) -> DistillationConfig | None:
+        """How to distil, or None."""
+        if self.distillation is None:
+            return None
+        return DistillationConfig.from_dict(
+            {name: value for name, value in self.distillation.items() if name != "teacher"}
+        )
+
+    @property
+    def teacher(self) -> str | None:
+        """The model to distil from, by its name on the Hub or its path; None for that of the dense run."""
+        name = (self.distillation or {}).get("teacher")
+        return resolve_name("distillation.teacher", name) if name is not None else None
+
+    def training_arguments(self, dense: bool = False, **changes: Any) -> TrainingArguments:
+        """The arguments of the pruned run, or of the dense one, whose checkpoints and logs go into `dense/`.
+
+        Where several processes were launched, each sample counts as it would for one process that takes their batches
+        together, unless the recipe says otherwise. Raises LaunchError where they do not train together as was asked.
+        """
+        check_launch()
+        own = {"output_dir": str(Path(self.output_dir, "dense"))} | (self.dense or {}) if dense else {}
+        if dense:
+            own |= {"push_to_hub": False, "hub_token": None}  # one repository holds one model, the pruned one
+        first: dict[str, Any] = {"output_dir": self.output_dir}
+        if launched_processes() > 1:
+            # With True, the Trainer multiplies the loss by the number of processes, as if the model had divided it by
+            # the items of all of them; models that classify sequences take that number and ignore it.
+            first["average_tokens_across_devices"] = False
+        first |= _DEFAULTS.get(self.task, {})
+        precision = deepspeed_precision()
+        if precision is not None and not {"bf16", "fp16"} & {*self.training, *own}:
+            first[precision] = True
+        values = first | self.training | own | changes
+        if needs_cpu() or (values.get("bf16") and not torch.accelerator.is_available()):
+            values["use_cpu"] = True  # without an accelerator, TrainingArguments takes bf16 only with it
+        args = arguments_of(self.task)(**values)
+        check_processes(args)
+        return args
+
+    def argument_error(self, dense: bool, error: Exception) -> "RecipeError":
+        """What TrainingArguments or a Trainer objected to, of the argument that it names."""
+        section = "dense" if dense else "training"
+        message = one_line(error)
+        values = self.training | (self.dense or {} if dense else {})
+        named = [name for name in values if name in message]
+        name = max(named, key=len) if named else None
+        if dense and name not in (self.dense or {}):
+            section = "training"
+        return RecipeError([f"{section}.{name}: {message}" if name else f"{section}: {message}"])
+
+
+def as_key(name: str) -> tuple:
+    """A dotted name as a path of keys and list positions."""
+    return tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+
+
+def arguments_of(task: Any) -> type[TrainingArguments]:
+    """The class of a task's training arguments."""
+    return _ARGUMENTS.get(task, TrainingArguments) if isinstance(task, str) else TrainingArguments

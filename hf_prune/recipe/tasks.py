@@ -1,0 +1,379 @@
+"""What recipes can train: for each task how texts become examples, which Trainer trains, and what is measured."""
+
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
+
+import datasets
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Trainer,
+    default_data_collator,
+)
+
+from ..errors import RecipeError, first_line, nearest
+from ..trainer.trainer import PruningMixin, PruningTrainer
+from .data import check_labels, check_texts, number_labels
+from .metrics import METRICS, load_metric
+from .schema import Recipe
+
+# Metrics of one part of the data, by name; the whole part has the name "", and others are groups of its rows.
+Scores = dict[str, dict[str, float]]
+
+
+ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
+
+
+# What the Trainer adds to the metrics of an evaluation.
+_SPEED = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+class PruningSeq2SeqTrainer(PruningMixin, Seq2SeqTrainer):
+    """`Seq2SeqTrainer` that prunes."""
+
+
+class TextClassification:
+    """One label for each text; metrics compare labels."""
+
+    auto_class: Any = AutoModelForSequenceClassification
+    trainers: tuple[type[Trainer], type[Trainer]] = (Trainer, PruningTrainer)
+
+    def __init__(self, recipe: Recipe):
+        self.section = recipe.dataset
+        self.metrics = [_load_metric(name) for name in recipe.metrics]
+        self.labels: list[str] = []
+        self._groups: list[str] = []
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, by the recipe's fields."""
+        section = self.section
+        group = {"group_by": section.group_by} if section.group_by is not None else {}
+        return {"text_column": section.text_column, "label_column": section.label_column, **group}
+
+    def read(self, data: datasets.DatasetDict) -> datasets.DatasetDict:
+        """The checked rows with `labels` from 0; the labels' names, and the groups of the test part, are kept."""
+        check_texts(data, "text_column", self.section.text_column)
+        check_labels(data, self.section)
+        data, self.labels = number_labels(data, self.section)
+        if self.section.group_by is not None:
+            self._groups = [str(value) for value in data["test"][self.section.group_by]]
+            data = data.remove_columns(self.section.group_by)
+        return data
+
+    def model_options(self) -> dict[str, Any]:
+        """What `from_pretrained` needs to know for a new head."""
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+        }
+
+    def tokenize(
+        self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> datasets.DatasetDict:
+        """Texts cut to `max_length` tokens."""
+        column, length = self.section.text_column, self.section.max_length
+
+        def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
+            return dict(tokenizer(rows[column], truncation=True, max_length=length))
+
+        return data.map(tokenize, batched=True, remove_columns=[column], desc="Tokenizing")
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
+        """What makes a batch of examples."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def compute_metrics(self, tokenizer: PreTrainedTokenizerBase) -> ComputeMetrics | None:
+        """What the Trainer computes of its predictions."""
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            return self._compute(_guesses(prediction.predictions), prediction.label_ids)
+
+        return compute
+
+    def _compute(self, guesses: Any, labels: Any) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for metric in self.metrics:
+            values.update(metric.compute(predictions=guesses, references=labels))
+        return values
+
+    def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
+        """The metrics on the test part, and on each group of its rows."""
+        output = trainer.predict(data, metric_key_prefix="test")
+        scores = {"": _unprefixed(output.metrics or {})}
+        groups, guesses = np.array(self._groups), _guesses(output.predictions)
+        for group in dict.fromkeys(self._groups):
+            rows = groups == group
+            scores[group] = self._compute(guesses[rows], np.asarray(output.label_ids)[rows])
+        return scores
+
+    @property
+    def group_sizes(self) -> dict[str, int]:
+        """How many rows of the test part each group has."""
+        return dict(Counter(self._groups))
+
+    def samples(self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Texts to generate from: none."""
+        return []
+
+
+class TextGeneration:
+    """Texts packed into blocks of one length for a causal language model; the metric is perplexity.
+
+    Texts follow one another, each with an end-of-text token, and are cut into blocks of `max_length` tokens, what is
+    left at the end of each part is dropped. Perplexity is `exp` of the mean loss of a token.
+    """
+
+    auto_class: Any = AutoModelForCausalLM
+    trainers: tuple[type[Trainer], type[Trainer]] = (Trainer, PruningTrainer)
+
+    def __init__(self, recipe: Recipe):
+        self.section, self.generation = recipe.dataset, recipe.generation
+        _refuse_groups(recipe)
+
+    group_sizes: Mapping[str, int] = MappingProxyType({})
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, by the recipe's fields."""
+        return {"text_column": self.section.text_column}
+
+    def read(self, data: datasets.DatasetDict) -> datasets.DatasetDict:
+        """The checked rows."""
+        check_texts(data, "text_column", self.section.text_column)
+        return data
+
+    def model_options(self) -> dict[str, Any]:
+        """Nothing: the head is that of the language model."""
+        return {}
+
+    def tokenize(
+        self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> datasets.DatasetDict:
+        """Blocks of tokens, which are their own labels. Raises RecipeError where a part gives none."""
+        column, length = self.section.text_column, self.section.max_length
+        end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+
+        def pack(rows: dict[str, list[str]]) -> dict[str, Any]:
+            tokens = [token for ids in tokenizer(rows[column], verbose=False)["input_ids"] for token in (*ids, *end)]
+            blocks = [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
+            return {"input_ids": blocks, "labels": blocks}
+
+        packed = data.map(pack, batched=True, batch_size=None, remove_columns=[column], desc="Packing")
+        for part, blocks in packed.items():
+            if not len(blocks):
+                raise RecipeError(
+                    [f"dataset.max_length: expected a block of at most the tokens of the {part} part, got {length}"]
+                )
+        return packed
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
+        """What makes a batch of blocks."""
+        return default_data_collator
+
+    def compute_metrics(self, tokenizer: PreTrainedTokenizerBase) -> ComputeMetrics | None:
+        """Nothing: the loss is all that is needed, and the logits would not fit into memory."""
+        return None
+
+    def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
+        """Perplexity and loss on the test part."""
+        loss = trainer.evaluate(data, metric_key_prefix="test")["test_loss"]
+        return {"": {"perplexity": math.exp(loss), "loss": loss}}
+
+    def samples(self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """The recipe's prompts."""
+        return list(self.generation.prompts)
+
+
+class Summarization:
+    """A summary of each text by an encoder-decoder; metrics compare texts that are generated.
+
+    Without a `summary_column`, a text's first sentence is to be told from the rest: the gap-sentence objective of
+    PEGASUS, in its form Lead (arXiv 1912.08777, section 3.1).
+    """
+
+    auto_class: Any = AutoModelForSeq2SeqLM
+    trainers: tuple[type[Trainer], type[Trainer]] = (Seq2SeqTrainer, PruningSeq2SeqTrainer)
+
+    def __init__(self, recipe: Recipe):
+        self.section, self.generation = recipe.dataset, recipe.generation
+        self.metrics = [_load_metric(name) for name in recipe.metrics]
+        self._texts: list[str] = []
+        _refuse_groups(recipe)
+
+    group_sizes: Mapping[str, int] = MappingProxyType({})
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, by the recipe's fields."""
+        summary = self.section.summary_column
+        return {"text_column": self.section.text_column, **({"summary_column": summary} if summary else {})}
+
+    def read(self, data: datasets.DatasetDict) -> datasets.DatasetDict:
+        """The checked rows with `text` and `summary`."""
+        for field, column in self.columns.items():
+            check_texts(data, field, column)
+        text, summary = self.section.text_column, self.section.summary_column
+
+        def split(row: dict[str, str]) -> dict[str, str]:
+            if summary is not None:
+                return {"document": row[text], "summary": row[summary]}
+            first, rest = first_sentence(row[text])
+            return {"document": rest, "summary": first}
+
+        data = data.map(split, remove_columns=list(self.columns.values()), desc="Summaries")
+        data = data.filter(lambda row: bool(row["document"] and row["summary"]), desc="Summaries")
+        for part, rows in data.items():
+            if not len(rows):
+                raise RecipeError([f"dataset.text_column: expected texts of two sentences, found none in {part}"])
+        self._texts = list(data["test"]["document"])
+        return data
+
+    def model_options(self) -> dict[str, Any]:
+        """Nothing: the head is that of the language model."""
+        return {}
+
+    def tokenize(
+        self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> datasets.DatasetDict:
+        """Texts cut to `max_length` tokens, and as labels summaries cut to `max_summary_length`."""
+
+        def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
+            inputs = dict(tokenizer(rows["document"], truncation=True, max_length=self.section.max_length))
+            inputs.pop("token_type_ids", None)
+            most = self.section.max_summary_length
+            labels = tokenizer(text_target=rows["summary"], truncation=True, max_length=most)
+            return inputs | {"labels": labels["input_ids"]}
+
+        return data.map(tokenize, batched=True, remove_columns=["document", "summary"], desc="Tokenizing")
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
+        """What makes a batch of examples, the labels shifted right by the model for its decoder."""
+        return DataCollatorForSeq2Seq(tokenizer, model=model)
+
+    def compute_metrics(self, tokenizer: PreTrainedTokenizerBase) -> ComputeMetrics | None:
+        """The metrics of generated summaries."""
+
+        def texts(ids: Any) -> list[str]:
+            return tokenizer.batch_decode(np.where(ids >= 0, ids, tokenizer.pad_token_id), skip_special_tokens=True)
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            guesses, labels = texts(prediction.predictions), texts(prediction.label_ids)
+            values: dict[str, float] = {}
+            for metric in self.metrics:
+                values.update(metric.compute(predictions=guesses, references=labels))
+            return values
+
+        return compute
+
+    def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
+        """The metrics on the test part."""
+        return {"": _unprefixed(trainer.predict(data, metric_key_prefix="test").metrics or {})}
+
+    def samples(self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """The first texts of the test part, and the recipe's own."""
+        texts = [*self.generation.prompts, *self._texts[: self.generation.samples]]
+        ids = tokenizer(texts, truncation=True, max_length=self.section.max_length)["input_ids"] if texts else []
+        return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+Task = TextClassification | TextGeneration | Summarization
+
+
+TASKS: dict[str, type[Task]] = {
+    "text-classification": TextClassification,
+    "text-generation": TextGeneration,
+    "summarization": Summarization,
+}
+
+
+def _refuse_groups(recipe: Recipe) -> None:
+    if recipe.dataset.group_by is not None:
+        raise RecipeError([f"dataset.group_by: expected none for {recipe.task}, got {recipe.dataset.group_by!r}"])
+
+
+def first_sentence(text: str) -> tuple[str, str]:
+    """A text's first sentence and the rest; the rest is empty where there is no other. Line breaks become spaces."""
+    plain = " ".join(re.sub(r"<br\s*/?>", " ", text).split())
+    first, _, rest = re.sub(r"([.!?])\s+", r"\1\n", plain, count=1).partition("\n")
+    return first, rest
+
+
+# ---- Generated texts ----
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Texts that a model wrote after prompts, or of texts, and how many new tokens it wrote in a second."""
+
+    texts: list[str]
+    tokens_per_second: float
+
+
+def generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], options: Mapping[str, Any]
+) -> Generated:
+    """What a model writes for each prompt, one after another, without the prompt. Options are of `generate`.
+
+    A first word, which is not timed, lets the machine settle.
+    """
+    texts, tokens, seconds = [], 0, 0.0
+    was_training = model.training
+    model.eval()
+    for index, prompt in enumerate(prompts):
+        inputs = {
+            name: value.to(model.device)
+            for name, value in tokenizer(prompt, return_tensors="pt").items()
+            if name in ("input_ids", "attention_mask")
+        }
+        if index == 0:
+            with torch.random.fork_rng():
+                cast(Any, model).generate(**inputs, **{**options, "max_new_tokens": 1})
+        start = time.perf_counter()
+        written = cast(Any, model).generate(**inputs, **options)[0]
+        seconds += time.perf_counter() - start
+        if not model.config.is_encoder_decoder:
+            written = written[inputs["input_ids"].shape[1] :]
+        tokens += len(written)
+        texts.append(str(tokenizer.decode(written, skip_special_tokens=True)))
+    model.train(was_training)
+    return Generated(texts, tokens / seconds)
+
+
+# ---- Metrics ----
+
+
+def _load_metric(name: str) -> Any:
+    try:
+        return load_metric(name)
+    except (FileNotFoundError, ImportError, ValueError, OSError) as error:
+        hint = nearest(name, METRICS)
+        raise RecipeError([f"metrics: {name!r} cannot be loaded: {first_line(error)}{hint}"]) from error
+
+
+def _guesses(predictions: Any) -> Any:
+    """The most likely label of each row."""
+    logits = predictions[0] if isinstance(predictions, tuple) else predictions  # encoder-decoders give hidden states
+    return np.argmax(logits, axis=-1)
+
+
+def _unprefixed(values: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a test without the prefix and without what the Trainer says of speed."""
+    names = {name.removeprefix("test_"): value for name, value in values.items() if name.startswith("test_")}
+    return {name: value for name, value in names.items() if name not in _SPEED}

@@ -1,0 +1,97 @@
+"""The files of a saved model: where they are and what they are called."""
+
+import json
+import os
+from pathlib import Path
+
+import transformers
+from huggingface_hub import snapshot_download
+
+from ..errors import ReportError, first_line, nearest_beside, one_line
+
+
+def architecture_of(folder: Path) -> str | None:
+    """The name of the model's class in its config.json, if it is one of transformers."""
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    name = names[0] if isinstance(names, list) and names else None
+    return name if isinstance(name, str) and hasattr(transformers, name) else None
+
+
+def vocabularies(folder: Path) -> set[str]:
+    """The files that the tokenizer's class reads, by whatever names."""
+    path = folder / "tokenizer_config.json"
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["tokenizer_class"] if path.exists() else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
+    tokenizer_class = getattr(transformers, name, None) if isinstance(name, str) else None
+    return set(getattr(tokenizer_class, "vocab_files_names", {}).values())
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The folders of a sentence-transformers model, whose modules.json lists the modules after the first."""
+    path = folder / "modules.json"
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return [module["path"] for module in modules if module["path"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        why = one_line(error)
+        raise ReportError(f"{path}: expected a list of modules, got a file that cannot be used ({why})") from error
+
+
+_WEIGHTS_NAME = "model.safetensors"
+
+
+_INDEX_NAME = "model.safetensors.index.json"
+
+
+MODULES_NAME = "modules.json"  # of sentence-transformers
+
+
+def find_model(model: str | os.PathLike) -> Path:
+    """The folder of a model: as named, or downloaded from the Hub (weights and JSON files only)."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or str(model).count("/") > 1 or str(model).startswith((".", "/", "~")):
+        raise ReportError(f"{model}: expected a folder with a saved model, found {_what_is_there(folder)}")
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError) as error:  # what huggingface_hub raises: no such name, no network, no right
+        raise ReportError(
+            f"{model}: expected a folder or a model on the Hub; there is no such folder, and the Hub answered: "
+            f"{first_line(error)}{nearest_beside(folder)}"
+        ) from error
+
+
+def _what_is_there(path: Path) -> str:
+    return "a file" if path.is_file() else "nothing"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a saved model: the one or, where that is not there, those of the index.
+
+    Raises ReportError if there is neither, or the index is broken or names a file that is missing.
+    """
+    if (folder / _WEIGHTS_NAME).exists():
+        return [folder / _WEIGHTS_NAME]
+    index = folder / _INDEX_NAME
+    if (folder / "adapter_config.json").exists() and not index.exists():
+        raise ReportError(
+            f"{folder}: expected a model, found adapters of PEFT; merge them (hf_prune.merge) and save what it returns"
+        )
+    if not index.exists():
+        raise ReportError(
+            f"{folder}: expected {_WEIGHTS_NAME} or {_INDEX_NAME}, found neither; save the model with save_pretrained"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ReportError(f"{index}: expected an index of safetensors files, got a file that cannot be read") from error
+    if missing:
+        raise ReportError(f"{folder}: {_INDEX_NAME} names {missing[0]}, which is not there")
+    return [folder / name for name in names]

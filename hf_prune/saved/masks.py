@@ -1,0 +1,219 @@
+"""Masks on disk: safetensors, eight weights a byte, checked whole when they are read.
+
+Where processes hold parts of the tensors, each writes the masks of its parts into a file of its own, and reads from all
+files what its parts need: the number of processes, and how they share the tensors, may be another then.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..engines.regions import Region, whole
+from ..errors import PruningStateError
+
+MASKS_NAME = "pruning_masks.safetensors"
+
+
+FORMAT_VERSION = 1
+
+
+_SHARD_NAME = re.compile(r"pruning_masks-(\d{5})-of-(\d{5})\.safetensors")
+
+
+# Weights whose places are worked out at a time.
+_PIECE = 1 << 22
+
+
+def mask_files(directory: Path) -> list[Path]:
+    """The files of masks in a directory: one of all, or one of each process that wrote them."""
+    if (directory / MASKS_NAME).exists():
+        return [directory / MASKS_NAME]
+    return sorted(path for path in directory.glob("*.safetensors") if _SHARD_NAME.fullmatch(path.name))
+
+
+def is_mask_file(name: str) -> bool:
+    """Whether a file of this name has masks."""
+    return name == MASKS_NAME or _SHARD_NAME.fullmatch(name) is not None
+
+
+def write_masks(directory: Path, masks: Mapping[str, torch.Tensor]) -> None:
+    """Write `pruning_masks.safetensors`: one uint8 tensor a mask, eight weights a byte, lowest bit first.
+
+    A mask is packed as (first dimension, rest), each row padded to whole bytes, so that rows can be cut anew; one of a
+    single dimension is one row. The shapes are in the file's metadata.
+    """
+    _remove_others(directory, [MASKS_NAME])
+    _write(directory / MASKS_NAME, masks, {name: whole(mask.shape) for name, mask in masks.items()})
+
+
+def write_mask_shard(
+    directory: Path, masks: Mapping[str, torch.Tensor], regions: Mapping[str, Region], rank: int, processes: int
+) -> None:
+    """Write one process's masks, of its parts of the tensors, as `pruning_masks-00001-of-00004.safetensors`.
+
+    Packed as in `write_masks`; the metadata say which part of which tensor each mask is. Without masks, a file of that
+    name that was there is removed. The first process removes files of other numbers of processes.
+    """
+    name = _shard_name(rank, processes)
+    if rank == 0:
+        _remove_others(directory, [_shard_name(other, processes) for other in range(processes)])
+    if masks:
+        _write(directory / name, masks, regions)
+    else:
+        (directory / name).unlink(missing_ok=True)
+
+
+def _shard_name(rank: int, processes: int) -> str:
+    return f"pruning_masks-{rank + 1:05d}-of-{processes:05d}.safetensors"
+
+
+def _remove_others(directory: Path, names: Sequence[str]) -> None:
+    for path in directory.glob("pruning_masks*.safetensors"):
+        if is_mask_file(path.name) and path.name not in names:
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, masks: Mapping[str, torch.Tensor], regions: Mapping[str, Region]) -> None:
+    packed = {name: pack(mask) for name, mask in masks.items()}
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "shapes": json.dumps({name: regions[name].shape for name in masks}),
+    }
+    parts = {name: (region.start, region.size) for name, region in regions.items() if region != whole(region.shape)}
+    if parts:
+        metadata["parts"] = json.dumps({name: parts[name] for name in masks if name in parts})
+    save_file(packed, path, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of masks: which part of which tensor each mask in it is."""
+
+    path: Path
+    regions: dict[str, Region]
+
+
+def read_masks(
+    directory: Path, shapes: Mapping[str, tuple[int, ...]], regions: Mapping[str, Region]
+) -> dict[str, torch.Tensor]:
+    """The masks (bool, on the CPU) of parts of tensors of these names and shapes, from the files in a directory.
+
+    Raises PruningStateError, naming the file, if one cannot be read, or if they hold other tensors or not all of them.
+    """
+    paths = mask_files(directory)
+    if not paths:
+        raise PruningStateError(f"{directory / MASKS_NAME}: expected the saved masks, found no such file")
+    files = [_read_header(path) for path in paths]
+    _check_tensors(files, shapes)
+    masks = {}
+    for name, region in regions.items():
+        mask = torch.zeros(region.weights, dtype=torch.bool)
+        for file in files:
+            if name in file.regions and region.overlaps(file.regions[name]):
+                _copy(mask, region, _read_mask(file, name).reshape(-1), file.regions[name])
+        masks[name] = mask.reshape(region.size)
+    return masks
+
+
+def _read_header(path: Path) -> _File:
+    """What a file says that it holds; its masks' packed shapes are checked."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            stored = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+        version = metadata.get("format_version")
+        shapes = {name: tuple(shape) for name, shape in json.loads(metadata.get("shapes", "{}")).items()}
+        parts = {
+            name: (tuple(start), tuple(size)) for name, (start, size) in json.loads(metadata.get("parts", "{}")).items()
+        }
+    except (OSError, SafetensorError, ValueError, AttributeError, TypeError) as error:
+        raise PruningStateError(f"{path}: expected saved masks, got a file that cannot be read ({error})") from error
+    check_version(path, version)
+    regions = {name: Region(shape, *parts[name]) if name in parts else whole(shape) for name, shape in shapes.items()}
+    for name, region in regions.items():
+        expected = ("U8", _packed_shape(region.size))
+        if stored.get(name) != expected:
+            raise PruningStateError(
+                f"{path}: expected {name!r} packed as {expected} for the shape {region.size}, got {stored.get(name)}"
+            )
+    return _File(path, regions)
+
+
+def _check_tensors(files: Sequence[_File], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise PruningStateError unless the files hold every weight of these tensors once, and nothing else."""
+    where = files[0].path if len(files) == 1 else files[0].path.parent
+    saved: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        for name, region in file.regions.items():
+            flat = region.shape == (math.prod(shapes.get(name, ())),)  # how some engines share a tensor
+            saved[name] = shapes[name] if flat and name in shapes else region.shape
+    different = sorted(name for name in saved.keys() | shapes.keys() if saved.get(name) != shapes.get(name))
+    if different:
+        raise PruningStateError(
+            f"{where}: saved for other tensors than the model's targets; the first that differs is {different[0]!r}: "
+            f"{saved.get(different[0])} in the file, {shapes.get(different[0])} in the model"
+        )
+    for name, shape in shapes.items():
+        found = sum(file.regions[name].weights for file in files if name in file.regions)
+        if found != math.prod(shape):
+            raise PruningStateError(
+                f"{where}: expected the masks of {math.prod(shape)} weights of {name!r}, found those of {found}; there "
+                "are files missing or too many"
+            )
+
+
+def _read_mask(file: _File, name: str) -> torch.Tensor:
+    with safe_open(file.path, framework="pt") as opened:
+        return _unpack(opened.get_tensor(name), file.regions[name].size)
+
+
+def _copy(mask: torch.Tensor, region: Region, saved: torch.Tensor, saved_region: Region) -> None:
+    """Copy what two parts of a tensor have in common from one flattened mask into another."""
+    if region == saved_region:
+        mask.copy_(saved)
+        return
+    for start in range(0, len(mask), _PIECE):
+        piece = mask[start : start + _PIECE]
+        indices = region.indices(torch.arange(start, start + len(piece)))
+        inside, positions = saved_region.positions(indices)
+        piece[inside] = saved[positions]
+
+
+def _rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
+    """A mask as a matrix: its first dimension, and the rest; a single dimension is one row."""
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, math.prod(shape) // max(rows, 1)
+
+
+def _packed_shape(shape: Sequence[int]) -> tuple[int, int]:
+    rows, columns = _rows_and_columns(shape)
+    return rows, math.ceil(columns / 8)
+
+
+def pack(mask: torch.Tensor) -> torch.Tensor:
+    """Eight weights a byte, lowest bit first (uint8, on the CPU), each row of the mask padded to whole bytes."""
+    bits = mask.reshape(_rows_and_columns(mask.shape)).cpu().numpy()
+    return torch.from_numpy(np.packbits(bits, axis=1, bitorder="little"))
+
+
+def _unpack(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    _, columns = _rows_and_columns(shape)
+    bits = np.unpackbits(packed.numpy(), axis=1, count=columns, bitorder="little")
+    return torch.from_numpy(bits.astype(bool)).reshape(tuple(shape))
+
+
+def check_version(path: Path, version: str | None) -> None:
+    """Raise PruningStateError, naming the file, for a format version that is not this one."""
+    if version != str(FORMAT_VERSION):
+        raise PruningStateError(
+            f"{path}: expected format version {FORMAT_VERSION}, got {version}; a newer hf-prune may read it"
+        )

@@ -1,0 +1,137 @@
+"""What a pruner saves, and reads to go on: masks, configuration and state, beside a model."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, save_configs
+from ..engines.processes import processes, rank, wait_for_all
+from ..engines.regions import Region
+from ..errors import PruningConfigError, PruningStateError
+from .masks import FORMAT_VERSION, check_version, mask_files, read_masks, write_mask_shard, write_masks
+
+STATE_NAME = "pruning_state.json"
+
+
+@dataclass
+class PruningState:
+    """How far pruning has come.
+
+    `completed_steps` are optimizer steps. `starts` has, by the numbers of groups, the sparsity that their schedules
+    started at; `owed` the groups whose update waits for what their criterion reads.
+    """
+
+    completed_steps: int = 0
+    starts: dict[int, float] = field(default_factory=dict)
+    owed: set[int] = field(default_factory=set)
+
+
+def state_files(directory: Path) -> list[Path]:
+    """What `save_pruning` has written into a directory."""
+    others = [directory / name for name in (CONFIG_NAME, STATE_NAME)]
+    return [*mask_files(directory), *(path for path in others if path.exists())]
+
+
+def save_pruning(
+    directory: str | os.PathLike,
+    configs: Sequence[PruningConfig],
+    state: PruningState,
+    masks: Mapping[str, torch.Tensor],
+    regions: Mapping[str, Region] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write masks (see `mask_files`), configuration and state into the directory, made if need be.
+
+    Args:
+        masks: of whole tensors; or with `regions`, of the parts that this process counts. Then every process must call
+            this, writes a file of its own, and returns when all have written theirs.
+        notes: what is written with the state for people to read.
+    """
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    if regions is None:
+        write_masks(path, masks)
+    else:
+        write_mask_shard(path, masks, regions, rank(), processes())
+    if regions is None or rank() == 0:
+        save_configs(configs, path)
+        _write_state(path / STATE_NAME, state, notes or {})
+    if regions is not None:
+        wait_for_all()
+
+
+def load_pruning(
+    directory: str | os.PathLike,
+    configs: Sequence[PruningConfig],
+    shapes: Mapping[str, tuple[int, ...]],
+    regions: Mapping[str, Region],
+) -> tuple[dict[str, torch.Tensor], PruningState]:
+    """The masks (bool, on the CPU) of parts of tensors of these names and shapes, and the state.
+
+    Raises PruningStateError, naming the file and the difference, if a file is missing, broken or of another format
+    version, or was saved for another model or configuration.
+    """
+    path = Path(directory)
+    _check_same_configuration(path, configs)
+    return read_masks(path, shapes, regions), _read_state(path / STATE_NAME)
+
+
+def _write_state(path: Path, state: PruningState, notes: Mapping[str, Any]) -> None:
+    content = {
+        "format_version": FORMAT_VERSION,
+        "completed_steps": state.completed_steps,
+        **notes,
+        "starts": {str(index): start for index, start in state.starts.items()},
+        "owed": sorted(state.owed),
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_state(path: Path) -> PruningState:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = str(content["format_version"])
+        state = PruningState(
+            completed_steps=int(content["completed_steps"]),
+            starts={int(index): float(start) for index, start in content["starts"].items()},
+            owed={int(index) for index in content.get("owed", [])},
+        )
+    except FileNotFoundError as error:
+        raise PruningStateError(f"{path}: expected the saved pruning state, found no such file") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PruningStateError(
+            f"{path}: expected the saved pruning state, got a file that cannot be used ({error!r})"
+        ) from error
+    check_version(path, version)
+    return state
+
+
+def _as_meant(config: PruningConfig) -> dict[str, Any]:
+    """The fields, with what is meant where adapters are left to the default."""
+    values = config.to_dict()
+    return values | {"adapters": None if values["adapters"] == "sparse_base" else values["adapters"]}
+
+
+def _check_same_configuration(directory: Path, configs: Sequence[PruningConfig]) -> None:
+    try:
+        saved = load_configs(directory)
+    except (FileNotFoundError, PruningConfigError) as error:
+        raise PruningStateError(f"{directory}: the saved pruning configuration cannot be read: {error}") from error
+    differences = [
+        f"{name}: {before[name]!r} was saved, {after[name]!r} is configured"
+        for before, after in zip(map(_as_meant, saved), map(_as_meant, configs), strict=False)
+        for name in before
+        if before[name] != after[name]
+    ]
+    if len(saved) != len(configs):
+        differences.append(f"{len(saved)} configurations were saved, {len(configs)} are configured")
+    if differences:
+        raise PruningStateError(
+            f"{directory / CONFIG_NAME}: saved with another pruning configuration ({'; '.join(differences)}); "
+            "go on with the saved one, or start a new training from these weights"
+        )

@@ -1,0 +1,162 @@
+"""Cases of training that `train.py` runs on several processes, and what is asserted of what they came to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from hub_server import WRITE_TOKEN, HubServer
+
+from hf_prune.saved.masks import mask_files
+from hf_prune.saved.report import make_report
+
+HERE = Path(__file__).parent
+WINDOW = {"begin": 2, "end": 8, "frequency": 2}
+GLOBAL = {"sparsity": 0.5, "scope": "global", **WINDOW}
+INPUTS = {"method": "wanda", "sparsity": 0.5, "schedule": "one_shot", "begin": 4}
+GRADIENTS = {"method": "taylor", "sparsity": 0.5, "scope": "global", "schedule": "one_shot", "begin": 4}
+DISTILLED = {"model": "llama", "configs": [GLOBAL], "distilled": {"weight": 0.6, "hidden_weight": 0.5}}
+PENALISED = {  # three processes hold some blocks in parts
+    "model": "llama",
+    "configs": [{"sparsity": 0.5, "pattern": "block:4x1", "penalty": "group_lasso", "penalty_weight": 0.01, **WINDOW}],
+}
+SAVE = {"save_strategy": "steps", "save_steps": 5}
+# The metric is the number of the evaluation, the lower the better: the first is before pruning has ended, at step 4.
+BEST = {
+    "max_steps": 12,
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "evaluations",
+    "greater_is_better": False,
+}
+
+
+def in_a_stock_trainer(engine, directory, name):
+    """A `PruningCallback` in a stock Trainer: a run, and one that goes on from its first checkpoint."""
+    case = {"engine": engine, "model": "bert", "configs": [GLOBAL], "callback": True}
+    output = directory / name  # the callback looks for masks in the output folder
+    return {
+        name: case | {"arguments": BEST, "weights_at": [4, 8]},
+        f"{name} resumed": case
+        | {"arguments": BEST | {"output_dir": str(output)}, "resume": str(output / "checkpoint-4")},
+    }
+
+
+def launch(processes, directory, cases, succeeds=True, **environment):
+    """Run cases one after another on so many processes; what each ended with."""
+    for name in cases:
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / "cases.json").write_text(json.dumps(cases))
+    fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "default"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*command, str(HERE / "train.py"), str(directory)],
+        env=os.environ | fixed | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode == 0) == succeeds, done.stderr[-20000:]
+    if not succeeds:
+        return done.stderr
+    return {name: torch.load(directory / name / "result.pt", weights_only=True) for name in cases}
+
+
+def assert_alike(first, second):
+    """Trained alike to rounding."""
+    torch.testing.assert_close(
+        torch.tensor(first["penalties"]), torch.tensor(second["penalties"]), rtol=1e-3, atol=1e-6
+    )
+    torch.testing.assert_close(torch.tensor(first["losses"]), torch.tensor(second["losses"]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(first["norms"]), torch.tensor(second["norms"]), rtol=1e-2, atol=1e-3)
+    for name, weight in first["weights"].items():
+        different = (weight - second["weights"][name]).abs() > 1e-3 * (1 + weight.abs())
+        assert different.float().mean() < 0.01, name  # a mask may differ where two weights are all but equal
+
+
+def assert_pruned_by_the_callback(directory, results, name):
+    """Masks are in the checkpoints, and what goes on from one ends as what was never stopped, to the bit."""
+    assert results[name]["sparsity"] == 0.5
+    assert_saved_as_masked(directory / name, results[name])
+    for step in (4, 8, 12):
+        assert mask_files(directory / name / f"checkpoint-{step}")
+    resumed = results[f"{name} resumed"]
+    assert resumed["losses"] == results[name]["losses"]
+    assert_same_to_the_bit(results[name], resumed)
+
+
+def assert_best_was_loaded(directory, result):
+    """The model is that of step 8: before, pruning had not ended, and later evaluations were worse."""
+    assert result["best_step"] == 8
+    for tensor, weight in torch.load(directory / "weights-8.pt", weights_only=True).items():
+        assert torch.equal(result["weights"][tensor], weight)
+    assert_saved_as_masked(directory, result)
+
+
+def assert_same_masks_but_for_rounding(masks, others):
+    """Exactly half of all weights are masked, and the same ones but for one in a thousand."""
+    weights = sum(mask.numel() for mask in masks.values())
+    for each in (masks, others):
+        assert sum(int((~mask).sum()) for mask in each.values()) == weights // 2
+    assert sum(int((mask != others[tensor]).sum()) for tensor, mask in masks.items()) <= weights / 1000
+
+
+def launch_and_push(processes, directory, cases):
+    """Run cases that push to `somebody/NAME`; what they ended with, and what the Hub then holds of each.
+
+    Nobody but the first process, which alone has this token, sent anything.
+    """
+    pushing = {"push_to_hub": True, "hub_always_push": True} | SAVE
+    cases = {
+        name: {"model": "bert", "configs": [GLOBAL], "compare": False, "push": True}
+        | case
+        | {"arguments": pushing | {"hub_model_id": f"somebody/{name}"} | case.get("arguments", {})}
+        for name, case in cases.items()
+    }
+    with HubServer() as hub:
+        hub_of_tests = {"HF_ENDPOINT": hub.url, "HF_TOKEN": WRITE_TOKEN, "HF_HOME": str(directory / "home")}
+        results = launch(processes, directory, cases, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", **hub_of_tests)
+        assert set(hub.authorizations) == {f"Bearer {WRITE_TOKEN}"}
+    return results, {name: hub.repos[f"somebody/{name}"] for name in cases}
+
+
+def assert_pushed_once(repo, result, folder):
+    """The last push is one commit, of a model with the zeros of the masks and a card that says so."""
+    assert [commit.summary for commit in repo.commits()].count("End of training") == 1
+    assert repo.commits()[-1].summary == "End of training"
+    files = repo.files()
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "run_record.json"):
+        (folder / name).write_bytes(files[name])
+    report = make_report(folder)
+    masked = sum(int((~mask).sum()) for mask in result["masks"].values())
+    assert sum(tensor.zeros for tensor in report.tensors if tensor.prunable) == masked
+    assert report.prunable_sparsity == result["sparsity"] == 0.5
+    card = files["README.md"].decode()
+    assert "**50.00% of the prunable weights" in card
+    assert "12 samples" in card
+
+
+def assert_same_to_the_bit(first, second):
+    for kind in ("weights", "masks"):
+        assert first[kind].keys() == second[kind].keys()
+        for tensor, value in first[kind].items():
+            assert torch.equal(value, second[kind][tensor]), tensor
+
+
+def assert_saved_as_masked(directory, result):
+    """The model that was saved has the zeros of the masks, and no others."""
+    masked = 0
+    for tensor, mask in result["masks"].items():
+        assert not result["weights"][tensor][~mask].any()
+        assert result["weights"][tensor][mask].all()
+        masked += int((~mask).sum())
+    assert result["sparsity"] == masked / sum(mask.numel() for mask in result["masks"].values())
+    report = make_report(directory / "saved")
+    assert sum(tensor.zeros for tensor in report.tensors if tensor.prunable) == masked

@@ -1,0 +1,150 @@
+"""What `workers.py` runs on every process at once."""
+
+import math
+from fractions import Fraction
+
+import torch
+import torch.distributed
+from collectives import CountedCollectives
+from torch import nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+from hf_prune import Pruner, PruningConfig, PruningStateError
+from hf_prune.engines.holdings import Holding, holding_of
+from hf_prune.engines.processes import all_reduce
+from hf_prune.errors import PlacementError
+from hf_prune.masking.agreement import compare_replicas
+from hf_prune.masking.plan import make_groups
+from hf_prune.masking.ranking import LocalTensor, update_masks
+from hf_prune.masking.selection import alone
+from hf_prune.methods.scopes import SCOPES, Prunable
+from hf_prune.model.layouts import Target
+
+
+def masks_of_parts(config, targets, sparsities, parts, sharded=True):
+    """The masks of this process's parts after updates to these sparsities.
+
+    `parts` has (weights, mask, region, counted, peers) of each target; a part's weights and mask are flat.
+    """
+    groups = make_groups(0, PruningConfig(**config), [Target(*target) for target in targets])
+    add = all_reduce if sharded else alone
+    masks = {name: mask.clone() for name, (_, mask, *_) in parts.items()}
+    for sparsity in sparsities:
+        here = [int((~masks[name]).sum()) * counted for name, (_, _, _, counted, _) in parts.items()]
+        masked = dict(zip(parts, add(torch.tensor(here)).tolist(), strict=True))
+        held = {
+            target.name: LocalTensor(
+                target=target,
+                holding=Holding(parts[target.name][2], sharded, parts[target.name][3], parts[target.name][4], "part"),
+                weight=parts[target.name][0],
+                mask=masks[target.name],
+                masked=masked[target.name],
+                counted=parts[target.name][3],
+            )
+            for group in groups
+            for target in group.members
+        }
+
+        def pools_of(place, gone, sparsity=sparsity, held=held):
+            group = groups[place]
+            prunable = [
+                Prunable(group.units_of(target), count, target.sides)
+                for target, count in zip(group.members, gone, strict=True)
+            ]
+            return SCOPES[group.scope](prunable, Fraction(str(sparsity)))
+
+        for target, positions in update_masks(groups, held, pools_of, add):
+            assert positions is None or not masks[target.name][positions].any()
+    return masks
+
+
+def sent_in_updates(config, shape, tensors, mesh_shape):
+    """What a process hands to collectives in the two updates of a pruner: calls, bytes, and the dtypes.
+
+    Tensors are cut by rows over the last dimension of the mesh, and copied over the others.
+    """
+    mesh = init_device_mesh("cpu", mesh_shape)
+    torch.manual_seed(0)
+    model = nn.Module()
+    for index in range(tensors):
+        weight = torch.randn(shape).bfloat16()  # with many ties
+        placements = [Replicate()] * (len(mesh_shape) - 1) + [Shard(0)]
+        model.register_parameter(f"w{index}", nn.Parameter(distribute_tensor(weight, mesh, placements)))
+    window = {"initial_sparsity": 0.1, "sparsity": 0.5, "begin": 1, "end": 2, "frequency": 1}
+    pruner = Pruner(model, PruningConfig(targets=["w[0-9]+"], **window, **config), total_steps=10)
+    with CountedCollectives() as counted:
+        assert pruner.update(1)
+        assert pruner.update(2)
+    assert pruner.sparsity == 0.5
+    return counted.calls, counted.bytes, counted.dtypes
+
+
+def held_of_dtensor(shape, mesh_shape, placements):
+    """What this process holds of a tensor of its own indices, and where `holding_of` says it lies."""
+    mesh = init_device_mesh("cpu", mesh_shape)
+    places = [Shard(place) if isinstance(place, int) else Replicate() for place in placements]
+    indices = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    holding = holding_of("w", sharded := distribute_tensor(indices, mesh, places))
+    return sharded.to_local().reshape(-1), holding
+
+
+def held_of_fsdp_over_tensor_parallelism(shape, mesh_shape, dim):
+    """The same, where tensor parallelism shards a dimension and FSDP2 then the first one."""
+    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("data", "model"))
+    linear = nn.Linear(shape[1], shape[0], bias=False)
+    indices = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    linear.weight = nn.Parameter(distribute_tensor(indices, mesh["model"], [Shard(dim)]))
+    fully_shard(linear, mesh=mesh["data"])
+    return linear.weight.to_local().detach().reshape(-1), holding_of("w", linear.weight)
+
+
+def refusal_of_a_partial_tensor():
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    partial = DTensor.from_local(torch.ones(2, 2), mesh, [Partial()])
+    try:
+        holding_of("layers.0.weight", partial)
+    except PlacementError as error:
+        return str(error)
+    return None
+
+
+def refusal_of_different_masks(masks):
+    """What is said where processes that hold the same tensors come to these masks; None if nothing is."""
+    holdings = {name: holding_of(name, mask) for name, mask in masks.items()}
+    with CountedCollectives() as counted:
+        try:
+            compare_replicas(masks, holdings)
+            said = None
+        except PruningStateError as error:
+            said = str(error)
+    return said, (counted.calls, counted.bytes)
+
+
+def refusal_of_a_different_mask_beside_a_sharded_one(mask):
+    """The same, where each process also holds a part of another tensor, which is nobody else's."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    sharded = distribute_tensor(torch.ones(8, 8), mesh, [Shard(0)])
+    holdings = {"sharded": holding_of("sharded", sharded), "whole": holding_of("whole", mask)}
+    try:
+        compare_replicas({"sharded": sharded.to_local().bool(), "whole": mask}, holdings)
+    except PruningStateError as error:
+        return str(error)
+    return None
+
+
+def update_with_nan(config, bad_rank):
+    """A sharded pruner of which one process has a weight that is NaN: what each says, and whether masks changed."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.weight = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Shard(0)]))
+    pruner = Pruner(model, PruningConfig(**config), total_steps=10)
+    if torch.distributed.get_rank() == bad_rank:
+        model.weight.to_local().detach()[0, 0] = math.nan
+    try:
+        pruner.update(1)
+    except PruningStateError as error:
+        return str(error), bool(pruner.masks["weight"].all())
+    return None, bool(pruner.masks["weight"].all())

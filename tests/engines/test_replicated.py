@@ -1,0 +1,68 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from hub_server import WRITE_TOKEN, HubServer
+from transformers import AutoModelForSequenceClassification
+
+from hf_prune.saved.masks import MASKS_NAME
+
+HERE = Path(__file__).parent
+
+
+def run_on_two_processes(script, directory, **environment):
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(HERE.parent),
+        "PYTHONWARNINGS": "default",
+        **environment,
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(HERE / script), str(directory)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
+    run_on_two_processes("train_replicated.py", tmp_path)
+
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    masks = [torch.tensor(mask) for mask in first["masks"].values()]
+    weights = [torch.tensor(weight) for weight in first["weights"].values()]
+    total = sum(mask.numel() for mask in masks)
+    assert sum(int((~mask).sum()) for mask in masks) == round(0.5 * total)
+    assert all(bool((weight[~mask] == 0).all()) for weight, mask in zip(weights, masks, strict=True))
+
+    checkpoint = tmp_path / "checkpoint-10"
+    assert (checkpoint / MASKS_NAME).exists()
+    saved = dict(AutoModelForSequenceClassification.from_pretrained(checkpoint).named_parameters())
+    assert sum(int((saved[name] == 0).sum()) for name in first["masks"]) == round(0.5 * total)
+
+
+def test_of_two_processes_one_pushes(tmp_path):
+    with HubServer() as hub:
+        run_on_two_processes(
+            "push_replicated.py",
+            tmp_path / "out",
+            HF_ENDPOINT=hub.url,
+            HF_TOKEN=WRITE_TOKEN,
+            HF_HOME=str(tmp_path / "home"),
+            HF_HUB_OFFLINE="0",
+            HF_HUB_DISABLE_XET="1",
+        )
+        repo = hub.repos["somebody/replicated"]
+        summaries = [commit.summary for commit in repo.commits()[1:]]
+        assert summaries == ["Training in progress, step 5", "Training in progress, step 10", "End of training"]
+        card = repo.files()["README.md"].decode()
+        assert "**50.00% of the prunable weights" in card
+        assert "13 samples" in card

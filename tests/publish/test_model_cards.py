@@ -1,0 +1,99 @@
+"""The cards in model_cards/ are those that their run records and counts make, and every shipped recipe has one."""
+
+import io
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_prune.publish.card import read_card
+from hf_prune.publish.card_merge import merge_cards
+from hf_prune.publish.card_text import generated_metadata, render_card
+from hf_prune.publish.plots import plot_layers, plot_schedule
+from hf_prune.publish.record import load_record
+from hf_prune.publish.sparsity_json import Figures
+from hf_prune.recipe.loading import load_recipe
+
+ROOT = Path(__file__).parents[2]
+CARDS = sorted(path for path in (ROOT / "model_cards").iterdir() if path.is_dir())
+
+
+def figures_of(folder):
+    return Figures.model_validate_json((folder / "sparsity.json").read_bytes())
+
+
+def location_of(folder):
+    return f"outputs/{folder.name}/model"
+
+
+def test_the_recipes_that_the_makefile_lists_have_their_cards():
+    listed = re.search(r"^CARDS \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
+    assert [path.name for path in CARDS] == sorted(listed)
+    assert set(listed) <= {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+def test_a_card_is_the_one_that_its_record_makes(folder):
+    figures, record = figures_of(folder), load_record(folder)
+    rendered = render_card(figures, record, location_of(folder))
+    assert figures.metadata == generated_metadata(figures, record)
+    kept = (folder / "README.md").read_text(encoding="utf-8")
+    assert kept == merge_cards(rendered, here=None)
+    assert kept == merge_cards(rendered, here=read_card(folder))
+
+
+@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+def test_the_recipe_in_a_card_is_the_shipped_one(folder):
+    record = load_record(folder)
+    recipe = load_recipe(ROOT / "recipes" / f"{folder.name}.yaml", [f"output_dir=outputs/{folder.name}"])
+    assert record.recipe == recipe.model_dump(exclude_unset=True)
+
+
+@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+def test_the_figures_of_a_card_add_up(folder):
+    card, figures, record = read_card(folder).text, figures_of(folder), load_record(folder)
+    rows = re.findall(r"^\| `([\w.]+)` \| ([\d×]+) \| ([\d,]+) \| ([\d.]+)% \|$", card, re.MULTILINE)
+    assert [row[0] for row in rows] == [tensor.name for tensor in figures.tensors if tensor.prunable]
+    weights = [int(np.prod([int(side) for side in shape.split("×")])) for _, shape, _, _ in rows]
+    zeros = [int(count.replace(",", "")) for _, _, count, _ in rows]
+    shares = [float(share) for *_, share in rows]
+    assert shares == [round(100 * zero / weight, 2) for zero, weight in zip(zeros, weights, strict=True)]
+    assert f"| prunable tensors | {sum(weights):,} | {sum(zeros):,} | {sum(zeros) / sum(weights):.2%} |" in card
+    everything = sum(tensor.weights for tensor in figures.tensors), sum(tensor.zeros for tensor in figures.tensors)
+    assert f"| all tensors | {everything[0]:,} | {everything[1]:,} | {everything[1] / everything[0]:.2%} |" in card
+    assert figures.files == record.weights
+    assert sum(file.size for file in record.weights.values()) == figures.file_bytes
+    assert sum(zeros) / sum(weights) == pytest.approx(record.target_sparsity, abs=1e-6)
+    evaluation = record.evaluation
+    dense, pruned = evaluation.dense_metrics[evaluation.main_metric], evaluation.metrics[evaluation.main_metric]
+    kept = dense / pruned if evaluation.main_metric == "perplexity" else pruned / dense
+    assert f"{dense:.4f} | {pruned:.4f} | {pruned - dense:+.4f} | {kept:.1%} |" in card
+
+
+@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+def test_the_pictures_of_a_card_are_those_of_its_record(folder):
+    figures, record = figures_of(folder), load_record(folder)
+    drawn = {"layers": io.BytesIO(), "schedule": io.BytesIO()}
+    shares = {tensor.name: tensor.sparsity for tensor in figures.prunable}
+    plot_layers(shares, drawn["layers"], "Zeros by tensor, counted in the saved files")
+    plot_schedule(record.history, drawn["schedule"], "Sparsity while fine-tuning", record.evaluation.main_metric)
+    for name, picture in drawn.items():
+        kept, new = as_pixels(folder / "assets" / f"{name}.png"), as_pixels(picture)
+        assert kept.shape == new.shape
+        if f"matplotlib=={matplotlib.__version__}" in (ROOT / "constraints.txt").read_text(encoding="utf-8"):
+            assert np.abs(kept - new).mean() < 1  # of 255: other fonts differ by a few pixels
+
+
+def as_pixels(source):
+    return np.asarray(Image.open(source).convert("L"), dtype=float)
+
+
+@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+def test_nothing_of_the_machine_is_in_a_card(folder):
+    for name in ("README.md", "sparsity.json", "run_record.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert re.findall(r"(?<![\w.:/])/(?:home|root|tmp|work|usr|var)\b[^\s\"]*", text) == []
+        assert "hf_" not in text.replace("hf_prune", "")

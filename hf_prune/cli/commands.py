@@ -44,8 +44,8 @@ from ..recipe.prepare import prepare
 from ..recipe.run import run
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
 from ..saved.files import find_model, weight_files
+from ..saved.model import SavedModel
 from ..saved.report import make_report
-from ..saved.skeleton import build_skeleton
 from .tables import console, print_line, print_plan, print_push, print_push_plan, print_report, print_result
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
@@ -219,9 +219,10 @@ def card_command(
     with _errors_as_lines():
         _quiet()
         _check_folder(model)
+        saved = SavedModel(model)
         if without_measurements:
-            forget_measurements(model)
-        path = write_card(model)
+            forget_measurements(saved)
+        path = write_card(saved)
     console.print(str(path), soft_wrap=True)
 
 
@@ -263,11 +264,12 @@ def push_command(
 
 def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None, with_masks: bool) -> PushPlan:
     """The plan of a push; where the Hub cannot be asked, as if nothing were there yet, and that is said."""
+    saved = SavedModel(model)
     try:
-        return plan_push(model, repo, private, revision, with_masks)
+        return plan_push(saved, repo, private, revision, with_masks)
     except PushError as error:
         console.print(f"What is on the Hub is not known. {error}", soft_wrap=True)
-        return make_push_plan(model, repo, UNKNOWN, with_masks)
+        return make_push_plan(saved, repo, UNKNOWN, with_masks)
 
 
 def _check_folder(folder: Path) -> None:
@@ -287,12 +289,11 @@ def _quiet(progress: bool = False) -> None:
 
 def _plan_model(source: str, overrides: list[str], steps: int) -> Plan:
     config = parse_pruning(overrides)
-    folder = find_model(source)
-    skeleton, note = build_skeleton(folder)
-    if skeleton is None:
-        raise ReportError(f"{source}: {note}")
+    saved = SavedModel(find_model(source))
+    if saved.skeleton is None:
+        raise ReportError(f"{source}: {saved.note}")
     try:
-        return Pruner(_load_weights(folder, skeleton), config).plan(steps)
+        return Pruner(_load_weights(saved.folder, saved.skeleton), config).plan(steps)
     except (PruningConfigError, TargetError) as error:
         raise RecipeError([f"command line: {line}" for line in str(error).splitlines()]) from error
 

@@ -28,8 +28,9 @@ from ..model.anatomy import has_adapters
 from ..publish.card import write_card
 from ..publish.hub_errors import explain_error
 from ..publish.push import push_model
-from ..publish.record import Latency, RunRecord, SavedFile, load_record, save_record, saved_files
-from ..saved.files import weight_files
+from ..publish.record import Latency, RunRecord, load_record, save_record
+from ..saved.files import SavedFile
+from ..saved.model import SavedModel
 from ..saved.pruning_state import state_files
 from .recording import CardInput, MeasuredEvaluation, measure_trainer, record_of
 
@@ -68,6 +69,7 @@ class HubMixin(_Base):
         self._hub = HfApi()  # its pushes in the background go one after another
         self._evaluated: list[MeasuredEvaluation] = []
         self._said: dict[str, Any] = {}  # what a person said of the model for the last card
+        self._saved: SavedModel | None = None  # what the last card was made of
         self._loaded_best = False  # whether the model is that of the best checkpoint, not of the last step
         super().__init__(*args, **kwargs)
 
@@ -151,7 +153,8 @@ class HubMixin(_Base):
         digest = self._digest()
         if not self.is_world_process_zero():
             return
-        record = self._make_record(said, digest, saved_files(weight_files(folder)), measure_trainer(self))
+        self._saved = SavedModel(folder)
+        record = self._make_record(said, digest, self._saved.hashes, measure_trainer(self))
         self._said = said  # it holds for later cards, too
         base = record.base_model
         if base is not None and base.license is None and not record.chosen.get("license"):
@@ -164,7 +167,7 @@ class HubMixin(_Base):
             # The model of an earlier run, as it was: what that run was is still so.
             record = earlier.model_copy(update={"evaluations": record.evaluations or earlier.evaluations})
         save_record(folder, record)
-        write_card(folder)
+        write_card(self._saved)
 
     def _make_record(
         self,
@@ -222,10 +225,11 @@ class HubMixin(_Base):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
+        saved = self._saved or str(self.args.output_dir)
 
         def push() -> CommitInfo:
             return push_model(
-                str(self.args.output_dir),
+                saved,
                 self._repo_id,
                 private=private if private is not None else self.args.hub_private_repo,
                 revision=revision if revision is not None else self.args.hub_revision,
@@ -298,9 +302,10 @@ class HubMixin(_Base):
     def _push_copy(self, copy: Path, record: RunRecord, also: Mapping[str, Path], message: str) -> CommitInfo:
         """Push the copy of a checkpoint, with the record of its run and more files, and remove it."""
         try:
-            save_record(copy, record.model_copy(update={"weights": saved_files(weight_files(copy))}))
+            saved = SavedModel(copy)
+            save_record(copy, record.model_copy(update={"weights": saved.hashes}))
             return push_model(
-                copy,
+                saved,
                 self._repo_id,
                 revision=self.args.hub_revision,
                 with_masks=True,

@@ -15,8 +15,9 @@ from ..config.pruning import PruningConfig
 from ..model.names import plain_model
 from ..publish.logs import changed_arguments, metrics_of, not_finite, thin_history
 from ..publish.measure import emissions_of, hardware, input_shapes, measure_latency, versions
-from ..publish.record import Distillation, Evaluation, Latency, RunRecord, SavedFile, Source
+from ..publish.record import Distillation, Evaluation, Latency, RunRecord, Source
 from ..publish.sources import describe_base, describe_dataset, is_hub_name
+from ..saved.files import SavedFile
 from .distilling import LossMixin
 
 

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from hf_prune.cli import commands as cli
 from hf_prune.recipe.outcome import RunResult
-from hf_prune.saved.report import Report, TensorReport
+from hf_prune.saved.report import Report
+from hf_prune.saved.zeros import TensorReport
 
 TIMEOUT = 240
 

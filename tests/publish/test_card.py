@@ -31,13 +31,13 @@ from hf_prune.publish.record import (
     Hardware,
     Latency,
     RunRecord,
-    SavedFile,
     Source,
     load_record,
     save_record,
 )
 from hf_prune.publish.sparsity_json import Figures
-from hf_prune.saved.report import TensorReport
+from hf_prune.saved.files import SavedFile
+from hf_prune.saved.zeros import TensorReport
 
 ALL_PARTS = [
     *("summary", "sparsity", "layers", "schedule", "evaluation", "size", "usage", "reproduce", "limits", "citation"),

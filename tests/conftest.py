@@ -17,6 +17,8 @@ import socket  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hub_client import HubClient  # noqa: E402
+from hub_server import WRITE_TOKEN, HubServer  # noqa: E402
 from transformers import set_seed  # noqa: E402
 
 torch.set_num_threads(1)
@@ -60,6 +62,38 @@ def pytest_unconfigure(config):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     set_seed(0)
+
+
+# ---- The stand-in Hub and its genuine clients: once for each process of pytest, for a client imports for seconds ----
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def lfs_client(hub_server):
+    with HubClient(hub_server.url, WRITE_TOKEN) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def xet_client(hub_server):
+    with HubClient(hub_server.url, WRITE_TOKEN, xet=True) as client:
+        yield client
+
+
+@pytest.fixture
+def hub(hub_server):
+    """The stand-in Hub without anything in it."""
+    hub_server.reset()
+    yield hub_server
+    hub_server.check()
+
+
+# ---- No network ----
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+ENGINES = str(Path(__file__).parent / "engines")  # where functions of groups of processes are
 START_TIMEOUT = 120
 SHORT_WAIT = 0.01
 
@@ -74,6 +75,7 @@ class HubClient:
             if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
         }
         environment |= {
+            "PYTHONPATH": os.pathsep.join([ENGINES, *filter(None, [os.environ.get("PYTHONPATH")])]),
             "HF_ENDPOINT": server_url,
             "HF_HOME": str(self.home),
             "HF_HUB_DISABLE_TELEMETRY": "1",

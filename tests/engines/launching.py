@@ -5,9 +5,8 @@ from functools import partial
 
 import torch
 import train
-from forks import TIMEOUT, import_path, leave_group_after, make_group, run_group
-from hub_client import HubClient
-from hub_server import WRITE_TOKEN, HubServer
+from forks import TIMEOUT, leave_group_after, make_group, run_group
+from hub_server import WRITE_TOKEN
 
 from hf_prune.saved.masks import mask_files
 from hf_prune.saved.report import make_report
@@ -111,8 +110,8 @@ def assert_same_masks_but_for_rounding(masks, others):
     assert sum(int((mask != others[tensor]).sum()) for tensor, mask in masks.items()) <= weights / 1000
 
 
-def launch_and_push(processes, directory, cases):
-    """Run cases that push to `somebody/NAME`; what they ended with, and what the Hub then holds of each.
+def launch_and_push(hub, client, processes, directory, cases):
+    """Run cases that push to `somebody/NAME` of this Hub; what they ended with, and what the Hub then holds of each.
 
     Nobody but the first process, which alone has this token, sent anything.
     """
@@ -124,18 +123,16 @@ def launch_and_push(processes, directory, cases):
         for name, case in cases.items()
     }
     write_cases(directory, cases)
-    with HubServer() as hub:
-        push_from_group(hub, processes, train.main, directory)
-        assert set(hub.authorizations) == {f"Bearer {WRITE_TOKEN}"}
+    push_from_group(client, processes, train.main, directory)
+    assert set(hub.authorizations) == {f"Bearer {WRITE_TOKEN}"}
     return results_of(directory, cases), {name: hub.repos[f"somebody/{name}"] for name in cases}
 
 
-def push_from_group(hub, processes, target, *arguments):
-    """Call a function in so many processes that form a group and know this Hub."""
+def push_from_group(client, processes, target, *arguments):
+    """Call a function in so many processes that form a group and know the Hub of the client."""
     store, environments = make_group(processes)
-    with import_path(), HubClient(hub.url, WRITE_TOKEN) as client:
-        call = partial(client.start, leave_group_after, target, *arguments, timeout=TIMEOUT, fast_retries=False)
-        ended = [running.wait() for running in [call(env=environment) for environment in environments]]
+    call = partial(client.start, leave_group_after, target, *arguments, timeout=TIMEOUT, fast_retries=False)
+    ended = [running.wait() for running in [call(env=environment) for environment in environments]]
     del store  # it serves until all have ended
     assert not any(one.returncode for one in ended), "".join(one.stderr for one in ended)[-20000:]
 

@@ -287,8 +287,10 @@ def test_a_recipe_whose_method_reads_gradients_is_refused_before_anything_is_wri
     assert not (tmp_path / "out").exists()
 
 
-def test_models_are_pushed_in_one_commit_by_the_first_process(tmp_path):
-    results, repos = launch_and_push(2, tmp_path, {"two": {"engine": "zero2"}, "three": {"engine": "zero3"}})
+def test_models_are_pushed_in_one_commit_by_the_first_process(hub, lfs_client, tmp_path):
+    results, repos = launch_and_push(
+        hub, lfs_client, 2, tmp_path, {"two": {"engine": "zero2"}, "three": {"engine": "zero3"}}
+    )
     during = ["Training in progress, step 5", "Training in progress, step 10"]
     for name, result in results.items():
         assert_pushed_once(repos[name], result, tmp_path / f"{name} on the Hub")

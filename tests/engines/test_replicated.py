@@ -6,7 +6,6 @@ from pathlib import Path
 
 import push_replicated
 import torch
-from hub_server import HubServer
 from launching import push_from_group
 from transformers import AutoModelForSequenceClassification
 
@@ -47,12 +46,11 @@ def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
     assert sum(int((saved[name] == 0).sum()) for name in first["masks"]) == round(0.5 * total)
 
 
-def test_of_two_processes_one_pushes(tmp_path):
-    with HubServer() as hub:
-        push_from_group(hub, 2, push_replicated.main, tmp_path / "out")
-        repo = hub.repos["somebody/replicated"]
-        summaries = [commit.summary for commit in repo.commits()[1:]]
-        assert summaries == ["Training in progress, step 5", "Training in progress, step 10", "End of training"]
-        card = repo.files()["README.md"].decode()
-        assert "**50.00% of the prunable weights" in card
-        assert "13 samples" in card
+def test_of_two_processes_one_pushes(hub, lfs_client, tmp_path):
+    push_from_group(lfs_client, 2, push_replicated.main, tmp_path / "out")
+    repo = hub.repos["somebody/replicated"]
+    summaries = [commit.summary for commit in repo.commits()[1:]]
+    assert summaries == ["Training in progress, step 5", "Training in progress, step 10", "End of training"]
+    card = repo.files()["README.md"].decode()
+    assert "**50.00% of the prunable weights" in card
+    assert "13 samples" in card

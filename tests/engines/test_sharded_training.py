@@ -290,13 +290,13 @@ def test_replicas_whose_weights_differ_stop_training_with_the_tensor_and_the_ran
     assert all("rank 1 came to another than rank 0" in error for error in told)
 
 
-def test_sharded_models_are_pushed_in_one_commit_by_the_first_process(tmp_path):
+def test_sharded_models_are_pushed_in_one_commit_by_the_first_process(hub, lfs_client, tmp_path):
     """A checkpoint in shards has no model to be pushed during training, and that is told."""
     cases = {
         "whole": {"engine": "fsdp", "arguments": {"hub_strategy": "checkpoint"}},
         "shards": {"engine": "fsdp", "state_dict": "SHARDED_STATE_DICT"},
     }
-    results, repos = launch_and_push(2, tmp_path, cases)
+    results, repos = launch_and_push(hub, lfs_client, 2, tmp_path, cases)
     for name, result in results.items():
         assert_pushed_once(repos[name], result, tmp_path / f"{name} on the Hub")
     summaries = [commit.summary for commit in repos["whole"].commits()]

@@ -8,8 +8,7 @@ import signal
 import time
 
 import pytest
-from hub_client import HubClient
-from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
+from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN
 from safetensors.torch import load_file, save_file
 from test_run import quiet_run, reviews, save_tiny_bert, write_csv, write_recipe
 
@@ -30,33 +29,10 @@ LEFT_OUT = {
 }
 
 
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def lfs_client(hub):
-    with HubClient(hub.url, WRITE_TOKEN) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def xet_client(hub):
-    with HubClient(hub.url, WRITE_TOKEN, xet=True) as client:
-        yield client
-
-
 @pytest.fixture(params=["lfs", "xet"])
 def client(request):
     """A client for each of the two ways that large files take."""
     return request.getfixturevalue(f"{request.param}_client")
-
-
-@pytest.fixture(autouse=True)
-def empty_hub(hub):
-    hub.reset()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from hf_prune import PruningConfig, TargetError
 from hf_prune.config.pruning import save_configs
 from hf_prune.errors import ReportError
 from hf_prune.model.targets import find_targets
-from hf_prune.saved import files, zeros
+from hf_prune.saved import zeros
 from hf_prune.saved.report import Report, make_report, share_of_zeros
 from hf_prune.saved.zeros import TensorReport
 
@@ -429,7 +429,7 @@ def test_an_answer_of_the_hub_that_says_nothing_is_one_line_too(monkeypatch):
     def silent(*args, **kwargs):
         raise OSError
 
-    monkeypatch.setattr(files, "snapshot_download", silent)
+    monkeypatch.setattr("hf_prune.saved.files.snapshot_download", silent)
     assert refusal("nobody/nothing").startswith("nobody/nothing: expected a folder or a model on the Hub")
 
 
@@ -441,7 +441,7 @@ def test_a_model_on_the_hub_is_downloaded_without_pickles(tmp_path, monkeypatch)
         asked.update(name=name, patterns=allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr(files, "snapshot_download", download)
+    monkeypatch.setattr("hf_prune.saved.files.snapshot_download", download)
     found = make_report("nobody/model")
     assert asked == {"name": "nobody/model", "patterns": ["*.safetensors", "*.json"]}
     assert found.model == "nobody/model"

@@ -14,7 +14,8 @@ from ..publish.redact import without_paths, without_tokens
 from ..publish.sources import describe_base, describe_dataset
 from ..saved.files import weight_files
 from ..saved.report import Report
-from ..trainer.recording import CardInput, measure_trainer, record_of
+from ..trainer.latency import measure_trainer
+from ..trainer.recording import CardInput, record_of
 from .names import package_version, resolve_name
 from .prepare import Prepared
 from .schema import Recipe

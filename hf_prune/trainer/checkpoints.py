@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME, sort_checkpoints
 
 UNFINISHED = "_unfinished"
-
-
-_STATE_NAME = "trainer_state.json"
 
 
 _WEIGHTS_NAMES = ("model.safetensors", "adapter_model.safetensors")
@@ -110,7 +108,7 @@ def is_complete(folder: Path) -> bool:
     `save_only_model` has neither. Weights in other formats than safetensors are only looked for, not into.
     """
     names = {path.name for path in folder.iterdir()}
-    if _SENTINEL_NAME in names or _read_json(folder / _STATE_NAME) is None:
+    if _SENTINEL_NAME in names or _read_json(folder / TRAINER_STATE_NAME) is None:
         return False
     if not _may_train_on(names):
         return False
@@ -129,7 +127,7 @@ def is_deepspeed_checkpoint(folder: Path) -> bool:
 
 def was_distilled(folder: Path) -> bool:
     """Whether the training that wrote a checkpoint had a teacher: its logs have what one added to the loss."""
-    history = (_read_json(folder / _STATE_NAME) or {}).get("log_history", [])
+    history = (_read_json(folder / TRAINER_STATE_NAME) or {}).get("log_history", [])
     return any("distillation_loss" in entry for entry in history)
 
 

@@ -1,7 +1,7 @@
 """The latency of a Trainer's model, on a sample that it evaluates on."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from ..foreign.accelerate import forward_of
+from ..foreign.transformers import evaluation_collator, prepare_inputs
 from ..publish.measure import input_shapes, measure_latency
 from ..publish.record import Latency
 
@@ -26,18 +28,17 @@ def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency
     if not len(dataset) or trainer.args.world_size > 1:
         return None
     assert trainer.model is not None  # Trainer.__init__ has made sure
-    collator = trainer._get_collator_with_removed_columns(trainer.data_collator, description="Evaluation")
-    inputs = _inputs_of(trainer.model, collator([dataset[0]]))
+    inputs = _inputs_of(trainer.model, evaluation_collator(trainer)([dataset[0]]))
     if inputs is None:
         return None
-    inputs = trainer._prepare_inputs(inputs)
+    inputs = prepare_inputs(trainer, inputs)
     models = [trainer.model] if dense is None else [trainer.model, dense.to(trainer.args.device)]
     modes = [model.training for model in models]
     try:
         for model in models:
             model.eval()
         with torch.random.fork_rng(), torch.no_grad(), trainer.compute_loss_context_manager():
-            seconds, passes = measure_latency([partial(_forward_of(model), **inputs) for model in models])
+            seconds, passes = measure_latency([partial(forward_of(model), **inputs) for model in models])
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
@@ -45,11 +46,6 @@ def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency
     return Latency(
         shapes=shapes, passes=passes, seconds=seconds[0], dense_seconds=seconds[1] if dense is not None else None
     )
-
-
-def _forward_of(model: nn.Module) -> Callable[..., Any]:
-    """A model's forward pass without the mixed precision that accelerate puts around it."""
-    return getattr(model, "_original_forward", model)
 
 
 def _inputs_of(model: nn.Module, batch: Any) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 
 from ..engines.choose import is_shared_model, weights_digest
+from ..foreign.transformers import finish_current_push
 from ..model.anatomy import has_adapters
 from ..publish.card import write_card
 from ..publish.push import push_model
@@ -178,7 +179,7 @@ class PublishingMixin(TrainerBase):
         self.create_model_card(**kwargs)
         if not self.is_world_process_zero():
             return None
-        self._finish_current_push()
+        finish_current_push(self)
 
         def push() -> CommitInfo:
             return push_model(

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import CommitInfo, HfApi
-from transformers.trainer_utils import HubStrategy
-from transformers.utils.hub import PushInProgress
 
+from ..foreign.transformers import HubStrategy, PushInProgress
 from ..publish.hub_errors import explain_error
 from ..publish.push import push_model
 from ..publish.record import RunRecord, save_record, saved_files

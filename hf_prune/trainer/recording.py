@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from ..config.pruning import PruningConfig
+from ..foreign.transformers import commit_of
 from ..model.names import plain_model
 from ..publish.logs import changed_arguments, metrics_of, not_finite, thin_history
 from ..publish.measure import emissions_of, hardware, versions
@@ -118,10 +119,10 @@ def record_of(
 
 def _base_model(trainer: Trainer, given: CardInput) -> Source | None:
     config = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
-    name_or_path = getattr(config, "_name_or_path", None) or given.finetuned_from
+    name_or_path = getattr(config, "name_or_path", None) or given.finetuned_from
     if not name_or_path:
         return None
-    revision = getattr(config, "_commit_hash", None)
+    revision = commit_of(config)
     return describe_base(name_or_path, given.finetuned_from, revision)[0]
 
 
@@ -130,8 +131,8 @@ def _distillation(trainer: Trainer) -> Distillation | None:
     if not isinstance(trainer, DistillingMixin) or trainer.teacher is None or trainer.distillation is None:
         return None
     of_teacher = getattr(plain_model(trainer.teacher), "config", None)
-    known = getattr(of_teacher, "_name_or_path", None)
-    source = describe_base(known, None, getattr(of_teacher, "_commit_hash", None))[0] if known else None
+    known = getattr(of_teacher, "name_or_path", None)
+    source = describe_base(known, None, commit_of(of_teacher))[0] if known else None
     opened = trainer.teacher_name is not None
     return Distillation(
         teacher=source if opened else None, teacher_base=None if opened else source, **trainer.distillation.to_dict()

@@ -11,10 +11,9 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..engines.fsdp_checkpoints import is_fsdp_checkpoint, load_fsdp_model, load_fsdp_optimizer
+from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, TRAINER_STATE_NAME
 from ..publish.card import keep_card
 from .base import TrainerBase
 from .checkpoints import UNFINISHED, keep_only, publish, rotate

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
 from ..errors import TeacherError
+from ..foreign.transformers import check_trainer
 from ..masking.pruner import Pruner
 from .callback import PruningCallback, check_needs
 from .distilling import DistillingMixin
@@ -99,8 +100,14 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
         save_on_sigterm_at_step_end(self)
 
     def __init_subclass__(cls, **kwargs: Any):
-        """Show the signature of the Trainer that is extended, and ours after it."""
+        """Check the methods of the Trainer that is extended, and show its signature, and ours after it.
+
+        Raises IncompatibleVersionError where a method is gone, or has changed such that ours does not fit it.
+        """
         super().__init_subclass__(**kwargs)
+        mixins = PruningMixin.__mro__[:-1]
+        if issubclass(cls, Trainer):
+            check_trainer(cls.__mro__[cls.__mro__.index(mixins[-1]) + 1 :], mixins)
         if "__init__" in cls.__dict__:
             cls.__signature__ = None  # that of its own __init__, not an inherited one
             return
@@ -122,8 +129,9 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
 
 def _extended_by(cls: type) -> type:
     """The Trainer class that a class with `PruningMixin` extends."""
-    ours = PruningMixin.__mro__[:-1]
-    return next(base for base in cls.__mro__[1:] if base not in ours and "__init__" in base.__dict__)
+    return next(
+        base for base in cls.__mro__[1:] if base not in PruningMixin.__mro__[:-1] and "__init__" in base.__dict__
+    )
 
 
 def _takes(trainer_class: type, name: str) -> bool:

@@ -35,7 +35,6 @@ def __getattr__(name: str) -> Any:
 # Methods of those classes that are overridden, with how they are called here.
 OVERRIDDEN: tuple[Foreign, ...] = (
     Foreign("peft.tuners.lora:Linear.get_delta_weight", "mask what LoRA adds", _UNTIL, "adapter"),
-    Foreign("peft.tuners.lora:Linear.forward", "mask what LoRA adds", _UNTIL, "x, ..."),
     Foreign(
         "peft.tuners.lora.dora:DoraLinearLayer.get_weight_norm",
         "mask what DoRA adds",
@@ -43,7 +42,6 @@ OVERRIDDEN: tuple[Foreign, ...] = (
         "weight, lora_weight, scaling=",
     ),
     Foreign("peft.tuners.vera.layer:Linear.get_delta_weight", "mask what VeRA adds", _UNTIL, "adapter"),
-    Foreign("peft.tuners.vera.layer:Linear.forward", "mask what VeRA adds", _UNTIL, "x, ..."),
     Foreign("peft.tuners.loha.layer:Linear.get_delta_weight", "mask what LoHa adds", _UNTIL, "adapter_name"),
     Foreign("peft.tuners.lokr.layer:Linear.get_delta_weight", "mask what LoKr adds", _UNTIL, "adapter_name"),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .entry import Foreign, attribute, check_method, find, find_in
+from .entry import Foreign, attribute, check_method, find, find_in, incompatible
 
 _NO_EVENT = "when the Trainer has a callback event there that may change what it does"
 _DOCUMENTED = "never: it is documented, and checked for its signature"
@@ -200,7 +200,8 @@ def commit_of(config: Any) -> str | None:
 
 def task_mappings() -> Iterator[Mapping[type, Any]]:
     """For each task, the classes that do it: type of the configuration -> class, or a tuple of classes."""
-    find(_MODEL_MAPPING)
+    if find(_MODEL_MAPPING) is None:
+        raise incompatible(_MODEL_MAPPING)
     from transformers.models.auto import modeling_auto
 
     for name in modeling_auto.__all__:

@@ -33,7 +33,7 @@ PruningTrainer(model=model, pruning_config=0.8)  # Argument "pruning_config" to 
 PruningTrainer(model=model, callbacks=3)  # Argument "callbacks" to "PruningTrainer" has incompatible type
 PruningTrainer(model=model, teacher_model=3)  # Argument "teacher_model" to "PruningTrainer" has incompatible type
 PruningTrainer(model=model, distillation_config={})  # Argument "distillation_config" to "PruningTrainer"
-PruningTrainer(model, None, None, None, None, None, None, None, None, [], (None, None), None, None, soft)  # Too many
+PruningTrainer(model, None, None, None, None, None, None, None, None, [], (None, None), None, None, None, 0)  # Too many
 """
 
 # Only what the script's types need is read: the whole of torch and transformers takes a minute.

@@ -92,3 +92,7 @@ class TargetError(ValueError):
 
 class TeacherError(ValueError):
     """A teacher that a model cannot be distilled from."""
+
+
+class IncompatibleVersionError(RuntimeError):
+    """A version of another library that lacks what this package needs of it, or has it in another form."""

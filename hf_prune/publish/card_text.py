@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
-from huggingface_hub.repocard_data import eval_results_to_model_index
-from transformers.modelcard import TASK_MAPPING
 
+from ..foreign.huggingface_hub import eval_results_to_model_index
+from ..foreign.transformers import TASK_MAPPING
 from ..methods.citations import citations
 from ..methods.criteria import METHOD_WORDS
 from ..methods.patterns import parse_pattern

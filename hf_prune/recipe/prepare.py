@@ -20,7 +20,7 @@ from ..errors import DistillationConfigError, PruningConfigError, RecipeError, T
 from ..masking.plan import Plan
 from ..masking.pruner import Pruner
 from ..trainer.callback import check_needs
-from ..trainer.trainer import training_steps
+from ..trainer.training import training_steps
 from .data import load_data
 from .models import check_finite, check_length, freeze, load_model, load_tokenizer, set_generation, set_padding
 from .names import resolve_name

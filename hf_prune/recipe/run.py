@@ -17,7 +17,7 @@ from ..publish.record import Generation, Sample
 from ..publish.redact import without_tokens
 from ..saved.model import SavedModel
 from ..saved.report import make_report
-from ..trainer.trainer import whole_state_dict
+from ..trainer.saving import whole_state_dict
 from .models import freeze
 from .outcome import RunResult, Say, write_record
 from .prepare import Prepared, make_trainer, prepare

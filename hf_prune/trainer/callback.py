@@ -24,11 +24,11 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config.pruning import PruningConfig
 from ..engines.optimizers import updates_in_backward
 from ..errors import PruningConfigError, PruningStateError
+from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
 from ..masking.pruner import Pruner
 from ..methods.criteria import NEEDS
 from ..saved.pruning_state import state_files

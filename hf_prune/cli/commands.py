@@ -19,21 +19,7 @@ from transformers import PreTrainedModel
 
 from ..engines.launch import is_first_process
 from ..engines.processes import processes
-from ..errors import (
-    CardError,
-    DistillationConfigError,
-    LaunchError,
-    PruningConfigError,
-    PruningStateError,
-    PushError,
-    RecipeError,
-    RecordError,
-    ReportError,
-    StaleRecordError,
-    TargetError,
-    TeacherError,
-    one_line,
-)
+from ..errors import HfPruneError, PruningConfigError, PushError, RecipeError, ReportError, TargetError, one_line
 from ..masking.plan import Plan
 from ..masking.pruner import Pruner
 from ..publish.card import forget_measurements, write_card
@@ -51,12 +37,6 @@ from .tables import console, print_line, print_plan, print_push, print_push_plan
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
 
 
-_USER_ERRORS = (
-    *(CardError, DistillationConfigError, LaunchError, PruningConfigError, PruningStateError, RecipeError),
-    *(RecordError, ReportError, StaleRecordError, TargetError, TeacherError),
-)
-
-
 _SECONDS_FOR_THE_FIRST_PROCESS = 30.0
 
 
@@ -68,7 +48,7 @@ def _errors_as_lines() -> Iterator[None]:
     """
     try:
         yield
-    except (*_USER_ERRORS, PushError, OSError) as error:
+    except (HfPruneError, OSError) as error:
         name = "hf-prune"
         if not is_first_process():
             # Most often the first process fails alike, says why, and the launcher ends this one while it waits here.
@@ -123,12 +103,12 @@ def plan_command(
     with _errors_as_lines():
         _quiet()
         if steps is not None and steps < 1:
-            raise RecipeError([f"--steps: expected 1 or more, got {steps}"])
+            raise RecipeError("--steps", f"expected 1 or more, got {steps}")
         if source in shipped_recipes() and not Path(source).exists():
             source = str(find_recipe(source))
         if source.endswith((".yaml", ".yml")):
             if steps is not None:
-                raise RecipeError(["--steps: expected none with a recipe, which says itself; use training.max_steps="])
+                raise RecipeError("--steps", "expected none with a recipe, which says itself; use training.max_steps=")
             plan = prepare(load_recipe(source, overrides or [])).plan()
         else:
             plan = _plan_model(source, overrides or [], 1000 if steps is None else steps)
@@ -162,9 +142,9 @@ def init_command(
             with target.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError as error:
-            raise RecipeError([f"{target}: expected no such file yet, found one; give another path"]) from error
+            raise RecipeError(f"{target}: expected no such file yet, found one; give another path") from error
         except OSError as error:
-            raise RecipeError([f"{target}: it cannot be written: {error.strerror}"]) from error
+            raise RecipeError(f"{target}: it cannot be written: {error.strerror}") from error
     console.print(str(target), soft_wrap=True)
     console.print("Change it, look at what it plans with hf-prune plan, and run it with hf-prune run.")
 
@@ -294,7 +274,7 @@ def _plan_model(source: str, overrides: list[str], steps: int) -> Plan:
     try:
         return Pruner(_load_weights(folder, skeleton), config).plan(steps)
     except (PruningConfigError, TargetError) as error:
-        raise RecipeError([f"command line: {line}" for line in str(error).splitlines()]) from error
+        raise RecipeError(problems=error.problems, at="command line") from error
 
 
 def _load_weights(folder: Path, skeleton: PreTrainedModel) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from ..errors import LaunchError
 from ..model.anatomy import layer_classes
+from .choose import no_stage_error
 
 _WRAPPED_LAYERS = "FSDP_TRANSFORMER_CLS_TO_WRAP"
 
@@ -47,8 +48,9 @@ def check_launch() -> None:
     ):
         if asked and _is_set(variable):
             raise LaunchError(
-                f"{setting}: expected false in the file of accelerate launch, got true, with which not every process "
-                "has the weights to plan the pruning with"
+                setting,
+                "expected false in the file of accelerate launch, got true, with which not every process "
+                "has the weights to plan the pruning with",
             )
 
 
@@ -74,11 +76,12 @@ def check_sharding(args: TrainingArguments) -> None:
 
 
 def check_engine(trainer: Trainer) -> None:
-    """Raise LaunchError where a Trainer was to train with FSDP2 or DeepSpeed and does not."""
+    """Raise LaunchError where FSDP2 or DeepSpeed was asked for and does not train; PlacementError for stage 0."""
     if _wants_fsdp(trainer.args) and not trainer.accelerator.is_fsdp2:
         raise LaunchError(
-            "fsdp_version: expected 2, for version 1 keeps weights in flat pieces that cannot be pruned, got "
-            f"{os.environ.get('FSDP_VERSION', 'another')}; set it in the file of accelerate launch"
+            "fsdp_version",
+            "expected 2, for version 1 keeps weights in flat pieces that cannot be pruned, got "
+            f"{os.environ.get('FSDP_VERSION', 'another')}; set it in the file of accelerate launch",
         )
     if _wants_deepspeed(trainer.args) and not trainer.is_deepspeed_enabled:
         raise LaunchError(
@@ -88,10 +91,7 @@ def check_engine(trainer: Trainer) -> None:
     if trainer.is_deepspeed_enabled:
         plugin = trainer.accelerator.state.deepspeed_plugin
         if plugin.zero_stage == 0:
-            raise LaunchError(
-                "zero_optimization.stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train "
-                "with DDP (recipes/accelerate/ddp.yaml)"
-            )
+            raise no_stage_error()
         mismatches = plugin.hf_ds_config.mismatches
         if mismatches:
             raise LaunchError(

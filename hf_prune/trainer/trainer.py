@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
 from ..engines.fsdp_checkpoints import is_fsdp_checkpoint, load_fsdp_model, load_fsdp_optimizer
-from ..errors import TeacherError
+from ..errors import ArgumentError, CheckpointError, TeacherError
 from ..masking.pruner import Pruner
 from ..publish.card import keep_card
 from .callback import PruningCallback, check_needs
@@ -216,13 +216,15 @@ class PruningMixin(LossMixin, HubMixin):
     def _checkpoint_to_resume(self, asked: str | Literal[True], directory: Path) -> str:
         """The checkpoint to go on from: the one that was asked for, with True the newest complete one in a directory.
 
-        Raises ValueError if there is none, and for one of DeepSpeed where training goes on without.
+        Raises CheckpointError if there is none, and for one of DeepSpeed where training goes on without.
         """
         checkpoint = newest_complete(directory) if asked is True else asked
         if checkpoint is None:
-            raise ValueError(f"resume_from_checkpoint: expected a complete checkpoint in {directory}, found none")
+            raise CheckpointError(
+                "resume_from_checkpoint", f"expected a complete checkpoint in {directory}, found none"
+            )
         if not self.is_deepspeed_enabled and is_deepspeed_checkpoint(Path(checkpoint)):
-            raise ValueError(
+            raise CheckpointError(
                 f"{checkpoint}: expected a checkpoint of this way of training, got one of DeepSpeed, which alone reads "
                 "its optimizer's state; go on with DeepSpeed, or start anew from its model with method='keep'"
             )
@@ -336,27 +338,31 @@ def _check_distillation(teacher: Any, config: Any, own_teacher: bool) -> None:
     if config is None:
         return
     if teacher is None:
-        raise TeacherError("teacher_model: expected one beside a distillation_config, got None")
+        raise TeacherError("teacher_model", "expected one beside a distillation_config, got None")
     if own_teacher:
         raise TeacherError(
-            "distillation_config: expected None for a Trainer that has a teacher_model of its own; it has arguments "
-            "for how it distils"
+            "distillation_config",
+            "expected None for a Trainer that has a teacher_model of its own; it has arguments for how it distils",
         )
     if not isinstance(config, DistillationConfig):
         raise TeacherError(
-            f"distillation_config: expected a DistillationConfig, got {type(config).__name__}; "
-            "DistillationConfig.from_dict makes one of a dict"
+            "distillation_config",
+            f"expected a DistillationConfig, got {type(config).__name__}; "
+            "DistillationConfig.from_dict makes one of a dict",
         )
 
 
 def _with_adapters(model: Any, peft_config: PeftConfig) -> PeftModel:
     if not isinstance(model, PreTrainedModel):
-        raise TypeError(
-            f"peft_config: expected a model of transformers to put adapters on, got {type(model).__name__}; give "
-            "model=, or a model that has its adapters"
+        raise ArgumentError(
+            "peft_config",
+            f"expected a model of transformers to put adapters on, got {type(model).__name__}; give model=, or a model "
+            "that has its adapters",
         )
     if not isinstance(peft_config, PeftConfig):
-        raise TypeError(f"peft_config: expected a configuration of PEFT such as LoraConfig(), got {peft_config!r}")
+        raise ArgumentError(
+            "peft_config", f"expected a configuration of PEFT such as LoraConfig(), got {peft_config!r}"
+        )
     return cast(PeftModel, get_peft_model(model, peft_config))
 
 

@@ -229,7 +229,7 @@ def test_a_mistake_that_only_another_process_meets_is_told_by_that_process(tmp_p
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(cli.time, "sleep", waited.append)
     with pytest.raises(cli.typer.Exit) as ended, cli._errors_as_lines():
-        raise RecipeError(["model.name: nothing there"])
+        raise RecipeError("model.name", "nothing there")
     assert ended.value.exit_code == 2
     assert len(waited) == 1
     assert capsys.readouterr().err == "hf-prune, process 1: model.name: nothing there\n"

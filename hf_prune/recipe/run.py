@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, Trainer, set_seed
 
-from ..engines.launch import is_first_process
+from ..engines.launched import is_first_process
 from ..engines.processes import wait_for_all
 from ..errors import RecipeError, one_line
 from ..publish.push import push_model

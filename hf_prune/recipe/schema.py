@@ -11,7 +11,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
-from ..engines.launch import check_launch, check_processes, deepspeed_precision, launched_processes, needs_cpu
+from ..engines.launched import check_launch, check_processes, deepspeed_precision, launched_processes
 from ..errors import RecipeError, one_line
 from .names import resolve_name
 
@@ -189,8 +189,8 @@ class Recipe(_Section):
         if precision is not None and not {"bf16", "fp16"} & {*self.training, *own}:
             first[precision] = True
         values = first | self.training | own | changes
-        if needs_cpu() or (values.get("bf16") and not torch.accelerator.is_available()):
-            values["use_cpu"] = True  # without an accelerator, TrainingArguments takes bf16 only with it
+        if (launched_processes() > 1 or values.get("bf16")) and not torch.accelerator.is_available():
+            values["use_cpu"] = True  # or processes would train each alone, and bf16 would be refused
         args = arguments_of(self.task)(**values)
         check_processes(args)
         return args

@@ -21,7 +21,8 @@ from test_run import PRUNABLE, reviews, save_tiny_bert, write_csv, write_recipe
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_prune.cli import commands as cli
-from hf_prune.engines.launch import check_engine, deepspeed_precision, wrapping_layers
+from hf_prune.engines.launch import check_engine, wrapping_layers
+from hf_prune.engines.launched import deepspeed_precision
 from hf_prune.errors import LaunchError, RecipeError
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.prepare import prepare

@@ -43,7 +43,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a real number, finite and small enough for a float."""
     try:
         return is_real(value) and math.isfinite(value)
-    except OverflowError:
+    except OverflowError:  # an integer beyond what a float can hold
         return False
 
 

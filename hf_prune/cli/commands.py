@@ -75,11 +75,12 @@ def run_command(
 ) -> None:
     """Fine-tune and prune as a recipe says."""
     with _errors_as_lines():
+        path = find_recipe(recipe)
         _quiet(progress=is_first_process(), data=True)
         from ..recipe.loading import load_recipe
         from ..recipe.run import run
 
-        result = run(load_recipe(find_recipe(recipe), overrides or []), say=print_line)
+        result = run(load_recipe(path, overrides or []), say=print_line)
     if result is not None:
         print_result(result)
 

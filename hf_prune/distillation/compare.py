@@ -15,7 +15,7 @@ def _logits(whose: str, outputs: Any) -> torch.Tensor:
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
     if not torch.is_tensor(logits):
         came = ", ".join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
-        raise TeacherError(f"teacher_model: expected logits in the outputs of the {whose}, got {came}")
+        raise TeacherError("teacher_model", f"expected logits in the outputs of the {whose}, got {came}")
     return logits
 
 
@@ -24,8 +24,8 @@ def logits_to_compare(outputs: Any, answers: Any) -> tuple[torch.Tensor, torch.T
     logits, of_teacher = _logits("model", outputs), _logits("teacher", answers)
     if logits.shape != of_teacher.shape:
         raise TeacherError(
-            f"teacher_model: expected logits of shape {tuple(logits.shape)}, as the model gives, got "
-            f"{tuple(of_teacher.shape)}"
+            "teacher_model",
+            f"expected logits of shape {tuple(logits.shape)}, as the model gives, got {tuple(of_teacher.shape)}",
         )
     return logits, of_teacher
 
@@ -83,7 +83,9 @@ def _hidden_states(whose: str, outputs: Mapping[str, Any]) -> Sequence[torch.Ten
         states = outputs.get(name)
         if states:
             return cast(Sequence[torch.Tensor], states)
-    raise TeacherError(f"hidden_weight: expected 0, for the {whose} gives no hidden states, only {', '.join(outputs)}")
+    raise TeacherError(
+        "hidden_weight", f"expected 0, for the {whose} gives no hidden states, only {', '.join(outputs)}"
+    )
 
 
 def token_weights(

@@ -52,10 +52,7 @@ def engine_of(model: nn.Module, optimizer: Any = None) -> Engine:
     parameters = list(model.parameters())
     if any(isinstance(module, MaskedDelta) for module in model.modules()):
         if any(is_shared(one) or is_of_stage_three(one) or has_master_of_two(one) for one in parameters):
-            raise PlacementError(
-                "adapters: expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight "
-                "whole with what is added to it; or train with DDP"
-            )
+            raise shared_merge_error()
         return Adapted(model)
     with_deepspeed = isinstance(optimizer, DeepSpeedOptimizerWrapper)
     if with_deepspeed:
@@ -65,12 +62,28 @@ def engine_of(model: nn.Module, optimizer: Any = None) -> Engine:
     if any(has_master_of_two(parameter) for parameter in parameters):
         if getattr(getattr(optimizer, "optimizer", None), "round_robin_gradients", False):
             raise PlacementError(
-                "round_robin_gradients: expected false, got true, with which DeepSpeed does not find its master weights"
+                "round_robin_gradients",
+                "expected false, got true, with which DeepSpeed does not find its master weights",
             )
         return ZeroTwo()
     if with_deepspeed:
-        raise PlacementError(
-            "zero_optimization.stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with "
-            "DDP (recipes/accelerate/ddp.yaml)"
-        )
+        raise no_stage_error()
     return Engine()
+
+
+def shared_merge_error() -> PlacementError:
+    """Why `sparse_merge` is refused where processes share weights."""
+    return PlacementError(
+        "adapters",
+        "expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight whole with what "
+        "is added to it; or train with DDP",
+    )
+
+
+def no_stage_error() -> PlacementError:
+    """Why DeepSpeed's stage 0 is refused."""
+    return PlacementError(
+        "zero_optimization.stage",
+        "expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with DDP "
+        "(recipes/accelerate/ddp.yaml)",
+    )

@@ -122,10 +122,9 @@ def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], tota
             shared = [name for name in names[later] if name in names[earlier]]
             if shared and window.begin < before.end:
                 raise PruningConfigError(
-                    [
-                        f"begin: expected configuration {later + 1} to begin at or after step {before.end}, where "
-                        f"configuration {earlier + 1} ends on {shared[0]!r}, got step {window.begin}"
-                    ]
+                    "begin",
+                    f"expected configuration {later + 1} to begin at or after step {before.end}, where "
+                    f"configuration {earlier + 1} ends on {shared[0]!r}, got step {window.begin}",
                 )
     return windows
 

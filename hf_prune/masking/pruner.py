@@ -13,7 +13,7 @@ from torch import nn
 from ..config.pruning import PruningConfig, load_configs
 from ..engines.choose import engine_of
 from ..engines.optimizers import leaves_zeros, zero_masked
-from ..errors import PruningConfigError, PruningStateError
+from ..errors import ArgumentError, PruningConfigError, PruningStateError
 from ..methods.criteria import NEEDS
 from ..methods.patterns import count_of
 from ..methods.scopes import Pool
@@ -86,7 +86,7 @@ class Pruner:
     ):
         self.configs = [config] if isinstance(config, PruningConfig) else list(config)
         if not self.configs or not all(isinstance(entry, PruningConfig) for entry in self.configs):
-            raise TypeError(f"config: expected a PruningConfig or a list of them, got {config!r}")
+            raise ArgumentError("config", f"expected a PruningConfig or a list of them, got {config!r}")
         self._state = PruningState()
         self.total_steps: int | None = None
         self.expected_steps: int | None = None
@@ -133,17 +133,16 @@ class Pruner:
                 wanted[NEEDS[group.config.method]].update(target.name for target in group.members)
         if wanted["gradients"] and self._engine.steps_in_backward:
             raise PruningConfigError(
-                ["method: expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'"]
+                "method", "expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'"
             )
         frozen = [
             name for name in self.parameters if name in wanted["gradients"] and not self.parameters[name].requires_grad
         ]
         if frozen:
             raise PruningConfigError(
-                [
-                    f"method: expected one that reads no gradients for weights that are not trained, got 'taylor' for "
-                    f"{frozen[0]}; exclude it, or use 'magnitude' or 'wanda'"
-                ]
+                "method",
+                f"expected one that reads no gradients for weights that are not trained, got 'taylor' for "
+                f"{frozen[0]}; exclude it, or use 'magnitude' or 'wanda'",
             )
         return Statistics(model, **wanted)
 
@@ -215,7 +214,7 @@ class Pruner:
         """
         total_steps = next((steps for steps in (total_steps, self.total_steps, self.expected_steps) if steps), None)
         if total_steps is None:
-            raise PruningConfigError(["total_steps: expected the optimizer steps of the training, got None"])
+            raise PruningConfigError("total_steps", "expected the optimizer steps of the training, got None")
         windows = make_windows(self.configs, self._groups, total_steps)
         tensors = [
             PlannedTensor(target.name, target.shape, target.weights, self.masked[target.name], None)

@@ -91,7 +91,7 @@ class _MaskedForward(MaskedDelta):
         Raises TargetError where each sample of a batch has an adapter of its own (`adapter_names`).
         """
         if kwargs.get("adapter_names") is not None:
-            raise TargetError("adapter_names: expected none with 'sparse_merge'; set one adapter for the whole batch")
+            raise TargetError("adapter_names", "expected none with 'sparse_merge'; set one adapter for the whole batch")
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
@@ -154,9 +154,10 @@ def mask_additions(model: nn.Module, names: Collection[str]) -> None:
         why = _why_not_masked(layer)
         if why is not None:
             raise TargetError(
-                f"adapters: 'sparse_merge' cannot be had of {name}, {why}; use LoRA, DoRA, LoHa, LoKr or VeRA over "
+                "adapters",
+                f"'sparse_merge' cannot be had of {name}, {why}; use LoRA, DoRA, LoHa, LoKr or VeRA over "
                 "linear layers, or IA3 or HiRA, which only scale the weight, or prune with 'sparse_base' and keep the "
-                "adapters apart"
+                "adapters apart",
             )
     for layer in layers.values():
         if type(layer) in _MASKED:

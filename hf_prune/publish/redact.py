@@ -17,16 +17,6 @@ _PATH = re.compile(
 )
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, finite or not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return is_number(value) and math.isfinite(value)
-
-
 def without_tokens(value: Any) -> Any:
     """A recipe's content without what holds tokens or passwords, at any depth: by the name of a key, or by its look."""
     if isinstance(value, Mapping):
@@ -72,4 +62,4 @@ def is_plain(value: Any) -> bool:
         return all(map(is_plain, value))
     if isinstance(value, str):
         return _PATH.search(value) is None
-    return value is None or isinstance(value, bool) or is_finite(value)
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))

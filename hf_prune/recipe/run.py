@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, Trainer, set_seed
 
-from ..engines.launch import is_first_process
+from ..engines.launched import is_first_process
 from ..engines.processes import wait_for_all
 from ..errors import RecipeError, one_line
 from ..publish.push import push_model
@@ -44,7 +44,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise recipe.place(RecipeError([f"output_dir: it cannot be made: {one_line(error)}"])) from error
+        raise recipe.place(RecipeError("output_dir", f"it cannot be made: {one_line(error)}")) from error
     if prepared.new_weights:
         say(f"Drawn at random, for they are not in the model's file: {', '.join(prepared.new_weights)}")
     seconds: dict[str, float] = {}

@@ -179,7 +179,7 @@ class TextGeneration:
         for part, blocks in packed.items():
             if not len(blocks):
                 raise RecipeError(
-                    [f"dataset.max_length: expected a block of at most the tokens of the {part} part, got {length}"]
+                    "dataset.max_length", f"expected a block of at most the tokens of the {part} part, got {length}"
                 )
         return packed
 
@@ -241,7 +241,7 @@ class Summarization:
         data = data.filter(lambda row: bool(row["document"] and row["summary"]), desc="Summaries")
         for part, rows in data.items():
             if not len(rows):
-                raise RecipeError([f"dataset.text_column: expected texts of two sentences, found none in {part}"])
+                raise RecipeError("dataset.text_column", f"expected texts of two sentences, found none in {part}")
         self._texts = list(data["test"]["document"])
         return data
 
@@ -305,7 +305,7 @@ TASKS: dict[str, type[Task]] = {
 
 def _refuse_groups(recipe: Recipe) -> None:
     if recipe.dataset.group_by is not None:
-        raise RecipeError([f"dataset.group_by: expected none for {recipe.task}, got {recipe.dataset.group_by!r}"])
+        raise RecipeError("dataset.group_by", f"expected none for {recipe.task}, got {recipe.dataset.group_by!r}")
 
 
 def first_sentence(text: str) -> tuple[str, str]:
@@ -364,7 +364,7 @@ def _load_metric(name: str) -> Any:
         return load_metric(name)
     except (FileNotFoundError, ImportError, ValueError, OSError) as error:
         hint = nearest(name, METRICS)
-        raise RecipeError([f"metrics: {name!r} cannot be loaded: {first_line(error)}{hint}"]) from error
+        raise RecipeError("metrics", f"{name!r} cannot be loaded: {first_line(error)}{hint}") from error
 
 
 def _guesses(predictions: Any) -> Any:

@@ -43,13 +43,13 @@ class DistillingMixin(TrainerBase):
         """Take a teacher for the trainings to come. Raises TeacherError for one that does not fit."""
         if self.args.n_gpu > 1:
             raise TeacherError(
-                f"teacher_model: expected one process for each GPU, got one for {self.args.n_gpu}; start with "
-                "accelerate launch"
+                "teacher_model",
+                f"expected one process for each GPU, got one for {self.args.n_gpu}; start with accelerate launch",
             )
         self.distillation = config or DistillationConfig()
         if self.distillation.hidden_weight and not takes_input(cast(nn.Module, self.model), "output_hidden_states"):
             raise DistillationConfigError(
-                ["hidden_weight: expected 0 for a model whose forward pass takes no output_hidden_states"]
+                "hidden_weight", "expected 0 for a model whose forward pass takes no output_hidden_states"
             )
         self.teacher = find_teacher(teacher, cast(nn.Module, self.model))
         self.teacher_name = None if isinstance(teacher, nn.Module) else str(teacher)
@@ -75,7 +75,7 @@ class DistillingMixin(TrainerBase):
             return self._extended_loss(model, inputs, return_outputs, num_items_in_batch)
         config = cast(DistillationConfig, self.distillation)
         if "labels" not in inputs:
-            raise TeacherError(f"teacher_model: expected inputs with labels to distil, got {', '.join(inputs)}")
+            raise TeacherError("teacher_model", f"expected inputs with labels to distil, got {', '.join(inputs)}")
         labels = cast(torch.Tensor, inputs["labels"])
         task = self._task_loss(model, inputs, num_items_in_batch)
         asked = {**inputs, "output_hidden_states": True} if config.hidden_weight else dict(inputs)
@@ -84,8 +84,9 @@ class DistillingMixin(TrainerBase):
         logits, teacher_logits = logits_to_compare(outputs, answers)
         if not logits.requires_grad:
             raise TeacherError(
-                "teacher_model: expected a trainer whose loss is made of logits, got one that makes them only to be "
-                "looked at (TRL's); distil with PruningTrainer"
+                "teacher_model",
+                "expected a trainer whose loss is made of logits, got one that makes them only to be "
+                "looked at (TRL's); distil with PruningTrainer",
             )
 
         mask = item_mask(inputs.get("shift_labels", labels), task.shifts_labels and "shift_labels" not in inputs)
@@ -149,8 +150,9 @@ class DistillingMixin(TrainerBase):
                 found = ask_loss(loss_of, labels, num_items_in_batch, of_tokens)
         except IndexError as error:
             raise TeacherError(
-                f"teacher_model: expected a loss that leaves out labels of {IGNORED}, as those of transformers do, got "
-                f"an error: {error}"
+                "teacher_model",
+                f"expected a loss that leaves out labels of {IGNORED}, as those of transformers do, got "
+                f"an error: {error}",
             ) from error
         model.train()
         told = [0, 0, 0] if found is None else [1, int(found.shifts_labels), int(found.divides_by_items)]
@@ -193,8 +195,9 @@ class DistillingMixin(TrainerBase):
         loss = super().training_step(*args, **kwargs)
         if self.teacher is not None and not self._teacher_was_asked:
             raise TeacherError(
-                f"teacher_model: expected a loss that super().compute_loss() is part of, got that of "
+                "teacher_model",
+                f"expected a loss that super().compute_loss() is part of, got that of "
                 f"{type(self).__name__}.compute_loss, where the teacher is never asked; call it there, or give "
-                "compute_loss_func"
+                "compute_loss_func",
             )
         return loss

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from ..config.pruning import PruningConfig
+from ..errors import CardError
 from ..foreign.transformers import commit_of
 from ..model.names import plain_model
 from ..publish.logs import changed_arguments, metrics_of, not_finite, thin_history
@@ -148,7 +149,7 @@ def _tags_of(trainer: Trainer) -> list[str]:
 def make_evaluations(evaluated: Sequence[MeasuredEvaluation], given: CardInput, wanted: str | None) -> list[Evaluation]:
     """The last evaluation with each prefix: `eval` first, none of the training data.
 
-    `wanted` is the metric that counts most, where it is there. Raises ValueError for dense metrics that are not among
+    `wanted` is the metric that counts most, where it is there. Raises CardError for dense metrics that are not among
     those of any evaluation.
     """
     with_metrics = [one for one in evaluated if metrics_of(one.values, one.prefix)]
@@ -157,7 +158,7 @@ def make_evaluations(evaluated: Sequence[MeasuredEvaluation], given: CardInput, 
     if made and given.dense_metrics is not None and not any(one.dense_metrics for one in made):
         expected = ", ".join(f"{one.part}_{name}" for one in made for name in one.metrics)
         came = ", ".join(given.dense_metrics) or "none"
-        raise ValueError(f"dense_metrics: expected values of {expected}, as evaluate() returns them, got {came}")
+        raise CardError("dense_metrics", f"expected values of {expected}, as evaluate() returns them, got {came}")
     return made
 
 

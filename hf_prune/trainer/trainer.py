@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
-from ..errors import TeacherError
+from ..errors import ArgumentError, TeacherError
 from ..foreign.transformers import check_trainer
 from ..masking.pruner import Pruner
 from .callback import PruningCallback, check_needs
@@ -144,27 +144,31 @@ def _check_distillation(teacher: Any, config: Any, own_teacher: bool) -> None:
     if config is None:
         return
     if teacher is None:
-        raise TeacherError("teacher_model: expected one beside a distillation_config, got None")
+        raise TeacherError("teacher_model", "expected one beside a distillation_config, got None")
     if own_teacher:
         raise TeacherError(
-            "distillation_config: expected None for a Trainer that has a teacher_model of its own; it has arguments "
-            "for how it distils"
+            "distillation_config",
+            "expected None for a Trainer that has a teacher_model of its own; it has arguments for how it distils",
         )
     if not isinstance(config, DistillationConfig):
         raise TeacherError(
-            f"distillation_config: expected a DistillationConfig, got {type(config).__name__}; "
-            "DistillationConfig.from_dict makes one of a dict"
+            "distillation_config",
+            f"expected a DistillationConfig, got {type(config).__name__}; "
+            "DistillationConfig.from_dict makes one of a dict",
         )
 
 
 def _with_adapters(model: Any, peft_config: PeftConfig) -> PeftModel:
     if not isinstance(model, PreTrainedModel):
-        raise TypeError(
-            f"peft_config: expected a model of transformers to put adapters on, got {type(model).__name__}; give "
-            "model=, or a model that has its adapters"
+        raise ArgumentError(
+            "peft_config",
+            f"expected a model of transformers to put adapters on, got {type(model).__name__}; give model=, or a model "
+            "that has its adapters",
         )
     if not isinstance(peft_config, PeftConfig):
-        raise TypeError(f"peft_config: expected a configuration of PEFT such as LoraConfig(), got {peft_config!r}")
+        raise ArgumentError(
+            "peft_config", f"expected a configuration of PEFT such as LoraConfig(), got {peft_config!r}"
+        )
     return cast(PeftModel, get_peft_model(model, peft_config))
 
 

@@ -24,8 +24,9 @@ FIELDS = [entry.name for entry in dataclasses.fields(PruningConfig)]
 def problems_of(**values):
     with pytest.raises(PruningConfigError) as caught:
         PruningConfig(**values)
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    return caught.value.problems
+    lines = str(caught.value).splitlines()
+    assert lines == [f"{field}: {message}" for field, message in caught.value.problems]
+    return lines
 
 
 @st.composite
@@ -230,7 +231,7 @@ def test_an_end_before_the_begin_is_refused_where_both_have_one_unit(values, fie
 def test_a_number_too_large_for_a_float_is_refused(field):
     with pytest.raises(PruningConfigError) as caught:
         PruningConfig(**{"sparsity": 0.8} | {field: 10**400})
-    assert caught.value.problems[0].startswith(f"{field}: expected")
+    assert caught.value.problems[0][0] == field
 
 
 @pytest.mark.parametrize("field", ["method", "schedule", "scope", "pattern", "block_norm", "penalty", "adapters"])
@@ -238,7 +239,7 @@ def test_a_number_too_large_for_a_float_is_refused(field):
 def test_a_choice_that_is_no_text_is_refused(field, value):
     with pytest.raises(PruningConfigError) as caught:
         PruningConfig(**{"sparsity": 0.8} | {field: value})
-    assert caught.value.problems[0].startswith(f"{field}: expected")
+    assert caught.value.problems[0][0] == field
 
 
 def test_one_shot_and_keep_have_no_end():
@@ -309,9 +310,11 @@ def test_no_name_is_offered_when_none_is_near():
 def test_unknown_fields_are_all_told_with_the_nearest_names():
     with pytest.raises(PruningConfigError) as caught:
         PruningConfig.from_dict({"sparsty": 0.8, "zzzz": 1, "seed": 0})
-    assert caught.value.problems[0] == "sparsty: unknown field; did you mean 'sparsity'?"
-    assert caught.value.problems[1] == "zzzz: unknown field"
-    assert caught.value.problems[2].startswith("seed: unknown field")
+    assert caught.value.problems[:2] == [
+        ("sparsty", "unknown field; did you mean 'sparsity'?"),
+        ("zzzz", "unknown field"),
+    ]
+    assert caught.value.problems[2][0] == "seed"
 
 
 def test_a_configuration_is_frozen_and_shares_nothing_with_what_it_was_made_from():
@@ -391,8 +394,8 @@ def test_the_window_agrees_with_the_reference_or_is_refused(config, total):
 def test_a_window_that_does_not_lie_in_training_is_refused(values, total, field, parts):
     with pytest.raises(PruningConfigError) as caught:
         PruningConfig(sparsity=0.8, **values).window(total)
-    [problem] = caught.value.problems
-    assert problem.startswith(field)
+    [(key, problem)] = caught.value.problems
+    assert key == field
     assert all(part in problem for part in parts)
 
 
@@ -502,7 +505,7 @@ def test_every_field_has_help_on_the_command_line():
 def test_wrong_values_on_the_command_line_are_all_told():
     with pytest.raises(PruningConfigError) as caught:
         HfArgumentParser(PruningConfig).parse_args_into_dataclasses(["--sparsity", "1.5", "--method", "magnitud"])
-    assert [problem.split(":")[0] for problem in caught.value.problems] == ["method", "sparsity"]
+    assert [field for field, _ in caught.value.problems] == ["method", "sparsity"]
 
 
 # ---- Files ----
@@ -551,8 +554,8 @@ def test_a_file_that_cannot_be_used_is_refused_by_its_name(content, words, tmp_p
     (tmp_path / CONFIG_NAME).write_bytes(content)
     with pytest.raises(PruningConfigError) as caught:
         load_configs(tmp_path)
-    for problem in caught.value.problems:
-        assert problem.startswith(str(tmp_path / CONFIG_NAME))
+    for line in str(caught.value).splitlines():
+        assert line.startswith(f"{tmp_path / CONFIG_NAME}: ")
     assert all(part in str(caught.value) for part in words)
 
 

@@ -32,13 +32,14 @@ cards: $(VENV)/installed
 		cp -r README.md sparsity.json run_record.json assets ../../../model_cards/$$recipe/ && cd ../../.. || exit 1; \
 	done
 
-# Tests are tiny: two at a time on two cores take half of the time, each on one thread.
+# Tests are tiny: two at a time on two cores take half of the time, each on one thread. tests/conftest.py has the order.
 test: $(VENV)/installed-optimizers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Every architecture of transformers that can be built tiny, and docs/architectures.md: about five minutes on two cores.
+# What is slow by nature: every architecture of transformers that can be built tiny, and docs/architectures.md; recipes
+# with models of more than a hundred million weights. About six minutes on two cores.
 test-all: $(VENV)/installed-optimizers
-	$(BIN)/python -m pytest -m all_architectures tests/model/test_architectures.py
+	$(BIN)/python -m pytest -m slow
 
 # DeepSpeed on CPUs, in an environment of its own: importing it changes what other packages do.
 $(VENV)-deepspeed/installed: pyproject.toml constraints.txt

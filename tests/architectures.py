@@ -71,8 +71,11 @@ class Architecture:
     task: str
 
 
-def architectures():
-    """All classes of the tasks' mappings, each once, under its own model type where several name it."""
+def architectures(only=None):
+    """All classes of the tasks' mappings, each once, under its own model type where several name it.
+
+    Each is imported to see that it is there; `only` names the classes that are wanted.
+    """
     found = {}
     for task, expression in TASKS.items():
         for name in sorted(vars(modeling_auto)):
@@ -80,6 +83,8 @@ def architectures():
                 continue
             for model_type, classes in getattr(modeling_auto, name).items():
                 for class_name in classes if isinstance(classes, (tuple, list)) else [classes]:
+                    if only is not None and class_name not in only:
+                        continue
                     if model_type in configuration_auto.CONFIG_MAPPING_NAMES and hasattr(transformers, class_name):
                         found.setdefault(class_name, (task, []))[1].append(model_type)
     rows = []

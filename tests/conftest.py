@@ -17,6 +17,8 @@ import socket  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hub_client import HubClient  # noqa: E402
+from hub_server import WRITE_TOKEN, HubServer  # noqa: E402
 from transformers import set_seed  # noqa: E402
 
 torch.set_num_threads(1)
@@ -29,6 +31,30 @@ def pytest_configure(config):
     )
 
 
+# The files that take longest, each more than ten seconds.
+LONGEST = (
+    "test_sharded_training",
+    "test_launch",
+    "test_sharded_selection",
+    "test_push",
+    "test_ways_of_training",
+    "test_trainer_card",
+    "test_hub_server",
+    "test_shipped",
+    "test_recipe_scripts",
+    "test_architectures",
+    "test_callback",
+    "test_crashes",
+    "test_replicated",
+    "test_run",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: at the end no process waits for another that has just begun one."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def pytest_unconfigure(config):
     shutil.rmtree(_HF_HOME, ignore_errors=True)
 
@@ -36,6 +62,38 @@ def pytest_unconfigure(config):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     set_seed(0)
+
+
+# ---- The stand-in Hub and its genuine clients: once for each process of pytest, for a client imports for seconds ----
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def lfs_client(hub_server):
+    with HubClient(hub_server.url, WRITE_TOKEN) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def xet_client(hub_server):
+    with HubClient(hub_server.url, WRITE_TOKEN, xet=True) as client:
+        yield client
+
+
+@pytest.fixture
+def hub(hub_server):
+    """The stand-in Hub without anything in it."""
+    hub_server.reset()
+    yield hub_server
+    hub_server.check()
+
+
+# ---- No network ----
 
 
 @pytest.fixture(autouse=True)

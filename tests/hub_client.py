@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+ENGINES = str(Path(__file__).parent / "engines")  # where functions of groups of processes are
 START_TIMEOUT = 120
 SHORT_WAIT = 0.01
 
@@ -74,11 +75,11 @@ class HubClient:
             if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
         }
         environment |= {
+            "PYTHONPATH": os.pathsep.join([ENGINES, *filter(None, [os.environ.get("PYTHONPATH")])]),
             "HF_ENDPOINT": server_url,
             "HF_HOME": str(self.home),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "OMP_NUM_THREADS": "1",
-            "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow starts no thread before the fork
             "TOKENIZERS_PARALLELISM": "false",
         }
         if not xet:
@@ -185,10 +186,7 @@ def program(source, *arguments):
 
 def serve(path: str) -> None:
     """Fork for every connection until standard input ends."""
-    importlib.import_module("hf_prune.cli")  # before the fork, so that each call finds it there
-
-    if len(os.listdir("/proc/self/task")) != 1:
-        raise RuntimeError("importing hf_prune started threads: forking would not be safe")
+    importlib.import_module("forked_imports")  # before the fork, so that each call finds them there
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.new")
     listener.listen(16)

@@ -204,8 +204,14 @@ class HubServer:
             server.server_close()
             thread.join()
         self.scratch.cleanup()
-        if kind is None and self.errors:
-            raise AssertionError("the stand-in Hub itself failed:\n" + "\n".join(self.errors))
+        if kind is None:
+            self.check()
+
+    def check(self) -> None:
+        """Nothing went wrong here in the requests so far."""
+        errors, self.errors = self.errors, []
+        if errors:
+            raise AssertionError("the stand-in Hub itself failed:\n" + "\n".join(errors))
 
     def reset(self) -> None:
         """Forget repositories, requests and faults; requests that are being delayed never take effect."""

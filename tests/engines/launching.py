@@ -1,18 +1,16 @@
 """Cases of training that `train.py` runs on several processes, and what is asserted of what they came to."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import torch
-from hub_server import WRITE_TOKEN, HubServer
+import train
+from forks import TIMEOUT, leave_group_after, make_group, run_group
+from hub_server import WRITE_TOKEN
 
 from hf_prune.saved.masks import mask_files
 from hf_prune.saved.report import make_report
 
-HERE = Path(__file__).parent
 WINDOW = {"begin": 2, "end": 8, "frequency": 2}
 GLOBAL = {"sparsity": 0.5, "scope": "global", **WINDOW}
 INPUTS = {"method": "wanda", "sparsity": 0.5, "schedule": "one_shot", "begin": 4}
@@ -47,24 +45,29 @@ def in_a_stock_trainer(engine, directory, name):
     }
 
 
-def launch(processes, directory, cases, succeeds=True, **environment):
+def launch(processes, directory, cases):
     """Run cases one after another on so many processes; what each ended with."""
+    write_cases(directory, cases)
+    ended = run_group(processes, train.main, directory)
+    assert not any(one.returncode for one in ended), "".join(one.stderr for one in ended)[-20000:]
+    return results_of(directory, cases)
+
+
+def launch_failing(processes, directory, cases):
+    """Run cases that fail: the exit codes of the processes, and their standard errors."""
+    write_cases(directory, cases)
+    ended = run_group(processes, train.main, directory)
+    assert any(one.returncode for one in ended)
+    return [one.returncode for one in ended], [one.stderr for one in ended]
+
+
+def write_cases(directory, cases):
     for name in cases:
         (directory / name).mkdir(parents=True, exist_ok=True)
     (directory / "cases.json").write_text(json.dumps(cases))
-    fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "default"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*command, str(HERE / "train.py"), str(directory)],
-        env=os.environ | fixed | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (done.returncode == 0) == succeeds, done.stderr[-20000:]
-    if not succeeds:
-        return done.stderr
+
+
+def results_of(directory, cases):
     return {name: torch.load(directory / name / "result.pt", weights_only=True) for name in cases}
 
 
@@ -107,8 +110,8 @@ def assert_same_masks_but_for_rounding(masks, others):
     assert sum(int((mask != others[tensor]).sum()) for tensor, mask in masks.items()) <= weights / 1000
 
 
-def launch_and_push(processes, directory, cases):
-    """Run cases that push to `somebody/NAME`; what they ended with, and what the Hub then holds of each.
+def launch_and_push(hub, client, processes, directory, cases):
+    """Run cases that push to `somebody/NAME` of this Hub; what they ended with, and what the Hub then holds of each.
 
     Nobody but the first process, which alone has this token, sent anything.
     """
@@ -119,11 +122,19 @@ def launch_and_push(processes, directory, cases):
         | {"arguments": pushing | {"hub_model_id": f"somebody/{name}"} | case.get("arguments", {})}
         for name, case in cases.items()
     }
-    with HubServer() as hub:
-        hub_of_tests = {"HF_ENDPOINT": hub.url, "HF_TOKEN": WRITE_TOKEN, "HF_HOME": str(directory / "home")}
-        results = launch(processes, directory, cases, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", **hub_of_tests)
-        assert set(hub.authorizations) == {f"Bearer {WRITE_TOKEN}"}
-    return results, {name: hub.repos[f"somebody/{name}"] for name in cases}
+    write_cases(directory, cases)
+    push_from_group(client, processes, train.main, directory)
+    assert set(hub.authorizations) == {f"Bearer {WRITE_TOKEN}"}
+    return results_of(directory, cases), {name: hub.repos[f"somebody/{name}"] for name in cases}
+
+
+def push_from_group(client, processes, target, *arguments):
+    """Call a function in so many processes that form a group and know the Hub of the client."""
+    store, environments = make_group(processes)
+    call = partial(client.start, leave_group_after, target, *arguments, timeout=TIMEOUT, fast_retries=False)
+    ended = [running.wait() for running in [call(env=environment) for environment in environments]]
+    del store  # it serves until all have ended
+    assert not any(one.returncode for one in ended), "".join(one.stderr for one in ended)[-20000:]
 
 
 def assert_pushed_once(repo, result, folder):

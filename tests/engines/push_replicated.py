@@ -1,7 +1,5 @@
-"""Run by torchrun: train on each process, push during training and at its end."""
+"""Run by processes of a group: train on each process, push during training and at its end."""
 
-import os
-import sys
 from pathlib import Path
 
 import torch.distributed
@@ -34,9 +32,3 @@ def main(directory: Path) -> None:
     assert torch.distributed.get_world_size() == 2
     assert trainer.failed_pushes == []
     torch.distributed.barrier()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(0)  # as train_replicated.py, and for its reason

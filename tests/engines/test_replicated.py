@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import push_replicated
 import torch
-from hub_server import WRITE_TOKEN, HubServer
+from launching import push_from_group
 from transformers import AutoModelForSequenceClassification
 
 from hf_prune.saved.masks import MASKS_NAME
@@ -13,17 +14,13 @@ from hf_prune.saved.masks import MASKS_NAME
 HERE = Path(__file__).parent
 
 
-def run_on_two_processes(script, directory, **environment):
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(HERE.parent),
-        "PYTHONWARNINGS": "default",
-        **environment,
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def torchrun(processes, script, directory):
+    """Run a script with the launcher itself."""
+    fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "default"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
         [*command, str(HERE / script), str(directory)],
-        env=environment,
+        env=os.environ | fixed,
         capture_output=True,
         text=True,
         timeout=240,
@@ -33,7 +30,7 @@ def run_on_two_processes(script, directory, **environment):
 
 
 def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
-    run_on_two_processes("train_replicated.py", tmp_path)
+    torchrun(2, "train_replicated.py", tmp_path)
 
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
@@ -49,20 +46,11 @@ def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
     assert sum(int((saved[name] == 0).sum()) for name in first["masks"]) == round(0.5 * total)
 
 
-def test_of_two_processes_one_pushes(tmp_path):
-    with HubServer() as hub:
-        run_on_two_processes(
-            "push_replicated.py",
-            tmp_path / "out",
-            HF_ENDPOINT=hub.url,
-            HF_TOKEN=WRITE_TOKEN,
-            HF_HOME=str(tmp_path / "home"),
-            HF_HUB_OFFLINE="0",
-            HF_HUB_DISABLE_XET="1",
-        )
-        repo = hub.repos["somebody/replicated"]
-        summaries = [commit.summary for commit in repo.commits()[1:]]
-        assert summaries == ["Training in progress, step 5", "Training in progress, step 10", "End of training"]
-        card = repo.files()["README.md"].decode()
-        assert "**50.00% of the prunable weights" in card
-        assert "13 samples" in card
+def test_of_two_processes_one_pushes(hub, lfs_client, tmp_path):
+    push_from_group(lfs_client, 2, push_replicated.main, tmp_path / "out")
+    repo = hub.repos["somebody/replicated"]
+    summaries = [commit.summary for commit in repo.commits()[1:]]
+    assert summaries == ["Training in progress, step 5", "Training in progress, step 10", "End of training"]
+    card = repo.files()["README.md"].decode()
+    assert "**50.00% of the prunable weights" in card
+    assert "13 samples" in card

@@ -16,7 +16,9 @@ from hf_prune.masking.plan import make_groups
 from hf_prune.masking.units import divide
 from hf_prune.model.layouts import Target
 
-thorough = settings(max_examples=40, deadline=None, derandomize=True)
+derandomized = settings(deadline=None, derandomize=True)
+# Each example is some hundred collectives: a few in every run, and many in `make test-all`.
+examples = pytest.mark.parametrize("examples", [10, pytest.param(40, marks=pytest.mark.slow)])
 
 LAYOUTS = {"matrix": 2, "transposed": 2, "convolution": 4, "experts": 3, "experts_transposed": 3}
 
@@ -120,9 +122,10 @@ def check(workers, config, tensors, sparsities, copies=1):
             )
 
 
+@examples
 @pytest.mark.parametrize("patterns", [["unstructured"], ["2:4", "1:4"], ["block:4x1", "block:2x2", "block:1x4"]])
-def test_any_parts_of_any_tensors_give_the_masks_of_one_process(workers, patterns):
-    @thorough
+def test_any_parts_of_any_tensors_give_the_masks_of_one_process(workers, patterns, examples):
+    @settings(derandomized, max_examples=examples)
     @given(case=cases(workers.processes, patterns))
     def every_case(case):
         check(workers, *case)
@@ -130,9 +133,10 @@ def test_any_parts_of_any_tensors_give_the_masks_of_one_process(workers, pattern
     every_case()
 
 
+@examples
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4x1"])
-def test_two_copies_of_two_parts_give_the_masks_of_one_process(four, pattern):
-    @settings(thorough, max_examples=20)
+def test_two_copies_of_two_parts_give_the_masks_of_one_process(four, pattern, examples):
+    @settings(derandomized, max_examples=examples)
     @given(case=cases(2, [pattern]))
     def every_case(case):
         check(four, *case, copies=2)

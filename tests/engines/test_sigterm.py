@@ -1,11 +1,13 @@
 import torch
-from test_replicated import run_on_two_processes
+import train_sigterm
+from forks import run_group
 
 from hf_prune.trainer.checkpoints import is_complete
 
 
 def test_processes_save_and_stop_together_when_one_gets_sigterm_and_go_on_bit_for_bit(tmp_path):
-    run_on_two_processes("train_sigterm.py", tmp_path)
+    ended = run_group(2, train_sigterm.main, tmp_path)
+    assert [one.returncode for one in ended] == [0, 0], "".join(one.stderr for one in ended)[-4000:]
 
     ended = {
         name: [torch.load(tmp_path / f"{name}-rank{rank}.pt", weights_only=True) for rank in (0, 1)]

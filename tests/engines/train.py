@@ -1,4 +1,4 @@
-"""Run by torchrun: train and prune tiny models under one engine after another, as a file of cases says.
+"""Run by processes of a group: train and prune tiny models under one engine after another, as a file of cases says.
 
 Every mask update is compared, bit for bit, with what one process makes of the same weights. What each case ended with
 is written by the first process: losses, gradient norms, whole weights and masks.
@@ -7,7 +7,6 @@ is written by the first process: losses, gradient norms, whole weights and masks
 import copy
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -389,9 +388,3 @@ def run_refused(directory, case):
 def main(directory):
     for name, case in json.loads((directory / "cases.json").read_text()).items():
         (run_refused if case.get("refused") else run)(directory / name, case)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(0)  # as train_replicated.py, and for its reason

@@ -1,11 +1,9 @@
-"""Run by torchrun: train to the end; train until one process gets SIGTERM; go on from there. Write how each ended."""
+"""Run by processes of a group: train to the end, then until one gets SIGTERM, and go on. Write how each run ended."""
 
 import faulthandler
 import os
 import signal
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed
@@ -55,13 +53,7 @@ def train(output, result, sends_sigterm=False, resume=False):
 
 
 def main(directory):
+    faulthandler.dump_traceback_later(180, exit=True)  # processes that parted ways would wait for each other for ever
     train(directory / "whole", directory / "whole")
     train(directory / "stopped", directory / "stopped", sends_sigterm=True)
     train(directory / "stopped", directory / "resumed", resume=True)
-
-
-if __name__ == "__main__":
-    faulthandler.dump_traceback_later(180, exit=True)  # processes that parted ways would wait for each other for ever
-    main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(0)  # as train_replicated.py, and for its reason

@@ -12,8 +12,8 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from models import ARCHITECTURES, training_arguments
 from safetensors.numpy import load_file
-from test_figures import PRUNABLE, flip_a_weight, record_of, recount, save_sparse
 from test_markdown import MARKDOWN, Elements, texts
+from test_sparsity_json import PRUNABLE, flip_a_weight, record_of, recount, save_sparse
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

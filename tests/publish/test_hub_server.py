@@ -7,8 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hub_client import HubClient
-from hub_server import GIT_ATTRIBUTES, OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer, card_problems
+from hub_server import GIT_ATTRIBUTES, OTHER_TOKEN, READ_TOKEN, card_problems
 from packaging.version import Version
 
 # The stand-in is that of today's client: an older one validates cards elsewhere, and raises other errors.
@@ -38,23 +37,11 @@ def push(folder, **options):
 PUSH = "api.create_repo(name, exist_ok=True); print(push(sys.argv[1]).oid)"
 
 
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["lfs", "xet"])
-def processes(hub, request):
-    with HubClient(hub.url, WRITE_TOKEN, xet=request.param) as client:
-        yield client
-
-
-@pytest.fixture
-def client(hub, processes):
-    hub.reset()
-    processes.clear_cache()
-    return processes
+@pytest.fixture(params=["lfs", "xet"])
+def client(hub, request):
+    client = request.getfixturevalue(f"{request.param}_client")
+    client.clear_cache()
+    return client
 
 
 @pytest.fixture

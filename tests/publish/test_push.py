@@ -8,8 +8,7 @@ import signal
 import time
 
 import pytest
-from hub_client import HubClient
-from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
+from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN
 from safetensors.torch import load_file, save_file
 from test_run import quiet_run, reviews, save_tiny_bert, write_csv, write_recipe
 
@@ -30,33 +29,10 @@ LEFT_OUT = {
 }
 
 
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def lfs_client(hub):
-    with HubClient(hub.url, WRITE_TOKEN) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def xet_client(hub):
-    with HubClient(hub.url, WRITE_TOKEN, xet=True) as client:
-        yield client
-
-
 @pytest.fixture(params=["lfs", "xet"])
 def client(request):
     """A client for each of the two ways that large files take."""
     return request.getfixturevalue(f"{request.param}_client")
-
-
-@pytest.fixture(autouse=True)
-def empty_hub(hub):
-    hub.reset()
 
 
 @pytest.fixture(scope="module")
@@ -707,7 +683,7 @@ def test_a_file_that_holds_a_token_is_refused(hub, lfs_client, model, name):
 
 
 def test_a_folder_that_cannot_be_written_to_is_pushed_all_the_same(hub, lfs_client, model):
-    source = "import sys, hf_prune.hub as h\nfrom hf_prune.cli import main\n"
+    source = "import sys, hf_prune.publish.push as h\nfrom hf_prune.cli.commands import main\n"
     source += "def refuse(*a): raise OSError(30, 'Read-only file system')\nh.write_files = refuse\nmain()"
     (model / "README.md").unlink()
     done = lfs_client.python(source, "push", model, REPO)

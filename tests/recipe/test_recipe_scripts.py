@@ -1,10 +1,8 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import run_script as run_forked
 from safetensors.torch import load_file
 from test_run import PRUNABLE, reviews, save_tiny_bert, write_csv
 from text_models import save_text_models, texts
@@ -41,10 +39,7 @@ def run_script(script, material, output, *flags):
 
 
 def run_on(script, model, data, output, *flags):
-    command = [sys.executable, str(script), "--model_name", str(model), "--dataset_name", str(data)]
-    command += ["--output_dir", str(output), *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return run_forked(script, "--model_name", model, "--dataset_name", data, "--output_dir", output, *flags)
 
 
 def zeros_by_tensor(folder):

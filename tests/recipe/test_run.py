@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import datasets
-import hf_prune.data
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from hf_prune import DistillationConfig, PruningConfigError, TargetError
 from hf_prune.errors import RecipeError, ReportError
 from hf_prune.publish.record import load_record
+from hf_prune.recipe import data
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.outcome import RunResult
 from hf_prune.recipe.prepare import prepare
@@ -44,7 +44,7 @@ PRUNABLE = re.compile(r"bert\.encoder\.layer\.\d\..*(query|key|value|dense)\.wei
 
 def load_data(section):
     """The parts of a data set with the columns of text and label."""
-    return hf_prune.data.load_data(section, {"text_column": section.text_column, "label_column": section.label_column})
+    return data.load_data(section, {"text_column": section.text_column, "label_column": section.label_column})
 
 
 def save_tiny_bert(folder):

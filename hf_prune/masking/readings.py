@@ -65,6 +65,8 @@ class Readings:
         """Before an optimizer step: the groups that are due after it, and those that remember it."""
         self.collected = Collected()
         self._remembering, self._added = remembering, False
+        if not remembering:
+            self.memory.tensors.clear()  # pruning has ended
         self.whole_gradients = {
             target.name
             for group in map(self._groups.__getitem__, self._remembering)

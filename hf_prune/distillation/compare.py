@@ -53,8 +53,8 @@ def distance(
     expected = logits.shape[:-1] if kind == "classes" else logits.shape
     if mask.shape != expected and mask.numel() != math.prod(expected):
         raise TeacherError(
-            f"teacher_model: expected labels of shape {tuple(expected)} for logits of {tuple(logits.shape)}, got "
-            f"{tuple(mask.shape)}"
+            "teacher_model",
+            f"expected labels of shape {tuple(expected)} for logits of {tuple(logits.shape)}, got {tuple(mask.shape)}",
         )
     if kind == "classes":
         return divergence(logits, of_teacher, mask, temperature)

@@ -34,6 +34,16 @@ class ZeroTwo(Engine):
         return safe_get_full_fp32_param(parameter).view(parameter.shape)
 
     @torch.no_grad()
+    def write_weight(self, parameter: nn.Parameter, values: torch.Tensor, mask: torch.Tensor) -> None:
+        """Give all weights new values, and zero where they are masked, in the parameter and in its master weights."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        parameter.detach().copy_(values.view_as(parameter))
+        if hasattr(parameter, "_hp_mapping"):
+            safe_set_full_fp32_param(parameter, values.view_as(parameter).float())
+        self.mask_weight(parameter, mask)
+
+    @torch.no_grad()
     def mask_weight(self, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:
         """Set masked weights to zero, in the parameter and in its master weights."""
         from deepspeed.utils import safe_set_full_fp32_param

@@ -13,9 +13,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 from ..foreign.huggingface_hub import eval_results_to_model_index
 from ..foreign.transformers import TASK_MAPPING
 from ..methods.citations import citations
-from ..methods.criteria import METHOD_WORDS
 from ..methods.patterns import parse_pattern
-from ..methods.scopes import SCOPE_WORDS
+from ..methods.scopes import SCOPES
+from ..methods.table import words_of
 from ..saved.report import totals_of
 from .markdown import code, fence, inline, single_line
 from .record import Distillation, Evaluation, Generation, RunRecord, Source, lower_is_better, recovery
@@ -191,13 +191,13 @@ def _summary(figures: Figures, record: RunRecord) -> str:
 
 def _method(config: Mapping[str, Any]) -> str:
     if config["method"] == "keep":
-        return METHOD_WORDS["keep"]
+        return words_of("keep")
     pattern = parse_pattern(config["pattern"])
     if pattern.name == "n:m":
-        return f"{METHOD_WORDS[config['method']]} of every group ({config['pattern']})"
-    what = METHOD_WORDS[config["method"]]
+        return f"{words_of(config['method'])} of every group ({config['pattern']})"
+    what = words_of(config["method"])
     blocks = f", in whole {config['pattern'].removeprefix('block:')} blocks" if pattern.name == "block" else ""
-    return f"{what}{blocks}, {SCOPE_WORDS[config['scope']]}"
+    return f"{what}{blocks}, {SCOPES[config['scope']].words}"
 
 
 def _figure(value: float, sign: str = "") -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from ..errors import CheckpointError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME, sort_checkpoints
 
 UNFINISHED = "_unfinished"
@@ -84,13 +85,13 @@ def newest_complete(directory: Path) -> Path | None:
 def checkpoint_to_resume(asked: str | Literal[True], directory: Path, with_deepspeed: bool) -> str:
     """The checkpoint to go on from: the one that was asked for, with True the newest complete one in a directory.
 
-    Raises ValueError if there is none, and for one of DeepSpeed where training goes on without.
+    Raises CheckpointError if there is none, and for one of DeepSpeed where training goes on without.
     """
     checkpoint = newest_complete(directory) if asked is True else asked
     if checkpoint is None:
-        raise ValueError(f"resume_from_checkpoint: expected a complete checkpoint in {directory}, found none")
+        raise CheckpointError("resume_from_checkpoint", f"expected a complete checkpoint in {directory}, found none")
     if not with_deepspeed and is_deepspeed_checkpoint(Path(checkpoint)):
-        raise ValueError(
+        raise CheckpointError(
             f"{checkpoint}: expected a checkpoint of this way of training, got one of DeepSpeed, which alone reads "
             "its optimizer's state; go on with DeepSpeed, or start anew from its model with method='keep'"
         )

@@ -119,10 +119,8 @@ def hidden_distance(
     states, of_teacher = states_to_compare(config, outputs, answers)
     if len(mask) != len(states[0]):
         raise DistillationConfigError(
-            [
-                f"hidden_weight: expected 0 where labels are of several texts together, got {len(mask)} labels for "
-                f"{len(states[0])} texts"
-            ]
+            "hidden_weight",
+            f"expected 0 where labels are of several texts together, got {len(mask)} labels for {len(states[0])} texts",
         )
     items_are_tokens = outputs["logits"].dim() == 3
     weights = [token_weights(state, mask, items_are_tokens, attention_mask) for state in states]

@@ -91,7 +91,14 @@ def trained(tmp_path_factory):
         },
         "inputs": {"engine": "fsdp", "model": "gpt2", "configs": [INPUTS], "compare": False},
         "gradients": {"engine": "fsdp", "model": "gpt2", "configs": [GRADIENTS], "compare": False},
-        "movement": {"engine": "fsdp", "model": "gpt2", "configs": [MOVEMENT], "arguments": SAVE, "compare": False},
+        "movement": {
+            "engine": "fsdp",
+            "model": "gpt2",
+            "configs": [MOVEMENT],
+            "arguments": SAVE,
+            "weights_at": [5],
+            "compare": False,
+        },
         "movement in blocks": {
             "engine": "fsdp",
             "model": "gpt2",

@@ -1,4 +1,4 @@
-"""The files of a saved model, read one by one; `SavedModel` reads each once and remembers it."""
+"""The files of a saved model: where they are, what they are called, and what each of them is."""
 
 import hashlib
 import json
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import transformers
 from huggingface_hub import snapshot_download
 
 from ..config.pruning import CONFIG_NAME
-from ..errors import ReportError, first_line, nearest_beside, one_line
+from ..errors import ReportError, first_line, nearest_beside
 
 _WEIGHTS_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
@@ -31,38 +30,6 @@ class SavedFile:
 
     size: int
     sha256: str
-
-
-def architecture_of(folder: Path) -> str | None:
-    """The name of the model's class in its config.json, if it is one of transformers."""
-    try:
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    name = names[0] if isinstance(names, list) and names else None
-    return name if isinstance(name, str) and hasattr(transformers, name) else None
-
-
-def vocabularies(folder: Path) -> set[str]:
-    """The files that the tokenizer's class reads, by whatever names."""
-    path = folder / "tokenizer_config.json"
-    try:
-        name = json.loads(path.read_text(encoding="utf-8"))["tokenizer_class"] if path.exists() else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return set()
-    tokenizer_class = getattr(transformers, name, None) if isinstance(name, str) else None
-    return set(getattr(tokenizer_class, "vocab_files_names", {}).values())
-
-
-def module_folders(folder: Path) -> list[str]:
-    """The folders of a sentence-transformers model, whose modules.json lists the modules after the first."""
-    path = folder / MODULES_NAME
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        return [module["path"] for module in modules if module["path"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        why = one_line(error)
-        raise ReportError(f"{path}: expected a list of modules, got a file that cannot be used ({why})") from error
 
 
 def find_model(model: str | os.PathLike) -> Path:

@@ -1,13 +1,15 @@
 """A saved model's folder as one object: each fact in it is read once."""
 
+import json
 import os
 from functools import cached_property
 from pathlib import Path
 
+import transformers
 from transformers import PreTrainedModel
 
 from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs
-from ..errors import ReportError
+from ..errors import ReportError, one_line
 from . import files
 from .skeleton import build_skeleton
 from .zeros import TensorReport, count_tensors, prunable_names
@@ -91,8 +93,13 @@ class SavedModel(os.PathLike):
 
     @cached_property
     def architecture(self) -> str | None:
-        """The name of the model's class, if it is one of transformers."""
-        return files.architecture_of(self.folder)
+        """The name of the model's class in its config.json, if it is one of transformers."""
+        try:
+            names = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        name = names[0] if isinstance(names, list) and names else None
+        return name if isinstance(name, str) and hasattr(transformers, name) else None
 
     @cached_property
     def _built(self) -> tuple[PreTrainedModel | None, str | None]:
@@ -122,10 +129,24 @@ class SavedModel(os.PathLike):
 
     @cached_property
     def vocabularies(self) -> set[str]:
-        """The names of the files that the tokenizer's class reads."""
-        return files.vocabularies(self.folder)
+        """The files that the tokenizer's class reads, by whatever names."""
+        try:
+            name = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return set()
+        tokenizer_class = getattr(transformers, name, None) if isinstance(name, str) else None
+        return set(getattr(tokenizer_class, "vocab_files_names", {}).values())
 
     @cached_property
     def module_folders(self) -> list[str]:
-        """The folders of a sentence-transformers model's modules. Raises ReportError for a list that is broken."""
-        return files.module_folders(self.folder)
+        """The folders of a sentence-transformers model, whose modules.json lists the modules after the first.
+
+        Raises ReportError for a list that cannot be used.
+        """
+        path = self.folder / files.MODULES_NAME
+        try:
+            modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+            return [module["path"] for module in modules if module["path"]]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            why = one_line(error)
+            raise ReportError(f"{path}: expected a list of modules, got a file that cannot be used ({why})") from error

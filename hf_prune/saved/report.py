@@ -11,6 +11,29 @@ from .zeros import TensorReport
 
 
 @dataclass(frozen=True)
+class Totals:
+    """Weights and zeros of several tensors."""
+
+    weights: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros."""
+        return self.zeros / max(self.weights, 1)
+
+
+def totals_of(tensors: Sequence[TensorReport]) -> Totals:
+    """Weights and zeros of all the tensors."""
+    return Totals(weights=sum(tensor.weights for tensor in tensors), zeros=sum(tensor.zeros for tensor in tensors))
+
+
+def share_of_zeros(tensors: Sequence[TensorReport]) -> float:
+    """Zeros of all the tensors over weights of all the tensors."""
+    return totals_of(tensors).sparsity
+
+
+@dataclass(frozen=True)
 class Report:
     """All tensors of a saved model. `note` says why it is not known what is prunable, where it is not."""
 
@@ -40,23 +63,14 @@ class Report:
             "model": self.model,
             "file_bytes": self.file_bytes,
             "note": self.note,
-            "prunable": _totals(self.prunable),
-            "overall": _totals(self.tensors),
-            "tensors": [asdict(tensor) | {"sparsity": tensor.sparsity} for tensor in self.tensors],
+            "prunable": _as_dict(totals_of(self.prunable)),
+            "overall": _as_dict(totals_of(self.tensors)),
+            "tensors": [_as_dict(tensor) for tensor in self.tensors],
         }
 
 
-def share_of_zeros(tensors: Sequence[TensorReport]) -> float:
-    """Zeros of all the tensors over weights of all the tensors."""
-    return sum(tensor.zeros for tensor in tensors) / max(sum(tensor.weights for tensor in tensors), 1)
-
-
-def _totals(tensors: Sequence[TensorReport]) -> dict[str, Any]:
-    return {
-        "weights": sum(tensor.weights for tensor in tensors),
-        "zeros": sum(tensor.zeros for tensor in tensors),
-        "sparsity": share_of_zeros(tensors),
-    }
+def _as_dict(counted: TensorReport | Totals) -> dict[str, Any]:
+    return asdict(counted) | {"sparsity": counted.sparsity}
 
 
 def make_report(model: str | os.PathLike) -> Report:
@@ -70,21 +84,3 @@ def make_report(model: str | os.PathLike) -> Report:
     """
     saved = SavedModel.of(model if isinstance(model, SavedModel) else find_model(model))
     return Report(os.fspath(model), saved.tensors, saved.file_bytes, saved.note)
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Weights and zeros of several tensors."""
-
-    weights: int
-    zeros: int
-
-    @property
-    def sparsity(self) -> float:
-        """The share of zeros."""
-        return self.zeros / max(self.weights, 1)
-
-
-def totals_of(tensors: Sequence[TensorReport]) -> Totals:
-    """Weights and zeros of all the tensors."""
-    return Totals(weights=sum(tensor.weights for tensor in tensors), zeros=sum(tensor.zeros for tensor in tensors))

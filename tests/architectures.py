@@ -333,14 +333,15 @@ def study_all(chosen, jobs, tell=lambda architecture, outcome: None):
 
 TABLE_HEAD = """\
 hf-prune does not know models by name. This table covers every causal-LM, masked-LM, sequence-classification,
-sequence-to-sequence, audio and vision class of transformers' auto mappings, each built in a tiny size from its configuration
-class alone. Each model that can be built is pruned by half, with the scopes `layer` and `global`, trained for one step,
-saved, and loaded with `from_pretrained`. The test checks that the number of masked weights is exact, that all of them are
-zero after the step, and that the zeros are at the same places after loading. No embedding, norm, head or router is pruned.
+sequence-to-sequence, audio and vision class of transformers' auto mappings, each built in a tiny size from its
+configuration class alone. Each model that can be built is pruned by half, with the scopes `layer` and `global`,
+trained for one step, saved, and loaded with `from_pretrained`. The test checks that the number of masked weights is
+exact, that all of them are zero after the step, and that the zeros are at the same places after loading. No
+embedding, norm, head or router is pruned.
 
-**{} of {} classes, of {} of {} model types, were built, and all of these pass.** The columns "Layer" and "Global" give the
-share of zeros among all parameters of the tiny model. Embeddings and heads weigh more in a tiny model than in a real one. A
-model with 0 tensors has no weights of the kinds that are pruned by default."""
+**{} of {} classes, of {} of {} model types, were built, and all of these pass.** The columns "Layer" and "Global"
+give the share of zeros among all parameters of the tiny model. Embeddings and heads weigh more in a tiny model than
+in a real one. A model with 0 tensors has no weights of the kinds that are pruned by default."""
 
 
 def table(outcomes):

@@ -64,18 +64,26 @@ def names_for(folder):
 
 
 def run_page(name, folder):
-    """Run the Python blocks of a page one after another; a `text` block after one is what it prints."""
-    names = names_for(folder)
+    """Run the Python blocks of a page one after another: their names, and what each printed.
+
+    A `text` block after a Python block shows what that prints.
+    """
+    names, printed = names_for(folder), []
     blocks = blocks_of(PAGES[name])
     for block, after in zip(blocks, [*blocks[1:], None], strict=True):
         if block.language != "python" or block.not_run:
             continue
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             # As many empty lines before it as there are in the page, so that errors name the right one.
             exec(compile("\n" * block.line + block.text, str(ROOT / name), "exec"), names)
+        said = [line for line in output.getvalue().splitlines() if not _is_log(line)]
+        printed.append((block, said))
         if after is not None and after.language == "text":
-            said = [line for line in printed.getvalue().splitlines() if not line.startswith("{'")]
-            shown = [line for line in after.text.splitlines() if not line.startswith("{'")]
-            assert said == shown, f"{name}, line {block.line}"
-    return names
+            assert said == after.text.splitlines(), f"{name}, line {block.line}"
+    return names, printed
+
+
+def _is_log(line):
+    """Whether a line is one that the Trainer prints of its logs, without a progress bar."""
+    return re.match(r"\{'(loss|eval_\w+|train_\w+)': ", line) is not None

@@ -25,7 +25,7 @@ def test_the_pages_are_found():
 @pytest.mark.parametrize("name", [name for name in WITH_PYTHON if not name.startswith("docs/reference/")])
 def test_python_blocks_run(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    names = run_page(name, tmp_path)
+    names, _ = run_page(name, tmp_path)
     if name == "README.md":
         assert names["pruner"].sparsity == pytest.approx(0.8, abs=0.01)
         assert (tmp_path / "outputs" / "trained" / "model.safetensors").exists()
@@ -47,11 +47,11 @@ def commands_of(text):
 def test_commands_exist(name):
     commands = get_command(app).commands
     for line in commands_of(PAGES[name]):
-        words = shlex.split(line, comments=True)
-        if words[:1] == ["hf-prune"]:
-            assert words[1] in commands, line
-            options = {option for parameter in commands[words[1]].params for option in parameter.opts}
-            assert {word for word in words[2:] if word.startswith("--")} <= options, line
+        if line.startswith("hf-prune "):
+            _, command, *words = shlex.split(line, comments=True)
+            assert command in commands, line
+            options = {option for parameter in commands[command].params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= options, line
 
 
 def test_make_targets_exist():
@@ -69,7 +69,10 @@ def test_the_readme_names_what_a_visitor_runs():
 
 @pytest.mark.parametrize(
     ("page", "heading", "config"),
-    [("docs/configuration.md", "## Fields", PruningConfig), ("docs/distillation.md", "## The loss", DistillationConfig)],
+    [
+        ("docs/configuration.md", "## Fields", PruningConfig),
+        ("docs/distillation.md", "## The loss", DistillationConfig),
+    ],
 )
 def test_the_tables_of_fields_name_every_field(page, heading, config):
     table = PAGES[page].split(heading)[1].split("| Field |")[1].split("\n\n")[0]
@@ -81,7 +84,7 @@ def test_the_tables_of_fields_name_every_field(page, heading, config):
 
 
 def anchors_of(path):
-    """The anchors of a Markdown file's headings, as GitHub and mkdocs make them, and of its entries of the reference."""
+    """The anchors of a Markdown file: those of its headings, as on GitHub, and of entries of the reference."""
     text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     words = (re.sub(r"[^\w\- ]", "", heading).strip().lower() for heading in headings)
@@ -133,8 +136,8 @@ def test_what_the_map_names_is_in_the_code():
     named = re.findall(r"`(\w+/\w+\.py)(?:: ([\w.]+))?`", CONTRIBUTING)
     assert len(named) > 20
     for file, symbol in named:
-        tree = ast.parse((ROOT / "hf_prune" / file).read_text(encoding="utf-8"))
-        body = tree.body
+        folder = ROOT if file.startswith("tests/") else ROOT / "hf_prune"
+        body = ast.parse((folder / file).read_text(encoding="utf-8")).body
         for part in filter(None, symbol.split(".")):
             found = [node for node in body if part in _names_in(node)]
             assert found, f"{file}: {symbol}"
@@ -148,6 +151,6 @@ def _names_in(node):
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def test_the_changelog_has_no_release_yet_or_this_one():
+def test_the_changelog_begins_with_this_release_if_any():
     released = re.findall(r"^## \[(\d[\w.]*)\]", PAGES["CHANGELOG.md"], flags=re.MULTILINE)
     assert not released or released[0] == hf_prune.__version__

@@ -365,6 +365,8 @@ def _with_adapters(model: Any, peft_config: PeftConfig) -> PeftModel:
 class PruningTrainer(PruningMixin, Trainer):
     """`transformers.Trainer` that prunes the model while it trains it; `PruningMixin` says what it takes beyond that.
 
+    In place of `Trainer`:
+
         trainer = PruningTrainer(model=model, args=args, train_dataset=train,
                                  pruning_config=PruningConfig(method="magnitude", sparsity=0.8))
         trainer.train()

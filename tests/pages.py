@@ -80,7 +80,7 @@ def run_page(name, folder):
         said = [line for line in output.getvalue().splitlines() if not _is_log(line)]
         printed.append((block, said))
         if after is not None and after.language == "text":
-            assert said == after.text.splitlines(), f"{name}, line {block.line}"
+            assert (name, block.line, said) == (name, block.line, after.text.splitlines())
     return names, printed
 
 

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest check bench bench-quality format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest check docs bench bench-quality format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -74,6 +74,14 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,recipes,test,dev,docs]"
+	touch $@
+
+# The site, in site/: every warning is an error, and so is a dead link or anything that it would load from elsewhere.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/scale.py
@@ -89,4 +97,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-deepspeed $(VENV)-oldest $(VENV)-newest outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-deepspeed $(VENV)-oldest $(VENV)-newest outputs site .mypy_cache .ruff_cache .pytest_cache .hypothesis

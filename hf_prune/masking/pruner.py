@@ -63,7 +63,8 @@ class Pruner:
         masked: parameter name -> number of masked weights, on all processes together.
         sharded: whether processes hold parts of the parameters (FSDP2, ZeRO-3). Then every process must make the same
             calls.
-        completed_steps, total_steps: optimizer steps done and to do; `total_steps` is None before the start.
+        completed_steps: optimizer steps done.
+        total_steps: optimizer steps of the training; None before the start.
         expected_steps: what `plan` takes for `total_steps` before the start, where that can be told beforehand.
         target_sparsity: the share of masked weights that the schedule ends with; None before the start.
         penalties: `l1_penalty` and the like -> what was added to the loss in the optimizer step under way, of what this

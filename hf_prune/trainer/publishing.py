@@ -90,7 +90,8 @@ class PublishingMixin(TrainerBase):
         pushed has one of its own.
 
         Args:
-            *args, **kwargs: those of the extended class, and by name those of `Trainer.create_model_card`.
+            *args: those of the extended class.
+            **kwargs: those of the extended class, and those of `Trainer.create_model_card`.
             dense_metrics: what `evaluate` returned for the dense model on the same data, to be compared with. Without
                 it, the card says that the dense baseline was not measured.
 
@@ -168,13 +169,14 @@ class PublishingMixin(TrainerBase):
         """Save the model, make its card, push both in one commit, and check what the Hub then holds.
 
         Args:
-            commit_message, blocking, token, revision, private, **kwargs: those of the extended class.
+            commit_message: as in the extended class, and so are `blocking`, `token`, `revision` and `private`.
+            **kwargs: those of `create_model_card`.
             create_pr: whether the commit is a pull request.
             with_masks: whether masks and the pruning state go with it, to resume training from there.
 
         Returns: the commit, or its future if not `blocking`; None in processes other than the first.
 
-        Raises: PushError, saying what is and is not on the Hub; and what `hf_prune.hub.push_model` raises.
+        Raises: PushError, saying what is and is not on the Hub; and what `hf_prune.publish.push.push_model` raises.
         """
         if not self._makes_card:
             return super().push_to_hub(commit_message, blocking, token, revision, private=private, **kwargs)

@@ -43,8 +43,14 @@ if TYPE_CHECKING:
 class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, PublishingMixin):
     """Adds pruning to a Trainer class: `class PruningSFTTrainer(PruningMixin, SFTTrainer): ...`.
 
-    The class takes more arguments, keyword-only:
+    Beyond what `PruningCallback` does, gradients are masked once a step, before they are clipped; `sparsity` and
+    `target_sparsity` are in the logs of every reporter; every saved model has its masks beside it, and
+    `resume_from_checkpoint` takes them from there; a checkpoint has its name only once it is complete; and the best
+    model is chosen among those at final sparsity. `create_model_card` writes a card from what was measured, and
+    `push_to_hub` makes one commit of the model and checks what the Hub then holds.
 
+    Args:
+        *args: those of the extended class.
         pruning_config: a `PruningConfig`, or a list of them that apply together or one after another. With None the
             trainer is the one it extends, without any callback of ours.
         peft_config: a configuration of PEFT; the model gets its adapters. A model that has them works the same.
@@ -52,18 +58,14 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
             those of the data. A model that is given is frozen and moved as it is. It is in no checkpoint; each step
             costs one forward pass of it. Give it again to go on from a checkpoint.
         distillation_config: a `DistillationConfig`: how much the teacher counts. Only with a teacher.
-
-    Beyond what `PruningCallback` does, gradients are masked once a step, before they are clipped; `sparsity` and
-    `target_sparsity` are in the logs of every reporter; every saved model has its masks beside it, and
-    `resume_from_checkpoint` takes them from there; a checkpoint has its name only once it is complete; and the best
-    model is chosen among those at final sparsity. `create_model_card` writes a card from what was measured, and
-    `push_to_hub` makes one commit of the model and checks what the Hub then holds.
+        **kwargs: those of the extended class.
 
     Attributes:
         pruner: the `Pruner`, or None.
         failed_pushes: what went wrong with pushes during training (`hub_strategy`), a line each.
 
-    Raises, when it is made: TargetError if the configuration does not fit the model.
+    Raises:
+        TargetError: the configuration does not fit the model.
     """
 
     __signature__: inspect.Signature | None
@@ -175,9 +177,11 @@ def _with_adapters(model: Any, peft_config: PeftConfig) -> PeftModel:
 class PruningTrainer(PruningMixin, Trainer):
     """`transformers.Trainer` that prunes the model while it trains it; `PruningMixin` says what it takes beyond that.
 
-    trainer = PruningTrainer(model=model, args=args, train_dataset=train,
-                             pruning_config=PruningConfig(method="magnitude", sparsity=0.8))
-    trainer.train()
+    In place of `Trainer`:
+
+        trainer = PruningTrainer(model=model, args=args, train_dataset=train,
+                                 pruning_config=PruningConfig(method="magnitude", sparsity=0.8))
+        trainer.train()
     """
 
     if TYPE_CHECKING:  # for editors and type checkers; at run time whatever the installed Trainer takes is passed on

@@ -1,8 +1,8 @@
 """Checks of single values that all configurations share."""
 
+import math
 import numbers
 import re
-import sys
 from collections.abc import Collection
 from typing import Any, TypeGuard
 
@@ -27,5 +27,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a real number, finite and small enough for a float."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
-    largest: Any = sys.float_info.max
-    return bool(-largest <= value <= largest)
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond what a float can hold
+        return False

@@ -683,7 +683,7 @@ def test_a_file_that_holds_a_token_is_refused(hub, lfs_client, model, name):
 
 
 def test_a_folder_that_cannot_be_written_to_is_pushed_all_the_same(hub, lfs_client, model):
-    source = "import sys, hf_prune.hub as h\nfrom hf_prune.cli import main\n"
+    source = "import sys, hf_prune.publish.push as h\nfrom hf_prune.cli.commands import main\n"
     source += "def refuse(*a): raise OSError(30, 'Read-only file system')\nh.write_files = refuse\nmain()"
     (model / "README.md").unlink()
     done = lfs_client.python(source, "push", model, REPO)

@@ -428,7 +428,7 @@ def test_an_answer_of_the_hub_that_says_nothing_is_one_line_too(monkeypatch):
     def silent(*args, **kwargs):
         raise OSError
 
-    monkeypatch.setattr(report, "snapshot_download", silent)
+    monkeypatch.setattr("hf_prune.saved.files.snapshot_download", silent)
     assert refusal("nobody/nothing").startswith("nobody/nothing: expected a folder or a model on the Hub")
 
 
@@ -440,7 +440,7 @@ def test_a_model_on_the_hub_is_downloaded_without_pickles(tmp_path, monkeypatch)
         asked.update(name=name, patterns=allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr(report, "snapshot_download", download)
+    monkeypatch.setattr("hf_prune.saved.files.snapshot_download", download)
     found = make_report("nobody/model")
     assert asked == {"name": "nobody/model", "patterns": ["*.safetensors", "*.json"]}
     assert found.model == "nobody/model"

@@ -525,7 +525,7 @@ def test_emissions_are_in_the_card_where_codecarbon_is_on(hub, client, tmp_path)
 def test_a_trainer_whose_push_fails_says_what_is_on_the_hub(hub, client, tmp_path):
     hub.fail("POST", "/commit/", cut="before")
     push = """
-from hf_prune.hub_errors import PushError
+from hf_prune.errors import PushError
 try:
     trainer.push_to_hub()
 except PushError as error:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
 
-
 _SECONDS_FOR_THE_FIRST_PROCESS = 30.0
 
 

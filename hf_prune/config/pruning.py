@@ -27,9 +27,7 @@ from .checks import (
 
 CONFIG_NAME = "pruning_config.json"
 
-
 FORMAT_VERSION = 1
-
 
 # What is pruned of a model with adapters of PEFT.
 ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")

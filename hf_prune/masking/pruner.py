@@ -29,7 +29,6 @@ from .readings import Readings
 
 logger = logging.getLogger(__name__)
 
-
 # Groups that are ranked together where tensors are sharded: they share the turns in which processes add up.
 _GROUPS_AT_ONCE = 64
 

@@ -28,7 +28,6 @@ from .units import SharedUnits, divide, share_units
 # Up to this many weights (16 MiB of keys) keys are made once and held, not made again for each pass.
 _KEYS_HELD = 1 << 22
 
-
 _Chunk = TypeVar("_Chunk")
 
 

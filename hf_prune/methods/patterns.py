@@ -197,5 +197,4 @@ PATTERNS: dict[str, UnitRules] = {
     ),
 }
 
-
 BLOCK_NORMS = ("l1", "l2")

@@ -138,7 +138,6 @@ _MASKED: dict[type, type] = {
     LoKrLinear: MaskedLoKrLinear,
 }
 
-
 # What scales the weight, or does not touch it.
 _KEEPS_ZEROS = (IA3Layer, HiraLayer, LNTuningLayer)
 

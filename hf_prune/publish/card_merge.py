@@ -15,17 +15,13 @@ from .sources import with_norwegian
 
 _LINE_BREAK = re.compile(r"\r\n?")
 
-
 _MARKER = re.compile(r"^<!-- hf-prune: (begin|end) ([a-z]+) -->[ \t]*$", re.MULTILINE)
-
 
 # Results are those of this model, or there are none.
 _OURS_ALONE = ("base_model_relation", "co2_eq_emissions", "eval_results", "model-index", "model_name")
 
-
 # Lists, to which a person may add.
 _LISTS = ("datasets", "language", "metrics", "tags")
-
 
 # Names that `ModelCardData` takes for something else.
 _RESERVED = {"self", "ignore_metadata_errors"}

@@ -23,10 +23,8 @@ from .sparsity_json import Figures
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
-
 # Characters of a text in the table of samples.
 _MOST_SAMPLE = 400
-
 
 # Rows of the table of tensors; a card must stay readable in a browser.
 _MOST_ROWS = 500

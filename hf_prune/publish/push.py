@@ -39,7 +39,6 @@ from .sparsity_json import FIGURES_NAME
 
 _PUSHED_NAME = ".pushed_card.json"
 
-
 # How many of the last pull requests are looked at.
 _PULL_REQUESTS = 5
 

@@ -22,12 +22,9 @@ from ..errors import PruningStateError
 
 MASKS_NAME = "pruning_masks.safetensors"
 
-
 FORMAT_VERSION = 1
 
-
 _SHARD_NAME = re.compile(r"pruning_masks-(\d{5})-of-(\d{5})\.safetensors")
-
 
 # Weights whose places are worked out at a time.
 _PIECE = 1 << 22

@@ -16,18 +16,13 @@ from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME, so
 
 UNFINISHED = "_unfinished"
 
-
 _WEIGHTS_NAMES = ("model.safetensors", "adapter_model.safetensors")
-
 
 _INDEX_NAME = "model.safetensors.index.json"
 
-
 _SENTINEL_NAME = "checkpoint-is-incomplete.txt"
 
-
 _DEEPSPEED = "global_step"
-
 
 _OTHER_WEIGHTS = ("pytorch_model", _DEEPSPEED)  # pickles and FSDP's shards, DeepSpeed's shards
 

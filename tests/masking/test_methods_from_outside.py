@@ -1,5 +1,8 @@
 """A criterion, a solver and a scope of another package: an entry each, through contract, Trainer, card and resume."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from method_contract import check_criterion, check_solver
@@ -8,53 +11,11 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_prune import PruningConfig, PruningConfigError, PruningStateError, PruningTrainer
 from hf_prune.methods.criteria import CRITERIA, Criterion
-from hf_prune.methods.patterns import PATTERNS
 from hf_prune.methods.scopes import SCOPES, Pool, Scope, count_of
 from hf_prune.methods.solvers import SOLVERS, Solver
 
-PAPER = "@misc{somebody2026toy,\n  title = {A toy},\n  year = {2026}\n}"
-
-
-def average(weight, piece):
-    return piece.memory["average"]
-
-
-def add_to_average(weight, piece):
-    """The running mean of `|w| * ||x||` over optimizer steps."""
-    now = weight.detach().float().abs() * piece.statistic
-    return {"average": 0.5 * piece.memory["average"] + 0.5 * now}
-
-
-AVERAGE = Criterion(
-    average,
-    words="the weights of least average magnitude times the norm of their input",
-    reads="inputs",
-    remember=add_to_average,
-    memory=("average",),
-    paper=PAPER,
-)
-
-
-def solve_rescaled(problem):
-    """Drop the units of least magnitude, and scale what is left of each output to the norm that it had."""
-    rules = PATTERNS[problem.pattern.name]
-    scores = problem.weight.abs() * problem.statistic
-    costs = rules.scores(scores, problem.kept, problem.pattern, "l2").float()
-    costs = costs.masked_fill(rules.dropped(problem.kept, problem.pattern), float("inf"))
-    drop = torch.zeros(costs.numel(), dtype=torch.bool)
-    drop[costs.reshape(-1).argsort(stable=True)[: problem.drop]] = True
-    kept = rules.drop(drop.reshape(costs.shape), scores, problem.kept, problem.pattern)
-    before, after = (problem.weight * mask for mask in (problem.kept, kept))
-    lost = before.norm(dim=2, keepdim=True) / after.norm(dim=2, keepdim=True).clamp_min(1e-6)
-    return kept, after * torch.where(after.any(dim=2, keepdim=True), lost, 1.0)
-
-
-RESCALED = Solver(
-    solve_rescaled,
-    words="the weights of least magnitude times the norm of their input, the others scaled up",
-    reads="inputs",
-    paper=PAPER.replace("toy,", "solver,"),
-)
+GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", GUIDE.partition("## Adding a method")[2], flags=re.MULTILINE | re.DOTALL)
 
 
 def by_activity(tensors, sparsity):
@@ -74,20 +35,28 @@ def by_activity(tensors, sparsity):
 
 
 BY_ACTIVITY = Scope(
-    by_activity, words="less where inputs are large", reads="inputs", paper=PAPER.replace("toy,", "scope,")
+    by_activity,
+    words="less where inputs are large",
+    reads="inputs",
+    paper="@misc{somebody2026activity,\n  title = {Activity},\n  year = {2026}\n}",
 )
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(CRITERIA, "average", AVERAGE)
-    monkeypatch.setitem(SOLVERS, "rescaled", RESCALED)
+    """The entries that CONTRIBUTING.md shows are in the tables, and a scope."""
+    names = {}
+    for block in BLOCKS:
+        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
     monkeypatch.setitem(SCOPES, "by_activity", BY_ACTIVITY)
+    yield
+    for table, name in ((CRITERIA, "average"), (SOLVERS, "rescaled")):
+        table.pop(name, None)
 
 
 def test_the_contract_holds_for_entries_of_others():
-    check_criterion(AVERAGE)
-    check_solver(RESCALED)
+    check_criterion(CRITERIA["average"])
+    check_solver(SOLVERS["rescaled"])
 
 
 def test_the_contract_finds_what_breaks_it():
@@ -96,7 +65,7 @@ def test_the_contract_finds_what_breaks_it():
         check_criterion(broken)
 
     def one_too_many(problem):
-        kept, values = solve_rescaled(problem)
+        kept, values = SOLVERS["rescaled"].solve(problem)
         kept.view(-1)[kept.view(-1).nonzero()[:1]] = False
         return kept, values
 
@@ -136,7 +105,7 @@ def test_a_training_a_card_and_a_resume(tmp_path, name):
         assert not parameter[~mask].any()
     trainer.create_model_card()
     card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
-    entries = {"criterion": AVERAGE, "solver": RESCALED, "scope": BY_ACTIVITY}
+    entries = {"criterion": CRITERIA["average"], "solver": SOLVERS["rescaled"], "scope": BY_ACTIVITY}
     entry = entries[name.split()[0].removesuffix(",")]
     assert entry.words in card
     assert entry.paper in card

@@ -9,7 +9,8 @@ from torch import nn
 from ..config.pruning import PruningConfig
 from ..engines.engine import Engine
 from ..errors import PruningConfigError, PruningStateError
-from ..methods.table import reads_of
+from ..methods.scopes import SCOPES
+from ..methods.table import method_of
 from .collectors import Collected, Statistics
 from .local import LocalTensor
 from .masks import Masks
@@ -213,11 +214,12 @@ def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, e
 
 def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_inputs: bool = True) -> None:
     """Raise PruningConfigError for a method or scope that reads what a way of training does not show."""
-    reads = reads_of(config.method, config.scope)
-    what = f"got method {config.method!r} with scope {config.scope!r}"
-    if "gradients" in reads and not shows_gradients:
-        raise PruningConfigError(
-            "method", f"expected one that reads no gradients under DeepSpeed, which has used them up, {what}"
-        )
-    if "inputs" in reads and not shows_inputs:
-        raise PruningConfigError("method", f"expected one that reads no inputs with torch_compile, {what}")
+    for field, name, entry in (
+        ("method", config.method, method_of(config.method)),
+        ("scope", config.scope, SCOPES[config.scope]),
+    ):
+        reads = entry.reads if entry is not None else None
+        if reads == "gradients" and not shows_gradients:
+            raise PruningConfigError(field, f"expected one that reads no gradients under DeepSpeed, got {name!r}")
+        if reads == "inputs" and not shows_inputs:
+            raise PruningConfigError(field, f"expected one that reads no inputs with torch_compile, got {name!r}")

@@ -14,6 +14,7 @@ from launching import (
     GLOBAL,
     GRADIENTS,
     INPUTS,
+    MOVEMENT,
     PENALISED,
     SAVE,
     WINDOW,
@@ -55,10 +56,15 @@ SCALED_A_LITTLE = {"fp16": {"enabled": True, "initial_scale_power": 8, "hysteres
 # What is asked for, the stage, and what is said.
 REFUSED = {
     "gradients": ({"configs": [GRADIENTS]}, 3, "expected one that reads no gradients under DeepSpeed, got 'taylor'"),
+    "gradients of every step": (
+        {"configs": [MOVEMENT]},
+        2,
+        "expected one that reads no gradients under DeepSpeed, got 'movement'",
+    ),
     "gradients in a stock trainer": (
         {"configs": [GRADIENTS], "callback": True, "compare": False},
         2,
-        "expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'",
+        "expected one that reads no gradients under DeepSpeed, got 'taylor'",
     ),
     "no stage": ({}, 0, "zero_optimization.stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0"),
     "round robin": ({"zero": {"round_robin_gradients": True}}, 2, "round_robin_gradients: expected false, got true"),

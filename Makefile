@@ -66,6 +66,7 @@ check: $(VENV)/installed
 	$(BIN)/python -m pytest tests/test_imports.py
 
 bench: $(VENV)/installed
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/checkpoint.py

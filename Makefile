@@ -83,6 +83,7 @@ docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/installed
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/checkpoint.py

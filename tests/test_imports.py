@@ -154,6 +154,21 @@ def test_everything_that_is_exported_is_there():
     assert hf_prune.__version__ == importlib.metadata.version("hf-prune")
 
 
+def test_names_that_are_imported_late_are_those_that_type_checkers_see():
+    tree = ast.parse(modules()["__init__"].read_text(encoding="utf-8"))
+    seen = {
+        alias.name: f".{node.module}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    late = {name: module for name, module in seen.items() if module in hf_prune._MODULES.values()}
+    assert late == hf_prune._MODULES
+    assert set(hf_prune.__all__) <= set(dir(hf_prune))
+    with pytest.raises(AttributeError, match="has no attribute 'PruningTraner'"):
+        hf_prune.PruningTraner  # noqa: B018
+
+
 def test_tests_have_no_network():
     with socket.socket() as client, pytest.raises(RuntimeError, match="tests have no network"):
         client.connect(("192.0.2.1", 80))

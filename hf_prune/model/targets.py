@@ -42,7 +42,7 @@ def find_targets(
     to treat adapters where the model has none, and where all that could be pruned is quantised.
     """
     if adapters is not None and not adapter_modules(model):
-        raise TargetError(f"adapters: expected a model with adapters of PEFT for {adapters!r}, got one without")
+        raise TargetError("adapters", f"expected a model with adapters of PEFT for {adapters!r}, got one without")
     layouts = _layouts(model)
     parameters = dict(named_parameters(model))
     shapes = {name: shape_of(parameter) for name, parameter in parameters.items()}
@@ -76,13 +76,14 @@ def check_expressions(field: str, expressions: Sequence[str], names: Sequence[st
         try:
             matcher = re.compile(expression)
         except re.error as error:
-            raise TargetError(f"{field}: {expression!r} is not a regular expression: {error}") from error
+            raise TargetError(field, f"{expression!r} is not a regular expression: {error}") from error
         if not any(matcher.fullmatch(name) for name in names):
             near = _nearest_name(expression.replace("\\", "").replace(".*", ""), names)
             hint = f"; the nearest is {near!r}" if near else ""
             raise TargetError(
-                f"{field}: {expression!r} matches no whole parameter name of the model{hint} "
-                "(expressions are matched with re.fullmatch)"
+                field,
+                f"{expression!r} matches no whole parameter name of the model{hint} "
+                "(expressions are matched with re.fullmatch)",
             )
 
 

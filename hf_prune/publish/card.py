@@ -22,12 +22,9 @@ from .sparsity_json import FIGURES_NAME, Figures, count_figures
 
 CARD_NAME = "README.md"
 
-
 ASSETS_FOLDER = "assets"
 
-
 LAYERS_NAME = f"{ASSETS_FOLDER}/layers.png"
-
 
 SCHEDULE_NAME = f"{ASSETS_FOLDER}/schedule.png"
 

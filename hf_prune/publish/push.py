@@ -39,7 +39,6 @@ from .sparsity_json import FIGURES_NAME
 
 _PUSHED_NAME = ".pushed_card.json"
 
-
 # How many of the last pull requests are looked at.
 _PULL_REQUESTS = 5
 
@@ -87,7 +86,7 @@ def push_model(
         PushError: the Hub did not take it; the message says what is and is not there.
     """
     if create_pr and revision is not None:
-        raise PushError(f"revision: expected none for a pull request, which makes its own, got {revision!r}")
+        raise PushError("revision", f"expected none for a pull request, which makes its own, got {revision!r}")
     api = _api(token)
     plan, remote = _prepare(api, folder, repo_id, private, revision, with_masks, also or {}, token)
     repo_id = plan.repo_id

@@ -21,13 +21,10 @@ from .sparsity_json import FIGURES_NAME, Figures
 # Folders that `save_pretrained` writes.
 _MODEL_FOLDERS = ("additional_chat_templates",)
 
-
 # What a model is made of, beside its weights: configuration, vocabularies, code of its own, and who made it.
 _SUFFIXES = (".json", ".jinja", ".model", ".py", ".spm", ".tiktoken", ".txt")
 
-
 _DOCUMENTS = ("LICENSE", "NOTICE", "CITATION")
-
 
 _STATE_OF_TRAINING = (
     "trainer_state.json",
@@ -39,7 +36,6 @@ _STATE_OF_TRAINING = (
     "zero_to_fp32.py",  # DeepSpeed's, for its own checkpoints
     "zero_to_torch.py",
 )
-
 
 # Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, our own pictures.
 _REPLACED = re.compile(
@@ -69,7 +65,6 @@ class Remote:
 
 
 NOTHING_THERE = Remote(head=None, files={}, has_branch=False, card=None, is_private=None)
-
 
 UNKNOWN = Remote(head=None, files={}, has_branch=False, card=None, is_private=None)
 

@@ -13,7 +13,6 @@ from ..saved.files import SavedFile
 
 RECORD_NAME = "run_record.json"
 
-
 FORMAT_VERSION = 1
 
 

@@ -13,7 +13,6 @@ from .record import RECORD_NAME, Evaluation, Frozen, RunRecord
 
 FIGURES_NAME = "sparsity.json"
 
-
 FORMAT_VERSION = 1
 
 

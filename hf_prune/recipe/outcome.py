@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, Trainer
 
+from ..foreign.transformers import commit_of
 from ..publish.card import write_card
 from ..publish.push import PushResult
 from ..publish.record import Evaluation, Generation, Source, recovery, save_record
@@ -14,7 +15,8 @@ from ..publish.redact import without_paths, without_tokens
 from ..publish.sources import describe_base, describe_dataset
 from ..saved.model import SavedModel
 from ..saved.report import Report
-from ..trainer.recording import CardInput, measure_trainer, record_of
+from ..trainer.latency import measure_trainer
+from ..trainer.recording import CardInput, record_of
 from .names import package_version, resolve_name
 from .prepare import Prepared
 from .schema import Recipe
@@ -138,7 +140,7 @@ def _describe_model(prepared: Prepared, say: Say) -> Source | None:
     if section.name is None:
         return None
     path = resolve_name("model.name", section.name)
-    source, problem = describe_base(path, section.base_model, getattr(prepared.model.config, "_commit_hash", None))
+    source, problem = describe_base(path, section.base_model, commit_of(prepared.model.config))
     if problem is not None:
         say(f"The model's card says nothing of a license: {problem}")
     return source

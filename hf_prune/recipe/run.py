@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, Trainer, set_seed
 
-from ..engines.launch import is_first_process
+from ..engines.launched import is_first_process
 from ..engines.processes import wait_for_all
 from ..errors import RecipeError, one_line
 from ..publish.push import push_model
@@ -17,7 +17,7 @@ from ..publish.record import Generation, Sample
 from ..publish.redact import without_tokens
 from ..saved.model import SavedModel
 from ..saved.report import make_report
-from ..trainer.trainer import whole_state_dict
+from ..trainer.saving import whole_state_dict
 from .models import freeze
 from .outcome import RunResult, Say, write_record
 from .prepare import Prepared, make_trainer, prepare
@@ -44,7 +44,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise recipe.place(RecipeError([f"output_dir: it cannot be made: {one_line(error)}"])) from error
+        raise recipe.place(RecipeError("output_dir", f"it cannot be made: {one_line(error)}")) from error
     if prepared.new_weights:
         say(f"Drawn at random, for they are not in the model's file: {', '.join(prepared.new_weights)}")
     seconds: dict[str, float] = {}

@@ -20,7 +20,7 @@ from transformers import Seq2SeqTrainingArguments
 from hf_prune import DistillationConfig, PruningConfig, PruningTrainer
 from hf_prune.publish.record import load_record
 from hf_prune.saved.report import make_report
-from hf_prune.trainer.publishing import UnsavedToken
+from hf_prune.trainer.pushes import UnsavedToken
 
 EVALUATION = bert_examples(12)
 

@@ -88,6 +88,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/saved_model.py
 
 # How good pruned models are, over three seeds; it goes on where it was stopped. outputs/quality has the report.
 bench-quality: $(VENV)/installed

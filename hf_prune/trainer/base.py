@@ -11,7 +11,8 @@ from transformers import Trainer
 
 from ..config.distillation import DistillationConfig
 from ..masking.pruner import Pruner
-from ..publish.record import Latency, RunRecord, SavedFile
+from ..publish.record import Latency, RunRecord
+from ..saved.files import SavedFile
 from .callback import PruningCallback
 
 if TYPE_CHECKING:

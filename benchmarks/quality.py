@@ -83,11 +83,10 @@ VARIANTS: dict[str, Variant] = {
     "without distillation": ({}, None, {}),
     "random": ({"method": "random"}, {}, {}),
     "movement": ({"method": "movement"}, {}, {}),
-    "movement, by layer": ({"method": "movement", "scope": "layer"}, {}, {}),
     "by hand": ({}, None, {}),
 }
 # Variants that are measured at high sparsity alone, where they are said to be at their best.
-AT_HIGH_SPARSITY = ("movement", "movement, by layer")
+AT_HIGH_SPARSITY = ("movement",)
 ABLATIONS: dict[str, Variant] = {
     "no dense warm-up": ({"begin": 0}, {}, {}),
     "linear schedule": ({"schedule": "linear"}, {}, {}),

@@ -387,11 +387,6 @@ class Pruner:
         return self._penalties.terms
 
     @property
-    def remembers_gradients(self) -> bool:
-        """Whether a method remembers the gradients of every step."""
-        return any(group.remembers and "gradients" in group.reads for group in self._groups)
-
-    @property
     def has_penalties(self) -> bool:
         """Whether a configuration puts a penalty on weights."""
         return bool(self._penalties)

@@ -30,3 +30,9 @@ def reads_of(method: str, scope: str) -> set[str]:
 def needs_a_step(method: str, scope: str) -> bool:
     """Whether a mask update needs an optimizer step before it, for what it reads or remembers."""
     return bool(reads_of(method, scope)) or bool(getattr(method_of(method), "memory", ()))
+
+
+def remembers_gradients(method: str) -> bool:
+    """Whether a method remembers the gradients of every optimizer step."""
+    entry = CRITERIA.get(method)
+    return entry is not None and bool(entry.memory) and entry.reads == "gradients"

@@ -32,6 +32,7 @@ from ..errors import PruningConfigError, PruningStateError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
 from ..masking.pruner import Pruner
 from ..masking.readings import check_reads
+from ..methods.table import remembers_gradients
 from ..saved.pruning_state import state_files
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,11 @@ class PruningCallback(TrainerCallback):
             raise PruningConfigError("penalty", f"expected none with {args.optim}, which steps inside backward")
         if self.pruner.has_penalties and args.fp16 and not self._in_trainer and not self.pruner.steps_in_backward:
             raise PruningConfigError("penalty", "expected none with fp16 in a callback; use PruningTrainer, or bf16")
-        if self.pruner.remembers_gradients and args.fp16 and not self._in_trainer:
+        if (
+            any(remembers_gradients(config.method) for config in self.pruner.configs)
+            and args.fp16
+            and not self._in_trainer
+        ):
             raise PruningConfigError(
                 "method", "expected no 'movement' with fp16 in a callback; use PruningTrainer, or bf16"
             )

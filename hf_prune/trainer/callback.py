@@ -88,11 +88,8 @@ class PruningCallback(TrainerCallback):
             raise PruningConfigError("penalty", f"expected none with {args.optim}, which steps inside backward")
         if self.pruner.has_penalties and args.fp16 and not self._in_trainer and not self.pruner.steps_in_backward:
             raise PruningConfigError("penalty", "expected none with fp16 in a callback; use PruningTrainer, or bf16")
-        if (
-            any(remembers_gradients(config.method) for config in self.pruner.configs)
-            and args.fp16
-            and not self._in_trainer
-        ):
+        remembering = any(remembers_gradients(config.method) for config in self.pruner.configs)
+        if remembering and args.fp16 and not self._in_trainer:
             raise PruningConfigError(
                 "method", "expected no 'movement' with fp16 in a callback; use PruningTrainer, or bf16"
             )

@@ -123,3 +123,7 @@ class TargetError(HfPruneError, ValueError):
 
 class TeacherError(HfPruneError, ValueError):
     """A teacher that a model cannot be distilled from."""
+
+
+class IncompatibleVersionError(HfPruneError, RuntimeError):
+    """A version of another library that lacks what this package needs of it, or has it in another form."""

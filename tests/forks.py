@@ -90,6 +90,7 @@ def make_group(processes):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
     }
     return store, [of_all | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 

@@ -19,6 +19,7 @@ PACKAGE = Path(hf_prune.__file__).parent
 # From the ground up: a wing may import from those before it, as its own docstring says more closely.
 WINGS = [
     "errors",
+    "foreign",
     "methods",
     "model",
     "config",

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
 
-
 _SECONDS_FOR_THE_FIRST_PROCESS = 30.0
 
 
@@ -206,10 +205,12 @@ def card_command(
         _check_folder(model)
         _quiet()
         from ..publish.card import forget_measurements, write_card
+        from ..saved.model import SavedModel
 
+        saved = SavedModel(model)
         if without_measurements:
-            forget_measurements(model)
-        path = write_card(model)
+            forget_measurements(saved)
+        path = write_card(saved)
     console.print(str(path), soft_wrap=True)
 
 
@@ -255,12 +256,14 @@ def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None
     """The plan of a push; where the Hub cannot be asked, as if nothing were there yet, and that is said."""
     from ..publish.push import plan_push
     from ..publish.push_plan import UNKNOWN, make_push_plan
+    from ..saved.model import SavedModel
 
+    saved = SavedModel(model)
     try:
-        return plan_push(model, repo, private, revision, with_masks)
+        return plan_push(saved, repo, private, revision, with_masks)
     except PushError as error:
         console.print(f"What is on the Hub is not known. {error}", soft_wrap=True)
-        return make_push_plan(model, repo, UNKNOWN, with_masks)
+        return make_push_plan(saved, repo, UNKNOWN, with_masks)
 
 
 def _check_folder(folder: Path) -> None:
@@ -288,15 +291,14 @@ def _plan_model(source: str, overrides: list[str], steps: int) -> "Plan":
     from ..masking.pruner import Pruner
     from ..recipe.loading import parse_pruning
     from ..saved.files import find_model
-    from ..saved.skeleton import build_skeleton
+    from ..saved.model import SavedModel
 
     config = parse_pruning(overrides)
-    folder = find_model(source)
-    skeleton, note = build_skeleton(folder)
-    if skeleton is None:
-        raise ReportError(f"{source}: {note}")
+    saved = SavedModel(find_model(source))
+    if saved.skeleton is None:
+        raise ReportError(f"{source}: {saved.note}")
     try:
-        return Pruner(_load_weights(folder, skeleton), config).plan(steps)
+        return Pruner(_load_weights(saved.folder, saved.skeleton), config).plan(steps)
     except (PruningConfigError, TargetError) as error:
         raise RecipeError(problems=error.problems, at="command line") from error
 

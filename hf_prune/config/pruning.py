@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..errors import PruningConfigError
-from ..methods.criteria import CRITERIA, NEEDS
 from ..methods.patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from ..methods.penalties import PENALTIES
 from ..methods.schedules import SCHEDULES, resolve_step
 from ..methods.scopes import SCOPES
+from ..methods.solvers import SOLVERS
+from ..methods.table import method_names, needs_a_step
 from .checks import (
     Problem,
     expected_one_of,
@@ -26,12 +27,7 @@ from .checks import (
 
 CONFIG_NAME = "pruning_config.json"
 
-
 FORMAT_VERSION = 1
-
-
-# `keep` ranks nothing: it holds the zeros that are there.
-METHODS = (*CRITERIA, "keep")
 
 # What is pruned of a model with adapters of PEFT.
 ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
@@ -46,7 +42,8 @@ class PruningConfig:
 
     Args:
         method: `magnitude`, `random`, `wanda` (magnitude times the norm of the input), `taylor` (weight times
-            gradient), or `keep`, which holds the zeros that a model has and prunes nothing more. Default magnitude:
+            gradient), `movement` (how far training moves a weight away from zero; masked weights may come back until
+            pruning ends), or `keep`, which holds the zeros that a model has and prunes nothing more. Default magnitude:
             with time to recover, more is seldom gained by others (arXiv 2210.06384).
         sparsity: the final share of masked weights, 0 <= s < 1. Left out for `keep` and for an n:m pattern, which
             define it. It has no default: no sparsity suits every model.
@@ -84,7 +81,7 @@ class PruningConfig:
         PruningConfigError: lists every problem at once.
     """
 
-    method: str = field(default="magnitude", metadata={"help": f"One of {', '.join(METHODS)}."})
+    method: str = field(default="magnitude", metadata={"help": f"One of {', '.join(method_names())}."})
     sparsity: float | None = field(default=None, metadata={"help": "Final share of masked weights, 0 <= s < 1."})
     initial_sparsity: float | None = field(default=None, metadata={"help": "Sparsity the schedule starts from."})
     schedule: str = field(default="cubic", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
@@ -146,7 +143,7 @@ class PruningConfig:
 
     def _check_choices(self) -> Iterator[Problem]:
         for name, allowed in (
-            ("method", METHODS),
+            ("method", method_names()),
             ("schedule", SCHEDULES),
             ("scope", SCOPES),
             ("block_norm", BLOCK_NORMS),
@@ -159,7 +156,13 @@ class PruningConfig:
         pattern = self._pattern_or_none()
         if pattern is None:
             yield "pattern", f"expected {PATTERN_FORMS}, got {self.pattern!r}"
-        elif pattern.name == "n:m" and self.scope in ("global", "erk"):
+        if is_one_of(self.method, SOLVERS) and is_one_of(self.scope, SCOPES) and SCOPES[self.scope].ranks_together:
+            yield (
+                "scope",
+                f"expected one that prunes each tensor by itself with {self.method!r}, which solves one at a time, got "
+                f"{self.scope!r}",
+            )
+        if pattern is not None and pattern.name == "n:m" and self.scope in ("global", "erk"):
             yield (
                 "scope",
                 f"expected 'layer' with the pattern {self.pattern!r}, which fixes the sparsity of every tensor, got "
@@ -250,7 +253,7 @@ class PruningConfig:
         Raises PruningConfigError if the window does not lie within training.
         """
         begin = resolve_step(self.begin, total_steps)
-        if self.method in NEEDS and self.begin > 0:
+        if needs_a_step(self.method, self.scope) and self.begin > 0:
             begin = max(begin, 1)  # a share of few steps, and there must be a step to read
         at_once = self.schedule == "one_shot" or self.method == "keep"
         end = begin if at_once else resolve_step(self.end, total_steps)
@@ -260,7 +263,7 @@ class PruningConfig:
             for name, value, step in (("begin", self.begin, begin), ("end", self.end, end))
             if step > total_steps and not (name == "end" and at_once)
         ]
-        if self.method in NEEDS and begin == 0:
+        if needs_a_step(self.method, self.scope) and begin == 0:
             problems.append(
                 ("begin", f"expected 1 or more for {self.method!r}, which reads the step before, got step 0")
             )

@@ -15,7 +15,6 @@ from ..errors import DistillationConfigError
 # Elements of a chunk of logits in float32: what is computed of it at once stays small beside the logits.
 _CHUNK = 2**22
 
-
 IGNORED = -100  # the label of what no loss is computed of
 
 

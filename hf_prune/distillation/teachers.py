@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from ..errors import TeacherError, one_line
+from ..foreign.transformers import task_mappings
 from ..model.names import plain_model
 from ..model.opening import LOADING_ERRORS
 
@@ -70,9 +70,8 @@ def _class_for(student: PreTrainedModel, config: PreTrainedConfig) -> Any:
     """The class that does the student's task in a configuration's architecture; if there is none, the student's."""
     if type(config) is type(student.config):
         return type(student)
-    for name in modeling_auto.__all__:
-        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
-        if mapping is None or type(student.config) not in mapping or type(config) not in mapping:
+    for mapping in task_mappings():
+        if type(student.config) not in mapping or type(config) not in mapping:
             continue
         of_student, of_teacher = mapping[type(student.config)], mapping[type(config)]
         if type(student) in (of_student if isinstance(of_student, tuple) else (of_student,)):

@@ -7,12 +7,26 @@ import torch
 from torch import nn
 
 from ..errors import PlacementError
+from ..foreign.accelerate import DeepSpeedOptimizerWrapper
+from ..foreign.deepspeed import check_parameters, has_master_of_two, is_of_stage_three
 from ..model.adapters import MaskedDelta
 from ..model.names import shape_of
 from .deepspeed import ZeroThree, ZeroTwo
 from .engine import Adapted, Engine
 from .holdings import is_shared
 from .processes import gather
+
+# What is refused, by whoever meets it first: the key, and why.
+SHARED_MERGE = (
+    "adapters",
+    "expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight whole with what is "
+    "added to it; or train with DDP",
+)
+NO_STAGE = (
+    "zero_optimization.stage",
+    "expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with DDP "
+    "(recipes/accelerate/ddp.yaml)",
+)
 
 
 def is_shared_model(model: torch.nn.Module) -> bool:
@@ -49,36 +63,21 @@ def engine_of(model: nn.Module, optimizer: Any = None) -> Engine:
     """
     parameters = list(model.parameters())
     if any(isinstance(module, MaskedDelta) for module in model.modules()):
-        if any(is_shared(one) or hasattr(one, "ds_id") or hasattr(one, "_hp_mapping") for one in parameters):
-            raise shared_merge_error()
+        if any(is_shared(one) or is_of_stage_three(one) or has_master_of_two(one) for one in parameters):
+            raise PlacementError(*SHARED_MERGE)
         return Adapted(model)
-    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+    with_deepspeed = isinstance(optimizer, DeepSpeedOptimizerWrapper)
+    if with_deepspeed:
+        check_parameters(parameters, optimizer.optimizer)
+    if any(is_of_stage_three(parameter) for parameter in parameters):
         return ZeroThree()
-    if any(hasattr(parameter, "_hp_mapping") for parameter in parameters):
+    if any(has_master_of_two(parameter) for parameter in parameters):
         if getattr(getattr(optimizer, "optimizer", None), "round_robin_gradients", False):
             raise PlacementError(
                 "round_robin_gradients",
                 "expected false, got true, with which DeepSpeed does not find its master weights",
             )
         return ZeroTwo()
-    if type(optimizer).__name__ == "DeepSpeedOptimizerWrapper":  # accelerate's
-        raise no_stage_error()
+    if with_deepspeed:
+        raise PlacementError(*NO_STAGE)
     return Engine()
-
-
-def shared_merge_error() -> PlacementError:
-    """Why `sparse_merge` is refused where processes share weights."""
-    return PlacementError(
-        "adapters",
-        "expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight whole with what "
-        "is added to it; or train with DDP",
-    )
-
-
-def no_stage_error() -> PlacementError:
-    """Why DeepSpeed's stage 0 is refused."""
-    return PlacementError(
-        "zero_optimization.stage",
-        "expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with DDP "
-        "(recipes/accelerate/ddp.yaml)",
-    )

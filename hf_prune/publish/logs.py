@@ -15,14 +15,12 @@ from .redact import is_plain, without_tokens
 # Entries of the log that are kept; every evaluation is.
 _LOGGED_STEPS = 1000
 
-
 # What a Trainer logs of an evaluation beside its metrics.
 _NOT_METRICS = (
     *("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time"),
     *("epoch", "step", "num_input_tokens_seen", "mem_cpu_alloc_delta", "mem_cpu_peaked_delta"),
     *("mem_gpu_alloc_delta", "mem_gpu_peaked_delta"),
 )
-
 
 # Arguments that say where a run was made and what was done with it, not what came of it.
 _NOT_REPRODUCED = (

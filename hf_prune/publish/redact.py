@@ -7,9 +7,7 @@ from typing import Any
 
 _SECRETS = ("token", "apikey", "password", "secret")
 
-
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}")
-
 
 # A path that tells where something lies on this machine: from the root, a home folder, a drive, or above where we are.
 _PATH = re.compile(

@@ -88,7 +88,7 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     config = type(model.config).from_dict(
         {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
     )
-    config._name_or_path = model.config._name_or_path
+    config.name_or_path = model.config.name_or_path
     plain = type(model)(config)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config

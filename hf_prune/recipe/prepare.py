@@ -16,7 +16,6 @@ from ..engines.launch import check_engine, check_sharding, wrapping_layers
 from ..engines.processes import wait_for_all
 from ..errors import (
     DistillationConfigError,
-    PlacementError,
     PruningConfigError,
     RecipeError,
     TargetError,
@@ -26,7 +25,7 @@ from ..errors import (
 from ..masking.plan import Plan
 from ..masking.pruner import Pruner
 from ..trainer.callback import check_needs
-from ..trainer.trainer import training_steps
+from ..trainer.training import training_steps
 from .data import load_data
 from .models import check_finite, check_length, freeze, load_model, load_tokenizer, set_generation, set_padding
 from .names import resolve_name
@@ -143,7 +142,7 @@ def _check_method(prepared: Prepared, trainer: Trainer) -> None:
     """Raise RecipeError for a method that reads what this way of training does not show."""
     try:
         check_needs(prepared.recipe.pruning_configs, trainer.args, trainer.is_deepspeed_enabled)
-    except (PruningConfigError, PlacementError) as error:
+    except PruningConfigError as error:
         raise RecipeError(problems=error.problems_under("pruning")) from error
 
 

@@ -15,8 +15,9 @@ from ..errors import RecipeError, one_line
 from ..publish.push import push_model
 from ..publish.record import Generation, Sample
 from ..publish.redact import without_tokens
+from ..saved.model import SavedModel
 from ..saved.report import make_report
-from ..trainer.trainer import whole_state_dict
+from ..trainer.saving import whole_state_dict
 from .models import freeze
 from .outcome import RunResult, Say, write_record
 from .prepare import Prepared, make_trainer, prepare
@@ -79,7 +80,8 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     generation = (
         _generate(prepared, trainer, _open(prepared.task, output / "model", dtype), dense_model) if alone else None
     )
-    write_record(prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
+    saved = SavedModel(output / "model")
+    write_record(saved, prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
     files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
@@ -91,7 +93,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
             if group
         },
         generation=generation,
-        report=make_report(output / "model"),
+        report=make_report(saved),
         main_metric=next(iter(pruned[""])),
         test_samples=len(prepared.data["test"]),
         seconds=seconds,
@@ -102,9 +104,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     if args.push_to_hub:
         repo_id = args.hub_model_id or output.resolve().name
         say(f"Pushing to {repo_id}")
-        pushed = push_model(
-            output / "model", repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say
-        )
+        pushed = push_model(saved, repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say)
         result = dataclasses.replace(result, pushed=pushed)
     return result
 

@@ -18,9 +18,7 @@ from .names import resolve_name
 # Tasks whose Trainer takes more arguments, and which of those differ from their defaults.
 _ARGUMENTS: dict[str, type[TrainingArguments]] = {"summarization": Seq2SeqTrainingArguments}
 
-
 _DEFAULTS: dict[str, dict[str, Any]] = {"summarization": {"predict_with_generate": True}}
-
 
 COMMAND_LINE = "command line"  # the place of keys that are given there
 

@@ -9,7 +9,6 @@ from ..errors import RecipeError, nearest
 # In an installed package they lie inside it; in a checkout, beside it.
 _FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
 
-
 # The recipe that a task's template is made of.
 TEMPLATES = {
     "text-classification": "quickstart",

@@ -35,9 +35,7 @@ from .schema import Recipe
 # Metrics of one part of the data, by name; the whole part has the name "", and others are groups of its rows.
 Scores = dict[str, dict[str, float]]
 
-
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
-
 
 # What the Trainer adds to the metrics of an evaluation.
 _SPEED = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -294,7 +292,6 @@ class Summarization:
 
 
 Task = TextClassification | TextGeneration | Summarization
-
 
 TASKS: dict[str, type[Task]] = {
     "text-classification": TextClassification,

@@ -42,7 +42,6 @@ def check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
 # What makes sense, where TrainingArguments itself does not object.
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
-
 _NOT_NEGATIVE = (
     "dataloader_num_workers",
     "eval_steps",
@@ -54,7 +53,6 @@ _NOT_NEGATIVE = (
     "warmup_steps",
     "weight_decay",
 )
-
 
 _SEEDS = ("seed", "data_seed")  # of NumPy: 32 bits
 

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from hf_prune.cli import commands as cli
 from hf_prune.cli import tables
 from hf_prune.recipe.outcome import RunResult
-from hf_prune.saved.report import Report, TensorReport, make_report
+from hf_prune.saved.report import Report, make_report
+from hf_prune.saved.zeros import TensorReport
 
 TIMEOUT = 240
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import HfArgumentParser, TrainingArguments
 
-from hf_prune.config.pruning import CONFIG_NAME, FORMAT_VERSION, METHODS, PruningConfig, load_configs, save_configs
+from hf_prune.config.pruning import CONFIG_NAME, FORMAT_VERSION, PruningConfig, load_configs, save_configs
 from hf_prune.errors import PruningConfigError, nearest
 from hf_prune.methods.patterns import BLOCK_NORMS, Pattern
 from hf_prune.methods.schedules import SCHEDULES
 from hf_prune.methods.scopes import SCOPES
+from hf_prune.methods.table import method_names
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -93,7 +94,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("method", [method for method in METHODS if method != "keep"]),
+        ("method", [method for method in method_names() if method != "keep"]),
         ("schedule", SCHEDULES),
         ("scope", SCOPES),
         ("block_norm", BLOCK_NORMS),
@@ -301,8 +302,8 @@ def test_the_nearest_name_is_offered(field, value, hint):
 
 
 def test_no_name_is_offered_when_none_is_near():
-    assert nearest("zzzz", METHODS) == ""
-    assert nearest("magnitde", METHODS) == "; did you mean 'magnitude'?"
+    assert nearest("zzzz", method_names()) == ""
+    assert nearest("magnitde", method_names()) == "; did you mean 'magnitude'?"
     [problem] = problems_of(sparsity=0.8, method="zzzz")
     assert "did you mean" not in problem
 

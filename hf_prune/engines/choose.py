@@ -16,6 +16,18 @@ from .engine import Adapted, Engine
 from .holdings import is_shared
 from .processes import gather
 
+# What is refused, by whoever meets it first: the key, and why.
+SHARED_MERGE = (
+    "adapters",
+    "expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight whole with what is "
+    "added to it; or train with DDP",
+)
+NO_STAGE = (
+    "zero_optimization.stage",
+    "expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with DDP "
+    "(recipes/accelerate/ddp.yaml)",
+)
+
 
 def is_shared_model(model: torch.nn.Module) -> bool:
     """Whether processes hold parts of a model's weights (FSDP2, ZeRO-3)."""
@@ -52,7 +64,7 @@ def engine_of(model: nn.Module, optimizer: Any = None) -> Engine:
     parameters = list(model.parameters())
     if any(isinstance(module, MaskedDelta) for module in model.modules()):
         if any(is_shared(one) or is_of_stage_three(one) or has_master_of_two(one) for one in parameters):
-            raise shared_merge_error()
+            raise PlacementError(*SHARED_MERGE)
         return Adapted(model)
     with_deepspeed = isinstance(optimizer, DeepSpeedOptimizerWrapper)
     if with_deepspeed:
@@ -67,23 +79,5 @@ def engine_of(model: nn.Module, optimizer: Any = None) -> Engine:
             )
         return ZeroTwo()
     if with_deepspeed:
-        raise no_stage_error()
+        raise PlacementError(*NO_STAGE)
     return Engine()
-
-
-def shared_merge_error() -> PlacementError:
-    """Why `sparse_merge` is refused where processes share weights."""
-    return PlacementError(
-        "adapters",
-        "expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight whole with what "
-        "is added to it; or train with DDP",
-    )
-
-
-def no_stage_error() -> PlacementError:
-    """Why DeepSpeed's stage 0 is refused."""
-    return PlacementError(
-        "zero_optimization.stage",
-        "expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with DDP "
-        "(recipes/accelerate/ddp.yaml)",
-    )

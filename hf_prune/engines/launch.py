@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import LaunchError
 from ..model.anatomy import layer_classes
-from .choose import no_stage_error
+from .choose import NO_STAGE
 from .launched import wants_deepspeed, wants_fsdp
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def check_sharding(args: "TrainingArguments") -> None:
 
 
 def check_engine(trainer: "Trainer") -> None:
-    """Raise LaunchError where FSDP2 or DeepSpeed was asked for and does not train; PlacementError for stage 0."""
+    """Raise LaunchError where FSDP2 or DeepSpeed was asked for and does not train, and for DeepSpeed's stage 0."""
     if wants_fsdp(trainer.args) and not trainer.accelerator.is_fsdp2:
         raise LaunchError(
             "fsdp_version",
@@ -46,7 +46,7 @@ def check_engine(trainer: "Trainer") -> None:
     if trainer.is_deepspeed_enabled:
         plugin = trainer.accelerator.state.deepspeed_plugin
         if plugin.zero_stage == 0:
-            raise no_stage_error()
+            raise LaunchError(*NO_STAGE)
         mismatches = plugin.hf_ds_config.mismatches
         if mismatches:
             raise LaunchError(

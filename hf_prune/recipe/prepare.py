@@ -16,7 +16,6 @@ from ..engines.launch import check_engine, check_sharding, wrapping_layers
 from ..engines.processes import wait_for_all
 from ..errors import (
     DistillationConfigError,
-    PlacementError,
     PruningConfigError,
     RecipeError,
     TargetError,
@@ -143,7 +142,7 @@ def _check_method(prepared: Prepared, trainer: Trainer) -> None:
     """Raise RecipeError for a method that reads what this way of training does not show."""
     try:
         check_needs(prepared.recipe.pruning_configs, trainer.args, trainer.is_deepspeed_enabled)
-    except (PruningConfigError, PlacementError) as error:
+    except PruningConfigError as error:
         raise RecipeError(problems=error.problems_under("pruning")) from error
 
 

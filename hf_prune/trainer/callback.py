@@ -26,7 +26,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..config.pruning import PruningConfig
-from ..engines.choose import shared_merge_error
+from ..engines.choose import SHARED_MERGE
 from ..engines.optimizers import updates_in_backward
 from ..errors import PruningConfigError, PruningStateError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
@@ -195,7 +195,7 @@ def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments, with_
     for config in configs:
         check_reads(config, shows_gradients=not with_deepspeed, shows_inputs=not args.torch_compile)
     if with_deepspeed and any(config.adapters == "sparse_merge" for config in configs):
-        raise shared_merge_error()
+        raise PruningConfigError(*SHARED_MERGE)
 
 
 def _forget_best(state: TrainerState) -> None:

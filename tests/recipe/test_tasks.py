@@ -9,7 +9,7 @@ import transformers
 import yaml
 from test_run import reviews, save_tiny_bert, write_csv
 
-from hf_prune.cli import commands as cli
+from hf_prune.cli.tables import print_result
 from hf_prune.errors import RecipeError
 from hf_prune.recipe.data import load_data
 from hf_prune.recipe.loading import load_recipe
@@ -112,7 +112,7 @@ def test_a_language_model_is_pruned_and_measured_by_perplexity(tmp_path, materia
     assert written["tokens_per_second"] > 0
     assert written["dense_tokens_per_second"] > 0
 
-    cli._print_result(result)
+    print_result(result)
     row = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("perplexity"))
     assert row.split()[-1] == f"{result.recovery:.1%}"
 

@@ -34,19 +34,20 @@ def pytest_configure(config):
 # The files that take longest, each more than ten seconds.
 LONGEST = (
     "test_sharded_training",
-    "test_launch",
-    "test_sharded_selection",
     "test_push",
-    "test_ways_of_training",
+    "test_launch",
+    "test_card",
     "test_trainer_card",
+    "test_ways_of_training",
+    "test_crashes",
     "test_hub_server",
     "test_shipped",
-    "test_recipe_scripts",
-    "test_architectures",
     "test_callback",
-    "test_crashes",
-    "test_replicated",
     "test_run",
+    "test_sharded_selection",
+    "test_replicated",
+    "test_architectures",
+    "test_recipe_scripts",
 )
 
 

@@ -478,8 +478,8 @@ def test_tensors_of_unknown_orientation_are_flat_when_named():
     ("pattern", "name", "why"),
     [
         ("2:4", "model.layers.0.mlp.down_proj.weight", "input width 22 is not a multiple of 4"),
-        ("block:4x1", "model.layers.0.mlp.gate_proj.weight", "22x16 matrix is not a whole number of 4x1 blocks"),
-        ("block:1x4", "model.layers.0.mlp.down_proj.weight", "16x22 matrix is not a whole number of 1x4 blocks"),
+        ("block:4x1", "model.layers.0.mlp.gate_proj.weight", "22x16 matrix cannot be divided into 4x1 blocks"),
+        ("block:1x4", "model.layers.0.mlp.down_proj.weight", "16x22 matrix cannot be divided into 1x4 blocks"),
     ],
 )
 def test_a_pattern_that_does_not_fit_names_the_tensor(pattern, name, why):

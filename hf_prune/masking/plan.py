@@ -181,7 +181,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class PlannedUpdate:
-    """A mask update after `step` completed optimizer steps; `sparsity` is then the share of masked weights in targets."""
+    """A mask update after `step` completed optimizer steps; `sparsity` is then the share of masked weights."""
 
     step: int
     sparsity: float

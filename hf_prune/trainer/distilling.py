@@ -75,9 +75,7 @@ class DistillingMixin(TrainerBase):
             return self._extended_loss(model, inputs, return_outputs, num_items_in_batch)
         config = cast(DistillationConfig, self.distillation)
         if "labels" not in inputs:
-            raise TeacherError(
-                "teacher_model", f"expected inputs with labels for distillation, got {', '.join(inputs)}"
-            )
+            raise TeacherError("teacher_model", f"distillation needs inputs with labels, got {', '.join(inputs)}")
         labels = cast(torch.Tensor, inputs["labels"])
         task = self._task_loss(model, inputs, num_items_in_batch)
         asked = {**inputs, "output_hidden_states": True} if config.hidden_weight else dict(inputs)

@@ -105,7 +105,7 @@ def layer_pairs(layers: int, teacher_layers: int, given: Sequence[Sequence[int]]
         if layers != teacher_layers:
             raise DistillationConfigError(
                 "hidden_layers",
-                f"must be given, as the model has {layers - 1} layers and the teacher {teacher_layers - 1}, got None",
+                f"expected pairs, as the model has {layers - 1} layers and the teacher {teacher_layers - 1}, got None",
             )
         return [(layer, layer) for layer in range(layers)]
     for one, other in given:

@@ -39,7 +39,7 @@ def _open_teacher(given: Any, student: nn.Module) -> nn.Module:
         raise TeacherError("teacher_model", f"expected a model, or the path or Hub name of one, got {given!r}")
     if not isinstance(student, PreTrainedModel):
         raise TeacherError(
-            "teacher_model", f"must be a model, not a path, if the trained model is none of transformers, got {given!r}"
+            "teacher_model", f"must be a model, not a path, if the trained one is no transformers model, got {given!r}"
         )
     if Path(given, "adapter_config.json").exists():
         raise TeacherError(

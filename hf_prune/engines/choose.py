@@ -1,4 +1,4 @@
-"""Which engine trains a model, and a digest of the weights that is the same with every engine."""
+"""Which engine trains a model, and a digest of the model's weights, sharded or not."""
 
 import hashlib
 from typing import Any

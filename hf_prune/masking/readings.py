@@ -116,7 +116,7 @@ class Readings:
         self._statistics.keep_gradient(name, gradient)
 
     def end_step(self, due: Iterable[int]) -> None:
-        """Finish an optimizer step: take what was collected for the groups that are due, and remember inputs.
+        """Finish an optimizer step: take what was collected for the due groups, and remember all but gradients.
 
         Raises PruningStateError if nothing was collected for any parameter.
         """

@@ -28,5 +28,5 @@ def reads_of(method: str, scope: str) -> set[str]:
 
 
 def needs_a_step(method: str, scope: str) -> bool:
-    """Whether an optimizer step must precede the first mask update, because something is read or remembered in it."""
+    """Whether a mask update needs an optimizer step before it, in which something is read or remembered."""
     return bool(reads_of(method, scope)) or bool(getattr(method_of(method), "memory", ()))

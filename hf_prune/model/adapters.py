@@ -91,7 +91,7 @@ class _MaskedForward(MaskedDelta):
         Raises TargetError if each sample of a batch has an adapter of its own (`adapter_names`).
         """
         if kwargs.get("adapter_names") is not None:
-            raise TargetError("adapter_names", "must not be set with 'sparse_merge'; use one adapter a batch")
+            raise TargetError("adapter_names", "must not be set with 'sparse_merge'; use one adapter for all samples")
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()

@@ -62,7 +62,8 @@ class TrainingMixin(TrainerBase):
         checkpoint = resume_from_checkpoint
         if self.teacher is None and isinstance(checkpoint, str) and was_distilled(Path(checkpoint)):
             logger.warning(
-                "%s was trained with a teacher; training continues without, as no teacher_model is given", checkpoint
+                "%s was trained with a teacher; training continues without one, as no teacher_model is given",
+                checkpoint,
             )
         self._loaded_best = False
         try:

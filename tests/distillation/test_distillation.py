@@ -745,7 +745,7 @@ def test_a_training_that_had_a_teacher_says_that_it_goes_on_without(tmp_path, ca
     _trainer(tmp_path, classification(), task.teacher, **arguments).train(resume_from_checkpoint=checkpoint)
     assert "was trained with a teacher" not in caplog.text
     _trainer(tmp_path, classification(), None, **arguments).train(resume_from_checkpoint=checkpoint)
-    assert "was trained with a teacher; training continues without" in caplog.text
+    assert "was trained with a teacher; training continues without one" in caplog.text
 
 
 class _PlainModule(torch.nn.Module):
@@ -767,7 +767,7 @@ def test_a_model_that_is_none_of_transformers_is_distilled(tmp_path):
     distances = [entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry]
     assert distances[-1] < distances[0] / 2
     task.teacher = str(tmp_path)
-    with pytest.raises(TeacherError, match="must be a model, not a path, if the trained model is none of transformers"):
+    with pytest.raises(TeacherError, match="must be a model, not a path, if the trained one is no transformers model"):
         _train(task, tmp_path, None, 4, 2)
 
 

@@ -1,5 +1,5 @@
-"""What a student learns from its teacher: losses, teachers, and which outputs are compared.
+"""Knowledge distillation: losses, teachers, and which outputs of model and teacher are compared.
 
-The Trainer's part of it is in trainer/distilling.py.
+trainer/distilling.py connects it to the Trainer.
 May import: errors, foreign, config, model.
 """

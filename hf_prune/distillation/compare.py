@@ -1,4 +1,4 @@
-"""What of the outputs of model and teacher is compared, and how far apart it is: logits, and hidden states."""
+"""Which outputs of model and teacher are compared, logits and hidden states, and the distance between them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def _logits(whose: str, outputs: Any) -> torch.Tensor:
 
 
 def logits_to_compare(outputs: Any, answers: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits of model and teacher, from the outputs of both. Raises TeacherError for none, or other shapes."""
+    """The logits of model and teacher. Raises TeacherError if one has none, or if their shapes differ."""
     logits, of_teacher = _logits("model", outputs), _logits("teacher", answers)
     if logits.shape != of_teacher.shape:
         raise TeacherError(
@@ -31,7 +31,7 @@ def logits_to_compare(outputs: Any, answers: Any) -> tuple[torch.Tensor, torch.T
 
 
 def _kind(logits: torch.Tensor, labels: torch.Tensor, problem: str | None) -> str:
-    """What the labels are, as models decide it: `classes`, `yes_or_no` for each label, or `numbers`."""
+    """The kind of labels, decided as models do: `classes`, `yes_or_no` for each label, or `numbers`."""
     if problem == "regression" or logits.shape[-1] == 1:
         return "numbers"
     return "yes_or_no" if labels.is_floating_point() else "classes"
@@ -45,9 +45,9 @@ def distance(
     temperature: float,
     problem: str | None,
 ) -> torch.Tensor:
-    """How far the model's answers are from the teacher's, summed over the items that a mask has.
+    """The distance between the logits of model and teacher, summed over the items that the mask selects.
 
-    `problem` is the model's `problem_type`. Raises TeacherError for labels of another shape than the logits ask for.
+    `problem` is the model's `problem_type`. Raises TeacherError if the shape of the labels does not fit the logits.
     """
     kind = _kind(logits, labels, problem)
     expected = logits.shape[:-1] if kind == "classes" else logits.shape
@@ -67,9 +67,9 @@ def distance(
 def states_to_compare(
     config: DistillationConfig, outputs: Mapping[str, Any], answers: Mapping[str, Any]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The hidden states of model and teacher that are compared, a pair a layer, from the outputs of both.
+    """The hidden states of model and teacher that are compared, one pair for each layer.
 
-    Raises TeacherError where there are none, DistillationConfigError where they cannot be compared.
+    Raises TeacherError if there are none, and DistillationConfigError if they cannot be compared.
     """
     states, of_teacher = _hidden_states("model", outputs), _hidden_states("teacher", answers)
     pairs = layer_pairs(len(states), len(of_teacher), config.hidden_layers)
@@ -83,17 +83,15 @@ def _hidden_states(whose: str, outputs: Mapping[str, Any]) -> Sequence[torch.Ten
         states = outputs.get(name)
         if states:
             return cast(Sequence[torch.Tensor], states)
-    raise TeacherError(
-        "hidden_weight", f"expected 0, for the {whose} gives no hidden states, only {', '.join(outputs)}"
-    )
+    raise TeacherError("hidden_weight", f"must be 0: the {whose} returns no hidden states, only {', '.join(outputs)}")
 
 
 def token_weights(
     states: torch.Tensor, mask: torch.Tensor, items_are_tokens: bool, attention_mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """How much each token of (samples, tokens, width) counts, so that each item counts once.
+    """The weight of each token of (samples, tokens, width), such that each item counts once.
 
-    Tokens count for their own labels; where a label is of the whole sample, those that are no padding share it.
+    Tokens count for their own labels; a label of a whole sample is shared equally by its tokens, without padding.
     """
     samples, tokens = states.shape[:2]
     if items_are_tokens:
@@ -112,15 +110,15 @@ def hidden_distance(
     mask: torch.Tensor,
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The difference of hidden states, summed over items; of encoder-decoders, that of the decoder.
+    """The difference of hidden states, summed over items; for encoder-decoders, of the decoder's.
 
-    Raises as `states_to_compare`, and DistillationConfigError where labels are of several texts together.
+    Raises what `states_to_compare` does, and DistillationConfigError if a label belongs to several texts.
     """
     states, of_teacher = states_to_compare(config, outputs, answers)
     if len(mask) != len(states[0]):
         raise DistillationConfigError(
             "hidden_weight",
-            f"expected 0 where labels are of several texts together, got {len(mask)} labels for {len(states[0])} texts",
+            f"must be 0 if a label belongs to several texts, got {len(mask)} labels for {len(states[0])} texts",
         )
     items_are_tokens = outputs["logits"].dim() == 3
     weights = [token_weights(state, mask, items_are_tokens, attention_mask) for state in states]

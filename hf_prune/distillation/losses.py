@@ -1,6 +1,6 @@
-"""Distillation: what a model loses for not answering as its teacher does.
+"""Distillation losses: how far a model's outputs are from its teacher's.
 
-Every function gives a sum over items, which are what the task's own loss is a mean over (samples, tokens that have a
+Every function returns a sum over items, which are what the task's own loss averages over (samples, or tokens with a
 label), so that batches may be split over micro-batches and processes: the sums are divided by the items of all.
 """
 
@@ -12,10 +12,10 @@ from torch import nn
 
 from ..errors import DistillationConfigError
 
-# Elements of a chunk of logits in float32: what is computed of it at once stays small beside the logits.
+# Elements of a chunk of logits that is computed in float32 at once, small beside the logits.
 _CHUNK = 2**22
 
-IGNORED = -100  # the label of what no loss is computed of
+IGNORED = -100  # the label of items without a loss
 
 
 # ---- Which items count ----
@@ -24,8 +24,8 @@ IGNORED = -100  # the label of what no loss is computed of
 def item_mask(labels: torch.Tensor, shifted: bool) -> torch.Tensor:
     """Which items have a label, in the shape of the labels.
 
-    With `shifted`, labels stand at the token itself and not at the one before, whose logits are to tell it, as causal
-    language models take them: the mask is of the tokens before.
+    With `shifted`, as in causal language models, the logits at a position predict the label of the next one: the mask
+    is then at the positions of the logits.
     """
     labelled = labels != IGNORED
     if not shifted:
@@ -33,15 +33,15 @@ def item_mask(labels: torch.Tensor, shifted: bool) -> torch.Tensor:
     return torch.cat([labelled[..., 1:], torch.zeros_like(labelled[..., :1])], dim=-1)
 
 
-# ---- Answers ----
+# ---- Logits ----
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The sum of `T^2 KL(teacher || student)` over the rows that a mask has.
+    """The sum of `T^2 KL(teacher || student)` over the rows that the mask selects.
 
     Logits are (rows..., classes), of any floating type, the mask is (rows...); computed in float32. Beside the logits,
     one tensor of their size is kept for the backward pass: their gradient, `T (softmax(student / T) -
-    softmax(teacher / T))`. T^2 keeps its size from one temperature to another (arXiv 1503.02531, section 2).
+    softmax(teacher / T))`. T^2 keeps its size the same at every temperature (arXiv 1503.02531, section 2).
     """
     classes = student.shape[-1]
     total: torch.Tensor = _Divergence.apply(
@@ -63,7 +63,7 @@ class _Divergence(torch.autograd.Function):
             log_student = (student[part].float() / temperature).log_softmax(-1)
             log_teacher = (teacher[part].float() / temperature).log_softmax(-1)
             of_teacher = log_teacher.exp()
-            # What the teacher rules out counts as nothing, even where the model rules it out, too.
+            # A class of probability 0 for the teacher adds 0, also where the model has probability 0.
             of_rows = torch.where(of_teacher > 0, of_teacher * (log_teacher - log_student), 0).sum(-1)
             total += of_rows.masked_fill(~mask[part], 0).sum()
             difference = (log_student.exp_() - of_teacher).mul_(temperature)
@@ -80,7 +80,7 @@ class _Divergence(torch.autograd.Function):
 def binary_divergence(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """The same for labels that are yes or no each by itself: the sum over the labels that a mask has."""
+    """The same for independent binary labels (multi-label): the sum over the labels that the mask selects."""
     of_student, of_teacher = student.float() / temperature, teacher.float() / temperature
     goal = of_teacher.sigmoid()
     entropy = nn.functional.binary_cross_entropy_with_logits(of_teacher, goal, reduction="none")
@@ -89,7 +89,7 @@ def binary_divergence(
 
 
 def squared_error(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """For regression: the sum of squared differences over the values that a mask has. It knows no temperature."""
+    """For regression: the sum of squared differences over the values that the mask selects, without temperature."""
     return (student.float() - teacher.float()).square().masked_fill(~mask, 0).sum()
 
 
@@ -97,15 +97,15 @@ def squared_error(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tens
 
 
 def layer_pairs(layers: int, teacher_layers: int, given: Sequence[Sequence[int]] | None) -> list[tuple[int, int]]:
-    """The pairs of hidden states to compare, of so many that model and teacher have.
+    """The pairs of hidden states to compare, from the numbers of hidden states that model and teacher have.
 
-    Raises DistillationConfigError for layers that are not there, or where none are given and the numbers differ.
+    Raises DistillationConfigError if a layer does not exist, or if no pairs are given and the numbers differ.
     """
     if given is None:
         if layers != teacher_layers:
             raise DistillationConfigError(
                 "hidden_layers",
-                f"expected pairs, for the model has {layers - 1} layers and the teacher {teacher_layers - 1}, got None",
+                f"expected pairs, as the model has {layers - 1} layers and the teacher {teacher_layers - 1}, got None",
             )
         return [(layer, layer) for layer in range(layers)]
     for one, other in given:
@@ -119,17 +119,17 @@ def layer_pairs(layers: int, teacher_layers: int, given: Sequence[Sequence[int]]
 
 
 def check_states(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> None:
-    """Raise DistillationConfigError for hidden states, a pair a layer, that cannot be compared token by token."""
+    """Raise DistillationConfigError if a pair of hidden states cannot be compared token by token."""
     for one, other in zip(student, teacher, strict=True):
         if one.dim() != 3:
             raise DistillationConfigError(
                 "hidden_weight",
-                f"expected 0 for hidden states that are not (samples, tokens, width), got {tuple(one.shape)}",
+                f"must be 0 for hidden states that are not (samples, tokens, width), got {tuple(one.shape)}",
             )
         if one.shape != other.shape:
             raise DistillationConfigError(
                 "hidden_weight",
-                f"expected 0 for hidden states of different shapes, {tuple(one.shape)} of the model "
+                f"must be 0 for hidden states of different shapes, got {tuple(one.shape)} of the model "
                 f"and {tuple(other.shape)} of the teacher",
             )
 
@@ -139,8 +139,8 @@ def hidden_difference(
 ) -> torch.Tensor:
     """The sum over tokens of `|student - teacher|^2 / |teacher|^2`, times their weights, averaged over layers.
 
-    Each sequence has a tensor a layer: hidden states are (samples, tokens, width), weights (samples, tokens). Tokens
-    of weight 0 do not count, even if they are not finite.
+    Each sequence has one tensor for each layer: hidden states (samples, tokens, width), weights (samples, tokens).
+    Tokens of weight 0 do not count, even if they are not finite.
     """
     total = torch.zeros((), dtype=torch.float32, device=student[0].device)
     for one, other, weight in zip(student, teacher, weights, strict=True):

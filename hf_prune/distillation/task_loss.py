@@ -1,4 +1,4 @@
-"""What a task's loss does with labels and with the number of items: asked of the loss itself, for no model tells."""
+"""How a task's loss treats labels and the number of items, found out by calling it, as models do not say."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import torch
 
 from .losses import IGNORED
 
-# The loss of labels, divided by so many items; None where it is not told a number.
+# The loss for labels, given the number of items to divide by, or None.
 LossOf = Callable[[torch.Tensor, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """What a loss does.
+    """How a loss treats labels and the number of items.
 
     Attributes:
-        shifts_labels: labels stand at the token itself, and are compared with the logits of the token before.
-        divides_by_items: it is a sum divided by the items that it is told, not a mean of its own.
+        shifts_labels: the label at a position is compared with the logits at the position before.
+        divides_by_items: it is a sum divided by the number of items that it is given, not a mean of its own.
     """
 
     shifts_labels: bool = False
@@ -26,19 +26,19 @@ class TaskLoss:
 
 
 def ask_loss(loss_of: LossOf, labels: torch.Tensor, items: Any, of_tokens: bool) -> TaskLoss | None:
-    """Find out what a loss does, by two to five calls of it.
+    """Find out how a loss treats labels and the number of items, with two to five calls of it.
 
-    A loss that shifts labels never looks at the first of a text, so a batch where only that has one is to it as a
-    batch without any; where only the second has one, it is not. Terms that know no labels, such as those that balance
-    experts, are in all of them and change nothing.
+    A loss that shifts labels ignores the first label of a text: a batch with labels at the first position alone has
+    the loss of a batch without labels, a batch with labels at the second position has not. Terms that do not depend on
+    labels, such as those that balance experts, are the same in all calls.
 
     Args:
-        loss_of: the loss of one batch; the same for the same arguments.
-        labels: those of the batch.
-        items: what the loss is told to divide by, or None.
+        loss_of: the loss of one batch; deterministic.
+        labels: the labels of the batch.
+        items: the number that the loss is given to divide by, or None.
         of_tokens: whether each token has a label, so that they may be shifted.
 
-    Returns: None if this batch cannot tell, because its loss is zero or not finite, or labels do not count.
+    Returns: None if this batch does not show it: its loss is zero, not finite, or does not depend on the labels.
     """
     loss = loss_of(labels, items).detach()
     if not bool(torch.isfinite(loss)) or float(loss) == 0:
@@ -56,7 +56,7 @@ def ask_loss(loss_of: LossOf, labels: torch.Tensor, items: Any, of_tokens: bool)
 
 
 def _only_label(labels: torch.Tensor, token: int) -> torch.Tensor:
-    """Labels of which only those of one token of each text are left; where it has none, a label of the batch."""
+    """Labels at one position of each text only; where it has none, the largest label of the batch."""
     one = labels[:, token]
     kept = torch.full_like(labels, IGNORED)
     kept[:, token] = torch.where(one == IGNORED, labels.max(), one)
@@ -64,5 +64,5 @@ def _only_label(labels: torch.Tensor, token: int) -> torch.Tensor:
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two losses are equal but for rounding; that of no items may be 0 / 0."""
+    """Whether two losses are equal up to rounding; without any label a loss may be NaN (0 / 0)."""
     return bool(torch.isclose(one.float(), other.float(), rtol=1e-4, atol=0, equal_nan=True))

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: found, checked against the model, and placed as the engine places models."""
+"""The teacher of a distillation: opened, checked against the model, and given the inputs that it takes."""
 
 import inspect
 import os
@@ -17,36 +17,35 @@ from ..model.opening import LOADING_ERRORS
 
 
 def find_teacher(given: nn.Module | str | os.PathLike, model: nn.Module) -> nn.Module:
-    """The frozen teacher, in eval mode: a model as it is given, this very object, or one opened for `model`.
+    """The frozen teacher, in eval mode: the given model itself, or the one at the given path or Hub name.
 
-    A path or a name on the Hub is opened by `from_pretrained` in the model's dtype; with the model's class, or that
-    which is written there if it is another architecture. Raises TeacherError where it cannot be opened, has not all
-    weights, is the model itself, or answers with other labels or another vocabulary.
+    A path or Hub name is opened by `from_pretrained` in the dtype of `model`, with the class of `model`, or for another
+    architecture the class for the same task. Raises TeacherError if it cannot be opened, lacks weights, shares weights
+    with `model`, or has other labels or another vocabulary.
     """
     teacher = given if isinstance(given, nn.Module) else _open_teacher(given, plain_model(model))
     if {id(parameter) for parameter in teacher.parameters()} & {id(parameter) for parameter in model.parameters()}:
         raise TeacherError(
             "teacher_model",
-            "expected another model than the one that is trained, got one that shares weights with it; "
-            "give its path, or copy.deepcopy(model)",
+            "must not share weights with the model that is trained; give the path of a model, or copy.deepcopy(model)",
         )
     _check_answers(plain_model(model), plain_model(teacher))
     return teacher.requires_grad_(False).eval()
 
 
 def _open_teacher(given: Any, student: nn.Module) -> nn.Module:
-    """The model of a path or of a name on the Hub."""
+    """The model at a path or with a Hub name."""
     if not isinstance(given, (str, os.PathLike)) or not str(given):
         raise TeacherError("teacher_model", f"expected a model, or the path or Hub name of one, got {given!r}")
     if not isinstance(student, PreTrainedModel):
         raise TeacherError(
-            "teacher_model", f"expected a model where the one that is trained is none of transformers, got {given!r}"
+            "teacher_model", f"must be a model, not a path, if the trained one is no transformers model, got {given!r}"
         )
     if Path(given, "adapter_config.json").exists():
         raise TeacherError(
             "teacher_model",
-            f"expected a whole model, got adapters at {str(given)!r}; merge them into it, or give a "
-            "model that has them",
+            f"expected a full model, got only adapters at {str(given)!r}; merge them into their base model, "
+            "or give the base model with its adapters",
         )
     try:
         config = AutoConfig.from_pretrained(given)
@@ -54,20 +53,20 @@ def _open_teacher(given: Any, student: nn.Module) -> nn.Module:
             given, config=config, dtype=student.dtype, output_loading_info=True
         )
     except LOADING_ERRORS as error:
-        raise TeacherError("teacher_model", f"expected a model at {str(given)!r}: {one_line(error)}") from error
+        raise TeacherError("teacher_model", f"cannot open a model at {str(given)!r}: {one_line(error)}") from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise TeacherError(
             "teacher_model",
-            f"expected all weights of a {type(opened).__name__} at {str(given)!r}, found none for "
-            f"{some}; give a model that was trained for this task",
+            f"the {type(opened).__name__} at {str(given)!r} lacks the weights {some}; give a model that was "
+            "trained for this task",
         )
     return cast(nn.Module, opened)
 
 
 def _class_for(student: PreTrainedModel, config: PreTrainedConfig) -> Any:
-    """The class that does the student's task in a configuration's architecture; if there is none, the student's."""
+    """The class for the student's task in a configuration's architecture; if there is none, the student's class."""
     if type(config) is type(student.config):
         return type(student)
     for mapping in task_mappings():
@@ -80,7 +79,7 @@ def _class_for(student: PreTrainedModel, config: PreTrainedConfig) -> Any:
 
 
 def _check_answers(student: nn.Module, teacher: nn.Module) -> None:
-    """Raise TeacherError where a class of the teacher is not the same class of the model."""
+    """Raise TeacherError if vocabulary or labels of the teacher are not those of the model."""
     of_student, of_teacher = (getattr(one, "config", None) for one in (student, teacher))
     if of_student is None or of_teacher is None:
         return
@@ -104,12 +103,12 @@ def _check_answers(student: nn.Module, teacher: nn.Module) -> None:
         raise TeacherError(
             "teacher_model",
             f"expected the model's labels {of_student.id2label}, got {of_teacher.id2label}; train the "
-            "model with the teacher's id2label and number the data's labels so",
+            "model with the teacher's id2label, and number the labels of the data accordingly",
         )
 
 
 def _are_numbered(labels: Mapping[int, str]) -> bool:
-    """Whether labels have no names but those that transformers gives."""
+    """Whether all labels have transformers' default names."""
     return all(name == f"LABEL_{index}" for index, name in labels.items())
 
 
@@ -119,16 +118,16 @@ def takes_input(model: nn.Module, name: str) -> bool:
 
 
 def _taken(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those of these inputs that a model's forward pass takes by name."""
+    """The inputs among these names that a model's forward pass takes."""
     parameters = inspect.signature(plain_model(model).forward).parameters
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     return [name for name in names if takes_all or name in parameters]
 
 
 def teacher_inputs(teacher: nn.Module, inputs: Mapping[str, Any], label_names: Sequence[str]) -> dict[str, Any]:
-    """What a teacher is given of a model's inputs: what it takes by name, and no labels where it can do without.
+    """The inputs for a teacher: those of the model that it takes by name, and no labels unless it needs them.
 
-    It is told to keep no cache of keys and values.
+    It is told not to keep a cache of keys and values.
     """
     asked = {name: inputs[name] for name in _taken(teacher, inputs) if name not in label_names}
     if "use_cache" in inspect.signature(plain_model(teacher).forward).parameters:
@@ -139,10 +138,10 @@ def teacher_inputs(teacher: nn.Module, inputs: Mapping[str, Any], label_names: S
 
 
 def _decoder_inputs(model: nn.Module, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What makes a decoder read the labels, shifted right as its model does it; nothing for models without one."""
+    """The labels as a decoder's inputs, shifted right as its model does it; nothing for models without a decoder."""
     plain: Any = plain_model(model)
     if not getattr(getattr(plain, "config", None), "is_encoder_decoder", False):
         return {}
     if hasattr(plain, "prepare_decoder_input_ids_from_labels"):
         return {"decoder_input_ids": plain.prepare_decoder_input_ids_from_labels(labels=labels)}
-    return {"labels": labels}  # such models shift those that they are given, and no others
+    return {"labels": labels}  # such models shift only labels that they are given

@@ -1,4 +1,4 @@
-"""How weights are held and trained: by torch, FSDP2, DeepSpeed or several replicas, and by which optimizer.
+"""How weights are held and trained: by torch, DDP, FSDP2 or DeepSpeed; and what optimizers keep for each weight.
 
 The only wing that knows torch.distributed and DeepSpeed.
 May import: errors, foreign, model.

@@ -1,4 +1,4 @@
-"""Which engine trains a model, and a digest of its weights whatever holds them."""
+"""Which engine trains a model, and a digest of the model's weights, sharded or not."""
 
 import hashlib
 from typing import Any
@@ -16,30 +16,29 @@ from .engine import Adapted, Engine
 from .holdings import is_shared
 from .processes import gather
 
-# What is refused, by whoever meets it first: the key, and why.
+# Refusals that are checked in several places: the key, and the message.
 SHARED_MERGE = (
     "adapters",
-    "expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight whole with what is "
-    "added to it; or train with DDP",
+    "'sparse_merge' cannot be used with FSDP or DeepSpeed, as it needs whole weights; use 'sparse_base', or train with "
+    "DDP",
 )
 NO_STAGE = (
     "zero_optimization.stage",
-    "expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with DDP "
+    "expected 1, 2 or 3 for pruning under DeepSpeed, got 0; to train without ZeRO, use DDP "
     "(recipes/accelerate/ddp.yaml)",
 )
 
 
 def is_shared_model(model: torch.nn.Module) -> bool:
-    """Whether processes hold parts of a model's weights (FSDP2, ZeRO-3)."""
+    """Whether a model's weights are sharded over processes (FSDP2, ZeRO-3)."""
     engine = engine_of(model)
     return any(engine.shares(parameter) for parameter in model.parameters())
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """A digest of a model's weights and buffers that changes with any of them: of their bytes, one after another.
+    """A digest of the bytes of a model's weights and buffers.
 
-    Of a model that processes share (FSDP2, ZeRO-3), it is one of the digests of all their parts; every process must ask
-    for it.
+    For a sharded model (FSDP2, ZeRO-3) it is a digest of the digests of all processes; every process must call it.
     """
     engine = engine_of(model)
     engine.prepare(model)
@@ -56,10 +55,10 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def engine_of(model: nn.Module, optimizer: Any = None) -> Engine:
-    """The engine that trains a model, as its parameters tell.
+    """The engine that trains a model, determined from its parameters.
 
-    Raises PlacementError for options of DeepSpeed that hide weights, for its stage 0, and where adapters that mask what
-    they add are spread over processes.
+    Raises PlacementError for DeepSpeed options that hide weights, for its stage 0, and for adapters trained with
+    `sparse_merge` under FSDP or DeepSpeed.
     """
     parameters = list(model.parameters())
     if any(isinstance(module, MaskedDelta) for module in model.modules()):
@@ -75,7 +74,7 @@ def engine_of(model: nn.Module, optimizer: Any = None) -> Engine:
         if getattr(getattr(optimizer, "optimizer", None), "round_robin_gradients", False):
             raise PlacementError(
                 "round_robin_gradients",
-                "expected false, got true, with which DeepSpeed does not find its master weights",
+                "expected false, got true, with which DeepSpeed cannot find its master weights",
             )
         return ZeroTwo()
     if with_deepspeed:

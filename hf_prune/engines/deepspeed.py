@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO stages as engines: float32 master weights are what is ranked and masked."""
+"""DeepSpeed's ZeRO stages as engines: their float32 master weights are ranked and masked."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -16,17 +16,17 @@ from .regions import flat_range
 
 
 class ZeroTwo(Engine):
-    """DeepSpeed's stages 1 and 2: every process has the parameters whole, and a piece of the master weights.
+    """DeepSpeed's stages 1 and 2: every process has whole parameters, and a shard of the master weights.
 
-    The whole master weights are put together by DeepSpeed for a mask update, one tensor at a time. Gradients are masked
-    before they are reduced, so that they do not count in the clip norm.
+    For a mask update DeepSpeed gathers the master weights, one tensor at a time. Gradients are masked before they are
+    reduced, so that masked ones do not count in the clip norm.
     """
 
     steps_in_backward = True
     reaches_moments = False
 
     def weight(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The whole parameter, as it is trained: its master weights, or itself if it is frozen."""
+        """The whole parameter as it is trained: its master weights, or the parameter itself if it is frozen."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         if not has_master_of_two(parameter):
@@ -92,30 +92,30 @@ class ZeroTwo(Engine):
 class ZeroThree(ZeroTwo):
     """DeepSpeed's stage 3: each process has a range of every flattened parameter and of its master weights.
 
-    Gradients are masked when they are reduced, right before DeepSpeed's step measures and clips them.
+    Gradients are masked after they are reduced, right before DeepSpeed's step computes their norm and clips them.
     """
 
     def holding(self, name: str, parameter: nn.Parameter) -> Holding:
         """The range of the flattened parameter that this process holds."""
         if getattr(parameter, "ds_secondary_tensor", None) is not None:
             raise PlacementError(
-                f"{name}: expected one copy of each part, got a second one (zero_hpz_partition_size), which pruning "
-                "cannot reach; set it to 1"
+                f"{name}: zero_hpz_partition_size must be 1 for pruning, as DeepSpeed otherwise keeps a second copy of "
+                "each shard, which pruning cannot change"
             )
         size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
         region = flat_range(parameter.ds_numel, rank() * size, size)  # type: ignore[attr-defined]
         return Holding(region, sharded=True, counted=True, peers=tuple(range(processes())), kind="range")
 
     def shares(self, tensor: torch.Tensor) -> bool:
-        """Whether processes hold parts of a tensor."""
+        """Whether a tensor is sharded over processes."""
         return is_of_stage_three(tensor)
 
     def part(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What this process holds of a tensor as forward passes see it; a parameter's is flat, without the padding."""
+        """This process's shard of a tensor, as forward passes see it; a parameter's is flat, without padding."""
         return _valid(tensor, tensor.ds_tensor.detach()) if self.shares(tensor) else tensor.detach()  # type: ignore[attr-defined]
 
     def weight(self, parameter: nn.Parameter) -> torch.Tensor:
-        """This process's range of a parameter as it is trained: its master weights, or its own if it is frozen."""
+        """This process's range of a parameter as it is trained: of its master weights, or of itself if it is frozen."""
         from deepspeed.utils import safe_get_local_fp32_param
 
         if not has_master_of_three(parameter):
@@ -135,7 +135,7 @@ class ZeroThree(ZeroTwo):
             zero_masked(_valid(parameter, master), mask, positions)
             safe_set_local_fp32_param(parameter, master)
         if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # type: ignore[attr-defined]
-            parameter.partition()  # type: ignore[attr-defined]  # it is whole, and would be used as it was
+            parameter.partition()  # type: ignore[attr-defined]  # it is gathered, and would be used unmasked
 
     @torch.no_grad()
     def mask_moments(
@@ -174,7 +174,7 @@ class ZeroThree(ZeroTwo):
 
 
 class _Restored:
-    """What gives an optimizer its own step back when it is removed."""
+    """A handle that restores the optimizer's own step when it is removed."""
 
     def __init__(self, optimizer: Any, step: Callable[..., Any]):
         self._optimizer, self._step = optimizer, step
@@ -184,18 +184,18 @@ class _Restored:
 
 
 def _loss_scale(zero: Any) -> float:
-    """What DeepSpeed has multiplied the loss by: 1 but for fp16."""
+    """What DeepSpeed has multiplied the loss by: 1 except for fp16."""
     return float(getattr(zero, "loss_scale", 1.0))
 
 
 def _valid(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """A process's range of a parameter without the padding at the end of the last."""
+    """A process's range of a parameter, without the padding at the end of the last range."""
     start = rank() * part.numel()
     return part.view(-1)[: max(min(parameter.ds_numel - start, part.numel()), 0)]  # type: ignore[attr-defined]
 
 
 def _moments(optimizer: Any) -> list[str]:
-    """The names of what DeepSpeed's optimizer remembers of each weight, once it has made a step."""
+    """The names of the states that DeepSpeed's optimizer keeps for each weight, once it has made a step."""
     states = base_optimizer(optimizer).state.values() if optimizer is not None else ()
     return list(dict.fromkeys(key for state in states for key, value in state.items() if _is_of_weights(value)))
 

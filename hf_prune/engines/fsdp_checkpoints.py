@@ -1,4 +1,4 @@
-"""Checkpoints that were written under FSDP, for training that goes on without."""
+"""Loading checkpoints that were written with FSDP into training without FSDP."""
 
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-# ---- Checkpoints of FSDP, for training that goes on without ----
-
 _FSDP_MODEL = "pytorch_model_fsdp"
 
 _FSDP_OPTIMIZER = "optimizer"
 
 
 def is_fsdp_checkpoint(folder: Path) -> bool:
-    """Whether accelerate wrote a checkpoint under FSDP, whole or in shards."""
+    """Whether accelerate wrote a checkpoint with FSDP, in one file or in shards."""
     return (folder / f"{_FSDP_MODEL}.bin").is_file() or (folder / f"{_FSDP_MODEL}_0").is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Which part of a tensor this process holds, as torch's sharding says."""
+"""Which shard of a tensor this process holds, from the placements of torch's DTensor."""
 
 import math
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from .regions import Region, whole
 class Holding:
     """How this process holds a tensor.
 
-    `region` is its part; `sharded` whether parts differ between processes; `counted` whether this process is the first
-    of those that hold this part, the one that counts it; `peers` are the ranks that hold the tensor once together, this
-    process among them. `kind` says how the tensor is spread over processes, the same on each of them.
+    `region` is its shard; `sharded` whether processes hold different shards; `counted` whether this process is the one
+    of those with this shard that counts it; `peers` are the ranks, with this one, that together hold the
+    tensor once. `kind` describes the placement of the tensor, equal on all processes.
     """
 
     region: Region
@@ -30,10 +30,10 @@ class Holding:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of the whole weights that FSDP2 may have kept from a forward pass without a backward pass.
+    """Free the gathered weights that FSDP2 may have kept from a forward pass without a backward pass.
 
-    Until then `named_parameters` has some whole tensors among the parts, and what is written into the parts does not
-    reach the next forward pass. Every process must call it.
+    Until then `named_parameters` has some whole tensors among the shards, and the next forward pass ignores what is
+    written into the shards. Every process must call it.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -41,12 +41,12 @@ def reshard(model: nn.Module) -> None:
 
 
 def is_shared(tensor: torch.Tensor) -> bool:
-    """Whether each process holds a part of a tensor, or a copy that torch knows of."""
+    """Whether a tensor is a DTensor: sharded or replicated over processes by torch."""
     return isinstance(tensor, DTensor)
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor, sharing its memory: a DTensor's local tensor, any other tensor itself."""
+    """What this process holds of a tensor, in the same memory: a DTensor's local tensor, or the tensor itself."""
     if isinstance(tensor, DTensor):
         with torch.no_grad():
             return tensor.to_local()
@@ -54,14 +54,14 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def holding_of(name: str, tensor: torch.Tensor) -> Holding:
-    """How this process holds a tensor. Raises PlacementError, naming it, for a placement that is not supported."""
+    """How this process holds a tensor. Raises PlacementError, naming the tensor, if its placement is not supported."""
     if not isinstance(tensor, DTensor):
         return Holding(whole(tensor.shape), sharded=False, counted=rank() == 0, peers=(rank(),), kind="whole")
     mesh = tensor.device_mesh
     coordinates = mesh.get_coordinate()
     if coordinates is None:
         raise PlacementError(
-            f"{name}: expected a tensor of which every process holds a part, this one is not in its mesh"
+            f"{name}: expected every process to hold a shard of the tensor, but rank {rank()} is not in its mesh"
         )
     start, size = [0] * tensor.ndim, list(tensor.shape)
     for mesh_dim in _sharding_order(name, tensor):
@@ -73,8 +73,8 @@ def holding_of(name: str, tensor: torch.Tensor) -> Holding:
     local_shape = tuple(local_part(tensor).shape)
     if local_shape != tuple(size):
         raise PlacementError(
-            f"{name}: expected a part of the shape {tuple(size)} for the placements {tensor.placements}, got "
-            f"{local_shape}: it is sharded in a way that is not known here"
+            f"{name}: expected a shard of the shape {tuple(size)} for the placements {tensor.placements}, got "
+            f"{local_shape}; this way of sharding is not supported"
         )
     replicas = [dim for dim, placement in enumerate(tensor.placements) if isinstance(placement, Replicate)]
     peers = mesh.mesh[tuple(coordinates[dim] if dim in replicas else slice(None) for dim in range(mesh.ndim))]
@@ -89,9 +89,9 @@ def holding_of(name: str, tensor: torch.Tensor) -> Holding:
 
 
 def _sharding_order(name: str, tensor: DTensor) -> list[int]:
-    """The dimensions of the mesh that shard a tensor, in the order in which they do.
+    """The mesh dimensions that shard a tensor, in the order in which they do.
 
-    FSDP over tensor parallelism on the same dimension is marked `_StridedShard`: it comes after what lies inside it.
+    FSDP over tensor parallelism on the same dimension is marked `_StridedShard`: it follows the inner mesh dimensions.
     """
     plain, strided = [], []
     for mesh_dim, placement in enumerate(tensor.placements):

@@ -1,4 +1,4 @@
-"""Processes that `accelerate launch` or `torchrun` started together: what was asked for, and whether it came so."""
+"""Whether training is distributed as `accelerate launch` or `torchrun` was asked to do."""
 
 import os
 from collections.abc import Iterator
@@ -20,28 +20,28 @@ _WRAPPED_LAYERS = "FSDP_TRANSFORMER_CLS_TO_WRAP"
 
 
 def check_sharding(args: "TrainingArguments") -> None:
-    """Raise LaunchError where FSDP was asked for and a Trainer with these arguments would shard nothing."""
+    """Raise LaunchError if FSDP was requested and a Trainer with these arguments would shard nothing."""
     state = args.distributed_state
     on_cpu = state is None or state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
     if on_cpu and wants_fsdp(args):
         raise LaunchError(
-            f"expected accelerators and a launcher for FSDP, got {args.world_size} process(es) on {args.device.type}, "
+            f"FSDP needs accelerators and a launcher, got {args.world_size} process(es) on {args.device.type}, "
             "where FSDP shards nothing; launch on GPUs without use_cpu, or with recipes/accelerate/ddp.yaml"
         )
 
 
 def check_engine(trainer: "Trainer") -> None:
-    """Raise LaunchError where FSDP2 or DeepSpeed was asked for and does not train, and for DeepSpeed's stage 0."""
+    """Raise LaunchError if FSDP2 or DeepSpeed was requested and is not used, and for DeepSpeed's stage 0."""
     if wants_fsdp(trainer.args) and not trainer.accelerator.is_fsdp2:
         raise LaunchError(
             "fsdp_version",
-            "expected 2, for version 1 keeps weights in flat pieces that cannot be pruned, got "
-            f"{os.environ.get('FSDP_VERSION', 'another')}; set it in the file of accelerate launch",
+            f"expected 2, got {os.environ.get('FSDP_VERSION', 'another')}; version 1 flattens weights, which cannot be "
+            "pruned then. Set fsdp_version: 2 in the configuration file of accelerate launch",
         )
     if wants_deepspeed(trainer.args) and not trainer.is_deepspeed_enabled:
         raise LaunchError(
-            "expected a model that DeepSpeed trains, as was asked for, got one that it does not, on "
-            f"{trainer.args.device.type}; launch without use_cpu, or with recipes/accelerate/ddp.yaml"
+            f"DeepSpeed was requested, but does not train the model on {trainer.args.device.type}; launch without "
+            "use_cpu, or with recipes/accelerate/ddp.yaml"
         )
     if trainer.is_deepspeed_enabled:
         plugin = trainer.accelerator.state.deepspeed_plugin
@@ -50,17 +50,17 @@ def check_engine(trainer: "Trainer") -> None:
         mismatches = plugin.hf_ds_config.mismatches
         if mismatches:
             raise LaunchError(
-                "expected a configuration of DeepSpeed that says what the recipe says, or auto, got "
+                "expected a DeepSpeed configuration with the values of the training arguments, or auto, got "
                 + ", ".join(mismatch.removeprefix("- ") for mismatch in mismatches)
             )
 
 
 @contextmanager
 def wrapping_layers(model: nn.Module) -> Iterator[None]:
-    """While a Trainer is made, FSDP shards by the model's repeated layers, unless the launcher names others.
+    """While a Trainer is made, set FSDP to wrap the model's repeated layers, unless the launcher names others.
 
-    Without, accelerate takes the model's `_no_split_modules`: among those of BERT and others are the embeddings, with
-    which training ends in an error.
+    Otherwise accelerate wraps the model's `_no_split_modules`: for BERT and others these include the embeddings, and
+    training fails.
     """
     classes = layer_classes(model)
     if not classes or os.environ.get(_WRAPPED_LAYERS):

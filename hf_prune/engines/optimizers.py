@@ -1,4 +1,4 @@
-"""What an optimizer remembers of each weight, wherever it keeps it, so that it can be made to forget masked ones.
+"""The states that optimizers keep for each weight (moments), and how those of masked weights are zeroed.
 
 `docs/optimizers.md` has a line for every `optim` of `TrainingArguments`.
 """
@@ -12,7 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from .holdings import local_part
 
 # With a zero gradient and zero moments these leave a zero weight at zero, so they need no second pass over the weights.
-# The very classes: GaLore's and bitsandbytes' have the same names and do other things.
+# Compared by class, not by name: classes of GaLore and bitsandbytes have the same names and work differently.
 ELEMENTWISE_OPTIMIZERS = frozenset(
     {
         torch.optim.SGD,
@@ -39,9 +39,9 @@ _PIECE = 1 << 18
 
 
 def leaves_zeros(optimizer: Any) -> bool:
-    """Whether the optimizer leaves a weight at zero whose gradient and moments are zero.
+    """Whether the optimizer keeps a weight at zero if its gradient and moments are zero.
 
-    With `eps=0` none does: zero over zero is NaN.
+    With `eps=0` none does: zero divided by zero is NaN.
     """
     optimizer = base_optimizer(optimizer)
     name = (type(optimizer).__module__.partition(".")[0], type(optimizer).__name__)
@@ -50,7 +50,7 @@ def leaves_zeros(optimizer: Any) -> bool:
 
 
 def parameters_of(optimizer: Any) -> set[torch.Tensor]:
-    """The parameters that the optimizer changes."""
+    """The parameters that the optimizer updates."""
     return {parameter for group in optimizer.param_groups for parameter in group["params"]}
 
 
@@ -63,12 +63,11 @@ def updates_in_backward(optimizer: Any) -> bool:
 def zero_moments(
     optimizer: Any, parameter: torch.Tensor, mask: torch.Tensor, indices: torch.Tensor | None = None
 ) -> None:
-    """Zero what the optimizer remembers of the masked weights of a parameter, in every state that has its shape.
+    """Zero the optimizer's moments of the masked weights of a parameter, in every state that has its shape.
 
-    That is also done where several such states are stacked (AdEMAMix), where 8 bits are codes of a table
-    (bitsandbytes) and in quantized tensors (torchao), as exactly as their codes allow. With `indices` (flat) only those
-    weights need be looked at: the others were zeroed before. Of a sharded parameter, mask and indices are of the part
-    that this process holds.
+    This includes stacks of such states (AdEMAMix), 8-bit codes of a table (bitsandbytes) and quantised tensors
+    (torchao), as exactly as their codes allow. With `indices` (flat) only those weights are considered: the others were
+    zeroed before. For a sharded parameter, mask and indices are of this process's shard.
     """
     for state in _states(base_optimizer(optimizer), parameter):
         for name, value in state.items():
@@ -88,9 +87,10 @@ def zero_moments(
 
 
 def _states(optimizer: Any, parameter: torch.Tensor) -> Iterator[Mapping[str, Any]]:
-    """The optimizer's states of a parameter, where torch has them and where other optimizers do.
+    """The optimizer's states of a parameter, wherever optimizers keep them.
 
-    Not those of a space of lower rank (GaLore, APOLLO): whatever their shape, they are no moments of single weights.
+    States in a space of lower rank (GaLore, APOLLO) are left out: whatever their shape, they do not belong to single
+    weights.
     """
     while optimizer is not None:
         layer_wise = getattr(optimizer, "optimizer_dict", {})  # GaLore and APOLLO: an optimizer for each parameter
@@ -107,10 +107,10 @@ def _states(optimizer: Any, parameter: torch.Tensor) -> Iterator[Mapping[str, An
 
 @torch.no_grad()
 def zero_masked(tensor: torch.Tensor, mask: torch.Tensor, indices: torch.Tensor | None = None) -> None:
-    """Set the entries of a floating-point tensor whose mask is False to +0.0, in place, whatever they were.
+    """Set the entries of a floating-point tensor whose mask is False to +0.0, in place, even NaN.
 
-    With `indices` (flat) only those entries are set. On a CPU by the bits, a piece at a time: four times as fast as
-    `masked_fill_`, which branches on every entry.
+    With `indices` (flat) only those entries are set. On a CPU this is done bitwise, a piece at a time: four times as
+    fast as `masked_fill_`, which branches on every entry.
     """
     contiguous = tensor.is_contiguous() and mask.is_contiguous()
     if contiguous and indices is not None:
@@ -126,7 +126,7 @@ def zero_masked(tensor: torch.Tensor, mask: torch.Tensor, indices: torch.Tensor 
 
 
 def base_optimizer(optimizer: Any) -> Any:
-    """The optimizer without the wrappers of accelerate and DeepSpeed; those of others may do what they like."""
+    """The optimizer without the wrappers of accelerate and DeepSpeed; other wrappers may change its steps, and stay."""
     if isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     if type(optimizer).__module__.startswith("deepspeed.runtime"):

@@ -1,4 +1,4 @@
-"""Where a model that is not trained lies, beside one that is: a teacher."""
+"""Placing a frozen model, such as a teacher, on devices beside the model that is trained."""
 
 import copy
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from torch import nn
 
 
 def place_frozen(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Put a model that is not trained where the engine has models: in parts under FSDP2 and ZeRO-3, else whole.
+    """Place a frozen model as the engine places models: sharded with FSDP2 and ZeRO-3, otherwise whole.
 
-    It is not the accelerator's, so it is in no checkpoint. Every process must call it, once training has begun.
+    The accelerator does not save it in checkpoints. Every process must call it, after training has begun.
     """
     if accelerator.is_fsdp2:
         from ..foreign.accelerate import fsdp2_prepare_model
@@ -24,7 +24,7 @@ def place_frozen(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 
 def _with_zero_three(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    """A model whose weights ZeRO-3 keeps in parts and puts together for its forward pass, without an optimizer."""
+    """A model, without an optimizer, whose weights ZeRO-3 shards and gathers for its forward pass."""
     import deepspeed
 
     settings = copy.deepcopy(dict(config))

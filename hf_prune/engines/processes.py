@@ -1,7 +1,6 @@
-"""Processes that train one model together: what each holds of a tensor, and the few collectives that pruning needs.
+"""Processes that train one model together: their number, this one's rank, and the collectives that pruning needs.
 
-The only file that imports `torch.distributed`. All collectives are on the group of all processes, so every process must
-make the same calls in the same order.
+All collectives use the group of all processes, so every process must make the same calls in the same order.
 """
 
 from collections.abc import Sequence
@@ -10,12 +9,12 @@ import torch.distributed.checkpoint
 
 
 def processes() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among them, from 0."""
+    """The rank of this process, from 0."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
@@ -23,7 +22,7 @@ def rank() -> int:
 
 
 def all_reduce(counts: torch.Tensor) -> torch.Tensor:
-    """The sum of the counts (int64), or of other numbers, of all processes, the same on each."""
+    """The sum over all processes of counts (int64) or other numbers; equal on every process."""
     if processes() == 1:
         return counts
     summed = counts.to(_device(), copy=True)
@@ -32,7 +31,7 @@ def all_reduce(counts: torch.Tensor) -> torch.Tensor:
 
 
 def gather(values: torch.Tensor) -> list[torch.Tensor]:
-    """The values (of one shape everywhere) of every process, in the order of ranks."""
+    """The values of every process, of equal shape everywhere, in the order of ranks."""
     if processes() == 1:
         return [values]
     sent = values.to(_device())
@@ -57,13 +56,13 @@ def exchange(rows: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, li
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Return when every process has called this."""
     if processes() > 1:
         all_reduce(torch.zeros(1, dtype=torch.int64))
 
 
 def _device() -> torch.device:
-    """Where tensors must be that go over the wire."""
+    """The device on which the backend needs tensors."""
     if "gloo" in torch.distributed.get_backend():
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()

@@ -1,6 +1,6 @@
-"""Which part of a tensor a process holds, and where each of its weights lies in the whole tensor.
+"""Which shard of a tensor a process holds, and where each of its weights lies in the whole tensor.
 
-A weight's index is its flat index in the whole tensor; a position is its flat index in the part that is held.
+A weight's index is its flat index in the whole tensor; a position is its flat index in the shard.
 """
 
 import math
@@ -12,10 +12,10 @@ import torch
 
 @dataclass(frozen=True)
 class Region:
-    """A box of a tensor that is read in the shape `shape`, from `start` and of `size` in each dimension.
+    """A box in a tensor viewed with the shape `shape`: from `start`, of `size` in each dimension.
 
-    A range of the flattened tensor is a box of the tensor read as a single dimension. Positions follow the order of
-    indices in both.
+    A range of the flattened tensor is a box in the tensor viewed as one dimension. In both, positions follow the order
+    of indices.
     """
 
     shape: tuple[int, ...]
@@ -24,22 +24,22 @@ class Region:
 
     @property
     def weights(self) -> int:
-        """How many weights the part has."""
+        """The number of weights in the shard."""
         return math.prod(self.size)
 
     @property
     def all_weights(self) -> int:
-        """How many weights the whole tensor has."""
+        """The number of weights in the whole tensor."""
         return math.prod(self.shape)
 
     @property
     def first(self) -> int:
-        """The index of the first weight; of an empty part that where it would be."""
+        """The index of the first weight; for an empty shard, where it would be."""
         return sum(start * stride for start, stride in zip(self.start, _strides(self.shape), strict=True))
 
     @property
     def is_range(self) -> bool:
-        """Whether the indices follow each other without a gap."""
+        """Whether the indices are contiguous."""
         outermost = next((dim for dim, size in enumerate(self.size) if size != 1), len(self.size))
         return self.size[outermost + 1 :] == self.shape[outermost + 1 :]
 
@@ -55,7 +55,7 @@ class Region:
         return indices
 
     def positions(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which indices lie in the part (bool), and the positions of those that do (int64)."""
+        """Which indices lie in the shard (bool), and the positions of those that do (int64)."""
         inside = torch.ones_like(indices, dtype=torch.bool)
         positions = torch.zeros_like(indices)
         dims = zip(self.start, self.size, _strides(self.shape), _strides(self.size), self.shape, strict=True)
@@ -66,7 +66,7 @@ class Region:
         return inside, positions[inside]
 
     def overlaps(self, other: "Region") -> bool:
-        """Whether two parts of a tensor may have a weight in common; False only if they have none."""
+        """Whether two shards of a tensor may have a weight in common; False only if they have none."""
         if not self.weights or not other.weights:
             return False
         if self.shape == other.shape:
@@ -76,13 +76,13 @@ class Region:
 
     @property
     def last(self) -> int:
-        """The index of the last weight of a part that is not empty."""
+        """The index of the last weight of a shard that is not empty."""
         ends = [start + size - 1 for start, size in zip(self.start, self.size, strict=True)]
         return sum(end * stride for end, stride in zip(ends, _strides(self.shape), strict=True))
 
 
 def whole(shape: Sequence[int]) -> Region:
-    """All of a tensor."""
+    """The region of a whole tensor."""
     return Region(tuple(shape), (0,) * len(shape), tuple(shape))
 
 

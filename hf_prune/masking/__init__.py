@@ -1,4 +1,4 @@
-"""Which weights go and that they stay gone: plan, collected statistics, ranking, selection, masks, and `Pruner`.
+"""Which weights are masked, and that they stay zero: plans, statistics, ranking, selection, masks, and `Pruner`.
 
 One mask update runs from plan.py through ranking.py and selection.py to masks.py.
 May import: errors, methods, config, model, engines, saved.

@@ -1,4 +1,4 @@
-"""Whether processes that hold the same weights have the same masks: a digest of each is compared, no mask is sent."""
+"""Whether processes that hold the same weights have the same masks: only digests of masks are exchanged."""
 
 import hashlib
 import json
@@ -14,15 +14,15 @@ from ..saved.masks import pack
 
 
 def compare_replicas(masks: Mapping[str, torch.Tensor], holdings: Mapping[str, Holding]) -> None:
-    """Compare the masks of processes that hold the same parts of the tensors; every process must call it.
+    """Compare the masks of processes that hold the same shards of the tensors; every process must call it.
 
-    For each way in which tensors are spread over processes, sixteen bytes a process are sent: digests of all masks
-    together, and of the parts they are of. Only where they differ, one of each tensor is. Raises PruningStateError, on
-    every process, naming the first tensor and the ranks.
+    For each kind of placement every process sends sixteen bytes: a digest of all masks together, and one of the shards
+    that they belong to. Only if these differ is a digest of each tensor sent. Raises PruningStateError, on every
+    process, naming the first tensor that differs and the ranks.
     """
     names_of: dict[str, list[str]] = {}
     for name in masks:
-        if len(holdings[name].peers) < processes():  # or no two processes hold the same part
+        if len(holdings[name].peers) < processes():  # otherwise no two processes hold the same shard
             names_of.setdefault(holdings[name].kind, []).append(name)
     if not names_of:
         return
@@ -44,7 +44,7 @@ def _digest_of_parts(names: Sequence[str], holdings: Mapping[str, Holding]) -> i
 
 
 def _raise_for(names: Sequence[str], digests: Mapping[str, int], parts: Sequence[int]) -> NoReturn:
-    """Find the first of these tensors whose masks differ between ranks of the same parts, and raise."""
+    """Find the first of these tensors whose masks differ between ranks with the same shards, and raise."""
     of_each = torch.stack(gather(torch.tensor([digests[name] for name in names])))  # (rank, tensor)
     for index, name in enumerate(names):
         for part in dict.fromkeys(parts):
@@ -58,9 +58,9 @@ def _raise_for(names: Sequence[str], digests: Mapping[str, int], parts: Sequence
 def _message(name: str, first: int, different: Sequence[int]) -> str:
     others = f"rank{'s' if len(different) > 1 else ''} {', '.join(map(str, different))}"
     return (
-        f"{name}: expected the same mask on all processes that hold the same weights, {others} came to another than "
-        f"rank {first} (this is rank {rank()}). Their weights differ: look for what changes weights on some processes "
-        "only, such as weights that were drawn with different seeds, or another checkpoint."
+        f"{name}: expected the same mask on all processes that hold the same weights, got other masks on {others} than "
+        f"on rank {first} (this is rank {rank()}). Their weights differ: look for code that changes weights on some "
+        "processes only, such as initialisation with different seeds, or loading different checkpoints."
     )
 
 

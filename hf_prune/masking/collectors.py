@@ -1,7 +1,7 @@
-"""What methods and scopes read beside the weights: inputs of layers and gradients, of one optimizer step.
+"""Collecting what methods and scopes read besides the weights: layer inputs and gradients of one optimizer step.
 
-They are collected over the micro-batches of that one step and added up over processes, so that they depend on the
-global batch and not on how it was split.
+They are summed over the micro-batches of the step and over processes, so that they depend on the global batch and not
+on how it was split.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ from ..engines.processes import all_reduce
 from ..errors import PruningStateError, TargetError
 from ..model.names import named_modules_of
 
-# Tokens whose inputs are squared at a time.
+# The number of tokens whose inputs are squared at once.
 _ROWS = 4096
 
 
@@ -26,7 +26,7 @@ class Collected:
     """What was read in one optimizer step, by parameter name.
 
     `inputs` has the norm of each input feature over all processes, `gradients` the gradient of each weight that this
-    process holds, flat; of the parameters in `unusable` nothing was seen on any process, or what is not finite.
+    process holds, flat; for the parameters in `unusable`, nothing or a value that is not finite was collected.
     """
 
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -35,14 +35,14 @@ class Collected:
 
 
 class Statistics:
-    """Collects from `begin` to `finish` what methods and scopes need to know of some parameters.
+    """Collects, from `begin` to `finish`, what methods and scopes read for the given parameters.
 
     Args:
         model: the model that is trained.
-        inputs: names of parameters of which the squares of their layers' inputs are added up, by input feature.
+        inputs: names of parameters for which the squares of their layers' inputs are summed, by input feature.
         gradients: names of parameters whose gradients are kept.
 
-    Raises: TargetError, naming the parameter, where it is not the weight of a linear layer, whose inputs could be seen.
+    Raises: TargetError, naming the parameter, if it is not the weight of a linear layer, whose inputs can be collected.
     """
 
     def __init__(self, model: nn.Module, inputs: Iterable[str], gradients: Iterable[str]):
@@ -63,11 +63,11 @@ class Statistics:
 
     @property
     def is_collecting(self) -> bool:
-        """Whether a step is being collected."""
+        """Whether collection is under way."""
         return bool(self._hooks)
 
     def begin(self) -> None:
-        """Collect from now on, in the next optimizer step."""
+        """Start to collect, for the next optimizer step."""
         self.stop()
         self._squares, self._gradients = {}, {}
         self._hooks = [
@@ -77,20 +77,20 @@ class Statistics:
         ]
 
     def stop(self) -> None:
-        """Collect no more."""
+        """Stop collecting."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
     def keep_gradient(self, name: str, gradient: torch.Tensor) -> None:
-        """Keep the gradient of the whole batch, or of this process's part of it, if it is wanted."""
+        """Keep the gradient of the whole batch, or this process's shard of it, if it is being collected."""
         if self.is_collecting and name in self.gradient_names:
             self._gradients[name] = gradient.detach().float().reshape(-1).clone()
 
     def finish(self) -> Collected:
-        """What was collected, and stop; every process must call it.
+        """Stop, and return what was collected; every process must call it.
 
-        Raises PruningStateError where nothing was seen of any parameter.
+        Raises PruningStateError if nothing was collected for any parameter.
         """
         self.stop()
         gradient_names = sorted(self.gradient_names)
@@ -103,9 +103,9 @@ class Statistics:
         if names and not any(counts[0]):
             what = "gradient" if names[0] in self.gradient_names else "inputs"
             raise PruningStateError(
-                f"{names[0]}: expected its {what} in the optimizer step before a mask update, saw none, and of no "
-                "other parameter; they are frozen or in a compiled model, or there was no step: choose a method that "
-                "reads weights alone"
+                f"{names[0]}: expected its {what} in the optimizer step before a mask update, saw none for any "
+                "parameter; the parameters are frozen, the model is compiled, or there was no step: use a method that "
+                "reads only the weights, such as 'magnitude'"
             )
         unusable = {name for name, is_seen, is_bad in zip(names, *counts, strict=True) if is_bad or not is_seen}
         norms = self._norms()
@@ -113,7 +113,7 @@ class Statistics:
         return Collected(norms, self._gradients, unusable)
 
     def _norms(self) -> dict[str, torch.Tensor]:
-        """The norm of each input feature over all processes, added up in one go."""
+        """The norm of each input feature over all processes, with one all-reduce."""
         if not self._modules:
             return {}
         widths = [_input_features(module) for module in self._modules.values()]
@@ -127,11 +127,13 @@ class Statistics:
     def _enter(self, model: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
         self._in_forward = model.training
         mask = options.get("attention_mask")
-        is_decoders = getattr(getattr(model, "config", None), "is_encoder_decoder", False)  # not only of these inputs
+        is_decoders = getattr(
+            getattr(model, "config", None), "is_encoder_decoder", False
+        )  # its decoder has other tokens
         self._attention = mask if torch.is_tensor(mask) and mask.dim() == 2 and not is_decoders else None
 
     def _leave(self, *arguments: Any) -> None:
-        self._in_forward = False  # what checkpointing computes again in backward is not counted again
+        self._in_forward = False  # activation checkpointing runs layers again in backward
 
     def _see(self, name: str) -> Callable[[nn.Module, Any], None]:
         @torch.no_grad()
@@ -141,11 +143,11 @@ class Statistics:
             seen = arguments[0].detach()
             if is_shared(seen) or seen.shape[-1] != _input_features(module):
                 raise PruningStateError(
-                    f"{name}: expected all of its {_input_features(module)} input features on each process, got a part "
-                    "of them (tensor parallelism); choose a method that reads weights alone"
+                    f"{name}: expected all of its {_input_features(module)} input features on each process, got a "
+                    "shard of them (tensor parallelism); use a method that reads only the weights, such as 'magnitude'"
                 )
             if self._attention is not None and seen.dim() == 3 and seen.shape[:2] == self._attention.shape:
-                seen = seen[self._attention.bool()]  # padding is not data
+                seen = seen[self._attention.bool()]  # without padding
             squares = torch.zeros(seen.shape[-1], dtype=torch.float64, device=seen.device)
             for rows in seen.reshape(-1, seen.shape[-1]).split(_ROWS):
                 squares += rows.double().square().sum(0)

@@ -1,4 +1,4 @@
-"""A tensor to prune as this process holds it, with what its method reads and remembers of each weight."""
+"""A tensor to prune as this process holds it, with what its method reads and remembers for each weight."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,24 +9,24 @@ from ..engines.holdings import Holding
 from ..methods.criteria import Criterion, Piece
 from ..model.layouts import Target, input_features
 
-# Weights worked on at a time: small enough for a CPU's cache, large enough to keep an accelerator busy.
+# Weights processed at a time: small enough for a CPU's cache, large enough to keep an accelerator busy.
 _CPU_PIECE = 1 << 18
 _ACCELERATOR_PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
 class LocalTensor:
-    """What this process holds of a tensor, flat.
+    """This process's shard of a tensor, or all of it without sharding; flat.
 
     Attributes:
-        weight: its weights; where masked ones may come back, with the values that they had.
+        weight: its weights; masked weights that may come back have the values that they had.
         mask: True where a weight is kept; it is changed in place.
-        masked: how many weights are masked on all processes.
-        counted: whether this process counts what it holds, which of several that hold the same one does.
-        inputs: the norm of each input feature, where it was read.
-        gradient: the gradient of each weight, where it was read.
-        memory: what the method remembers of each weight, by name.
-        regrowable: True where a weight may be kept after the next update, if that is not `mask`.
+        masked: the number of masked weights of the tensor on all processes.
+        counted: whether this process counts the shard: one of those that hold the same shard does.
+        inputs: the norm of each input feature, if it was read.
+        gradient: the gradient of each weight, if it was read.
+        memory: what the method remembers for each weight, by name.
+        regrowable: True where a weight may be kept after the next update; None if that is `mask`.
     """
 
     target: Target
@@ -46,13 +46,13 @@ class LocalTensor:
         return self.mask if self.regrowable is None else self.regrowable
 
     def pieces(self) -> Iterator[slice]:
-        """The weights cut into pieces that are worked on at a time: at least one, which may be empty."""
+        """Slices of the weights that are processed at a time: at least one, which may be empty."""
         size = _CPU_PIECE if self.weight.device.type == "cpu" else _ACCELERATOR_PIECE
         for start in range(0, max(self.weight.numel(), 1), size):
             yield slice(start, start + size)
 
     def statistic(self, reads: str | None, part: slice = slice(None)) -> torch.Tensor | None:
-        """What a method that reads this is told of each weight in a part (float32); None where nothing was read now."""
+        """What a method reads for each weight of a slice (float32); None if nothing was read in this step."""
         if reads == "gradients":
             return None if self.gradient is None else self.gradient[part]
         if reads is None or self.inputs is None:
@@ -63,7 +63,7 @@ class LocalTensor:
         return self.inputs.to(self.weight.device)[features]
 
     def piece(self, criterion: Criterion, seed: int, part: slice = slice(None)) -> Piece:
-        """What a criterion is told of the weights in a part."""
+        """What a criterion is told about the weights of a slice."""
         return Piece(
             self.target.name,
             offset=part.start or 0,

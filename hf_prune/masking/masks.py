@@ -1,4 +1,4 @@
-"""The masks of a model's targets as this process holds them, and how many weights they mask on all processes."""
+"""`Masks`: the masks of the tensors to prune, for this process's shards, and their counts over all processes."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,24 +17,24 @@ from .selection import alone
 
 
 class Masks:
-    """Masks of the tensors to prune, at first those of the zeros that are there.
+    """The masks of the tensors to prune; initially they mask the zeros that the model has.
 
-    Where processes hold parts of the tensors, every process must make the same calls.
+    If tensors are sharded, every process must make the same calls.
 
     Args:
         targets: the tensors, in the model's order.
         parameters: parameter name -> parameter.
         engine: how the parameters are held and trained.
-        fresh: names of tensors that may have been made of zeros alone, to be trained: their zeros are not masked then.
+        fresh: names of tensors that may be initialised with zeros, to be trained; if all zeros, they are not masked.
 
     Attributes:
-        parts: parameter name -> bool tensor, True where a weight is kept: the mask of what this process holds.
+        parts: parameter name -> bool tensor, True where a weight is kept: the mask of this process's shard.
         masked: parameter name -> number of masked weights, on all processes together.
         holdings: parameter name -> how this process holds it.
-        sharded: whether processes hold parts of the parameters.
-        all_reduce: adds up the counts of all processes, where tensors are sharded.
+        sharded: whether the parameters are sharded over processes.
+        all_reduce: adds up the counts of all processes, if tensors are sharded.
 
-    Raises: PlacementError if the parts of all processes are not each tensor once.
+    Raises: PlacementError if the shards of all processes do not cover each tensor exactly once.
     """
 
     def __init__(
@@ -60,26 +60,26 @@ class Masks:
             self.take({name: torch.ones_like(mask) if name in unpruned else mask for name, mask in self.parts.items()})
 
     def take(self, parts: Mapping[str, torch.Tensor]) -> None:
-        """Have these masks in place of those so far."""
+        """Replace the masks with these."""
         self.parts = {name: parts[name].to(parameter.device) for name, parameter in self._parameters.items()}
         self._masked_here = {name: _count_masked(mask) for name, mask in self.parts.items()}
         self.count(self.parts)
 
     def for_tensor(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """A mask on the device of `like`, to which it moves for good."""
+        """A mask on the device of `like`, to which it is moved permanently."""
         if self.parts[name].device != like.device:
             self.parts[name] = self.parts[name].to(like.device)
         return self.parts[name]
 
     def note_change(self, name: str, positions: torch.Tensor | None) -> None:
-        """Count again what is masked here: the positions, if they are known, were masked newly."""
+        """Update the count of masked weights here, from the newly masked positions if they are known."""
         if positions is None:
             self._masked_here[name] = _count_masked(self.parts[name])
         else:
             self._masked_here[name] += len(positions)
 
     def count(self, names: Iterable[str]) -> None:
-        """Add up over all processes how many weights of these tensors are masked."""
+        """Sum the numbers of masked weights of these tensors over all processes."""
         names = list(names)
         here = [self._masked_here[name] if self.counts(name) else 0 for name in names]
         self.masked.update(zip(names, self._sum(here), strict=True))
@@ -96,7 +96,7 @@ class Masks:
             if is_bad:
                 raise PruningStateError(
                     f"{name}: expected finite weights, got NaN or infinite ones after {completed_steps} "
-                    "optimizer steps; nothing was pruned. Lower the learning rate, or start from a sound checkpoint."
+                    "optimizer steps; nothing was pruned. Lower the learning rate, or start from an earlier checkpoint."
                 )
 
     def local(self, name: str) -> LocalTensor:
@@ -112,12 +112,12 @@ class Masks:
         )
 
     def counts(self, name: str) -> bool:
-        """Whether this process counts what it holds of a tensor; without shards every process counts for itself."""
+        """Whether this process counts its shard of a tensor; without sharding every process counts for itself."""
         return self.holdings[name].counted or not self.sharded
 
     @property
     def regions(self) -> dict[str, Region]:
-        """Which part of each tensor this process holds."""
+        """The shard of each tensor that this process holds."""
         return {name: holding.region for name, holding in self.holdings.items()}
 
     def _weight(self, name: str) -> torch.Tensor:
@@ -131,8 +131,8 @@ class Masks:
         for target, weights in zip(self._targets.values(), self._sum(held), strict=True):
             if weights != target.weights:
                 raise PlacementError(
-                    f"{target.name}: expected {target.weights} weights on all processes together, found {weights}; it "
-                    "is sharded in a way that is not supported"
+                    f"{target.name}: expected {target.weights} weights on all processes together, got {weights}; this "
+                    "way of sharding is not supported"
                 )
 
 
@@ -141,5 +141,5 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 
 def _count_masked(mask: torch.Tensor) -> int:
-    """How many weights are masked; a mask without data (on the meta device) counts as dense."""
+    """The number of masked weights; a mask without data (on the meta device) counts as dense."""
     return 0 if mask.is_meta else mask.numel() - int(mask.count_nonzero())

@@ -1,4 +1,4 @@
-"""What criteria remember of each weight from one optimizer step to the next, on what this process holds."""
+"""What criteria remember for each weight from one optimizer step to the next, for this process's shards."""
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
@@ -10,14 +10,14 @@ from ..methods.criteria import Criterion
 from ..saved.masks import Remembered
 from .local import LocalTensor
 
-# What a criterion that lets weights come back remembers beside its own: the values of those that it has masked.
+# Kept for criteria that let weights come back, beside their own memory: the values of the masked weights.
 _VALUES = "masked_values"
 
 
 class Memory:
-    """Float32 tensors, flat as a process holds its part of a parameter.
+    """Float32 tensors for each parameter, flat, of this process's shard.
 
-    They are there from the first optimizer step on in which there was something to remember.
+    They exist from the first optimizer step on in which something is remembered.
 
     Attributes:
         tensors: the tensors by `METHOD.NAME/PARAMETER`.
@@ -27,12 +27,12 @@ class Memory:
         self.tensors: dict[str, torch.Tensor] = {}
 
     def of(self, method: str, names: Sequence[str], parameter: str) -> dict[str, torch.Tensor] | None:
-        """What a method remembers of a parameter, by name; None before there is anything."""
+        """What a method remembers for a parameter, by name; None before the first step."""
         there = {name: self.tensors[key] for name in names if (key := _key(method, name, parameter)) in self.tensors}
         return there if len(there) == len(names) else None
 
     def add_step(self, method: str, criterion: Criterion, tensor: LocalTensor, seed: int) -> None:
-        """Let a criterion remember one optimizer step of a tensor, with what it reads in there."""
+        """Update what a criterion remembers with one optimizer step of a tensor."""
         assert criterion.remember is not None
         parameter = tensor.target.name
         if self.of(method, criterion.memory, parameter) is None:
@@ -47,20 +47,20 @@ class Memory:
                 memory[name][part] = values[name]
 
     def masked_values(self, method: str, parameter: str) -> torch.Tensor | None:
-        """The values that weights had before the method masked them, zero elsewhere; None where it has masked none."""
+        """The values that weights had before the method masked them, zero elsewhere; None if it has masked none."""
         return self.tensors.get(_key(method, _VALUES, parameter))
 
     def keep_masked_values(self, method: str, parameter: str, values: torch.Tensor) -> None:
-        """Remember these values of masked weights in place of those so far."""
+        """Replace the remembered values of masked weights."""
         self.tensors[_key(method, _VALUES, parameter)] = values.float()
 
     def saved(self, parameters: Container[str]) -> dict[str, Remembered]:
-        """All that is remembered of these parameters, as it is saved."""
+        """All that is remembered for these parameters, in the form in which it is saved."""
         found = {key: Remembered(key.partition("/")[2], tensor) for key, tensor in self.tensors.items()}
         return {key: one for key, one in found.items() if one.parameter in parameters}
 
     def take(self, saved: Mapping[str, Remembered], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Have what was saved in place of what is remembered."""
+        """Replace what is remembered with what was saved."""
         self.tensors = {key: one.values.to(parameters[one.parameter].device) for key, one in saved.items()}
 
 

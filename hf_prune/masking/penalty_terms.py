@@ -1,4 +1,4 @@
-"""What penalties add to the gradients of the weights to prune, on what each process holds of them."""
+"""`WeightPenalties`: adds the gradients of penalties to those of the weights to prune, shard by shard."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,25 +13,25 @@ from .masks import Masks
 from .plan import Group
 from .units import divide, share_units
 
-# What the penalty of a group, by its number, is multiplied by in the step under way.
+# The current factor of a group's penalty, from the group's index.
 FactorOf = Callable[[int], float]
 
 
 class WeightPenalties:
     """The penalties of a model's groups: they are added to the gradient of each tensor once in an optimizer step.
 
-    Where processes hold parts of the tensors, every process must make the same calls.
+    If tensors are sharded, every process must make the same calls.
 
     Args:
-        groups: all groups, those without a penalty too.
+        groups: all groups, including those without a penalty.
         parameters: parameter name -> parameter.
-        masks: who holds which part.
+        masks: the masks, which know the shard of each process.
         engine: how the parameters are held and trained.
 
     Attributes:
-        terms: `l1_penalty` and the like -> what was added to the loss in this step, of what this process counts.
+        terms: name such as `l1_penalty` -> what was added to the loss in this step, for the weights counted here.
 
-    Raises: PruningConfigError for penalties on weights that are not trained.
+    Raises: PruningConfigError if there is a penalty on weights that are not trained.
     """
 
     def __init__(self, groups: Sequence[Group], parameters: Mapping[str, nn.Parameter], masks: Masks, engine: Engine):
@@ -42,7 +42,7 @@ class WeightPenalties:
                 if not parameters[target.name].requires_grad:
                     raise PruningConfigError(
                         "penalty",
-                        f"expected none on weights that are not trained, got {group.config.penalty!r} for "
+                        f"must not be set for weights that are not trained, got {group.config.penalty!r} for "
                         f"{target.name}; exclude it",
                     )
                 self._members.setdefault(target.name, []).append((index, group, target))
@@ -55,15 +55,15 @@ class WeightPenalties:
         return bool(self._members)
 
     def start_step(self) -> None:
-        """Begin another optimizer step."""
+        """Begin a new optimizer step."""
         self.terms = {}
         self._added.clear()
 
     @torch.no_grad()
     def add(self, name: str, gradient: torch.Tensor, factor_of: FactorOf, loss_scale: float) -> None:
-        """Add the gradient of a tensor's penalties, times `loss_scale`, to its own, unless this step has them.
+        """Add the gradient of a tensor's penalties, times `loss_scale`, to its own, once in an optimizer step.
 
-        `gradient` is of the part that this process holds; it is changed in place.
+        `gradient` is of this process's shard; it is changed in place.
         """
         if name in self._added:
             return
@@ -78,7 +78,7 @@ class WeightPenalties:
                 self.terms[term] = self.terms.get(term, 0.0) + counted.to(gradient.device)
 
     def _penalty(self, group: Group, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradient of the penalty, flat and in float32, and what it comes to, of what this process holds."""
+        """The gradient of the penalty (flat, float32) and its value, for this process's shard."""
         penalty, sides = PENALTIES[str(group.config.penalty)], group.pattern.sides
         weight = self._engine.part(self._parameters[target.name]).reshape(-1)
         if not penalty.of_units:
@@ -96,7 +96,7 @@ class WeightPenalties:
         return gradient, value
 
     def _find_units_in_parts(self) -> set[str]:
-        """The names of tensors with a penalty on units some of which lie in parts on several processes."""
+        """The names of tensors with a penalty on units of which some are split between processes."""
         if not self._masks.sharded:
             return set()
         members = [

@@ -1,4 +1,4 @@
-"""What is pruned together and when: configurations -> groups of tensors -> counts at a step, without any weights."""
+"""Plans, made without any weights: configurations -> groups of tensors -> counts to prune at a step."""
 
 import re
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that share a configuration, a final sparsity, and a scope over which they are counted together."""
+    """Tensors with one configuration, final sparsity and scope, for which counts are computed together."""
 
     config_index: int
     config: PruningConfig
@@ -44,11 +44,11 @@ class Group:
     final: float
 
     def units_of(self, target: Target) -> int:
-        """How many units the pattern divides a tensor into."""
+        """The number of units that the pattern divides a tensor into."""
         return target.weights // self.pattern.unit_size
 
     def share_dropped(self, dropped: Sequence[int]) -> float:
-        """The sparsity that this many dropped units a member come to."""
+        """The sparsity of the group, given the number of dropped units of each member."""
         units = sum(self.units_of(target) for target in self.members)
         return float(Fraction(sum(dropped), max(units, 1)) * self.pattern.unit_sparsity)
 
@@ -59,7 +59,7 @@ class Group:
 
     @property
     def reads(self) -> set[str]:
-        """What method and scope read beside the weights: `inputs`, `gradients`, both or nothing."""
+        """What method and scope read besides the weights: `inputs`, `gradients`, both or nothing."""
         return reads_of(self.config.method, self.scope)
 
     @property
@@ -85,10 +85,10 @@ class Group:
         dropped: Sequence[int],
         inputs: Sequence[torch.Tensor | None] | None = None,
     ) -> list[Pool]:
-        """How many units are dropped after `step`, where the schedule starts at the sparsity `start`.
+        """How many units are dropped after `step`, if the schedule starts at the sparsity `start`.
 
-        `dropped` has the units of each member that are dropped already, `inputs` the norms of its input features, for
-        a scope that reads them. Without those, as in a plan, such a scope is taken for one ranking of all members.
+        `dropped` has the number of units of each member that are dropped already, `inputs` the norms of its input
+        features, for a scope that reads them. Without them, as in a plan, such a scope counts as `global`.
         """
         initial = max(start, min(self.config.initial_sparsity or 0.0, self.final))
         sparsity = sparsity_at(self.config.schedule, step, window.begin, window.end, initial, self.final)
@@ -100,7 +100,7 @@ class Group:
         return scope.pools(prunable, Fraction(str(sparsity)) / self.pattern.unit_sparsity)
 
     def penalty_weight(self, window: Window, step: int, start: float) -> float:
-        """What the penalty on the members is multiplied by after `step` completed steps; see `PruningConfig`."""
+        """The factor of the penalty on the members after `step` completed steps; see `PruningConfig`."""
         if self.config.penalty_weight is None or not window.begin <= step < window.end or self.final <= start:
             return 0.0
         sparsity = sparsity_at(self.config.schedule, step, window.begin, window.end, start, self.final)
@@ -108,7 +108,7 @@ class Group:
 
 
 def make_groups(index: int, config: PruningConfig, targets: Sequence[Target]) -> list[Group]:
-    """The groups of one configuration: an override's tensors and, in the scope `layer`, all tensors stand alone.
+    """The groups of one configuration; each tensor of an override, or of the scope `layer`, is a group of its own.
 
     Raises TargetError if an override matches none of the targets, or if the pattern does not fit a tensor.
     """
@@ -147,9 +147,9 @@ def _check_shape(config: PruningConfig, pattern: Pattern, target: Target) -> Non
 
 
 def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], total_steps: int) -> list[Window]:
-    """When each configuration is at work in a training of `total_steps`.
+    """When each configuration updates masks in a training of `total_steps`.
 
-    Raises PruningConfigError if one does not fit into training, or two are at work on a tensor at the same time.
+    Raises PruningConfigError if one does not fit into training, or two prune a tensor at the same time.
     """
     windows = [Window(*config.window(total_steps)) for config in configs]
     names: list[dict[str, None]] = [{} for _ in configs]
@@ -161,15 +161,15 @@ def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], tota
             if shared and window.begin < before.end:
                 raise PruningConfigError(
                     "begin",
-                    f"expected configuration {later + 1} to begin at or after step {before.end}, where "
-                    f"configuration {earlier + 1} ends on {shared[0]!r}, got step {window.begin}",
+                    f"expected configuration {later + 1} to begin at or after step {before.end}, where configuration "
+                    f"{earlier + 1} ends, as both prune {shared[0]!r}, got step {window.begin}",
                 )
     return windows
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of a plan. `masked` is the number of masked weights now; `final_sparsity` is None where a ranking over
+    """One tensor of a plan. `masked` is its number of masked weights now; `final_sparsity` is None if a ranking across
     several tensors will decide it."""
 
     name: str
@@ -181,7 +181,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class PlannedUpdate:
-    """Masks are updated after `step` completed optimizer steps, to this share of masked weights of all targets."""
+    """A mask update after `step` completed optimizer steps; `sparsity` is then the share of masked weights."""
 
     step: int
     sparsity: float
@@ -189,7 +189,7 @@ class PlannedUpdate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be pruned, by how much and when; `weights` are the targets', `all_weights` the whole model's."""
+    """What would be pruned, how much and when. `weights` counts those of the targets, `all_weights` the model's."""
 
     tensors: list[PlannedTensor]
     updates: list[PlannedUpdate]
@@ -199,7 +199,7 @@ class Plan:
 
     @property
     def final_sparsity(self) -> float:
-        """The share of masked weights of all targets at the end."""
+        """The share of masked weights of all targets after the last update."""
         if self.updates:
             return self.updates[-1].sparsity
         return sum(tensor.masked for tensor in self.tensors) / max(self.weights, 1)
@@ -216,9 +216,9 @@ def make_plan(
     total_steps: int,
     all_weights: int,
 ) -> Plan:
-    """Run the schedule on counts alone, from `tensors` with the weights that are masked now.
+    """Run the schedule on counts alone, from `tensors` with their current numbers of masked weights.
 
-    Counts are those that training will have, but for zeros that lie unevenly in the units of a pattern.
+    The counts are those of training, unless existing zeros lie unevenly in the units of a pattern.
     """
     masked = {tensor.name: Fraction(tensor.masked) for tensor in tensors}
     ranked: set[str] = set()
@@ -236,7 +236,7 @@ def make_plan(
                 members = [group.members[member] for member in pool.members]
                 units = sum(group.units_of(target) for target in members)
                 for target in members:
-                    # A ranking decides who loses what; an even split keeps the total exact.
+                    # The ranking will decide how many each loses; an even split keeps the total exact.
                     share = Fraction(group.units_of(target), max(units, 1)) * pool.count * weights_a_unit
                     masked[target.name] = share if len(members) > 1 else max(masked[target.name], share)
                 if len(members) > 1:

@@ -1,4 +1,4 @@
-"""`Pruner`: owns the masks of a model and the rule of when and how they change."""
+"""`Pruner`: holds the masks of a model, and updates them on schedule."""
 
 import logging
 import math
@@ -29,51 +29,51 @@ from .readings import Readings
 
 logger = logging.getLogger(__name__)
 
-# Groups that are ranked together where tensors are sharded: they share the turns in which processes add up.
+# Groups that are ranked at once if tensors are sharded: they share the all-reduces.
 _GROUPS_AT_ONCE = 64
 
 
 class Pruner:
-    """Prunes the tensors of a model on a schedule and keeps what was pruned at exactly zero.
+    """Prunes the tensors of a model on a schedule, and keeps pruned weights at exactly zero.
 
-    In a training loop of one's own:
+    In your own training loop:
 
         pruner = Pruner(model, config, total_steps=1000)
         loss.backward()
         pruner.mask_gradients()      # before gradients are clipped
         optimizer.step()
-        pruner.step(optimizer)       # one optimizer step is completed; masks are updated if that is due
+        pruner.step(optimizer)       # one optimizer step is completed; masks are updated if due
         optimizer.zero_grad()
 
     The model's modules, parameter names and state dict are never changed.
 
     Args:
         model: the model, on any device.
-        config: one configuration or several: together, each on tensors of its own, or one after another on the same.
-        total_steps: optimizer steps of the training. With it pruning starts at once: an update due at step 0 is made
-            here. Without it, call `start` before training.
+        config: one configuration, or several, which prune different tensors, or the same ones one after another.
+        total_steps: the number of optimizer steps of the training. If given, pruning starts at once: an update due at
+            step 0 is made here. If not, call `start` before training.
 
     Attributes:
         targets: the tensors to prune, in the model's order.
         parameters: parameter name -> parameter.
-        masks: parameter name -> bool tensor of the parameter's shape, True where a weight is kept; of a sharded
-            parameter, the mask of the part that this process holds. Zeros that the model has when pruning starts are
-            masked and stay zero. They are changed in place.
+        masks: parameter name -> bool tensor of the parameter's shape, True where a weight is kept; for a sharded
+            parameter, the mask of this process's shard. Zeros that the model has when pruning starts are masked and
+            stay zero. Masks are changed in place.
         masked: parameter name -> number of masked weights, on all processes together.
-        sharded: whether processes hold parts of the parameters (FSDP2, ZeRO-3). Then every process must make the same
-            calls.
-        completed_steps: optimizer steps done.
-        total_steps: optimizer steps of the training; None before the start.
-        expected_steps: what `plan` takes for `total_steps` before the start, where that can be told beforehand.
-        target_sparsity: the share of masked weights that the schedule ends with; None before the start.
-        penalties: `l1_penalty` and the like -> what was added to the loss in the optimizer step under way, of what this
-            process counts.
+        sharded: whether the parameters are sharded over processes (FSDP2, ZeRO-3). Every process must then make the
+            same calls.
+        completed_steps: the number of completed optimizer steps.
+        total_steps: the number of optimizer steps of the training; None before the start.
+        expected_steps: what `plan` uses as `total_steps` before the start, if it is known.
+        target_sparsity: the share of masked weights at the end of the schedule; None before the start.
+        penalties: name such as `l1_penalty` -> what was added to the loss in the current optimizer step, for the
+            weights that this process counts.
 
     Raises:
         TargetError: an expression or a shape does not fit the model.
-        PruningConfigError: a configuration does not fit into the training, or two are at work on a tensor at once.
-        PruningStateError: a weight is NaN or infinite; raised when masks are to be updated, before any is changed. Or
-            processes that hold the same weights came to different masks.
+        PruningConfigError: a configuration does not fit into the training, or two prune a tensor at the same time.
+        PruningStateError: a weight is NaN or infinite when masks are to be updated (no mask is changed then), or
+            processes that hold the same weights have different masks.
         PlacementError: a parameter is sharded in a way that is not supported.
     """
 
@@ -96,11 +96,11 @@ class Pruner:
             self.start(total_steps)
 
     def _attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Find the targets in this model and mask the zeros that are there."""
+        """Find the targets in this model, and mask the zeros that they have."""
         self.model = model
         self._groups: list[Group] = []
         chosen: dict[str, Target] = {}
-        fresh: set[str] = set()  # adapters begin with matrices of zeros
+        fresh: set[str] = set()  # adapters are initialised with zeros
         for index, config in enumerate(self.configs):
             found = find_targets(model, config.targets, config.exclude, config.adapters)
             self._groups += make_groups(index, config, found)
@@ -131,11 +131,11 @@ class Pruner:
         completed_steps: int = 0,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """Begin to prune in a training of `total_steps` optimizer steps: mask the zeros that are there.
+        """Start pruning for a training of `total_steps` optimizer steps: mask the zeros that the model has.
 
-        Updates due at step 0 are made. Where `completed_steps` were trained before, without pruning, what the schedule
-        would have pruned by then is pruned now. `model` takes the place of the model so far. Raises PruningConfigError
-        if the configuration does not fit into that many steps.
+        Updates due at step 0 are made. After `completed_steps` of training without pruning, what the schedule would
+        have pruned by then is pruned now. `model` replaces the current model. Raises PruningConfigError if the
+        configuration does not fit into that many steps.
         """
         self.stop_collecting()
         self._attach(model if model is not None else self.model, optimizer)
@@ -154,10 +154,10 @@ class Pruner:
         self._begin_step()
 
     def _log_zeros(self) -> None:
-        """Say which zeros were there, and which tensors are sparser than they were to become: they stay so."""
+        """Log how many weights are zero already, and which tensors are above their target sparsity."""
         zeros = sum(self.masked.values())
         if zeros:
-            logger.info("%s prunable weights are zero already; they are masked and stay zero.", f"{zeros:,}")
+            logger.info("%s prunable weights are already zero; they are masked and stay zero.", f"{zeros:,}")
         sparser = []
         for group in self._groups:
             weights = sum(target.weights for target in group.members)
@@ -167,7 +167,7 @@ class Pruner:
                 sparser += [f"{target.name} ({share})" for target in group.members]
         if sparser:
             more = f" and {len(sparser) - 1} more tensors" if len(sparser) > 1 else ""
-            logger.warning("Sparser already than they were to become, and left so: %s%s.", sparser[0], more)
+            logger.warning("Already above the target sparsity; left unchanged: %s%s.", sparser[0], more)
 
     def resume(
         self,
@@ -176,7 +176,7 @@ class Pruner:
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """Go on with a training whose masks and state `save` wrote into `directory`; see `load` for the errors."""
+        """Resume a training whose masks and state `save` wrote into `directory`; see `load` for the errors."""
         self.stop_collecting()
         self._attach(model if model is not None else self.model, optimizer)
         self._windows = make_windows(self.configs, self._groups, total_steps)
@@ -185,14 +185,14 @@ class Pruner:
         self.target_sparsity = self.plan().final_sparsity
 
     def plan(self, total_steps: int | None = None) -> Plan:
-        """What would be pruned, by how much and when, starting from the masks as they are. Changes nothing.
+        """What would be pruned, how much and when, starting from the current masks. Changes nothing.
 
-        `total_steps` (optimizer steps) is needed before the start. Raises PruningConfigError if the configuration does
-        not fit into that many.
+        `total_steps` (optimizer steps) is needed before the start. Raises PruningConfigError if it is missing, or if
+        the configuration does not fit into that many steps.
         """
         total_steps = next((steps for steps in (total_steps, self.total_steps, self.expected_steps) if steps), None)
         if total_steps is None:
-            raise PruningConfigError("total_steps", "expected the optimizer steps of the training, got None")
+            raise PruningConfigError("total_steps", "expected the number of optimizer steps of the training, got None")
         windows = make_windows(self.configs, self._groups, total_steps)
         tensors = [
             PlannedTensor(target.name, target.shape, target.weights, self.masked[target.name], None)
@@ -202,15 +202,15 @@ class Pruner:
         return make_plan(self._groups, windows, tensors, total_steps, all_weights)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Count one completed optimizer step and do what it calls for; call it right after `optimizer.step()`."""
+        """Count one completed optimizer step, and update masks if due; call it right after `optimizer.step()`."""
         self.after_optimizer_step(optimizer)
         self.update(self.completed_steps + 1, optimizer)
 
     def after_optimizer_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Put masked weights back to zero where the optimizer may have moved them.
+        """Set masked weights back to zero if the optimizer may have changed them.
 
-        It may have if it is not one that works element by element, or if gradients were not masked before it, or if the
-        weights are another optimizer's, or if its moments could not be reached before.
+        It may have if it does not work element by element, if gradients were not masked before the step, if the weights
+        are not this optimizer's, or if its moments could not be zeroed before.
         """
         names = list(self.parameters)
         if optimizer is not None and leaves_zeros(optimizer) and self._moments_known:
@@ -228,12 +228,14 @@ class Pruner:
         self._penalties.start_step()
 
     def update(self, completed_steps: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
-        """Update masks if that is due after `completed_steps` optimizer steps; whether any mask changed.
+        """Update masks if due after `completed_steps` optimizer steps; returns whether any mask changed.
 
         New masks are applied to the weights, and to the moments in the optimizer's state.
         """
         if self.total_steps is None:
-            raise PruningStateError("The pruner was not started: give it total_steps, or call start(total_steps).")
+            raise PruningStateError(
+                "The pruner has not been started: pass total_steps to Pruner, or call start(total_steps)."
+            )
         due = self._due(completed_steps)
         self._readings.end_step(due)
         changed = self._update_groups(due, completed_steps, optimizer)
@@ -245,12 +247,12 @@ class Pruner:
         return sorted(self._state.owed.union(due))
 
     def _begin_step(self) -> None:
-        """Have what methods read in the step to come collected, and what they remember of it remembered."""
+        """Start to collect and remember what methods need from the next step."""
         step = self.completed_steps + 1
         self._readings.begin_step(self._due(step), self._remembering(step))
 
     def _remembering(self, step: int) -> list[int]:
-        """The groups that have an update at or after a step and remember what happens in it."""
+        """The groups whose methods remember something from a step, because an update follows at or after it."""
         return [
             index
             for index, group in enumerate(self._groups)
@@ -258,12 +260,12 @@ class Pruner:
         ]
 
     def stop_collecting(self) -> None:
-        """Take away the hooks that collect what methods read; training is over."""
+        """Remove the hooks that collect what methods read, when training is over."""
         self._readings.stop()
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether the gradients of the step that is under way are wanted: `mask_gradients` takes them."""
+        """Whether the gradients of the current step are needed; `mask_gradients` collects them."""
         return self._readings.wants_gradients
 
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
@@ -281,19 +283,19 @@ class Pruner:
         return bool(changed)
 
     def _take_readings(self, due: Sequence[int]) -> list[int]:
-        """The groups that can be updated, for what their methods read is there; the others are owed their update."""
+        """The groups for which all that their methods read was collected; the update of the others is owed."""
         missing = {index: self._readings.missing(index) for index in due}
         owed = {index for index, names in missing.items() if names}
         self._state.owed = (self._state.owed - set(due)) | owed
         if owed:
             logger.warning(
-                "What the method reads of %s was not seen in this step, or is not finite: its masks are updated later.",
+                "%s: what the method reads is missing or not finite in this step; its mask is updated in a later one.",
                 min(name for names in missing.values() for name in names),
             )
         return [index for index in due if index not in owed]
 
     def _batches(self, due: Sequence[int]) -> Iterator[list[int]]:
-        """Groups that are ranked together: alone, one at a time; never two that have a tensor in common."""
+        """Groups that are ranked at once: one without sharding, several with; never two with a tensor in common."""
         batch: list[int] = []
         names: set[str] = set()
         for index in due:
@@ -327,22 +329,22 @@ class Pruner:
 
     @property
     def sharded(self) -> bool:
-        """Whether processes hold parts of the parameters."""
+        """Whether the parameters are sharded over processes."""
         return self._masks.sharded
 
     @property
     def completed_steps(self) -> int:
-        """Optimizer steps done."""
+        """The number of completed optimizer steps."""
         return self._state.completed_steps
 
     @property
     def at_final_sparsity(self) -> bool:
-        """Whether the schedule has ended on every tensor: no mask will change any more."""
+        """Whether the schedule has ended for every tensor: no mask will change any more."""
         return self.total_steps is not None and self.completed_steps >= self.last_update_step and not self._state.owed
 
     @property
     def last_update_step(self) -> int:
-        """The completed optimizer steps after which the last mask update is due; 0 where there is none."""
+        """The completed optimizer steps after which the last mask update is due; 0 if there is none."""
         return max((self._window(group).end for group in self._groups), default=0)
 
     @property
@@ -354,10 +356,10 @@ class Pruner:
     def mask_gradients(self, loss_scale: float = 1.0) -> None:
         """Set the gradients of masked weights to zero. Call it after backward and before gradients are clipped.
 
-        Once in an optimizer step, the gradients of penalties are added, times `loss_scale`, which is that of a scaler
-        of fp16 that has not unscaled the gradients yet; what they come to is in `penalties`.
+        Once in an optimizer step, the gradients of penalties are added, times `loss_scale`, the scale of an fp16 scaler
+        that has not unscaled the gradients yet; the values of the penalties are in `penalties`.
 
-        Where the optimizer steps inside backward (DeepSpeed), it does nothing: see `mask_gradients_in_backward`.
+        If the optimizer steps inside backward (DeepSpeed), this does nothing: see `mask_gradients_in_backward`.
         """
         if self._engine.steps_in_backward:
             return
@@ -369,7 +371,7 @@ class Pruner:
         self._readings.see_gradients(gradients, loss_scale)
         for name, gradient in gradients.items():
             zero_masked(gradient, self._masks.for_tensor(name, gradient))
-            self._readings.keep_gradient(name, gradient)  # what the loss loses, without penalties
+            self._readings.keep_gradient(name, gradient)  # of the loss, without penalties
             self._add_penalties(name, gradient, loss_scale)  # zero where weights are masked, thus zero
         self._gradients_masked.update(self.parameters)
 
@@ -383,7 +385,7 @@ class Pruner:
 
     @property
     def penalties(self) -> dict[str, torch.Tensor]:
-        """What was added to the loss in this step, as described above."""
+        """What penalties added to the loss in this step, as described above."""
         return self._penalties.terms
 
     @property
@@ -392,15 +394,15 @@ class Pruner:
         return bool(self._penalties)
 
     def mask_gradients_in_backward(self, optimizer: Any = None) -> list[Any]:
-        """Mask each gradient as soon as backward has it, until the returned handles are removed (`remove()`).
+        """Mask each gradient as soon as backward has computed it, until the returned handles are removed (`remove()`).
 
-        Where the optimizer steps inside backward (DeepSpeed), penalties are added here, too, once in an optimizer step;
-        it needs its optimizer, as accelerate wraps it.
+        If the optimizer steps inside backward (DeepSpeed), the gradients of penalties are added here too, once in an
+        optimizer step; this needs the optimizer, as accelerate wraps it.
         """
 
         def edit(name: str, gradient: torch.Tensor, loss_scale: float) -> None:
             if name in self._readings.whole_gradients:
-                return  # `mask_gradients` masks it, once it was seen
+                return  # `mask_gradients` masks it, after it was read
             if self._engine.steps_in_backward:
                 self._add_penalties(name, gradient, loss_scale)
             zero_masked(gradient, self._masks.for_tensor(name, gradient))
@@ -410,11 +412,11 @@ class Pruner:
 
     @property
     def steps_in_backward(self) -> bool:
-        """Whether the optimizer steps inside backward, where gradients can be masked by hooks alone (DeepSpeed)."""
+        """Whether the optimizer steps inside backward (DeepSpeed); gradients can then be masked by hooks only."""
         return self._engine.steps_in_backward
 
     def mask_weights(self, names: Iterable[str] | None = None) -> None:
-        """Set masked weights to exactly (positive) zero, in the named tensors or in all."""
+        """Set masked weights to exactly +0.0, in the named tensors or in all."""
         if names is None:
             self._engine.prepare(self.model)
         for name in self.parameters if names is None else names:
@@ -430,7 +432,7 @@ class Pruner:
 
     @torch.no_grad()
     def _update_batch(self, due: Sequence[int], step: int, optimizer: torch.optim.Optimizer | None) -> list[str]:
-        """Update the masks of groups, and weights and moments with them; the names of tensors that were ranked."""
+        """Update masks, weights and moments of groups; returns the names of the tensors that were ranked."""
         groups = [self._groups[index] for index in due]
         index_of = {target.name: index for index in due for target in self._groups[index].members}
         local = {name: self._readings.local(index, name) for name, index in index_of.items()}
@@ -459,10 +461,10 @@ class Pruner:
     # ---- Files ----
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Write masks, configuration and state into the directory, made if need be.
+        """Write masks, configuration and state into the directory, which is created if needed.
 
-        Where tensors are sharded, every process must call it, writes the masks of its parts, and returns when all have;
-        without shards, the process that calls it writes everything.
+        If tensors are sharded, every process must call it: each writes the masks of its shards, and returns when all
+        have. Without sharding, the process that calls it writes everything.
         """
         notes = {"total_steps": self.total_steps, "sparsity": self.sparsity}
         masks, regions = self.masks, None
@@ -473,12 +475,12 @@ class Pruner:
         save_pruning(directory, self.configs, self._state, masks, regions, notes, memory)
 
     def save_from_all(self, directory: str | os.PathLike, should_save: bool) -> None:
-        """Save where every process calls this: each its parts if tensors are sharded, else those that should save."""
+        """Save when all processes call this: every process if tensors are sharded, else those with `should_save`."""
         if self.sharded or should_save:
             self.save(directory)
 
     def load(self, directory: str | os.PathLike) -> None:
-        """Take masks and state from a directory that `save` wrote, and set masked weights to zero.
+        """Load masks and state from a directory that `save` wrote, and set masked weights to zero.
 
         Raises PruningStateError, naming the file and the difference, if a file is missing, broken or of another format
         version, or was saved for another model or configuration. Nothing is changed then.
@@ -487,8 +489,8 @@ class Pruner:
         masks, memory, state = load_pruning(directory, self.configs, shapes, self._masks.regions)
         if state.completed_steps and not memory and self._remembering(state.completed_steps + 1):
             raise PruningStateError(
-                f"{directory}: expected what the method remembers of the steps so far, found none; it was saved after "
-                "pruning had ended, and with more steps pruning would go on: train as many steps as before"
+                f"{directory}: saved after pruning had ended, without what the method remembers from earlier steps, so "
+                "pruning cannot continue over more steps; train for as many optimizer steps as before"
             )
         self._state = state
         self._masks.take(masks)
@@ -501,16 +503,16 @@ class Pruner:
 
 
 def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:
-    """Make a model as sparse as the one that was saved into a directory with its masks, and no other change.
+    """Set the weights of a model to zero that are masked in a directory where a pruned model was saved.
 
-    For adapters of PEFT: on the model that they were trained on, with them (`PeftModel.from_pretrained`), this makes
-    the sparse base anew; what adapters of the kind `sparse_merge` add is masked as it was in training. Adapters that
-    are sparse themselves have their zeros in their own file: nothing is left to do.
+    This is for PEFT adapters, which are saved without their base model: on the dense base model with the adapters
+    (`PeftModel.from_pretrained`) it restores the sparse base, and masks the updates of `sparse_merge` adapters as in
+    training. Adapters pruned with `sparse_adapters` have their zeros in their own file; for them it does nothing.
 
     Raises PruningStateError, before anything is changed, if the directory has no masks or those of another model.
     """
     if not state_files(Path(directory)):
-        raise PruningStateError(f"{directory}: expected the masks that were saved with a model, found none")
+        raise PruningStateError(f"{directory}: has no masks; give a directory where a pruned model was saved")
     configs = load_configs(directory)
     if any(config.adapters != "sparse_adapters" for config in configs):
         Pruner(model, configs).load(directory)

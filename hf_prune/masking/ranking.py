@@ -1,8 +1,8 @@
-"""Which weights of tensors that compete go: criterion and pattern -> keys -> `selection`, on what this process holds.
+"""Which weights are dropped when tensors are ranked together: criterion and pattern -> sort keys -> `selection`.
 
-A member is one tensor of a pool: its units and their keys, and what becomes of its mask once some units go. Tensors
-that are pruned weight by weight are ranked piece by piece; for other patterns the whole units of the part that is held
-are ranked here, and units that several processes share by one of them (`unit_shards`).
+A member is one tensor of a pool: its units and their keys, and how its mask changes when units are dropped. Tensors
+pruned weight by weight are ranked slice by slice; for other patterns each process ranks the units that lie wholly in
+its shard, and one process ranks those that are split between several (`units`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from .plan import Group
 from .selection import AllReduce, KeyPool, KeySource, alone, lowest
 from .units import SharedUnits, divide, share_units
 
-# Up to this many weights (16 MiB of keys) keys are made once and held, not made again for each pass.
+# Up to this many weights (16 MiB of keys), keys are computed once and kept, not computed again for each pass.
 _KEYS_HELD = 1 << 22
 
 _Chunk = TypeVar("_Chunk")
@@ -35,8 +35,8 @@ _Chunk = TypeVar("_Chunk")
 class Change:
     """What an update did to a tensor.
 
-    `positions` are those of newly masked weights, where they are known; `values` the weights as they are to be where
-    the mask keeps them (flat), if any of those changed.
+    `positions` are those of newly masked weights, if known; `values` the new values of all weights (flat), if any kept
+    weight changed.
     """
 
     target: Target
@@ -52,15 +52,15 @@ class WeightMember:
         self.units = held.target.weights
 
     def dropped(self, counts_all: bool) -> int:
-        """What this process adds to the number of units that are dropped on all."""
+        """This process's share of the number of dropped units."""
         return self.held.masked if counts_all else 0
 
     def lost(self) -> int:
-        """What it adds to the number of units that are dropped and cannot come back."""
+        """This process's share of the number of dropped units that cannot come back."""
         return int(self.held.candidates.logical_not().sum()) if self.held.counted else 0
 
     def sources(self, offset: int, keep_keys: bool) -> list[KeySource]:
-        """The keys, made once or for each pass; the first unit of the tensor has the index `offset` in the pool."""
+        """The keys, computed once or for each pass; `offset` is the index of the tensor's first unit in the pool."""
         region = self.held.holding.region
         chunks = _cached(self._chunks) if keep_keys else self._chunks
         return [KeySource(chunks, lambda positions: region.indices(positions) + offset, self.held.counted)]
@@ -89,8 +89,8 @@ class WeightMember:
 class UnitMember:
     """A tensor that is pruned in groups or blocks.
 
-    Every process must make it, and drop units of it, in the same order; with `is_shared`, which says that some unit is
-    held in parts by several processes, they exchange what they hold of it.
+    Every process must create it, and drop units of it, in the same order; if `is_shared`, some units are split between
+    processes, which exchange what they hold of them.
     """
 
     def __init__(self, group: Group, held: LocalTensor, is_shared: bool):
@@ -107,13 +107,13 @@ class UnitMember:
                 self._shared_mask = share_units(self._division, held.holding, scores, held.mask)
 
     def dropped(self, counts_all: bool) -> int:
-        """What this process adds to the number of units that are dropped on all."""
+        """This process's share of the number of dropped units."""
         if self.held.regrowable is None:
             return self.lost()
         return self._count_dropped(self.held.mask, self._shared_mask)
 
     def lost(self) -> int:
-        """What it adds to the number of units that are dropped and cannot come back."""
+        """This process's share of the number of dropped units that cannot come back."""
         return self._count_dropped(self.held.candidates, self._shared)
 
     def _count_dropped(self, mask: torch.Tensor, shared: SharedUnits | None) -> int:
@@ -122,7 +122,7 @@ class UnitMember:
         return sum(dropped) if self.held.counted else 0
 
     def sources(self, offset: int, keep_keys: bool) -> list[KeySource]:
-        """The keys of whole units and of shared ones, for a pool in which the first unit has the index `offset`."""
+        """The keys of whole units and of shared ones; `offset` is the index of the tensor's first unit in the pool."""
         sources = [self._source(*self._whole(), lambda units: self._division.unit_indices(units) + offset)]
         if self._shared is not None:
             ids = self._shared.indices
@@ -137,7 +137,7 @@ class UnitMember:
         return Change(self.held.target, values=None if self.held.regrowable is None else self.held.weight)
 
     def _whole(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scores and the mask of the whole units here."""
+        """The scores and masks of the units that lie wholly in this shard."""
         scores = _scores(self.group, self.held)
         return self._division.whole_units(scores), self._division.whole_units(self.held.candidates)
 
@@ -151,7 +151,7 @@ class UnitMember:
         return KeySource(lambda: [(keys, kept)], indices, self.held.counted)
 
     def _kept(self, scores: torch.Tensor, mask: torch.Tensor, drop: torch.Tensor) -> torch.Tensor:
-        """A stack's mask once units go: those at positions (int64), or those with a flag (bool)."""
+        """The mask of a stack after units are dropped, given by positions (int64) or flags (bool)."""
         units = self._rules.dropped(mask, self.group.pattern)
         if drop.dtype == torch.int64:
             drop = torch.zeros(units.numel(), dtype=torch.bool, device=mask.device).index_fill_(0, drop, True)
@@ -159,7 +159,7 @@ class UnitMember:
 
 
 class SolvedMember:
-    """A tensor that a solver prunes, held whole."""
+    """A tensor that a solver prunes; it must not be sharded."""
 
     def __init__(self, group: Group, held: LocalTensor):
         self.group, self.held = group, held
@@ -167,15 +167,15 @@ class SolvedMember:
         self._rules = PATTERNS[group.pattern.name]
 
     def dropped(self, counts_all: bool) -> int:
-        """What this process adds to the number of units that are dropped on all."""
+        """The number of dropped units."""
         return int(self._rules.dropped(self._matrices(self.held.mask), self.group.pattern).sum())
 
     def lost(self) -> int:
-        """The same: what a solver has masked stays so."""
+        """The same: what a solver has masked cannot come back."""
         return self.dropped(True)
 
     def solve(self, drop: int) -> Change:
-        """Let the solver drop so many more units. Raises PruningStateError where it does something else."""
+        """Let the solver drop this many more units. Raises PruningStateError if it does not."""
         config, target, pattern = self.group.config, self.held.target, self.group.pattern
         solver, before = SOLVERS[config.method], self._matrices(self.held.mask)
         statistic = self.held.statistic(solver.reads)
@@ -213,7 +213,7 @@ AnyMember = WeightMember | UnitMember | SolvedMember
 
 @dataclass(frozen=True)
 class _Contest:
-    """Members that compete: the lowest `count` of their units go, where `lost` have gone before for good."""
+    """Members ranked together: the lowest `count` of their units are dropped, in addition to the `lost` ones."""
 
     members: Sequence[AnyMember]
     count: int
@@ -226,17 +226,17 @@ def update_masks(
     pools_of: Callable[[int, list[int]], Sequence[scopes.Pool]],
     all_reduce: AllReduce,
 ) -> Iterator[Change]:
-    """Mask what goes of the tensors of these groups, no tensor in two of them, on what this process holds.
+    """Update the masks of the tensors of these groups, for this process's shards; no tensor is in two groups.
 
     Every process must call it with the same groups.
 
     Args:
         groups: what is pruned together.
         held: the tensors by name.
-        pools_of: from a group's place, and how many units of each member are dropped, to how many shall be.
+        pools_of: (place of a group, dropped units of each member) -> pools, with the units to drop in each.
         all_reduce: adds up the counts of all processes.
 
-    Yields, once it is masked, what changed of each tensor.
+    Yields what changed in each tensor, once its mask is updated.
     """
     members = _make_members(groups, held, all_reduce)
     counts_all = all_reduce is alone or rank() == 0
@@ -276,14 +276,14 @@ def _make_member(group: Group, held: LocalTensor, is_shared: bool) -> AnyMember:
 
 
 def _shared_weights(group: Group, held: LocalTensor) -> int:
-    """How many weights here are of units that other processes hold parts of."""
+    """The number of weights here whose units are split between processes."""
     if group.pattern.name == "unstructured" or not held.holding.sharded:
         return 0
     return len(divide(held.target, group.pattern, held.holding.region).shared_positions())
 
 
 def _decide(contests: Sequence[_Contest], all_reduce: AllReduce) -> Iterator[Change]:
-    """Mask what goes in each member of each contest."""
+    """Drop the lowest units of each contest."""
     ranked = [contest for contest in contests if not isinstance(contest.members[0], SolvedMember)]
     members = [member for contest in ranked for member in contest.members if not isinstance(member, SolvedMember)]
     keep_keys = sum(member.held.weight.numel() for member in members) <= _KEYS_HELD
@@ -307,12 +307,12 @@ def _decide(contests: Sequence[_Contest], all_reduce: AllReduce) -> Iterator[Cha
 
 
 def _scores(group: Group, held: LocalTensor, part: slice = slice(None)) -> torch.Tensor:
-    """The scores of the weights in a part."""
+    """The scores of the weights of a slice."""
     criterion = CRITERIA[group.config.method]
     return criterion.score(held.weight[part], held.piece(criterion, group.config.pruning_seed, part))
 
 
 def _cached(source: Callable[[], Iterable[_Chunk]]) -> Callable[[], Iterable[_Chunk]]:
-    """The same chunks, made once."""
+    """The same chunks, computed once."""
     chunks = list(source())
     return lambda: chunks

@@ -1,4 +1,4 @@
-"""What methods and scopes read in optimizer steps and remember from one to the next, and when they do."""
+"""`Readings`: what methods and scopes read in optimizer steps and remember between them, and in which steps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +19,11 @@ from .plan import Group
 
 
 class Readings:
-    """What the groups of a model read and remember. Where tensors are sharded, every process must make the same calls.
+    """What the groups of a model read and remember. If tensors are sharded, every process must make the same calls.
 
     Args:
         model: the model that is trained.
-        groups: all groups, those that read nothing too.
+        groups: all groups, including those that read nothing.
         parameters: parameter name -> parameter.
         masks: the masks of the parameters.
         engine: how the parameters are held and trained.
@@ -31,12 +31,12 @@ class Readings:
     Attributes:
         memory: what is remembered.
         collected: what was read in the step before an update.
-        whole_gradients: the names of parameters whose gradients are wanted, in the step under way, before those of
-            masked weights are set to zero.
+        whole_gradients: the names of parameters whose gradients are read in the current step before those of masked
+            weights are set to zero.
 
     Raises:
-        PruningConfigError: a method reads what this way of training does not show, or changes weights that it cannot.
-        TargetError: inputs are to be read of what is no linear layer.
+        PruningConfigError: a method needs to read, or to change, what this way of training does not give access to.
+        TargetError: a method reads inputs, and a parameter is not the weight of a linear layer.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class Readings:
         self.collected = Collected()
         self.whole_gradients: set[str] = set()
         self._remembering: Sequence[int] = ()
-        self._seen: set[str] = set()  # names of parameters whose gradients were seen to be remembered
-        self._added = False  # whether the step under way is remembered
+        self._seen: set[str] = set()  # names of parameters whose gradients were seen for remembering
+        self._added = False  # whether the current step is remembered
         wanted: dict[str, set[str]] = {"inputs": set(), "gradients": set()}
         for group in groups:
             _check(group, parameters, masks, engine)
             for reads in group.reads:
-                if reads != "gradients" or not group.remembers:  # those are remembered as they come
+                if reads != "gradients" or not group.remembers:  # those go straight into the memory
                     wanted[reads].update(target.name for target in group.members)
         self._statistics = Statistics(model, **wanted)
 
     def begin_step(self, due: Iterable[int], remembering: Sequence[int]) -> None:
-        """Before an optimizer step: the groups that are due after it, and those that remember it."""
+        """Prepare an optimizer step, given the groups that are due after it and those that remember it."""
         self.collected = Collected()
         self._remembering, self._added = remembering, False
         if not remembering:
@@ -79,12 +79,12 @@ class Readings:
             self._statistics.begin()
 
     def stop(self) -> None:
-        """Collect no more: training is over."""
+        """Stop collecting, when training is over."""
         self._statistics.stop()
 
     @property
     def wants_gradients(self) -> bool:
-        """Whether the gradients of the step under way are wanted."""
+        """Whether the gradients of the current step are needed."""
         return (self._statistics.is_collecting and bool(self._statistics.gradient_names)) or any(
             "gradients" in self._groups[index].reads for index in self._remembering
         )
@@ -92,7 +92,7 @@ class Readings:
     def see_gradients(self, gradients: Mapping[str, torch.Tensor], loss_scale: float) -> None:
         """Remember the gradients of a whole batch, once in an optimizer step, before any is masked.
 
-        They are of what this process holds, times `loss_scale`. A step that a scaler of fp16 will skip, for they are
+        They are of this process's shards, times `loss_scale`. A step that an fp16 scaler will skip, because they are
         not finite, is not remembered.
         """
         reading = [index for index in self._remembering if "gradients" in self._groups[index].reads]
@@ -112,13 +112,13 @@ class Readings:
                     self._remember(index, target.name, gradient=gradient)
 
     def keep_gradient(self, name: str, gradient: torch.Tensor) -> None:
-        """Keep the masked gradient of a whole batch, if it is wanted before a mask update."""
+        """Keep the masked gradient of a whole batch, if a mask update needs it."""
         self._statistics.keep_gradient(name, gradient)
 
     def end_step(self, due: Iterable[int]) -> None:
-        """After an optimizer step: take what the groups that are due read, and remember what is not of gradients.
+        """Finish an optimizer step: take what was collected for the due groups, and remember all but gradients.
 
-        Raises PruningStateError where nothing was seen of any parameter.
+        Raises PruningStateError if nothing was collected for any parameter.
         """
         reading = any(self._groups[index].reads and not self._groups[index].remembers for index in due)
         if reading or self._statistics.is_collecting:
@@ -131,9 +131,9 @@ class Readings:
         self._remembering = ()
 
     def missing(self, index: int) -> set[str]:
-        """The names of a group's parameters of which what an update reads or remembers is not there yet.
+        """The names of a group's parameters for which something that an update needs was not collected yet.
 
-        Raises PruningStateError where the gradients of none of them can be seen.
+        Raises PruningStateError if no gradient of any of them was seen.
         """
         group = self._groups[index]
         names = [target.name for target in group.members]
@@ -143,13 +143,13 @@ class Readings:
             if "gradients" in group.reads and missing == set(names) and self._seen.isdisjoint(names):
                 raise PruningStateError(
                     names[0],
-                    "expected its gradient in the optimizer steps before a mask update, saw none; it is "
-                    "frozen, or the optimizer steps inside backward: choose a method that reads weights alone",
+                    "expected its gradient in the optimizer steps before a mask update, saw none; it is frozen, or the "
+                    "optimizer steps inside backward: use a method that reads only the weights, such as 'magnitude'",
                 )
         return missing
 
     def local(self, index: int, name: str) -> LocalTensor:
-        """A tensor of a group as it is ranked."""
+        """A tensor of a group, with all that ranking it needs."""
         group = self._groups[index]
         return replace(
             self._with_masked_values(group, name),
@@ -159,7 +159,7 @@ class Readings:
         )
 
     def keep_masked_values(self, index: int, tensor: LocalTensor) -> None:
-        """After an update of a tensor that was ranked: remember the values of masked weights, if they may come back."""
+        """After an update of a tensor, remember the values of masked weights, if they may come back."""
         group = self._groups[index]
         if group.regrows:
             values = tensor.weight.masked_fill(tensor.mask, 0)
@@ -170,7 +170,7 @@ class Readings:
         return self.memory.of(group.config.method, names, name)
 
     def _with_masked_values(self, group: Group, name: str) -> LocalTensor:
-        """A tensor with the values of masked weights that may come back in place of their zeros."""
+        """A tensor in which masked weights that may come back have the values that they had."""
         tensor = self._masks.local(name)
         values = self.memory.masked_values(group.config.method, name)
         if values is None:
@@ -189,37 +189,39 @@ class Readings:
 
 
 def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, engine: Engine) -> None:
-    """Raise PruningConfigError for what a group's method cannot do with these parameters."""
+    """Raise PruningConfigError if a group's method cannot be used with these parameters."""
     method, names = group.config.method, [target.name for target in group.members]
     check_reads(group.config, shows_gradients=not engine.steps_in_backward)
     frozen = [name for name in names if "gradients" in group.reads and not parameters[name].requires_grad]
     if frozen:
         raise PruningConfigError(
             "method",
-            f"expected one that reads no gradients for weights that are not trained, got {method!r} for {frozen[0]}; "
-            "exclude it, or use 'magnitude' or 'wanda'",
+            f"methods that read gradients cannot be used for weights that are not trained, got {method!r} for "
+            f"{frozen[0]}; exclude it, or use 'magnitude' or 'wanda'",
         )
     solves = group.criterion is None
     if (solves or group.regrows) and not engine.writes_weights:
         raise PruningConfigError(
-            "method", f"expected one that changes no weights with adapters='sparse_merge', got {method!r}"
+            "method",
+            f"solvers and methods that let weights come back cannot be used with adapters='sparse_merge', got "
+            f"{method!r}; use 'magnitude'",
         )
     if solves and masks.sharded:
         raise PruningConfigError(
             "method",
-            f"expected one that ranks weights where processes hold parts of them, got {method!r}, which solves whole "
-            "tensors; use DDP, or another method",
+            f"solvers need whole tensors and cannot be used where weights are sharded, got {method!r}; use DDP, or "
+            "'magnitude'",
         )
 
 
 def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_inputs: bool = True) -> None:
-    """Raise PruningConfigError for a method or scope that reads what a way of training does not show."""
-    for field, name, entry in (
-        ("method", config.method, method_of(config.method)),
-        ("scope", config.scope, SCOPES[config.scope]),
+    """Raise PruningConfigError for a method or scope that reads what a way of training does not give access to."""
+    hidden_by = {"gradients": "" if shows_gradients else "DeepSpeed", "inputs": "" if shows_inputs else "torch_compile"}
+    for field, name, entry, use in (
+        ("method", config.method, method_of(config.method), "'magnitude'"),
+        ("scope", config.scope, SCOPES[config.scope], "'layer'"),
     ):
-        reads = entry.reads if entry is not None else None
-        if reads == "gradients" and not shows_gradients:
-            raise PruningConfigError(field, f"expected one that reads no gradients under DeepSpeed, got {name!r}")
-        if reads == "inputs" and not shows_inputs:
-            raise PruningConfigError(field, f"expected one that reads no inputs with torch_compile, got {name!r}")
+        if entry is not None and (way := hidden_by.get(entry.reads or "")):
+            raise PruningConfigError(
+                field, f"{field}s that read {entry.reads} cannot be used with {way}, got {name!r}; use {use}"
+            )

@@ -1,15 +1,15 @@
-"""The exact k lowest scores of one tensor or of many, without sorting and without a copy of the scores.
+"""Selects exactly the k lowest scores of one tensor or of many, without sorting and without a copy of the scores.
 
 Scores become int32 keys of the same order. The k-th lowest key is found digit by digit: one pass counts the upper 16
 bits, a second counts the lower 16 bits of the keys that share the winning upper ones. Keys come in chunks, so that what
-is held at once does not grow with the model. Equal keys go in a fixed order, lower index first, so exactly k are taken.
+memory use does not grow with the model. Equal keys are taken in a fixed order, lower index first: exactly k in all.
 
-Where several processes hold parts of the tensors, each counts its own keys and `all_reduce` adds the counts up: 256
-numbers a pool for each of four digits, however many weights there are. Ties that must be split go by their index in the
-pool, found in the same way, so that no sharding changes which are taken.
+If tensors are sharded, each process counts its own keys and `all_reduce` adds up the counts: 256 numbers per pool for
+each of four digits, however many weights there are. If only some of the equal keys are taken, it is by their index in
+the pool, found in the same way, so that the result does not depend on the sharding.
 
-A gradual schedule drops a small share at a time. Then a sample of the keys bounds the few that can be among the lowest,
-and only those are ranked: the choice is the same, in less time (benchmarks/README.md).
+A gradual schedule drops a small share at a time. Then a sample of the keys gives a bound for those that can be among
+the lowest, and only these are ranked: the result is the same, in less time (benchmarks/README.md).
 """
 
 import math
@@ -28,15 +28,15 @@ _HALF = 1 << 15
 
 _BYTE = 1 << 8
 
-# Keys of a pool that are sampled to bound the lowest, and the most that bounds may leave to be ranked (13 bytes each):
-# so many for all pools together, or this part of a large one.
+# The number of keys of a pool that are sampled for a bound, and the most keys below it that may be ranked (13 bytes
+# each): this many for all pools together, or this fraction of a large pool.
 _SAMPLE = 1 << 14
 
 _SHORTLIST = 1 << 21
 
 _SHORTLIST_SHARE = 24
 
-# Which of a source's keys there are, piece by piece: int32 keys and which are kept (bool), or None if all are.
+# The keys of a source, in chunks: int32 keys, and which of their units are kept (bool), or None if all are.
 Chunks = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor | None]]]
 
 # Adds up the int64 counts of all processes, the same result on each.
@@ -44,7 +44,7 @@ AllReduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 def alone(counts: torch.Tensor) -> torch.Tensor:
-    """The total of one process: its own counts."""
+    """`all_reduce` for a single process: its own counts."""
     return counts
 
 
@@ -61,14 +61,14 @@ class KeySource:
     counted: bool = True
 
     def demoted(self) -> Iterator[torch.Tensor]:
-        """The keys, those of units that are dropped already lowest."""
+        """The keys; units that are dropped already have the lowest."""
         for keys, kept in self.chunks():
             yield keys if kept is None else demote(keys, kept)
 
 
 @dataclass(frozen=True)
 class KeyPool:
-    """What competes: of `units` on all processes together, `kept` are left, and the lowest `count` of those go."""
+    """Units ranked together: of `units` on all processes, `kept` are not dropped yet; the lowest `count` will be."""
 
     sources: Sequence[KeySource]
     count: int
@@ -80,7 +80,7 @@ class KeyPool:
 class Threshold:
     """Take every key below `key`, and the first `ties` of all processes' keys that are equal to it.
 
-    `last` is the index in the pool of the last such tie, where it has been looked for; `all_ties` if they all go.
+    `last` is the index in the pool of the last of these, once it has been searched for; `all_ties` if all are taken.
     """
 
     key: int
@@ -90,10 +90,10 @@ class Threshold:
 
 
 def lowest(pools: Sequence[KeyPool], all_reduce: AllReduce = alone) -> Iterator[torch.Tensor]:
-    """For each source of each pool, which units go: their positions (int64), or a flag for each unit (bool).
+    """For each source of each pool, which units to drop: their positions (int64), or a flag for each unit (bool).
 
-    With flags, units that were dropped before are set, too. Every process must ask for the same pools in the same
-    order, those of which it holds nothing included; all take the same number of turns in adding up.
+    Flags include the units that were dropped before. Every process must pass the same pools in the same order, also
+    those of which it holds nothing; all make the same number of all-reduces.
     """
     listed = _shortlists(pools, all_reduce)
     pools_ranked: list[list[KeySource]] = []
@@ -121,7 +121,7 @@ def lowest(pools: Sequence[KeyPool], all_reduce: AllReduce = alone) -> Iterator[
 def find_thresholds(
     pools: Sequence[Sequence[KeySource]], ranks: Sequence[int], all_reduce: AllReduce = alone
 ) -> list[Threshold]:
-    """For each pool the threshold that takes exactly so many of its keys; from 1 to all of them."""
+    """For each pool the threshold that takes exactly the given number of its keys, from 1 to all of them."""
     wanted = torch.tensor(ranks, dtype=torch.int64)
     upper, wanted, _ = _digits_of_ranks(pools, wanted, [_upper_digits] * len(pools), all_reduce)
     lower_digits = [partial(_lower_digits, upper=int(digit)) for digit in upper]
@@ -139,9 +139,9 @@ def _digits_of_ranks(
     digits_of: Sequence[Callable[[torch.Tensor], torch.Tensor]],
     all_reduce: AllReduce,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each pool's key of a rank (from 1): its 16-bit digit, its rank among keys with that digit, and their number.
+    """For each pool's key of a rank (from 1): its 16-bit digit, its rank among keys with that digit, and their number.
 
-    Digits are counted by 16 bits and added up by 8: first all counts by the upper half, then those that share it.
+    Digits of 16 bits are counted, and 8 bits at a time are all-reduced: the upper half, then the lower for one upper.
     """
     counts = torch.stack([_count_digits(pool, digits) for pool, digits in zip(pools, digits_of, strict=True)])
     counts = counts.view(len(pools), _BYTE, _BYTE)
@@ -181,9 +181,9 @@ def _lower_digits(keys: torch.Tensor, upper: int) -> torch.Tensor:
 def _find_last_ties(
     pools: Sequence[Sequence[KeySource]], thresholds: list[Threshold], units: int, all_reduce: AllReduce
 ) -> list[Threshold]:
-    """The thresholds with `last` where only some ties go: the index of the last that does, found by bytes of indices.
+    """The thresholds, with `last` set where only some of the equal keys are taken; it is found byte by byte.
 
-    `units` is the most units of any pool.
+    `units` is the number of units of the largest pool.
     """
     split = [index for index, threshold in enumerate(thresholds) if not threshold.all_ties]
     if not split:
@@ -208,20 +208,20 @@ def _find_last_ties(
 
 
 def _counted_ties(sources: Sequence[KeySource], key: int) -> torch.Tensor:
-    """The pool's indices of all keys equal to one that this process counts, in order."""
+    """The sorted indices in the pool of the keys equal to `key` that this process counts."""
     ties = [torch.zeros(0, dtype=torch.int64)]
     for source in sources:
         offset = 0
         for keys in source.demoted() if source.counted else ():
             positions = _where(_at_most(keys, key) & ~_at_most(keys, key - 1))
-            if len(positions):  # many tiny tensors would keep a CPU's heap from shrinking
+            if len(positions):  # many tiny tensors would fragment a CPU's heap
                 ties.append(source.indices(positions + offset).cpu())
             offset += len(keys)
     return torch.cat(ties).sort().values
 
 
 def taken(sources: Sequence[KeySource], threshold: Threshold) -> Iterator[torch.Tensor]:
-    """Which keys of each source the threshold takes (bool, flat); ties in order, or up to the last that goes."""
+    """Which keys of each source the threshold takes (bool, flat)."""
     ties = threshold.ties
     for source in sources:
         parts = [torch.zeros(0, dtype=torch.bool)]
@@ -243,7 +243,7 @@ def taken(sources: Sequence[KeySource], threshold: Threshold) -> Iterator[torch.
         yield _joined(parts)
 
 
-# ---- The few that can be among the lowest ----
+# ---- Shortlists: the keys that can be among the lowest ----
 
 
 @dataclass(frozen=True)
@@ -261,9 +261,9 @@ class _Shortlist:
 
 
 def _shortlists(pools: Sequence[KeyPool], all_reduce: AllReduce) -> list[list[_Shortlist] | None]:
-    """For each pool those of its kept keys that can be among the lowest, by source, or None where that would not pay.
+    """For each pool and source the kept keys that can be among the lowest, or None if that would not save time.
 
-    It would not where more than a quarter of the keys go, or too many would have to be held, or the sample misled.
+    That is so if more than a quarter of the keys are dropped, the list is too long, or the bound was too low.
     """
     limits = [max(_SHORTLIST // len(pools), pool.units // _SHORTLIST_SHARE) for pool in pools]
     few = [
@@ -288,9 +288,9 @@ def _shortlists(pools: Sequence[KeyPool], all_reduce: AllReduce) -> list[list[_S
 
 
 def _bounds_from_samples(pools: Sequence[KeyPool], all_reduce: AllReduce) -> dict[int, int]:
-    """A key that a pool's lowest lie at or below, all but surely: four standard errors above the sample's.
+    """An upper bound for the lowest keys of each pool, with high probability: four standard errors above the sample's.
 
-    By the pools' numbers; none where the sample is too small to tell.
+    By the pools' places in the sequence; without those whose sample is too small.
     """
     samples = [_sample(pool) for pool in pools]
     sizes = [sum(len(keys) for source in sources for keys in source.demoted() if source.counted) for sources in samples]
@@ -308,7 +308,7 @@ def _bounds_from_samples(pools: Sequence[KeyPool], all_reduce: AllReduce) -> dic
 
 
 def _sample(pool: KeyPool) -> list[KeySource]:
-    """Every so-manieth of the kept keys, the same share on every process."""
+    """Kept keys at a regular distance, the same on every process."""
     stride = max(pool.units // _SAMPLE, 1) | 1
     samples = []
     for source in pool.sources:
@@ -327,7 +327,7 @@ def _key_source_of(keys: torch.Tensor, indices: Callable[[torch.Tensor], torch.T
 
 
 def _below_bound(pool: KeyPool, bound: int, limit: int) -> list[_Shortlist] | None:
-    """The kept keys of each source at or below a bound; None if they are more than the limit."""
+    """The kept keys of each source at or below a bound; None if there are more than the limit."""
     lists = []
     found = 0
     for source in pool.sources:
@@ -350,11 +350,11 @@ def _below_bound(pool: KeyPool, bound: int, limit: int) -> list[_Shortlist] | No
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """All parts together; the first is there for when it is the only one."""
+    """The parts concatenated; the first is an empty one for when there is no other."""
     return torch.cat(parts[1:] or parts)
 
 
-# On a CPU numpy takes half the time that torch takes for the next two, and they are where the time goes.
+# On a CPU numpy takes half of torch's time for the next two, which take most of the time of a selection.
 
 
 def _at_most(keys: torch.Tensor, bound: int) -> torch.Tensor:

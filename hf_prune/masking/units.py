@@ -1,7 +1,8 @@
-"""Units of a pattern where processes hold parts of a tensor: which lie whole in a part, and which several share.
+"""Units of a pattern in a sharded tensor: which lie wholly in one shard, and which are split between processes.
 
-What lies whole in a part is ranked there. The weights of a unit that several processes share are sent to one of them,
-which ranks the unit and sends back what it keeps: so every unit is worth what it would be on one process, to the bit.
+A unit that lies wholly in a shard is ranked there. The weights of a unit that is split between processes are sent to
+one of them, which ranks the unit and sends back its mask: so every unit has the score that it would have on a single
+process, bit for bit.
 """
 
 import math
@@ -27,7 +28,7 @@ from ..model.layouts import (
 
 @dataclass(frozen=True)
 class Division:
-    """The whole units in a part of a tensor: a box of the flattened part's range `span`, read in the shape `view`."""
+    """The whole units in a shard: a box in the range `span` of the flattened shard, viewed with the shape `view`."""
 
     target: Target
     pattern: Pattern
@@ -38,15 +39,15 @@ class Division:
     layout: str
 
     def whole_units(self, part: torch.Tensor) -> torch.Tensor:
-        """The whole units of the flattened part as a stack of matrices, in its memory."""
+        """The whole units of the flattened shard as a stack of matrices; a view where possible."""
         return as_matrices(part[self.span].view(self.view)[self.box], self.layout)
 
     def write(self, part: torch.Tensor, stack: torch.Tensor) -> None:
-        """Write a stack of matrices like that of `whole_units` into the flattened part."""
+        """Write a stack of matrices like that of `whole_units` into the flattened shard."""
         part[self.span].view(self.view)[self.box] = from_matrices(stack, self.layout, self._sizes)
 
     def shared_positions(self) -> torch.Tensor:
-        """The positions of weights whose units other processes hold parts of (int64)."""
+        """The positions of weights whose units are split between processes (int64)."""
         if math.prod(self._sizes) == self.region.weights:
             return torch.zeros(0, dtype=torch.int64)
         is_shared = torch.ones(self.region.weights, dtype=torch.bool)
@@ -69,7 +70,7 @@ class Division:
 
 
 def divide(target: Target, pattern: Pattern, region: Region) -> Division:
-    """Find the whole units in a part of a tensor that the pattern fits."""
+    """Find the whole units in a shard of a tensor that the pattern fits."""
     shape, layout = target.shape, target.layout
     start, view, span = region.start, region.size, slice(0, region.weights)
     if region.shape != shape:  # a range of the flattened tensor: the whole rows in it
@@ -89,7 +90,7 @@ def divide(target: Target, pattern: Pattern, region: Region) -> Division:
 
 
 def units_of(indices: torch.Tensor, target: Target, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
-    """The unit of each weight of a tensor and its place in the unit, from its index (all int64)."""
+    """The unit of each weight and the weight's place in it, from its index in the tensor (all int64)."""
     rows, columns = pattern.sides
     batch, row, column = matrix_coordinates(torch.unravel_index(indices, target.shape), target)
     _, all_rows, all_columns = target.matrices
@@ -107,12 +108,12 @@ class SharedUnits:
     indices: torch.Tensor
     scores: torch.Tensor
     kept: torch.Tensor
-    _order: torch.Tensor  # of what came, by unit and place
+    _order: torch.Tensor  # of what was received, by unit and place
     _came: list[int]
     _sent: torch.Tensor  # positions here, in the order in which they were sent
 
     def give_back(self, values: torch.Tensor, part: torch.Tensor) -> None:
-        """Write a value for each weight of all shared units (as `scores`) into the flattened parts that hold them."""
+        """Write a value for each weight of the shared units (shaped as `scores`) into the flattened shards."""
         values = values.reshape(-1)
         sendable = values.to(torch.uint8) if values.dtype == torch.bool else values
         answers = torch.empty_like(sendable)
@@ -124,7 +125,7 @@ class SharedUnits:
 def share_units(division: Division, holding: Holding, scores: torch.Tensor, kept: torch.Tensor) -> SharedUnits:
     """Bring the weights of each shared unit together on one process.
 
-    `scores` (float32 or int32) and `kept` (bool) are of the flattened part. Every process must call this for the same
+    `scores` (float32 or int32) and `kept` (bool) are of the flattened shard. Every process must call this for the same
     tensor.
     """
     positions = division.shared_positions().to(scores.device)

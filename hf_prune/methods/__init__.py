@@ -1,5 +1,5 @@
-"""Pure tables of how to prune: criteria, schedules, patterns, scopes and penalties, with their words and papers.
+"""Tables of criteria, solvers, schedules, patterns, scopes and penalties, with their descriptions and papers.
 
-A new method is one entry in one of these tables. Nothing here knows a model, a Trainer or a file.
+A new method is one entry in one of these tables. Nothing here uses a model, a Trainer or a file.
 May import: errors.
 """

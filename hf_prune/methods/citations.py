@@ -1,4 +1,4 @@
-"""BibTeX of the methods, schedules, scopes, patterns, penalties and losses that a model was made with."""
+"""BibTeX entries of the methods, schedules, scopes, patterns, penalties and losses that produced a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ _HIDDEN_STATES = """@article{kurtic2023sparse,
 
 
 def citations(pruning: Sequence[Mapping[str, Any]], distilled: bool, hidden_states: bool) -> list[str]:
-    """The paper of each thing that was used, where there is one."""
+    """The BibTeX entries of all that was used, each once; what has no paper is left out."""
     papers: list[str | None] = []
     for config in pruning:
         if config["method"] != "keep":

@@ -1,7 +1,7 @@
-"""Which weights matter: weights -> scores, where a higher score is kept longer.
+"""Criteria: functions from weights to scores; the weights with the lowest scores are pruned.
 
-To add a criterion, write its score function and one entry of `CRITERIA`; CONTRIBUTING.md shows one. Everything else,
-from the configuration to checkpoints, cards and the contract test, reads the entry.
+To add a criterion, write its score function and one entry of `CRITERIA`; CONTRIBUTING.md has an example. The
+configuration, checkpoints, cards and the contract test all read the entry.
 """
 
 import zlib
@@ -13,11 +13,11 @@ import torch
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a flat piece of weights lies: the tensor's name, the position of its first weight, and the seed.
+    """What a criterion is told about a flat slice of a tensor: the tensor's name, where the slice starts, and the seed.
 
-    `index_of` gives the flat indices in the whole tensor of positions in the part of it that is held (both int64); None
-    if that is all of it. `statistic` is what the criterion reads of each weight beside itself (float32), and `memory`
-    what it remembers of each (float32 by name), see `Criterion`.
+    `index_of` maps positions in this process's shard to flat indices in the whole tensor (both int64); None if the
+    process holds the whole tensor. `statistic` is what the criterion reads for each weight (float32), and `memory` what
+    it remembers of each (float32 by name), see `Criterion`.
     """
 
     name: str
@@ -42,19 +42,19 @@ class Criterion:
     """One way to rank weights.
 
     Attributes:
-        score: `(weight, piece) -> scores` (float32 or int32) for a flat piece of one tensor. It works element by
+        score: `(weight, piece) -> scores` (float32 or int32) for a flat slice of one tensor. It works element by
             element, so that any slice of a tensor gives the same numbers as the whole.
-        words: what is pruned, as a card says it.
-        reads: what `score` or `remember` needs of each weight beside itself: `inputs`, the norm of the input that it is
-            multiplied with; `gradients`, its gradient; or None. Without a memory, that of the optimizer step before a
-            mask update; with one, that of every optimizer step, for `remember`.
-        remember: `(weight, piece) -> memory`, by name: what is remembered from now on, element by element (float32),
-            in each optimizer step up to the last mask update. `piece.memory` has what was remembered before, zeros at
-            first. It is saved with the masks, sharded as they are, and resumed.
+        words: what is pruned, as model cards describe it.
+        reads: what `score` or `remember` needs besides the weight: `inputs`, the norm of the input that the weight is
+            multiplied with; `gradients`, its gradient; or None. Without a memory, it is collected in the optimizer step
+            before a mask update; with one, in every optimizer step, for `remember`.
+        remember: `(weight, piece) -> memory`: new values by name (float32, one for each weight), computed in each
+            optimizer step up to the last mask update. `piece.memory` has the previous values, initially zeros. They are
+            saved with the masks, sharded like them, and restored on resume.
         memory: the names of what `remember` returns.
-        regrows: whether weights that it masked can come back with the value that they had; `weight` then has those
-            values in place of zeros. Their gradients are those of the masked model (straight-through).
-        signed: whether scores have a sign: those of a block are added up then, instead of their norm being taken.
+        regrows: whether masked weights can come back with the value that they had; `weight` then has those values in
+            place of zeros. Their gradients are those of the masked model (straight-through).
+        signed: whether scores have a sign: the score of a block is then the sum of its scores, not their norm.
         paper: a BibTeX entry.
     """
 
@@ -109,7 +109,7 @@ def wanda(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
     """`|w| * ||x||`: the magnitude times the norm of the input that the weight is multiplied with.
 
     The norm is over all tokens of the optimizer step before the update, without padding (Sun et al., arXiv 2306.11695,
-    equation 1; compared within a layer here, or over all, as the scope says, where they compare within an output).
+    equation 1). The paper ranks the weights of each output separately; here the scope says what is ranked together.
     """
     assert piece.statistic is not None
     return magnitude(weight, piece) * piece.statistic
@@ -126,10 +126,10 @@ def taylor(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
 
 
 def movement(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """`-sum over steps of w * dL/dw`: high where training moves a weight away from zero, low where towards it.
+    """`-sum over steps of w * dL/dw`: high where training moves a weight away from zero, low where it moves to zero.
 
     Sanh, Wolf and Rush, "Movement Pruning" (arXiv 2005.07683), section 4, without the learning rate of the scores. The
-    gradient is that of the masked model (straight-through), so that masked weights are scored on and can come back.
+    gradient is that of the masked model (straight-through): masked weights still get scores, and can come back.
     """
     return piece.memory["importance"]
 
@@ -142,7 +142,7 @@ def _add_movement(weight: torch.Tensor, piece: Piece) -> dict[str, torch.Tensor]
 CRITERIA: dict[str, Criterion] = {
     "magnitude": Criterion(
         magnitude,
-        words="the weights of least magnitude",
+        words="the weights with the smallest magnitude",
         paper="""@inproceedings{han2015learning,
   title = {Learning both Weights and Connections for Efficient Neural Networks},
   author = {Han, Song and Pool, Jeff and Tran, John and Dally, William J.},
@@ -153,7 +153,7 @@ CRITERIA: dict[str, Criterion] = {
     "random": Criterion(random, words="weights chosen at random"),
     "wanda": Criterion(
         wanda,
-        words="the weights of least magnitude times the norm of their input",
+        words="the weights with the smallest product of magnitude and input norm",
         reads="inputs",
         paper="""@inproceedings{sun2024simple,
   title = {A Simple and Effective Pruning Approach for Large Language Models},
@@ -164,7 +164,7 @@ CRITERIA: dict[str, Criterion] = {
     ),
     "taylor": Criterion(
         taylor,
-        words="the weights of least product with their gradient",
+        words="the weights with the smallest product of weight and gradient",
         reads="gradients",
         paper="""@inproceedings{molchanov2019importance,
   title = {Importance Estimation for Neural Network Pruning},

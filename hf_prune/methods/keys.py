@@ -1,4 +1,4 @@
-"""int32 keys in the order of scores, which every ranking compares."""
+"""int32 sort keys in the order of scores, which every ranking compares."""
 
 import torch
 
@@ -18,7 +18,7 @@ def order_keys(scores: torch.Tensor) -> torch.Tensor:
 
 
 def demote(keys: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """The keys, with `LOWEST_KEY` wherever `kept` (bool) is False. By bits: a select costs a CPU ten times as much."""
+    """The keys, with `LOWEST_KEY` wherever `kept` (bool) is False. Bitwise: ten times as fast as a select on a CPU."""
     ones = kept.to(torch.int32).neg_()
     demoted = keys & ones
     return demoted.bitwise_or_(ones.bitwise_not_().bitwise_left_shift_(31))

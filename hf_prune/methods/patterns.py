@@ -1,8 +1,8 @@
-"""What is dropped together: single weights, n of every m, or blocks; and the one rule of rounding.
+"""Sparsity patterns: unstructured, n:m and block; and how a sparsity is rounded to a count.
 
 A pattern divides a tensor into units: single weights, groups of m along the input dimension, or blocks of R x C. A unit
 is dropped or not; counts and schedules run over units. All functions take tensors as stacks of matrices
-(batch, out, in), see `targets.as_matrices`. Masks are bool, True where the weight is kept.
+(batch, out, in), see `layouts.as_matrices`. Masks are bool, True where the weight is kept.
 """
 
 import re
@@ -18,14 +18,14 @@ PATTERN_FORMS = "'unstructured', 'n:m' with 0 < n < m such as '2:4', or 'block:R
 
 
 def count_of(sparsity: float | Fraction, units: int) -> int:
-    """`round(s * n)`, half to even, in exact arithmetic on the decimal that a person wrote: 0.29 of 100 is 29."""
+    """`round(s * n)`, half to even, in exact decimal arithmetic: a sparsity of 0.29 of 100 units is 29."""
     exact = sparsity if isinstance(sparsity, Fraction) else Fraction(str(sparsity))
     return round(exact * units)
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """`name` of the table below; for `n:m` keep `rows` of every `columns`; for blocks their rows and columns."""
+    """A parsed pattern: its name in `PATTERNS`, and n and m, or the rows and columns of a block."""
 
     name: str
     rows: int = 1
@@ -33,7 +33,7 @@ class Pattern:
 
     @property
     def unit_size(self) -> int:
-        """Weights in a unit."""
+        """The number of weights in a unit."""
         return self.columns if self.name == "n:m" else self.rows * self.columns
 
     @property
@@ -52,7 +52,7 @@ class Pattern:
         if self.name == "n:m" and columns % self.columns:
             return f"its input width {columns} is not a multiple of {self.columns}"
         if self.name == "block" and (rows % self.rows or columns % self.columns):
-            return f"its {rows}x{columns} matrix is not a whole number of {self.rows}x{self.columns} blocks"
+            return f"its {rows}x{columns} matrix cannot be divided into {self.rows}x{self.columns} blocks"
         return None
 
 
@@ -129,12 +129,12 @@ def _as_groups(tensor: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 
 
 def _groups_dropped(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """Groups that already keep n of m or fewer."""
+    """Groups in which n or fewer of the m weights are kept already."""
     return _as_groups(mask, pattern).sum(dim=3) <= pattern.rows
 
 
 def _lowest_in_group(scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """The m - n weights of each group to drop: what is masked first, then by score, then by index."""
+    """The m - n weights of each group to drop: masked weights first, then by score, then by index."""
     keys = _as_groups(demote(order_keys(scores), mask), pattern)
     rank = torch.zeros_like(keys, dtype=torch.int16)
     for index in range(pattern.columns):
@@ -162,7 +162,7 @@ def _drop_in_groups(drop: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor
 
 @dataclass(frozen=True)
 class UnitRules:
-    """A pattern: which units are dropped, what each is worth, the mask once some are dropped, and a BibTeX entry."""
+    """The functions of a pattern: which units are dropped, their scores, the mask after a drop; and a BibTeX entry."""
 
     dropped: Callable[[torch.Tensor, Pattern], torch.Tensor]
     scores: Callable[[torch.Tensor, torch.Tensor, Pattern, str], torch.Tensor]

@@ -1,9 +1,9 @@
-"""Penalties on weights: what they come to, and their gradients. To add one, write two functions and a table line.
+"""Penalties on weights: values and gradients. To add one, write two functions and one entry of `PENALTIES`.
 
 All take weights and the sides of a pattern's units, rows (outputs) and columns (inputs), and compute in float32: the
-value is a scalar, the gradient has the weights' shape. Those of single weights take any shape and leave the sides
-unused, those of units a stack of matrices (batch, out, in), see `targets.as_matrices`, whose sides are whole multiples
-of the units'.
+value is a scalar, the gradient has the weights' shape. Penalties on single weights take any shape and ignore the sides;
+those on units take a stack of matrices (batch, out, in), see `layouts.as_matrices`, with sides that are multiples of
+the units' sides.
 """
 
 import math
@@ -25,7 +25,7 @@ def _l1_gradient(weights: torch.Tensor, sides: Sides) -> torch.Tensor:
 
 
 def _l2(weights: torch.Tensor, sides: Sides) -> torch.Tensor:
-    """Half the sum of squares, as weight decay has it."""
+    """Half the sum of squares, as in weight decay."""
     return weights.float().square().sum() / 2
 
 
@@ -58,7 +58,7 @@ def _group_lasso_gradient(weights: torch.Tensor, sides: Sides) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Penalty:
-    """What weights come to, and the gradient of that; `of_units` says that it is not a sum over single weights."""
+    """A penalty's value and gradient; `of_units` if it is a sum over a pattern's units, not over single weights."""
 
     value: Callable[[torch.Tensor, Sides], torch.Tensor]
     gradient: Callable[[torch.Tensor, Sides], torch.Tensor]

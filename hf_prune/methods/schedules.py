@@ -1,4 +1,4 @@
-"""When a tensor is how sparse: step -> sparsity. Plain numbers, no torch.
+"""Sparsity schedules: optimizer step -> sparsity. Plain numbers, no torch.
 
 To add a schedule, write its function and one entry of `SCHEDULES`.
 """
@@ -11,7 +11,7 @@ from fractions import Fraction
 
 @dataclass(frozen=True)
 class Schedule:
-    """One way from a sparsity to another.
+    """How sparsity grows from the first mask update to the last.
 
     Attributes:
         sparsity: `(fraction, initial, final) -> sparsity`, with `fraction` the share of the way from the first mask

@@ -1,4 +1,4 @@
-"""One sparsity for several tensors -> how many units each drops, or all of them together.
+"""Scopes: how one sparsity for several tensors becomes the number of units to drop in each, or in all together.
 
 To add a scope, write its function and one entry of `SCOPES`.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prunable:
-    """What a scope needs to know of a tensor.
+    """What a scope needs to know about a tensor.
 
     `units`: how many units its pattern divides it into; `dropped`: how many are dropped already, and stay so;
     `sides`: the sides of one matrix (out, in), or of a convolution's kernel too (out, in, height, width); `inputs`: the
@@ -32,7 +32,7 @@ class Prunable:
 
 @dataclass(frozen=True)
 class Pool:
-    """Indices of tensors that compete, and how many units are dropped among them in all."""
+    """Indices of tensors that are ranked together, and how many of their units are dropped in total."""
 
     members: tuple[int, ...]
     count: int
@@ -40,13 +40,13 @@ class Pool:
 
 @dataclass(frozen=True)
 class Scope:
-    """One way to share a sparsity out among tensors.
+    """How a sparsity is distributed among tensors.
 
     Attributes:
         pools: `(tensors, sparsity) -> pools`; in each pool exactly `count` units are dropped, those with the lowest
             scores of all its members.
-        words: where weights compete, as a card says it.
-        ranks_together: whether several tensors compete in one pool.
+        words: which weights are ranked together, as model cards describe it.
+        ranks_together: whether several tensors are ranked together in one pool.
         reads: `inputs` where `pools` needs the norms of the inputs, or None.
         paper: a BibTeX entry.
     """
@@ -76,8 +76,8 @@ def erk(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
     """Erdős–Rényi-kernel: the density of a tensor is proportional to the sum of its sides over their product.
 
     For a matrix that is `(in + out) / (in * out)`; for a convolution the sides of its kernel are counted too. Small
-    tensors stay denser than large ones. A tensor that would need more than all it has left keeps all of that, and
-    the rest is solved again. Fractions of units go by largest remainder, so that the total is exactly `round(s * n)`.
+    tensors stay denser than large ones. A tensor that would keep more units than it has keeps all of them, and the
+    others are solved again. Fractions are rounded by largest remainder, so that the total is exactly `round(s * n)`.
     Evci et al., "Rigging the Lottery" (arXiv 1911.11134), section 3 (1).
     """
     available = [tensor.units - tensor.dropped for tensor in tensors]
@@ -118,11 +118,11 @@ def _largest_remainder(shares: Sequence[Fraction], total: int) -> list[int]:
 
 
 SCOPES: dict[str, Scope] = {
-    "layer": Scope(layer, words="in each tensor by itself"),
-    "global": Scope(global_, words="in one ranking of all tensors", ranks_together=True),
+    "layer": Scope(layer, words="in each tensor separately"),
+    "global": Scope(global_, words="ranked across all tensors", ranks_together=True),
     "erk": Scope(
         erk,
-        words="in shares by the size of each tensor (Erdős–Rényi-kernel)",
+        words="with a sparsity for each tensor that depends on its shape (Erdős–Rényi-kernel)",
         paper="""@inproceedings{evci2020rigging,
   title = {Rigging the Lottery: Making All Tickets Winners},
   author = {Evci, Utku and Gale, Trevor and Menick, Jacob and Castro, Pablo Samuel and Elsen, Erich},

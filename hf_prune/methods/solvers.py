@@ -1,7 +1,7 @@
-"""Which weights go and what the others become: weights -> a mask and new values of the survivors.
+"""Solvers: functions from the weights of a tensor to a mask and new values of the weights that remain.
 
-To add a solver, write its function and one entry of `SOLVERS`. Where a criterion ranks weights as they are, a solver
-may change those that stay, to make up for those that go.
+To add a solver, write its function and one entry of `SOLVERS`. A criterion only ranks weights; a solver may also change
+the remaining ones, to compensate for those that are pruned.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from .patterns import Pattern
 
 @dataclass(frozen=True)
 class Problem:
-    """One tensor to solve.
+    """A tensor that a solver is to prune.
 
     Attributes:
         name: the parameter's name.
         weight: its matrices (batch, out, in) in float32.
-        kept: bool, of the same shape: False where a weight is masked already, and stays so.
+        kept: bool, of the same shape: False where a weight is masked already; it stays masked.
         pattern: what is dropped together.
-        drop: how many more units of the pattern are to be dropped, exactly.
-        statistic: what the solver reads of each weight (float32, of the same shape), or None; see `Solver.reads`.
+        drop: exactly how many more units of the pattern are to be dropped.
+        statistic: what the solver reads for each weight (float32, of the same shape), or None; see `Solver.reads`.
         seed: the configuration's seed.
     """
 
@@ -37,14 +37,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solver:
-    """One way to prune a tensor and change what stays.
+    """How to prune a tensor and update the weights that remain.
 
     Attributes:
         solve: `problem -> (kept, values)`, both of the weight's shape: the mask, with exactly `problem.drop` more units
-            dropped, and the weights as they are to be (float32); values of masked weights do not count.
-        words: what is pruned, as a card says it.
-        reads: what it needs of each weight beside itself, in the optimizer step before a mask update: `inputs`, the
-            norm of the input that it is multiplied with; `gradients`, its gradient; or None.
+            dropped, and the new weights (float32); values of masked weights are ignored.
+        words: what is pruned, as model cards describe it.
+        reads: what it needs besides the weights, from the optimizer step before a mask update: `inputs`, the norm of
+            the input that each weight is multiplied with; `gradients`, the gradient of each weight; or None.
         paper: a BibTeX entry.
     """
 

@@ -1,4 +1,4 @@
-"""Every method by its name: criteria, solvers, and `keep`, which ranks nothing."""
+"""All methods by name: criteria, solvers, and `keep`, which only holds existing zeros."""
 
 from .criteria import CRITERIA, Criterion
 from .scopes import SCOPES
@@ -6,29 +6,29 @@ from .solvers import SOLVERS, Solver
 
 
 def method_names() -> tuple[str, ...]:
-    """What `PruningConfig.method` may be; entries that were added to the tables count at once."""
+    """The values that `PruningConfig.method` accepts; entries added to the tables are included at once."""
     return (*CRITERIA, *SOLVERS, "keep")
 
 
 def method_of(name: str) -> Criterion | Solver | None:
-    """The entry of a method; None for `keep`, and for a name that is in no table."""
+    """The entry of a method; None for `keep` and for unknown names."""
     return CRITERIA.get(name) or SOLVERS.get(name)
 
 
 def words_of(name: str) -> str:
-    """What a method prunes, as a card says it."""
+    """What a method prunes, as model cards describe it."""
     entry = method_of(name)
-    return "the zeros that were there kept" if entry is None else entry.words
+    return "existing zeros kept" if entry is None else entry.words
 
 
 def reads_of(method: str, scope: str) -> set[str]:
-    """What a method and a scope read beside the weights: `inputs`, `gradients`, both or nothing."""
+    """What a method and a scope read besides the weights: `inputs`, `gradients`, both or nothing."""
     entries = (method_of(method), SCOPES[scope])
     return {entry.reads for entry in entries if entry is not None and entry.reads is not None}
 
 
 def needs_a_step(method: str, scope: str) -> bool:
-    """Whether a mask update needs an optimizer step before it, for what it reads or remembers."""
+    """Whether a mask update needs an optimizer step before it, in which something is read or remembered."""
     return bool(reads_of(method, scope)) or bool(getattr(method_of(method), "memory", ()))
 
 

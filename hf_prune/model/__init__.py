@@ -1,5 +1,5 @@
-"""What a model is made of: parameter names, layouts of tensors, layers, stacks, experts, and what may be pruned.
+"""What a model consists of: parameter names, tensor layouts, layers, stacks, experts, adapters; and pruning targets.
 
-Everything is found from the modules themselves, never from a model's name.
+Everything is derived from the modules themselves, never from a model's name.
 May import: errors, foreign.
 """

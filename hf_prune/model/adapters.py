@@ -1,8 +1,8 @@
-"""Adapters of PEFT over sparse base weights: what they add is masked, so that merging keeps every zero.
+"""PEFT adapters over sparse base weights: their updates are masked, so that merging keeps every zero.
 
-The base weights under adapters are frozen, so a masked weight is one that is zero, and stays so. A layer that adds to
-the weight, `W0 + BA`, is trained as `(W0 + BA) * M` with the mask `M` of the weights that are not zero: what is trained
-is what is merged. Layers that scale the weight keep its zeros by themselves.
+The base weights under adapters are frozen, so a masked weight is one that is zero, and stays zero. An adapter that adds
+to the weight, `W0 + BA`, is trained as `(W0 + BA) * M` with the mask `M` of the nonzero weights: merging gives exactly
+what was trained. Adapters that scale the weight keep its zeros anyway.
 """
 
 from collections import Counter
@@ -37,24 +37,24 @@ else:
 
 
 class MaskedDelta(_Layer):
-    """A tuner layer that adds to the weight, with the base weight's mask on what it adds.
+    """A tuner layer that adds to the weight, masked where the base weight is zero.
 
-    PEFT's own `merge`, `unmerge` and `disable_adapter` work on it, and keep the zeros.
+    PEFT's own `merge`, `unmerge` and `disable_adapter` work with it, and keep the zeros.
     """
 
     def get_delta_weight(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What an adapter adds to the weight, as PEFT computes it, where the base weight is not zero."""
+        """What an adapter adds to the weight, as PEFT computes it; zero where the base weight is zero."""
         delta = super().get_delta_weight(*args, **kwargs)
         return delta * (self.get_base_layer().weight != 0)
 
     def effective_weight(self) -> torch.Tensor:
-        """The weight that merging the active adapters comes to, in the base weight's dtype; differentiable."""
+        """The weight after merging the active adapters, in the base weight's dtype; differentiable."""
         weight = self.get_base_layer().weight
         merged = weight
         for adapter in self._used_adapters():
             delta = self.get_delta_weight(adapter)
             merged = merged + delta
-            if adapter in getattr(self, "lora_variant", ()):  # DoRA, the only variant that is let in
+            if adapter in getattr(self, "lora_variant", ()):  # DoRA, the only supported variant
                 merged = merged * self._dora_factor(adapter, weight, delta)
         return merged.to(weight.dtype)
 
@@ -64,7 +64,7 @@ class MaskedDelta(_Layer):
         return [adapter for adapter in self.active_adapters if adapter in here]
 
     def _dora_factor(self, adapter: str, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        """DoRA's magnitude over the norm of each output's weights, which gradients do not pass (arXiv 2402.09353)."""
+        """DoRA's magnitude divided by the norm of each output's weights, a constant in backward (arXiv 2402.09353)."""
         dora = self.lora_magnitude_vector[adapter]
         norm = dora.get_weight_norm(weight, delta.T if self.fan_in_fan_out else delta, scaling=1).detach()
         factor = (dora.weight / norm).unsqueeze(1)
@@ -72,7 +72,7 @@ class MaskedDelta(_Layer):
 
 
 class _MaskedDora(DoraLinearLayer):
-    """DoRA's magnitudes, where an output whose weights are all masked has a norm of 1: it stays zero, and no NaN."""
+    """DoRA's magnitudes, with a norm of 1 for outputs whose weights are all masked: these stay zero, without NaN."""
 
     def get_weight_norm(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The norm of each output's weights."""
@@ -81,17 +81,17 @@ class _MaskedDora(DoraLinearLayer):
 
 
 class _MaskedForward(MaskedDelta):
-    """The same, for layers whose own forward pass never makes the weight that is added."""
+    """`MaskedDelta` for layers whose own forward pass never computes the added weight."""
 
     dropouts: str  # the attribute with each adapter's dropout
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The base layer with the merged weight; with dropout, what is added sees the input with dropout, as in PEFT.
+        """The base layer with the merged weight; dropout applies to the input of the added weight only, as in PEFT.
 
-        Raises TargetError where each sample of a batch has an adapter of its own (`adapter_names`).
+        Raises TargetError if each sample of a batch has an adapter of its own (`adapter_names`).
         """
         if kwargs.get("adapter_names") is not None:
-            raise TargetError("adapter_names", "expected none with 'sparse_merge'; set one adapter for the whole batch")
+            raise TargetError("adapter_names", "must not be set with 'sparse_merge'; use one adapter for all samples")
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
@@ -105,7 +105,7 @@ class _MaskedForward(MaskedDelta):
         return base(x, *args, **kwargs) + functional_call(base, added, (dropout(x), *args), kwargs)
 
     def _dropout(self) -> nn.Module | None:
-        """The adapter's dropout, where it does anything now."""
+        """The adapter's dropout, if it is active."""
         of_adapters = [getattr(self, self.dropouts)[adapter] for adapter in self._used_adapters()]
         return next((one for one in of_adapters if self.training and getattr(one, "p", 0.0) > 0), None)
 
@@ -130,7 +130,7 @@ class MaskedLoKrLinear(MaskedDelta, LoKrLinear):
     """LoKr over linear layers."""
 
 
-# What adds to the weight -> the same with a mask.
+# Layers that add to the weight -> the same with a mask.
 _MASKED: dict[type, type] = {
     LoraLinear: MaskedLoraLinear,
     VeraLinear: MaskedVeraLinear,
@@ -138,14 +138,14 @@ _MASKED: dict[type, type] = {
     LoKrLinear: MaskedLoKrLinear,
 }
 
-# What scales the weight, or does not touch it.
+# Layers that scale the weight, or do not change it.
 _KEEPS_ZEROS = (IA3Layer, HiraLayer, LNTuningLayer)
 
 
 def mask_additions(model: nn.Module, names: Collection[str]) -> None:
-    """Have the adapters over these weights add nothing where the weight is zero. The state dict stays as it is.
+    """Make the adapters over these weights add nothing where the weight is zero. The state dict does not change.
 
-    Raises TargetError, before anything is changed, for adapters of which that cannot be had, with what to use instead.
+    Raises TargetError, before anything is changed, for adapters that do not support this, with what to use instead.
     """
     layers = tuner_layers(model, names)
     check_layers(layers.values())
@@ -154,9 +154,9 @@ def mask_additions(model: nn.Module, names: Collection[str]) -> None:
         if why is not None:
             raise TargetError(
                 "adapters",
-                f"'sparse_merge' cannot be had of {name}, {why}; use LoRA, DoRA, LoHa, LoKr or VeRA over "
-                "linear layers, or IA3 or HiRA, which only scale the weight, or prune with 'sparse_base' and keep the "
-                "adapters apart",
+                f"'sparse_merge' is not supported for {name}: {why}; use LoRA, DoRA, LoHa, LoKr or VeRA over "
+                "linear layers, or IA3 or HiRA, which only scale the weight; or use 'sparse_base' and do not merge the "
+                "adapters",
             )
     for layer in layers.values():
         if type(layer) in _MASKED:
@@ -167,51 +167,51 @@ def mask_additions(model: nn.Module, names: Collection[str]) -> None:
 
 
 def _why_not_masked(layer: BaseTunerLayer) -> str | None:
-    """Why what an adapter adds cannot be masked, or None if it can, or need not."""
+    """Why an adapter's update cannot be masked; None if it can, or need not be."""
     if isinstance(layer, (MaskedDelta, *_KEEPS_ZEROS)):
         return None
     if type(layer) not in _MASKED:
         kind = type(layer).__module__.split(".")[2] if type(layer).__module__.startswith("peft.tuners.") else "custom"
-        return f"for {type(layer).__name__} of {kind} changes the weight in another way than adding to it or scaling it"
+        return f"{type(layer).__name__} ({kind}) neither adds to the weight nor scales it"
     if any(getattr(layer, "lora_bias", {}).values()):
-        return "for it has lora_bias"
+        return "it has lora_bias"
     variants = list(getattr(layer, "lora_variant", {}).values())
     if any(not isinstance(variant, DoraLinearVariant) for variant in variants):
-        return f"for {type(variants[0]).__name__} is not LoRA or DoRA"
+        return f"{type(variants[0]).__name__} is neither LoRA nor DoRA"
     if variants and len(layer.active_adapters) > 1:
-        return "for several adapters are active, one of them DoRA"
+        return "several adapters are active, one of them DoRA"
     return None
 
 
 def _check_mergeable(model: nn.Module, layers: Mapping[str, Any], zeros: Mapping[str, torch.Tensor]) -> None:
-    """Raise MergeError for weights that several modules share, and where there is no zero to keep."""
+    """Raise MergeError if several modules share a weight under an adapter, or if there is no zero to keep."""
     owners = Counter(id(one) for module in model.modules() for one in module.parameters(recurse=False))
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and owners[id(getattr(module.get_base_layer(), "weight", None))] > 1:
             raise MergeError(
-                f"{name}: expected a weight of its own under the adapter, got one that another module has, too (a head "
-                "tied to the embeddings), which merging would change; put no adapter on it"
+                f"{name}: the weight under the adapter is shared with another module (such as a head tied to the "
+                "embeddings), which merging would change too; do not put an adapter on it"
             )
     adding = [name for name, layer in layers.items() if not isinstance(layer, _KEEPS_ZEROS)]
     if adding and not any(zeros[name].any() for name in adding):
         raise MergeError(
-            "expected sparse weights under the adapters, found no zero; make them sparse again with "
-            "hf_prune.load_masks(model, DIRECTORY) first, or merge dense ones with model.merge_and_unload()"
+            "the weights under the adapters have no zeros; make them sparse again with "
+            "hf_prune.load_masks(model, DIRECTORY) first, or merge a dense model with model.merge_and_unload()"
         )
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Merge the active adapters of PEFT into the weights under them, and make sure that every zero is still there.
+    """Merge the active PEFT adapters into the weights under them, and check that every zero is kept.
 
-    The model is changed and given back as a plain one, without PEFT: `save_pretrained` writes what `from_pretrained`
-    opens. Adapters must have been trained with `adapters="sparse_merge"` (or see `load_masks`), or scale weights only.
+    The model is changed and returned as a plain model, without PEFT: `save_pretrained` writes what `from_pretrained`
+    opens. Adapters must have been trained with `adapters="sparse_merge"` (or see `load_masks`), or only scale weights.
 
     Raises MergeError, before anything is changed, if the model has no adapters over weights or no zeros under them, if
-    merging would fill zeros, or if what is merged into one layer would be merged into another that shares its weight.
+    merging would fill zeros, or if a weight under an adapter is shared with another module.
     """
     if not isinstance(model, PeftModel) or not hasattr(model, "merge_and_unload"):
         raise MergeError(
-            f"expected a model with adapters of PEFT that change weights, such as LoRA, got {type(model).__name__}; "
+            f"expected a model with PEFT adapters that change weights, such as LoRA, got {type(model).__name__}; "
             "adapters of other kinds cannot be merged"
         )
     zeros = {name: parameter == 0 for name, parameter in named_parameters(model)}
@@ -221,15 +221,15 @@ def merge(model: nn.Module) -> nn.Module:
         filled = int(zeros[name].sum())
         if filled and not isinstance(layer, (MaskedDelta, *_KEEPS_ZEROS)):
             raise MergeError(
-                f"{name}: merging would fill {filled:,} zeros with what the adapter adds; train with "
+                f"{name}: merging would fill {filled:,} zeros with values of the adapter; train with "
                 "adapters='sparse_merge' (LoRA, DoRA, LoHa, LoKr or VeRA over linear layers), or keep the adapter "
-                "apart from its sparse base (model.unload())"
+                "separate from its sparse base (model.unload())"
             )
     merged = model.merge_and_unload(safe_merge=True)
     for name, parameter in named_parameters(merged):
         if name in layers:
             lost = int((parameter.detach()[zeros[name]] != 0).sum())
             if lost:
-                raise MergeError(f"{name}: expected {int(zeros[name].sum()):,} zeros after merging, {lost:,} are lost")
+                raise MergeError(f"{name}: expected {int(zeros[name].sum()):,} zeros after merging, lost {lost:,}")
             parameter.data.masked_fill_(zeros[name], 0)  # none is a negative zero
     return merged

@@ -1,4 +1,4 @@
-"""What the modules of a model are: layers, stacks, experts, routers, heads and adapters."""
+"""Which modules of a model are layers, stacks of layers, experts, routers, heads and adapters."""
 
 from collections.abc import Iterator
 
@@ -19,27 +19,27 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a linear layer or convolution, by its class or by what its weight looks like."""
+    """Whether a module is a linear layer or a convolution, by its class or the shape of its weight."""
     if isinstance(module, (nn.Linear, Conv1D, *CONVOLUTIONS)):
         return True
     return _has_weight_of(module, "out_features", "in_features")
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether a module holds fused experts: transformers marks most such classes; or by what its weight looks like."""
+    """Whether a module holds fused experts, by the attributes of transformers' classes or the shape of its weight."""
     if isinstance(getattr(module, "is_transposed", None), bool) and hasattr(module, "has_gate"):
         return True
     return _has_weight_of(module, "num_experts", "output_size", "input_size")
 
 
 def _has_weight_of(module: nn.Module, *sides: str) -> bool:
-    """Whether a module's weight has the sides that its attributes of these names say."""
+    """Whether the shape of a module's weight is given by its attributes of these names."""
     weight = dict(module.named_parameters(recurse=False)).get("weight")
     return weight is not None and tuple(shape_of(weight)) == tuple(getattr(module, side, None) for side in sides)
 
 
 def _is_stack(module: nn.Module) -> bool:
-    """A ModuleList of modules with parts of their own, or a Sequential of two or more of one class."""
+    """A ModuleList of modules that have children, or a Sequential of two or more such modules of one class."""
     children = list(module.children())
     if not children or not all(any(True for _ in child.children()) for child in children):
         return False
@@ -49,7 +49,7 @@ def _is_stack(module: nn.Module) -> bool:
 
 
 def layer_classes(model: nn.Module) -> list[str]:
-    """The names of the classes of a model's repeated layers: the outermost, where stacks lie in one another."""
+    """The names of the classes of a model's repeated layers; of nested stacks, the outermost."""
     return sorted({type(layer).__name__ for layer in _outermost_layers(model)})
 
 
@@ -71,7 +71,7 @@ def stacked_modules(model: nn.Module) -> set[int]:
 
 
 def router_modules(model: nn.Module) -> set[int]:
-    """Linear modules beside experts with one output an expert, or a single one: they choose, they do not compute."""
+    """The ids of linear modules beside experts with one output per expert, or a single output: routers and gates."""
     routers = set()
     for parent in model.modules():
         experts = {id(child): number for child in parent.children() if (number := _number_of_experts(child))}
@@ -85,7 +85,7 @@ def router_modules(model: nn.Module) -> set[int]:
 
 
 def _number_of_experts(module: nn.Module) -> int:
-    """How many experts a module holds, fused into 3-D weights or as alike modules; 0 if it holds none."""
+    """How many experts a module holds, fused into 3-D weights or as modules of one class; 0 if it holds none."""
     own = [] if isinstance(module, CONVOLUTIONS) else list(module.parameters(recurse=False))
     fused = [shape_of(parameter)[0] for parameter in own if len(shape_of(parameter)) == 3]
     if fused:
@@ -105,12 +105,12 @@ def head_modules(model: nn.Module) -> set[int]:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether PEFT has put adapters on a model, so that it is saved without the weights under them."""
+    """Whether a model has PEFT adapters; it is then saved without the weights under them."""
     return any(isinstance(module, (PeftModel, BaseTunerLayer)) for module in model.modules())
 
 
 def adapter_modules(model: nn.Module) -> set[int]:
-    """The ids of modules that PEFT has put around base layers: all parts of a tuner layer but its base layer."""
+    """The ids of the modules that PEFT has added to base layers: all of a tuner layer except the base layer."""
 
     def parts(layer: nn.Module) -> Iterator[nn.Module]:
         for name, child in layer.named_children():

@@ -1,4 +1,4 @@
-"""How a tensor's dimensions are read: as a stack of matrices (batch, out, in)."""
+"""How the dimensions of a tensor are interpreted: as a stack of matrices (batch, out, in)."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ LAYOUTS = ("matrix", "transposed", "convolution", "experts", "experts_transposed
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor to prune: its parameter name, its shape, and how its dimensions are to be read.
+    """A tensor to prune: its parameter name, its shape, and how its dimensions are interpreted.
 
     `layout` is `matrix` (out, in), `transposed` (in, out: Conv1D of GPT-2), `convolution` (out, in, kernel...),
     `experts` (expert, out, in), `experts_transposed` (expert, in, out), or `flat` (no input dimension is known).
@@ -27,7 +27,7 @@ class Target:
 
     @property
     def weights(self) -> int:
-        """How many weights the tensor has."""
+        """The number of weights in the tensor."""
         return math.prod(self.shape)
 
     @property
@@ -43,7 +43,7 @@ class Target:
 
 
 def layout_of(module: nn.Module, dims: int) -> str:
-    """The layout of a module's own parameter of so many dimensions."""
+    """The layout of a module's own parameter with this number of dimensions."""
     if isinstance(module, Conv1D) and dims == 2:
         return "transposed"
     if isinstance(module, CONVOLUTIONS) and dims in (3, 4):
@@ -113,7 +113,7 @@ def tensor_coordinates(
 
 
 def sides_in_tensor(rows: int, columns: int, layout: str, dims: int) -> tuple[int, ...]:
-    """How far a block of (out, in) weights of a matrix reaches in each of a tensor's dimensions."""
+    """The size of a block of (out, in) weights of a matrix in each of the tensor's dimensions."""
     if layout.endswith("transposed"):
         rows, columns = columns, rows
     if layout.startswith("experts"):
@@ -122,14 +122,14 @@ def sides_in_tensor(rows: int, columns: int, layout: str, dims: int) -> tuple[in
 
 
 def rows_as_tensor(shape: tuple[int, ...], layout: str) -> tuple[tuple[int, ...], str]:
-    """Shape and layout of a tensor as rows of its flattened weights: those of all experts are one matrix."""
+    """Shape and layout of a tensor as rows of its flattened weights: the experts' matrices become one."""
     if not layout.startswith("experts"):
         return shape, layout
     return (shape[0] * shape[1], shape[2]), "matrix" if layout == "experts" else "transposed"
 
 
 def ravel(coordinates: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
-    """Flat indices (int64) of coordinates in a shape, as `torch.unravel_index` reversed."""
+    """Flat indices (int64) of coordinates in a shape: the inverse of `torch.unravel_index`."""
     flat = torch.zeros_like(coordinates[0])
     for coordinate, size in zip(coordinates, shape, strict=True):
         flat = flat * size + coordinate

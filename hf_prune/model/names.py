@@ -1,4 +1,4 @@
-"""Parameters by the names they have in what is saved of the plain model."""
+"""Parameter names as in the saved plain model, whatever wraps it."""
 
 from collections.abc import Collection, Iterator
 
@@ -25,7 +25,7 @@ def named_modules_of(model: nn.Module, names: Collection[str]) -> dict[str, nn.M
 
 
 def tuner_layers(model: nn.Module, names: Collection[str]) -> dict[str, BaseTunerLayer]:
-    """The layer of PEFT over each of these parameters that lies under one, by the parameter's name."""
+    """The PEFT layer over each of these parameters that has one, by the parameter's name."""
     added = added_paths(model)
     layers: dict[str, BaseTunerLayer] = {}
     for path, module in model.named_modules():
@@ -38,14 +38,14 @@ def tuner_layers(model: nn.Module, names: Collection[str]) -> dict[str, BaseTune
 
 
 def shape_of(parameter: torch.Tensor) -> tuple[int, ...]:
-    """The shape of a whole parameter, also where DeepSpeed's stage 3 has left no more than a placeholder."""
+    """The shape of a whole parameter, also if DeepSpeed's stage 3 has put a placeholder in its place."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of a model by the names they have in what is saved of the plain model.
+    """The parameters of a model, with the names that they have in the saved plain model.
 
-    That is without what compiling, activation checkpointing and PEFT add: `base_model.model.q.base_layer.weight` is
+    These are without what compiling, activation checkpointing and PEFT add: `base_model.model.q.base_layer.weight` is
     `q.weight`.
     """
     added = added_paths(model)
@@ -54,7 +54,7 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def added_paths(model: nn.Module) -> set[str]:
-    """The paths of modules that only lie around others, or under PEFT's: the last part of each does not count."""
+    """The paths of modules that only wrap others or that PEFT wraps; the last component of each is in no plain name."""
     added = set()
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -68,11 +68,11 @@ def added_paths(model: nn.Module) -> set[str]:
 
 
 def plain_name(name: str, added: Collection[str]) -> str:
-    """A parameter name without the parts that only wrap other modules; see `added_paths`."""
+    """A parameter name without the components of modules that only wrap others; see `added_paths`."""
     parts = name.split(".")
     return ".".join(part for index, part in enumerate(parts) if ".".join(parts[: index + 1]) not in added)
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """The model that adapters were put on, or the model."""
+    """The model under PEFT adapters, or the model itself if it has none."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

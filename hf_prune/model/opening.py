@@ -1,4 +1,4 @@
-"""What opening a saved model can raise."""
+"""The errors that opening a saved model can raise."""
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError

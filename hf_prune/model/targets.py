@@ -1,4 +1,4 @@
-"""Which tensors of a model may be pruned, found by what they are and never by a model's name."""
+"""Which tensors of a model are pruned, found from the modules and never from a model's name."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ from .anatomy import (
 from .layouts import Target, layout_of
 from .names import added_paths, named_parameters, plain_name, shape_of
 
-# Parameters of bitsandbytes: codes, which may be stored as floats.
+# Parameters of bitsandbytes: quantised codes, which may be stored as floats.
 _PACKED = ("Params4bit", "Int8Params")
 
 
@@ -29,20 +29,20 @@ def find_targets(
     exclude: Sequence[str] = (),
     adapters: str | None = None,
 ) -> list[Target]:
-    """The tensors to prune, in the model's order, a tied one once.
+    """The tensors to prune, in the model's order; tied ones once.
 
     By default: weights of Linear, Conv1D, Conv1d and Conv2d, and of other modules with a weight of `(out_features,
     in_features)`, inside a repeated stack of layers, and the 3-D weights of expert modules there; not task heads,
     routers or adapters, nor weights that are shared with an embedding, parametrised or quantised. With
     `adapters="sparse_adapters"`, the matrices of PEFT's adapters instead.
-    `targets` replaces that by regular expressions that must match a whole parameter name; a 1-D parameter is taken only
-    by an expression that is its name. `exclude` subtracts by the same kind of expressions.
+    `targets` replaces this choice with regular expressions that must match a whole parameter name; a 1-D parameter is
+    selected only by an expression that is its name. `exclude` removes what such expressions match.
 
-    Raises TargetError for an expression that is no regular expression or matches no parameter of the model, for a way
-    to treat adapters where the model has none, and where all that could be pruned is quantised.
+    Raises TargetError if an expression is no regular expression or matches no parameter of the model, if `adapters` is
+    given and the model has none, or if all candidates are quantised.
     """
     if adapters is not None and not adapter_modules(model):
-        raise TargetError("adapters", f"expected a model with adapters of PEFT for {adapters!r}, got one without")
+        raise TargetError("adapters", f"{adapters!r} requires a model with PEFT adapters, got one without")
     layouts = _layouts(model)
     parameters = dict(named_parameters(model))
     shapes = {name: shape_of(parameter) for name, parameter in parameters.items()}
@@ -82,13 +82,13 @@ def check_expressions(field: str, expressions: Sequence[str], names: Sequence[st
             hint = f"; the nearest is {near!r}" if near else ""
             raise TargetError(
                 field,
-                f"{expression!r} matches no whole parameter name of the model{hint} "
-                "(expressions are matched with re.fullmatch)",
+                f"{expression!r} matches no parameter name of the model{hint} "
+                "(expressions must match the whole name, as with re.fullmatch)",
             )
 
 
 def _nearest_name(plain: str, names: Sequence[str] | dict) -> str | None:
-    """The first name that contains the text, or else that begins most like it, or else that is most like it at all."""
+    """The first name that contains the text; else the one with the longest common start; else the most similar."""
     containing = next((name for name in names if plain and plain in name), None)
     if containing is not None:
         return containing
@@ -139,7 +139,7 @@ def _default_names(model: nn.Module) -> set[str]:
 
 
 def _adapter_names(model: nn.Module) -> set[str]:
-    """The trained matrices of PEFT's adapters."""
+    """The names of the trainable matrices of PEFT adapters."""
     added = added_paths(model)
     inside = adapter_modules(model)
     return {

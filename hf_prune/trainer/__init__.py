@@ -1,5 +1,5 @@
-"""Pruning in the events of a Trainer: training, saving and resuming, distilling, publishing.
+"""Pruning in the Trainer: training, saving and resuming, distilling, publishing.
 
-`PruningCallback` is for any Trainer, `PruningMixin` and `PruningTrainer` reach what no callback can.
+`PruningCallback` works with any Trainer; `PruningMixin` and `PruningTrainer` do what no callback can.
 May import: every wing but recipe and cli.
 """

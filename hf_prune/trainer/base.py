@@ -1,4 +1,4 @@
-"""`TrainerBase`: what each mixin of `PruningMixin` is mixed into, and what it may use of the others."""
+"""`TrainerBase`: what each mixin of `PruningMixin` may use of the Trainer and of the other mixins."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +18,10 @@ from .callback import PruningCallback
 if TYPE_CHECKING:
 
     class TrainerBase(Trainer):
-        """A Trainer with all the mixins, for type checkers; at run time the mixins extend nothing."""
+        """A Trainer with all the mixins, for type checkers; at run time the mixins have no base class."""
 
         # Of training
-        _pruning: PruningCallback | None  # None without a pruning_config: then all is as in the extended class
+        _pruning: PruningCallback | None  # None without a pruning_config
 
         _loaded_best: bool  # whether the model is that of the best checkpoint, not of the last step
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
         distillation: DistillationConfig | None
 
         # Of publishing
-        _hub: HfApi  # its pushes in the background go one after another
-        _said: dict[str, Any]  # what a person said of the model for the last card
+        _hub: HfApi  # its background pushes run one after another
+        _said: dict[str, Any]  # what was passed to the last create_model_card
 
         @property
         def _repo_id(self) -> str: ...

@@ -1,7 +1,7 @@
-"""Checkpoint folders: complete or not there. A folder is filled elsewhere and gets its name in one step.
+"""Atomic checkpoint folders: a folder is written elsewhere and renamed when it is complete.
 
 While a checkpoint is written it lies in `_unfinished/` beside the others, where no resume and no upload looks (the
-Trainer's uploads leave out names that begin with `_`). What is to be deleted is moved there first, too.
+Trainer's uploads ignore names that begin with `_`). Folders to delete are moved there first.
 """
 
 import json
@@ -28,7 +28,7 @@ _OTHER_WEIGHTS = ("pytorch_model", _DEEPSPEED)  # pickles and FSDP's shards, Dee
 
 
 def publish(unfinished: Path, final: Path) -> None:
-    """Give a filled folder its name; what has that name already is replaced."""
+    """Rename a complete folder to its final name; a folder with that name is replaced."""
     if final.exists():
         remove(final)
     unfinished.rename(final)
@@ -36,7 +36,7 @@ def publish(unfinished: Path, final: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder such that it is never seen half empty under its name."""
+    """Delete a folder such that it never lies half deleted under its name."""
     aside = folder.parent / UNFINISHED / f"deleted-{folder.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ def remove(folder: Path) -> None:
 
 
 def remove_leftovers(directory: Path, everything: bool = False) -> None:
-    """Remove `_unfinished/` if it is empty; with `everything`, also if a run that was killed left something in it."""
+    """Remove `_unfinished/` if it is empty; with `everything`, also what a killed run left in it."""
     folder = directory / UNFINISHED
     if everything:
         shutil.rmtree(folder, ignore_errors=True)
@@ -55,7 +55,7 @@ def remove_leftovers(directory: Path, everything: bool = False) -> None:
 
 
 def rotate(directory: Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints beyond `limit`, never the newest nor the best; as transformers chooses them."""
+    """Remove the oldest checkpoints beyond `limit`, never the newest or the best, as transformers does."""
     if limit is None or limit <= 0:
         return
     checkpoints = sort_checkpoints(str(directory), use_mtime=True, best_model_checkpoint=best)
@@ -65,7 +65,7 @@ def rotate(directory: Path, limit: int | None, best: str | None) -> None:
 
 
 def keep_only(directory: Path, best: str | None) -> None:
-    """Remove every checkpoint but the best; none if there is no best."""
+    """Remove every checkpoint except the best; none if there is no best."""
     for checkpoint in sort_checkpoints(str(directory)) if best is not None else []:
         if Path(checkpoint) != Path(str(best)):
             remove(Path(checkpoint))
@@ -78,17 +78,17 @@ def newest_complete(directory: Path) -> Path | None:
 
 
 def checkpoint_to_resume(asked: str | Literal[True], directory: Path, with_deepspeed: bool) -> str:
-    """The checkpoint to go on from: the one that was asked for, with True the newest complete one in a directory.
+    """The checkpoint to resume from: the given one, or with True the newest complete one in a directory.
 
-    Raises CheckpointError if there is none, and for one of DeepSpeed where training goes on without.
+    Raises CheckpointError if there is none, or if DeepSpeed wrote it and training does not use DeepSpeed.
     """
     checkpoint = newest_complete(directory) if asked is True else asked
     if checkpoint is None:
         raise CheckpointError("resume_from_checkpoint", f"expected a complete checkpoint in {directory}, found none")
     if not with_deepspeed and is_deepspeed_checkpoint(Path(checkpoint)):
         raise CheckpointError(
-            f"{checkpoint}: expected a checkpoint of this way of training, got one of DeepSpeed, which alone reads "
-            "its optimizer's state; go on with DeepSpeed, or start anew from its model with method='keep'"
+            f"{checkpoint}: was written with DeepSpeed, and only DeepSpeed can read its optimizer state; resume with "
+            "DeepSpeed, or start a new training from its model with method='keep'"
         )
     return str(checkpoint)
 
@@ -98,10 +98,10 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether training can go on from a checkpoint: its state and weights are there and whole.
+    """Whether training can resume from a checkpoint: the trainer's state and all weights are there, undamaged.
 
     The optimizer and the scheduler must be there if anything is that the Trainer writes beside them: a checkpoint of
-    `save_only_model` has neither. Weights in other formats than safetensors are only looked for, not into.
+    `save_only_model` has neither. Weights in other formats than safetensors must exist; they are not read.
     """
     names = {path.name for path in folder.iterdir()}
     if _SENTINEL_NAME in names or _read_json(folder / TRAINER_STATE_NAME) is None:
@@ -117,18 +117,18 @@ def is_complete(folder: Path) -> bool:
 
 
 def is_deepspeed_checkpoint(folder: Path) -> bool:
-    """Whether DeepSpeed wrote the optimizer's state of a checkpoint."""
+    """Whether DeepSpeed wrote the optimizer state of a checkpoint."""
     return folder.is_dir() and any(path.name.startswith(_DEEPSPEED) for path in folder.iterdir())
 
 
 def was_distilled(folder: Path) -> bool:
-    """Whether the training that wrote a checkpoint had a teacher: its logs have what one added to the loss."""
+    """Whether the training that wrote a checkpoint had a teacher: its logs then have `distillation_loss`."""
     history = (_read_json(folder / TRAINER_STATE_NAME) or {}).get("log_history", [])
     return any("distillation_loss" in entry for entry in history)
 
 
 def _may_train_on(names: set[str]) -> bool:
-    """Whether optimizer and scheduler are among these files, in any of the ways in which they are saved, or neither."""
+    """Whether these files include optimizer and scheduler, in any format, or neither of the two."""
     if any(name.startswith(_DEEPSPEED) for name in names):
         return "latest" in names  # DeepSpeed writes it last
     with_optimizer = [name for name in names if name.split(".")[0].split("_")[0] == "optimizer"]
@@ -138,7 +138,7 @@ def _may_train_on(names: set[str]) -> bool:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
+    """Whether a safetensors file is as long as its header says: not cut off."""
     try:
         with safe_open(file, framework="pt"):
             return True
@@ -147,7 +147,7 @@ def _is_whole(file: Path) -> bool:
 
 
 def _read_json(file: Path) -> Any:
-    """The content of a file, or None if it is missing or broken."""
+    """The content of a JSON file, or None if it is missing or broken."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The latency of a Trainer's model, on a sample that it evaluates on."""
+"""The latency of a Trainer's model, on a sample of its evaluation data."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from ..publish.record import Latency
 
 
 def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency | None:
-    """The latency of a forward pass on the first sample that a Trainer evaluates on; None where there can be none.
+    """The latency of a forward pass on the first sample of a Trainer's evaluation data; None if it cannot be measured.
 
-    The model sees what it takes by name of the batch that the Trainer's collator makes. The Trainer's own steps are not
-    called: they may need other models, and note metrics. A dense model to compare with takes turns with the Trainer's.
-    Both compute in the precision of their weights, as they do when they are opened, whatever the Trainer trained in.
+    The model gets the inputs that it takes by name, from the batch that the Trainer's collator makes. The Trainer's own
+    steps are not called: they may need other models, and record metrics. A dense model to compare with is measured in
+    turns with the Trainer's. Both compute in the precision of their weights, whatever precision the Trainer trained in.
     """
     dataset: Any = trainer.eval_dataset
     if not hasattr(dataset, "__getitem__") or isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
         return None
     if not len(dataset) or trainer.args.world_size > 1:
         return None
-    assert trainer.model is not None  # Trainer.__init__ has made sure
+    assert trainer.model is not None  # ensured by Trainer.__init__
     inputs = _inputs_of(trainer.model, evaluation_collator(trainer)([dataset[0]]))
     if inputs is None:
         return None
@@ -49,7 +49,7 @@ def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency
 
 
 def _inputs_of(model: nn.Module, batch: Any) -> dict[str, Any] | None:
-    """What a model's forward pass takes of a batch, by name; None where that is nothing, or not all that it needs."""
+    """The inputs of a batch that a model's forward pass takes, by name; None if it takes none, or one is missing."""
     if not isinstance(batch, Mapping):
         return None
     parameters = inspect.signature(model.forward).parameters.values()

@@ -1,8 +1,8 @@
-"""What a Trainer shows of its model: the card, made from what was measured, and the push that is asked for.
+"""`PublishingMixin`: a Trainer's model card, made from what was measured, and its push to the Hub.
 
-evaluation_loop          each evaluation is remembered with the digest of the weights that it measured
-create_model_card        the model is saved; those evaluations that are of its weights go into record and card
-push_to_hub              the same, and one commit of all of it
+evaluation_loop          records each evaluation with the digest of the weights that were evaluated
+create_model_card        saves the model; the evaluations of these weights go into record and card
+push_to_hub              does the same, and pushes all of it in one commit
 """
 
 import inspect
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 class PublishingMixin(TrainerBase):
     """Makes the card of a Trainer's pruned model from what was measured, and pushes both in one commit.
 
-    Without a pruner all is as in the extended class.
+    Without a pruner it changes nothing.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._evaluated: list[MeasuredEvaluation] = []
-        self._said: dict[str, Any] = {}  # what a person said of the model for the last card
-        self._saved: SavedModel | None = None  # what the last card was made of
+        self._said: dict[str, Any] = {}  # what was passed to the last create_model_card
+        self._saved: SavedModel | None = None  # the model of the last card
         super().__init__(*args, **kwargs)
 
     @property
@@ -46,20 +46,20 @@ class PublishingMixin(TrainerBase):
 
     @property
     def _makes_card(self) -> bool:
-        """Whether card and push are ours: not without pruning, nor for adapters, whose zeros are elsewhere."""
+        """Whether this class makes card and push: with pruning, and not for adapters, whose zeros are elsewhere."""
         return self.pruner is not None and not has_adapters(self.accelerator.unwrap_model(self.model))
 
-    # ---- What was measured, and of which weights ----
+    # ---- Measurements ----
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate as the extended class does, and remember what was measured of which weights, for the card."""
+        """Evaluate as the extended class does, and record the metrics with a digest of the weights, for the card."""
         output = super().evaluation_loop(*args, **kwargs)
         if not self._makes_card or not output.metrics:
             return output
         digest = self._digest()
         if self.is_world_process_zero():
             bound = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments
-            of_its_own = getattr(self, "evaluator", None) is not None  # it reads other data than the loader's
+            of_its_own = getattr(self, "evaluator", None) is not None  # sentence-transformers: it has data of its own
             self._evaluated.append(
                 MeasuredEvaluation(
                     digest=digest,
@@ -72,7 +72,7 @@ class PublishingMixin(TrainerBase):
         return output
 
     def _digest(self) -> str:
-        """The digest of the model's weights as they are, on the first process; every process must ask for it."""
+        """The digest of the model's current weights, on the first process; every process must call it."""
         model = self.accelerator.unwrap_model(self.model)
         if not self.is_world_process_zero() and not is_shared_model(model):
             return ""
@@ -81,21 +81,21 @@ class PublishingMixin(TrainerBase):
     # ---- The card ----
 
     def create_model_card(self, *args: Any, dense_metrics: Mapping[str, float] | None = None, **kwargs: Any) -> None:
-        """Save the model into `output_dir`, and write its card beside it.
+        """Save the model into `output_dir`, and write its card there.
 
-        README.md says what was counted in the saved files and measured by this trainer, and nothing else; beside it lie
-        `sparsity.json`, `run_record.json` and `assets/`. What a person wrote into README.md is kept.
+        README.md has only what was counted in the saved files or measured by this trainer; beside it are
+        `sparsity.json`, `run_record.json` and `assets/`. Your own additions to README.md are kept.
 
-        While a checkpoint is written, nothing is done: some classes ask for a card then, and a checkpoint that is
-        pushed has one of its own.
+        While a checkpoint is being written, this does nothing: some classes make a card then, and a checkpoint that is
+        pushed gets its own.
 
         Args:
-            *args: those of the extended class.
-            **kwargs: those of the extended class, and those of `Trainer.create_model_card`.
-            dense_metrics: what `evaluate` returned for the dense model on the same data, to be compared with. Without
-                it, the card says that the dense baseline was not measured.
+            *args: arguments of the extended class.
+            **kwargs: arguments of the extended class and of `Trainer.create_model_card`.
+            dense_metrics: what `evaluate` returned for the dense model on the same data, for comparison. Without it,
+                the card says that the dense baseline was not measured.
 
-        Raises: ValueError for dense metrics that are not among those of any evaluation.
+        Raises: ValueError if `dense_metrics` has no metric of any evaluation.
         """
         if not self._makes_card:
             super().create_model_card(*args, **kwargs)
@@ -114,16 +114,16 @@ class PublishingMixin(TrainerBase):
             return
         self._saved = SavedModel(folder)
         record = self._make_record(said, digest, self._saved.hashes, measure_trainer(self))
-        self._said = said  # it holds for later cards, too
+        self._said = said  # also for later cards
         base = record.base_model
         if base is not None and base.license is None and not record.chosen.get("license"):
             logger.warning(
-                "The card says nothing of a license, for that of %s is not known: its card names none, or cannot be "
-                "read. Give one, license=..., or write it into the card.",
+                "The card names no license: that of %s is unknown, because its card names none or cannot be read. Pass "
+                "license=..., or write it into the card.",
                 base.name,
             )
         if earlier is not None and earlier.weights == record.weights:
-            # The model of an earlier run, as it was: what that run was is still so.
+            # The unchanged model of an earlier run: its record still holds.
             record = earlier.model_copy(update={"evaluations": record.evaluations or earlier.evaluations})
         save_record(folder, record)
         write_card(self._saved)
@@ -135,11 +135,11 @@ class PublishingMixin(TrainerBase):
         weights: dict[str, SavedFile] | None = None,
         latency: Latency | None = None,
     ) -> RunRecord:
-        """The record of this trainer's run, for the model as it is now, whose weights have this digest.
+        """The record of this trainer's run, for the current model, whose weights have this digest.
 
-        `said` is what a person said of the model (the fields of `CardInput`), `weights` the files that it was saved in.
+        `said` has the fields of `CardInput`, `weights` the files that the model was saved in.
         """
-        assert self.pruner is not None  # or the card would not be ours
+        assert self.pruner is not None  # _makes_card is False without one
         kept_step = self.state.best_global_step if self._loaded_best else self.state.global_step
         return record_of(
             self,
@@ -169,14 +169,14 @@ class PublishingMixin(TrainerBase):
         """Save the model, make its card, push both in one commit, and check what the Hub then holds.
 
         Args:
-            commit_message: as in the extended class, and so are `blocking`, `token`, `revision` and `private`.
-            **kwargs: those of `create_model_card`.
-            create_pr: whether the commit is a pull request.
-            with_masks: whether masks and the pruning state go with it, to resume training from there.
+            commit_message: as in the extended class, like `blocking`, `token`, `revision` and `private`.
+            **kwargs: arguments of `create_model_card`.
+            create_pr: whether to open a pull request with the commit.
+            with_masks: whether to push masks and pruning state as well, so that training can be resumed from them.
 
-        Returns: the commit, or its future if not `blocking`; None in processes other than the first.
+        Returns: the commit, or its future if not `blocking`; None on processes other than the first.
 
-        Raises: PushError, saying what is and is not on the Hub; and what `hf_prune.publish.push.push_model` raises.
+        Raises: PushError, which says what is and is not on the Hub; and what `hf_prune.publish.push.push_model` raises.
         """
         if not self._makes_card:
             return super().push_to_hub(commit_message, blocking, token, revision, private=private, **kwargs)

@@ -1,4 +1,4 @@
-"""Pushes during training: in the background, of a copy of the checkpoint that no later step changes."""
+"""`PushesMixin`: pushes during training, in the background, from a copy of the checkpoint."""
 
 import logging
 import os
@@ -23,25 +23,25 @@ logger = logging.getLogger(__name__)
 
 
 class PushesMixin(TrainerBase):
-    """Pushes each checkpoint that `hub_strategy` wants, with its card, in one commit.
+    """Pushes each checkpoint that `hub_strategy` selects, with its card, in one commit.
 
     Attributes:
-        failed_pushes: what went wrong with pushes during training (`hub_strategy`), a line each.
+        failed_pushes: a line for each push during training (`hub_strategy`) that failed, with the reason.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.failed_pushes: list[str] = []
-        self._pushes: list[tuple[str, Future]] = []  # those of this training: when each was begun, and its job
-        self._hub = HfApi()  # its pushes in the background go one after another
+        self._pushes: list[tuple[str, Future]] = []  # of this training: when each was started, and its job
+        self._hub = HfApi()  # its background pushes run one after another
         super().__init__(*args, **kwargs)
 
     def _never_save_token(self) -> None:
-        """Keep the token out of `training_args.bin`, which the Trainer saves, and pushes in training."""
+        """Keep the token out of `training_args.bin`, which the Trainer saves and pushes during training."""
         if self.args.hub_token is not None:
             self.args.hub_token = UnsavedToken(self.args.hub_token)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the extended class does; `failed_pushes` is then what went wrong with pushes of this training."""
+        """Train as the extended class does; afterwards `failed_pushes` has the failed pushes of this training."""
         self.failed_pushes = []
         return super().train(*args, **kwargs)
 
@@ -51,7 +51,7 @@ class PushesMixin(TrainerBase):
         return output
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Begin the push of a complete checkpoint, if `hub_strategy` wants one now; every process must call it."""
+        """Start the push of a complete checkpoint, if `hub_strategy` selects it; every process must call it."""
         if self.pruner is None:
             super()._push_from_checkpoint(checkpoint_folder)
             return
@@ -69,8 +69,8 @@ class PushesMixin(TrainerBase):
             self._push_without_card(Path(checkpoint_folder))
 
     def _push_without_card(self, folder: Path) -> None:
-        """Begin the pushes that the extended class makes of a checkpoint, with the masks in them."""
-        if self.push_in_progress is not None:  # it reads the files that are copied over now
+        """Start the extended class's pushes of a checkpoint, with the masks included."""
+        if self.push_in_progress is not None:  # it reads the files that are overwritten now
             self.push_in_progress.wait_until_done()
         for path in state_files(folder):  # the Trainer copies only the model's own files
             shutil.copy(path, Path(str(self.args.output_dir), path.name))
@@ -80,7 +80,7 @@ class PushesMixin(TrainerBase):
         self._pushes += [(when, job) for job in cast(Any, self.push_in_progress).jobs if job not in known]
 
     def _push_with_card(self, folder: Path, digest: str) -> None:
-        """Begin a push of a checkpoint's model and card in one commit, and of the checkpoint where that is wanted."""
+        """Start a push of model and card in one commit, with the checkpoint if `hub_strategy` includes it."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         copy = Path(tempfile.mkdtemp(prefix="_push_", dir=str(self.args.output_dir)))
         shutil.copytree(folder, copy, copy_function=link_or_copy, dirs_exist_ok=True)
@@ -96,7 +96,7 @@ class PushesMixin(TrainerBase):
         self.push_in_progress: Any = PushInProgress(cast(Any, [job]))
 
     def _push_copy(self, copy: Path, record: RunRecord, also: Mapping[str, Path], message: str) -> CommitInfo:
-        """Push the copy of a checkpoint, with the record of its run and more files, and remove it."""
+        """Push the copy of a checkpoint, with its record and the files in `also`, and remove the copy."""
         try:
             saved = SavedModel(copy)
             save_record(copy, record.model_copy(update={"weights": saved.hashes}))
@@ -113,14 +113,14 @@ class PushesMixin(TrainerBase):
             shutil.rmtree(copy, ignore_errors=True)
 
     def _report_pushes(self) -> None:
-        """Wait for the pushes that were begun, and tell those that failed."""
+        """Wait for the pushes that were started, and report those that failed."""
         errors = [(when, job.exception()) for when, job in self._pushes]
         self.failed_pushes = [
             f"{when}: {explain_error(error, self.args.hub_token)}" for when, error in errors if error is not None
         ]
         if self.failed_pushes:
             logger.error(
-                "Of %d pushes to the Hub during training %d failed; push the model with trainer.push_to_hub().\n%s",
+                "Of %d pushes to the Hub during training, %d failed; push the model with trainer.push_to_hub().\n%s",
                 len(errors),
                 len(self.failed_pushes),
                 "\n".join(self.failed_pushes),
@@ -129,7 +129,7 @@ class PushesMixin(TrainerBase):
 
 
 class UnsavedToken(str):
-    """A token that is None once it was pickled: the Trainer saves its arguments, and pushes them in training."""
+    """A token that is pickled as None: the Trainer saves its arguments, and pushes them during training."""
 
     def __reduce__(self) -> tuple[type, tuple]:
         return type(None), ()
@@ -142,7 +142,7 @@ class UnsavedToken(str):
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """A hard link to a file, which costs nothing, or a copy where there can be none."""
+    """Make a hard link to a file, or a copy if the file system does not allow links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a Trainer knows of its run -> the record of the run."""
+"""`record_of`: the record of a run, from what a Trainer knows."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from .distilling import DistillingMixin
 
 @dataclass(frozen=True)
 class MeasuredEvaluation:
-    """What one evaluation measured: of which weights (their digest), with which prefix, and on what, if known."""
+    """The metrics of one evaluation, with a digest of the weights, the metric prefix, and the data, if known."""
 
     digest: str
     prefix: str
@@ -33,10 +33,10 @@ class MeasuredEvaluation:
 
 @dataclass(frozen=True)
 class CardInput:
-    """What a person says of a model, beyond what the Trainer knows; the arguments of `Trainer.create_model_card`.
+    """What the user says about a model: the arguments of `Trainer.create_model_card`, and `dense_metrics`.
 
-    `dataset_tags` are names of data sets on the Hub, `dataset` how to call them, `dense_metrics` the metrics that the
-    dense model had on the same data, as `evaluate` returned them.
+    `dataset_tags` are names of data sets on the Hub, `dataset` their display names, `dense_metrics` the metrics of the
+    dense model on the same data, as `evaluate` returned them.
     """
 
     model_name: str | None = None
@@ -52,15 +52,15 @@ class CardInput:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What goes into the card's metadata as it was given."""
+        """What goes unchanged into the card's metadata."""
         values = {"license": self.license, "language": _as_list(self.language), "pipeline_tag": _first(self.tasks)}
         return {name: value for name, value in values.items() if value}
 
 
 def said_in(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a person says of a model in the arguments of a class's `create_model_card`, or by the names of `CardInput`.
+    """The values for `CardInput` in the arguments of a class's `create_model_card`, or by the names of its fields.
 
-    What such a class takes without a name of its own (`**kwargs`) says nothing. Raises TypeError for other arguments.
+    What such a class takes as `**kwargs` is ignored. Raises TypeError for other arguments.
     """
     known = {field.name for field in fields(CardInput)} - signature.parameters.keys()
     said = {name: value for name, value in kwargs.items() if name in known}
@@ -83,9 +83,9 @@ def record_of(
     latency: Latency | None,
     given: CardInput,
 ) -> RunRecord:
-    """The record of a Trainer's run, for the weights after `kept_step`, which it has saved in the files `weights`.
+    """The record of a Trainer's run, for the weights after step `kept_step`, saved in the files `weights`.
 
-    Of a Trainer that did not train, it says nothing of training and pruning.
+    If the Trainer has not trained, the record has nothing about training and pruning.
     """
     record = RunRecord(
         name=given.model_name or Path(str(trainer.args.output_dir)).resolve().name,
@@ -129,7 +129,7 @@ def _base_model(trainer: Trainer, given: CardInput) -> Source | None:
 
 
 def _distillation(trainer: Trainer) -> Distillation | None:
-    """How a Trainer distilled, and from which model: by the name it was opened with, or what it was made from."""
+    """How a Trainer distilled, and from which model: its name, or for a given model object that of its base."""
     if not isinstance(trainer, DistillingMixin) or trainer.teacher is None or trainer.distillation is None:
         return None
     of_teacher = getattr(plain_model(trainer.teacher), "config", None)
@@ -142,15 +142,15 @@ def _distillation(trainer: Trainer) -> Distillation | None:
 
 
 def _tags_of(trainer: Trainer) -> list[str]:
-    """The tags that were put on a model (`add_model_tags`), by a Trainer class for one."""
+    """The tags of a model (`add_model_tags`), such as a Trainer class adds."""
     return _as_list(getattr(trainer.accelerator.unwrap_model(trainer.model), "model_tags", None))
 
 
 def make_evaluations(evaluated: Sequence[MeasuredEvaluation], given: CardInput, wanted: str | None) -> list[Evaluation]:
-    """The last evaluation with each prefix: `eval` first, none of the training data.
+    """The last evaluation with each prefix, `eval` first, except those on training data.
 
-    `wanted` is the metric that counts most, where it is there. Raises CardError for dense metrics that are not among
-    those of any evaluation.
+    `wanted` is the main metric, if an evaluation has it. Raises CardError if `dense_metrics` has no metric of any
+    evaluation.
     """
     with_metrics = [one for one in evaluated if metrics_of(one.values, one.prefix)]
     last = {one.prefix: one for one in with_metrics if not one.prefix.startswith("train")}
@@ -181,7 +181,7 @@ def _evaluation(one: MeasuredEvaluation, given: CardInput, wanted: str | None) -
 
 
 def _dataset(dataset: Any, given: CardInput) -> Source | None:
-    """The data set that was evaluated on, as it was given, or else as it knows itself."""
+    """The evaluation data set, as the user described it, or else from its own metadata."""
     hub_name, name = _first(given.dataset_tags), _first(given.dataset)
     known = describe_dataset(dataset)
     if hub_name is None and name is None:

@@ -1,6 +1,6 @@
-"""Saving models and checkpoints, and going on from them: complete or not there, with their masks.
+"""`SavingMixin`: saves models and checkpoints with their masks, and resumes from them.
 
-A checkpoint is written in a folder aside and gets its name once it is complete.
+A checkpoint is written in another folder, which is renamed once it is complete.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from .checkpoints import UNFINISHED, keep_only, publish, rotate
 
 
 class SavingMixin(TrainerBase):
-    """Saves masks with every model, gives checkpoints their names when they are complete, and reads those of FSDP."""
+    """Saves masks with every model, makes checkpoints visible only when complete, and reads those of FSDP."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._unfinished: Path | None = None
@@ -29,8 +29,8 @@ class SavingMixin(TrainerBase):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as the extended class does, for `from_pretrained`, with its masks beside it.
 
-        Every process must call it. With sharded state dicts (FSDP2) the extended class saves models in checkpoints
-        only; this one saves them whole.
+        Every process must call it. With sharded state dicts (FSDP2), where the extended class saves no model outside
+        checkpoints, the whole model is saved.
         """
         if self.pruner is None:
             super().save_model(output_dir, _internal_call)
@@ -43,9 +43,9 @@ class SavingMixin(TrainerBase):
         ):
             super().save_model(output_dir, _internal_call)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.accelerator.wait_for_everyone()  # a process that ended now could end the one that writes
+            self.accelerator.wait_for_everyone()  # a process that exits now could stop the one that writes
 
-    # ---- Going on from what was saved ----
+    # ---- Resuming ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self._pruning is not None and self._is_of_fsdp(resume_from_checkpoint):
@@ -67,13 +67,13 @@ class SavingMixin(TrainerBase):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _is_of_fsdp(self, checkpoint: str) -> bool:
-        """Whether a checkpoint was written under FSDP, and training goes on without, which the Trainer cannot."""
+        """Whether FSDP wrote a checkpoint and training does not use FSDP, which the Trainer does not support."""
         return not self.is_fsdp_enabled and is_fsdp_checkpoint(Path(checkpoint))
 
     # ---- Checkpoints ----
 
     def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
-        """The folder that checkpoints lie in; while one is written, the folder aside."""
+        """The folder of checkpoints; while one is being written, `_unfinished/` in it."""
         directory = super()._get_output_dir(*args, **kwargs)
         return directory if self._unfinished is None else str(self._unfinished.parent)
 
@@ -92,7 +92,7 @@ class SavingMixin(TrainerBase):
             rotate(directory, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _publish_checkpoint(self) -> Path | None:
-        """Give the checkpoint that is being written its name, when every process has done its part; that path."""
+        """Rename the checkpoint that is being written once every process is done; returns its final path."""
         if self._unfinished is None:
             return None
         unfinished, self._unfinished = self._unfinished, None
@@ -109,20 +109,20 @@ class SavingMixin(TrainerBase):
         return final
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Give the checkpoint its name before it is pushed: the Trainer pushes at the end of `_save_checkpoint`."""
+        """Rename the checkpoint before it is pushed: the Trainer pushes at the end of `_save_checkpoint`."""
         published = self._publish_checkpoint()
         super()._push_from_checkpoint(checkpoint_folder if published is None else str(published))
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         if self._pruning is not None and self.args.should_save and self.args.save_total_limit == 1:
-            # The Trainer then keeps the best checkpoint alone, and would empty the other under its name.
+            # The Trainer then keeps only the best checkpoint, and would delete the other in place, not atomically.
             keep_only(Path(self._get_output_dir(trial=trial)), self.state.best_model_checkpoint)
         return super()._finalize_training(trial, *args, **kwargs)
 
 
 @contextmanager
 def whole_state_dict(accelerator: Accelerator) -> Iterator[None]:
-    """Save models whole, whatever kind of state dict FSDP was set to; other ways of training are left alone."""
+    """Save whole models, whatever state dict type FSDP is set to; without FSDP this does nothing."""
     plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
     if plugin is None:
         yield

@@ -10,14 +10,14 @@ from ..foreign.transformers import JITCheckpointCallback, jit_parts
 
 
 class SaveAtStepEnd(JITCheckpointCallback):
-    """Saves and stops on SIGTERM as `enable_jit_checkpoint` asks for, but only when the step is wholly done.
+    """Saves and stops on SIGTERM, as `enable_jit_checkpoint` requests, but only at the end of an optimizer step.
 
-    The Trainer's own saves before the optimizer step, with the random state of a batch that will be drawn again: a
-    resumed run would differ. It also makes the checkpoint's folder before anything is in it. And it looks at its own
-    process alone: one that got the signal would save and wait there for others that go on.
+    The Trainer's own callback saves before the optimizer step, with the random state of a batch that will be drawn
+    again: a resumed run would differ. It also creates the checkpoint's folder empty. And it considers its own process
+    only: a process that got the signal would save, and wait for others that continue to train.
 
     Args:
-        stock: the Trainer's own callback, which has installed the handler of the signal.
+        stock: the Trainer's own callback, which has installed the signal handler.
     """
 
     def __init__(self, stock: JITCheckpointCallback):
@@ -30,7 +30,7 @@ class SaveAtStepEnd(JITCheckpointCallback):
     on_step_begin = on_epoch_end = on_pre_optimizer_step
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        """Let the Trainer save and stop if any process got the signal; every process must come here after each step."""
+        """Make the Trainer save and stop if any process got the signal; every process must call it after each step."""
         if self.jit_manager is None:
             return
         requests = torch.tensor([int(self.jit_manager.is_checkpoint_requested)])
@@ -41,7 +41,7 @@ class SaveAtStepEnd(JITCheckpointCallback):
 
 
 def save_on_sigterm_at_step_end(trainer: Trainer) -> None:
-    """Put `SaveAtStepEnd` in place of the Trainer's own callback, where `enable_jit_checkpoint` has given it one."""
+    """Replace the Trainer's own callback with `SaveAtStepEnd`, if `enable_jit_checkpoint` is set."""
     for callback in list(trainer.callback_handler.callbacks):
         if isinstance(callback, JITCheckpointCallback):
             trainer.remove_callback(callback)

@@ -1,4 +1,4 @@
-"""`PruningTrainer` and `PruningMixin`: what pruning needs of the Trainer that no callback can do."""
+"""`PruningTrainer` and `PruningMixin`: pruning, distillation and publishing in a Trainer class."""
 
 import inspect
 import os
@@ -43,26 +43,26 @@ if TYPE_CHECKING:
 class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, PublishingMixin):
     """Adds pruning to a Trainer class: `class PruningSFTTrainer(PruningMixin, SFTTrainer): ...`.
 
-    Beyond what `PruningCallback` does, gradients are masked once a step, before they are clipped; `sparsity` and
+    Beyond what `PruningCallback` does, gradients are masked once per step, before they are clipped; `sparsity` and
     `target_sparsity` are in the logs of every reporter; every saved model has its masks beside it, and
-    `resume_from_checkpoint` takes them from there; a checkpoint has its name only once it is complete; and the best
-    model is chosen among those at final sparsity. `create_model_card` writes a card from what was measured, and
-    `push_to_hub` makes one commit of the model and checks what the Hub then holds.
+    `resume_from_checkpoint` restores them; a checkpoint gets its name only when it is complete; and the best model is
+    chosen among those at final sparsity. `create_model_card` writes a card from measurements, and `push_to_hub` pushes
+    the model in one commit and checks what the Hub then holds.
 
     Args:
-        *args: those of the extended class.
+        *args: arguments of the extended class.
         pruning_config: a `PruningConfig`, or a list of them that apply together or one after another. With None the
-            trainer is the one it extends, without any callback of ours.
-        peft_config: a configuration of PEFT; the model gets its adapters. A model that has them works the same.
-        teacher_model: a model, or the path or Hub name of one, whose answers the model is to learn in training beside
-            those of the data. A model that is given is frozen and moved as it is. It is in no checkpoint; each step
-            costs one forward pass of it. Give it again to go on from a checkpoint.
-        distillation_config: a `DistillationConfig`: how much the teacher counts. Only with a teacher.
-        **kwargs: those of the extended class.
+            trainer behaves as the class it extends, and has no additional callback.
+        peft_config: a PEFT configuration; its adapters are added to the model. A model that has adapters works too.
+        teacher_model: a model, or the path or Hub name of one, whose outputs the model learns in training, beside the
+            labels. A given model is frozen, and moved to the training device. It is not saved in checkpoints; each step
+            costs one forward pass of it. Pass it again to resume from a checkpoint.
+        distillation_config: a `DistillationConfig`: the weight and temperature of distillation. Only with a teacher.
+        **kwargs: arguments of the extended class.
 
     Attributes:
         pruner: the `Pruner`, or None.
-        failed_pushes: what went wrong with pushes during training (`hub_strategy`), a line each.
+        failed_pushes: a line for each push during training (`hub_strategy`) that failed, with the reason.
 
     Raises:
         TargetError: the configuration does not fit the model.
@@ -86,14 +86,14 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
         elif peft_config is not None:
             model = kwargs.pop("model") if "model" in kwargs else next(iter(args), None)
             args, kwargs = args[1:], {"model": _with_adapters(model, peft_config), **kwargs}
-        if own_teacher:  # a Trainer that distils by itself
+        if own_teacher:  # a Trainer class with distillation of its own
             kwargs["teacher_model"], teacher_model = teacher_model, None
         super().__init__(*args, **kwargs)
         if teacher_model is not None:
             self._distil_from(teacher_model, distillation_config)
         if pruning_config is None:
             return
-        assert self.model is not None  # Trainer.__init__ has made sure
+        assert self.model is not None  # ensured by Trainer.__init__
         pruner = Pruner(self.model, pruning_config)
         check_needs(pruner.configs, self.args, self.is_deepspeed_enabled)
         self._pruning = PruningCallback(pruning_config, pruner, in_trainer=True)
@@ -102,9 +102,9 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
         save_on_sigterm_at_step_end(self)
 
     def __init_subclass__(cls, **kwargs: Any):
-        """Check the methods of the Trainer that is extended, and show its signature, and ours after it.
+        """Check the methods of the extended Trainer class, and set a signature with its arguments and the added ones.
 
-        Raises IncompatibleVersionError where a method is gone, or has changed such that ours does not fit it.
+        Raises IncompatibleVersionError if an overridden method is gone, or if its signature has changed.
         """
         super().__init_subclass__(**kwargs)
         mixins = PruningMixin.__mro__[:-1]
@@ -142,21 +142,21 @@ def _takes(trainer_class: type, name: str) -> bool:
 
 
 def _check_distillation(teacher: Any, config: Any, own_teacher: bool) -> None:
-    """Raise TeacherError for a configuration of the distillation that would not be used."""
+    """Raise TeacherError for a distillation configuration that would not be used."""
     if config is None:
         return
     if teacher is None:
-        raise TeacherError("teacher_model", "expected one beside a distillation_config, got None")
+        raise TeacherError("teacher_model", "must be given with a distillation_config, got None")
     if own_teacher:
         raise TeacherError(
             "distillation_config",
-            "expected None for a Trainer that has a teacher_model of its own; it has arguments for how it distils",
+            "must not be set for a Trainer class with a teacher_model of its own; use that class's arguments",
         )
     if not isinstance(config, DistillationConfig):
         raise TeacherError(
             "distillation_config",
             f"expected a DistillationConfig, got {type(config).__name__}; "
-            "DistillationConfig.from_dict makes one of a dict",
+            "DistillationConfig.from_dict makes one from a dict",
         )
 
 
@@ -164,18 +164,16 @@ def _with_adapters(model: Any, peft_config: PeftConfig) -> PeftModel:
     if not isinstance(model, PreTrainedModel):
         raise ArgumentError(
             "peft_config",
-            f"expected a model of transformers to put adapters on, got {type(model).__name__}; give model=, or a model "
-            "that has its adapters",
+            f"expected a model of transformers to add adapters to, got {type(model).__name__}; pass model=, or a model "
+            "that already has adapters",
         )
     if not isinstance(peft_config, PeftConfig):
-        raise ArgumentError(
-            "peft_config", f"expected a configuration of PEFT such as LoraConfig(), got {peft_config!r}"
-        )
+        raise ArgumentError("peft_config", f"expected a PEFT configuration such as LoraConfig(), got {peft_config!r}")
     return cast(PeftModel, get_peft_model(model, peft_config))
 
 
 class PruningTrainer(PruningMixin, Trainer):
-    """`transformers.Trainer` that prunes the model while it trains it; `PruningMixin` says what it takes beyond that.
+    """A `transformers.Trainer` that prunes the model during training; `PruningMixin` describes the added arguments.
 
     In place of `Trainer`:
 
@@ -184,7 +182,7 @@ class PruningTrainer(PruningMixin, Trainer):
         trainer.train()
     """
 
-    if TYPE_CHECKING:  # for editors and type checkers; at run time whatever the installed Trainer takes is passed on
+    if TYPE_CHECKING:  # for editors and type checkers; at run time all arguments of the installed Trainer are accepted
 
         def __init__(
             self,

@@ -1,4 +1,4 @@
-"""Training with a pruner: masked gradients, what is logged, where training begins and ends."""
+"""`TrainingMixin`: masked gradients, logs, and the start and end of training."""
 
 import logging
 import math
@@ -28,13 +28,13 @@ class TrainingMixin(TrainerBase):
         super().__init__(*args, **kwargs)
 
     def _begin_terms(self) -> None:
-        """Begin to add up anew."""
+        """Reset the sums of the terms of the loss."""
         self._terms: dict[str, torch.Tensor] = {}
-        self._terms_since: int | None = None  # the completed optimizer steps where what is added up begins
+        self._terms_since: int | None = None  # the completed optimizer steps at which the sums begin
 
     @property
     def pruner(self) -> Pruner | None:
-        """The pruner; None without a `pruning_config`. Its `plan()` knows the steps that this trainer would train."""
+        """The pruner; None without a `pruning_config`. Its `plan()` uses the number of steps of this trainer."""
         if self._pruning is None or self._pruning.pruner is None:
             return None
         pruner = self._pruning.pruner
@@ -45,9 +45,9 @@ class TrainingMixin(TrainerBase):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Train as the extended class does; with True, go on from the newest checkpoint that is complete.
+        """Train as the extended class does; `resume_from_checkpoint=True` resumes from the newest complete checkpoint.
 
-        Raises: ValueError, before anything is changed, where there is no checkpoint that training can go on from.
+        Raises: ValueError, before anything is changed, if there is no checkpoint to resume from.
         """
         if self._pruning is not None:
             directory = Path(self._get_output_dir(trial=trial))
@@ -62,7 +62,8 @@ class TrainingMixin(TrainerBase):
         checkpoint = resume_from_checkpoint
         if self.teacher is None and isinstance(checkpoint, str) and was_distilled(Path(checkpoint)):
             logger.warning(
-                "%s: this training had a teacher; it goes on without, for no teacher_model is given", checkpoint
+                "%s was trained with a teacher; training continues without one, as no teacher_model is given",
+                checkpoint,
             )
         self._loaded_best = False
         try:
@@ -72,18 +73,18 @@ class TrainingMixin(TrainerBase):
                 self._pruning.remove_hooks()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Every attempt at training adds up anew: `auto_find_batch_size` makes several."""
+        """Start a training with new sums: `auto_find_batch_size` starts several."""
         self._begin_terms()
         return super()._inner_training_loop(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         if self._pruning is not None and self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True  # resumed after the last step: the Trainer would make one more
+            self.control.should_training_stop = True  # resumed after the last step: the Trainer would train one more
             return None
         return super()._run_epoch(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward and backward as the extended class does them; before the clip, masked gradients become zero."""
+        """Forward and backward of the extended class; then gradients are masked, before they are clipped."""
         if self._terms_since is None:
             self._terms_since = self.state.global_step
         loss = super().training_step(*args, **kwargs)
@@ -94,7 +95,7 @@ class TrainingMixin(TrainerBase):
         return loss
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
-        """Only a model at final sparsity can be the best."""
+        """Choose the best model among those at final sparsity only."""
         if self.pruner is not None and not self.pruner.at_final_sparsity:
             return False
         return super()._determine_best_metric(*args, **kwargs)
@@ -106,7 +107,7 @@ class TrainingMixin(TrainerBase):
     # ---- Logs ----
 
     def _note(self, terms: Mapping[str, torch.Tensor], shared: bool = False) -> None:
-        """Add up terms of the loss, as the Trainer adds up the loss; `shared` are sums over what processes hold."""
+        """Add to the sums of the terms of the loss; with `shared`, each process has the sum over its own shards."""
         factor = self.accelerator.num_processes if shared else 1  # the log has the mean over processes
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0.0) + value.detach().float() * factor
@@ -114,7 +115,7 @@ class TrainingMixin(TrainerBase):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the extended class does, with `sparsity` and `target_sparsity` during training.
 
-        With the loss of training come its terms, the means of an optimizer step.
+        The terms of the training loss are logged with it, averaged over optimizer steps.
         """
         if self._pruning is not None and self.is_in_train:
             logs.update(self._pruning.log_values())
@@ -127,7 +128,7 @@ class TrainingMixin(TrainerBase):
 
 
 def training_steps(args: TrainingArguments, dataset: Any) -> int | None:
-    """The optimizer steps of a training with these arguments on this data set; None where it has no length."""
+    """The number of optimizer steps of a training on this data set; None if the data set has no length."""
     if args.max_steps > 0:
         return args.max_steps
     if dataset is None or not hasattr(dataset, "__len__"):

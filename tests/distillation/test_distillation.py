@@ -585,7 +585,7 @@ def test_a_loss_of_a_subclass_that_never_asks_the_teacher_is_refused(tmp_path):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             return model(**inputs).loss
 
-    with pytest.raises(TeacherError, match=r"got that of Alone.compute_loss, where the teacher is never asked"):
+    with pytest.raises(TeacherError, match=r"Alone.compute_loss must call super"):
         _train(classification(), tmp_path, None, 8, 1, trainer_class=Alone)
 
 
@@ -743,9 +743,9 @@ def test_a_training_that_had_a_teacher_says_that_it_goes_on_without(tmp_path, ca
     _trainer(tmp_path, task, task.teacher, **arguments).train()
     checkpoint = str(tmp_path / "checkpoint-3")
     _trainer(tmp_path, classification(), task.teacher, **arguments).train(resume_from_checkpoint=checkpoint)
-    assert "this training had a teacher" not in caplog.text
+    assert "was trained with a teacher" not in caplog.text
     _trainer(tmp_path, classification(), None, **arguments).train(resume_from_checkpoint=checkpoint)
-    assert "this training had a teacher; it goes on without" in caplog.text
+    assert "was trained with a teacher; training continues without one" in caplog.text
 
 
 class _PlainModule(torch.nn.Module):
@@ -767,7 +767,7 @@ def test_a_model_that_is_none_of_transformers_is_distilled(tmp_path):
     distances = [entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry]
     assert distances[-1] < distances[0] / 2
     task.teacher = str(tmp_path)
-    with pytest.raises(TeacherError, match="expected a model where the one that is trained is none of transformers"):
+    with pytest.raises(TeacherError, match="must be a model, not a path, if the trained one is no transformers model"):
         _train(task, tmp_path, None, 4, 2)
 
 
@@ -817,7 +817,7 @@ def _refusal(directory, student, teacher):
 
 def test_a_teacher_that_does_not_fit_is_refused_before_training(tmp_path):
     model = llama()
-    assert "shares weights with it" in _refusal(tmp_path, model, model)
+    assert "must not share weights" in _refusal(tmp_path, model, model)
     assert "vocabulary of 64 tokens, got 80" in _refusal(tmp_path, model, llama(vocab_size=80))
     assert "vocabulary of 64 tokens, got 80" in _refusal(tmp_path, bert(), bert(vocab_size=80))
     assert "the model's 3 labels, got 2" in _refusal(tmp_path, bert(num_labels=3), bert())
@@ -826,11 +826,12 @@ def test_a_teacher_that_does_not_fit_is_refused_before_training(tmp_path):
     assert "train the model with the teacher's id2label" in _refusal(tmp_path, *(bert(**labels) for labels in names))
     for nowhere in (5, "", tmp_path / "nowhere", tmp_path):
         assert (
-            "got" in (message := _refusal(tmp_path, bert(), nowhere)) or f"expected a model at '{nowhere}'" in message
+            "got" in (message := _refusal(tmp_path, bert(), nowhere))
+            or f"cannot open a model at '{nowhere}'" in message
         )
     with pytest.raises(TeacherError, match="expected a DistillationConfig, got dict"):
         _train(classification(), tmp_path, {"temperature": 2.0}, 4, 1)
-    with pytest.raises(TeacherError, match="expected one beside a distillation_config, got None"):
+    with pytest.raises(TeacherError, match="must be given with a distillation_config, got None"):
         PruningTrainer(
             model=model, args=training_arguments(tmp_path), distillation_config=DistillationConfig(), train_dataset=[]
         )
@@ -839,18 +840,20 @@ def test_a_teacher_that_does_not_fit_is_refused_before_training(tmp_path):
 def test_a_teacher_without_all_weights_is_refused(tmp_path):
     transformers.BertModel(bert().config).save_pretrained(tmp_path / "encoder")
     message = _refusal(tmp_path, bert(), tmp_path / "encoder")
-    assert "found none for classifier.bias, classifier.weight; give a model that was trained for this task" in message
+    assert (
+        "lacks the weights classifier.bias, classifier.weight; give a model that was trained for this task" in message
+    )
     bert(num_labels=3).save_pretrained(tmp_path / "three")
     assert "expected the model's 2 labels, got 3" in _refusal(tmp_path, bert(), tmp_path / "three")
     config = transformers.DistilBertConfig(vocab_size=64, dim=16, n_layers=1, n_heads=2, hidden_dim=24)
     transformers.DistilBertForMaskedLM(config).save_pretrained(tmp_path / "language")
     message = _refusal(tmp_path, bert(), tmp_path / "language")
-    assert "expected all weights of a DistilBertForSequenceClassification" in message
+    assert "the DistilBertForSequenceClassification at" in message
     (tmp_path / "three" / "model.safetensors").write_bytes(b"junk" * 100)
-    assert "expected a model at" in _refusal(tmp_path, bert(num_labels=3), tmp_path / "three")
+    assert "cannot open a model at" in _refusal(tmp_path, bert(num_labels=3), tmp_path / "three")
     adapted = get_peft_model(bert(), LoraConfig(target_modules=["query"]))
     adapted.save_pretrained(tmp_path / "adapters")
-    assert "expected a whole model, got adapters" in _refusal(tmp_path, bert(), tmp_path / "adapters")
+    assert "expected a full model, got only adapters" in _refusal(tmp_path, bert(), tmp_path / "adapters")
 
 
 def test_layers_that_cannot_be_compared_are_told(tmp_path):
@@ -868,7 +871,7 @@ def test_a_model_without_logits_for_each_label_is_told(tmp_path):
     config = transformers.ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, image_size=32, num_labels=3)
     choices = [{"input_ids": torch.randint(1, 64, (3, 8)), "labels": index % 3} for index in range(4)]
     task = _Task(lambda: transformers.BertForMultipleChoice(bert().config), choices)
-    with pytest.raises(DistillationConfigError, match="labels are of several texts together, got 4 labels for 12"):
+    with pytest.raises(DistillationConfigError, match="if a label belongs to several texts, got 4 labels for 12"):
         _train(task, tmp_path, DistillationConfig(hidden_weight=1.0), 4, 1)
     task = classification()
     task.student, task.teacher = _PlainModule(), _PlainModule()
@@ -886,5 +889,5 @@ def test_a_model_without_logits_for_each_label_is_told(tmp_path):
     ]
     task = _Task(bert, examples)
     task.student, task.teacher = encoder, teacher
-    with pytest.raises(TeacherError, match="expected inputs with labels to distil, got input_ids, start_positions"):
+    with pytest.raises(TeacherError, match="distillation needs inputs with labels, got input_ids, start_positions"):
         _train(task, tmp_path, None, 4, 1)

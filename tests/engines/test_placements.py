@@ -80,7 +80,7 @@ def test_a_mask_that_differs_is_told_on_every_process_with_the_tensor_and_the_ra
     other["layers.1.weight"][3, 4] ^= True
     for message, _ in four.run("refusal_of_different_masks", [(masks,), (other,), (masks,), (other,)]):
         assert message.startswith("layers.1.weight: expected the same mask on all processes")
-        assert "ranks 1, 3 came to another than rank 0" in message
+        assert "got other masks on ranks 1, 3 than on rank 0" in message
 
 
 def test_whole_tensors_of_a_model_that_is_partly_sharded_are_compared(four):
@@ -89,7 +89,7 @@ def test_whole_tensors_of_a_model_that_is_partly_sharded_are_compared(four):
     assert four.run(task, [(mask,)] * 4) == [None] * 4
     for message in four.run(task, [(mask,), (mask,), (mask,), (~mask,)]):
         assert message.startswith("whole: expected the same mask on all processes")
-        assert "rank 3 came to another than rank 0" in message
+        assert "got other masks on rank 3 than on rank 0" in message
 
 
 @pytest.mark.parametrize("bad_rank", [0, 3])

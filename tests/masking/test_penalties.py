@@ -196,7 +196,7 @@ def test_a_penalty_that_makes_no_sense_is_refused(changes, message):
 
 
 def test_penalties_on_what_is_not_trained_are_refused(tmp_path):
-    with pytest.raises(PruningConfigError, match="penalty: expected none on weights that are not trained, got 'l1'"):
+    with pytest.raises(PruningConfigError, match="penalty: must not be set for weights that are not trained, got 'l1'"):
         PruningTrainer(
             model=ARCHITECTURES["llama"].build(),
             args=training_arguments(tmp_path),

@@ -945,7 +945,7 @@ def test_configurations_that_overlap_in_time_on_different_tensors_are_fine():
 
 
 def test_a_configuration_that_does_not_fit_the_model_is_refused_before_training():
-    with pytest.raises(TargetError, match="matches no whole parameter name"):
+    with pytest.raises(TargetError, match="matches no parameter name"):
         Pruner(Stack(), [PruningConfig(sparsity=0.5), PruningConfig(sparsity=0.5, targets=["nothing"])])
 
 

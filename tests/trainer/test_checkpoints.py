@@ -150,7 +150,7 @@ def test_a_dense_checkpoint_of_the_same_run_goes_on_as_if_it_had_had_masks(train
     resumed = pruning_trainer(tmp_path, CONFIG)
     with caplog.at_level(logging.WARNING, "hf_prune"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert "has no masks: the training so far was dense" in caplog.text
+    assert "has no masks: training was dense so far" in caplog.text
     assert_same(weights_of(trained[1].model), weights_of(resumed.model))
 
 
@@ -228,11 +228,11 @@ def test_a_run_that_ends_before_pruning_does_says_so_and_at_what_sparsity(tmp_pa
     trainer.add_callback(StopAt(6))
     with caplog.at_level(logging.WARNING, "hf_prune"):
         trainer.train()
-    assert "Training ended after 6 optimizer steps, pruning would have after 8: sparsity is 35.0" in caplog.text
+    assert "Training stopped at step 6, before pruning ended at step 8: sparsity is 35.0" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "hf_prune"):
         pruning_trainer(tmp_path, CONFIG).train()
-    assert "Training ended" not in caplog.text
+    assert "Training stopped" not in caplog.text
 
 
 def test_a_run_resumed_after_its_last_step_makes_no_step_more(trained, tmp_path):
@@ -363,7 +363,7 @@ def test_early_stopping_waits_for_final_sparsity(stock, tmp_path):
 def test_no_checkpoint_at_final_sparsity_is_an_error_and_not_a_denser_model(stock, tmp_path):
     trainer = best_trainer(tmp_path, stock)
     trainer.add_callback(StopAt(7))
-    with pytest.raises(PruningStateError, match="evaluated at final sparsity, from step 8 on, found none after 7"):
+    with pytest.raises(PruningStateError, match="after 7 steps no checkpoint has been evaluated at final sparsity"):
         trainer.train()
     assert zeros_of(trainer.model) == pytest.approx(0.35, abs=1e-2)
 

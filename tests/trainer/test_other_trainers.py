@@ -306,9 +306,9 @@ def test_summaries_are_distilled(material, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sft", "expected a trainer whose loss is made of logits"),
-        ("dpo", "expected inputs with labels"),
-        ("sentences", "expected inputs with labels"),
+        ("sft", "expected a trainer that computes its loss from the logits"),
+        ("dpo", "distillation needs inputs with labels"),
+        ("sentences", "distillation needs inputs with labels"),
     ],
 )
 def test_trainers_that_keep_no_logits_are_refused_a_teacher(material, tmp_path, name, message):

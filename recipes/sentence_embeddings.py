@@ -1,8 +1,8 @@
-"""Train sentence embeddings with sentence-transformers and prune the encoder on the way.
+"""Train sentence embeddings with sentence-transformers and prune the encoder.
 
 With a network: `python recipes/sentence_embeddings.py --output_dir outputs/embeddings --sparsity 0.5 \\
---per_device_train_batch_size 64`. Without one, name folders with `--model_name` and `--dataset_name`. All flags of
-`SentenceTransformerTrainingArguments` and of `hf_prune.PruningConfig` work; `--help` lists them.
+--per_device_train_batch_size 64`. Without a network, give folders with `--model_name` and `--dataset_name`. All
+flags of `SentenceTransformerTrainingArguments` and of `hf_prune.PruningConfig` work; `--help` lists them.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Fine-tune a sequence-to-sequence model and prune it on the way, with the metrics of what it generates.
+"""Fine-tune and prune a sequence-to-sequence model, with metrics of the generated text.
 
-With a network: `python recipes/seq2seq.py --output_dir outputs/summaries --num_train_epochs 1 --sparsity 0.5`.
-Without one, name folders with `--model_name` and `--dataset_name`. All flags of `transformers.Seq2SeqTrainingArguments`
+With a network: `python recipes/seq2seq.py --output_dir outputs/summaries --num_train_epochs 1 --sparsity 0.5`. Without
+a network, give folders with `--model_name` and `--dataset_name`. All flags of `transformers.Seq2SeqTrainingArguments`
 and of `hf_prune.PruningConfig` work; `--help` lists them.
 """
 

@@ -1,11 +1,11 @@
-"""Fine-tune a language model with TRL's SFTTrainer and prune it on the way, with LoRA if `--lora_r` is given.
+"""Fine-tune and prune a language model with TRL's SFTTrainer, with LoRA if `--lora_r` is given.
 
-With a network: `python recipes/sft.py --output_dir outputs/sft --max_steps 500 --sparsity 0.5`. Without one, name
+With a network: `python recipes/sft.py --output_dir outputs/sft --max_steps 500 --sparsity 0.5`. Without a network, give
 folders with `--model_name` and `--dataset_name`. All flags of `trl.SFTConfig` and of `hf_prune.PruningConfig` work;
 `--help` lists them.
 
-With LoRA, `--adapters sparse_merge` trains adapters that merge into the sparse model and keep every zero; the merged
-model is saved, as a plain one.
+With LoRA, `--adapters sparse_merge` trains adapters that can be merged into the sparse model without losing a zero; the
+merged model is saved as a plain model.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
-"""Fine-tune a classifier and prune it on the way: a plain transformers script with one word changed.
+"""Fine-tune and prune a classifier: a plain transformers script with one word changed.
 
-With a network, any model and data set of the Hub will do:
+With a network, use any model and data set on the Hub:
 
     python recipes/text_classification.py --model_name distilbert/distilbert-base-uncased --dataset_name imdb \
         --output_dir outputs/imdb --sparsity 0.8 --learning_rate 5e-5 --num_train_epochs 3
 
-Without one, name folders: `--model_name path/to/model --dataset_name path/to/folder/with/csv/files`.
+Without a network, give folders: `--model_name path/to/model --dataset_name path/to/folder/with/csv/files`.
 All flags of `transformers.TrainingArguments` and of `hf_prune.PruningConfig` work; `--help` lists them.
 """
 

@@ -42,11 +42,11 @@ MOST_MEMORY = 12 << 30  # of addresses, in one process
 
 # Why an architecture was not built, in the order of how far it came.
 REASONS = {
-    "configuration": "The class cannot be built from its configuration alone, or not from a small one.",
-    "size": f"No configuration of at most {MOST_PARAMETERS:,} parameters was found by the names of its fields.",
-    "inputs": "It was built, but no inputs were found, by the names of forward's arguments, that it computes with.",
-    "training": "The model computes and cannot be trained: it says so, or nothing that it returns has a gradient.",
-    "package": "The model needs a package that is not among this project's (timm, natten, detectron2).",
+    "configuration": "The class cannot be built from its configuration alone, or not in a small size.",
+    "size": f"No configuration with at most {MOST_PARAMETERS:,} parameters was found from the names of its fields.",
+    "inputs": "It was built, but no working inputs were found from the names of forward's arguments.",
+    "training": "The model cannot be trained: it says so, or none of its outputs has a gradient.",
+    "package": "The model needs a package that this project does not install (timm, natten, detectron2).",
 }
 
 # ---- Which ----
@@ -337,15 +337,16 @@ def study_all(chosen, jobs, tell=lambda architecture, outcome: None):
 
 
 TABLE_HEAD = """\
-Every causal-LM, masked-LM, sequence-classification, sequence-to-sequence, audio and vision class of transformers' auto
-mappings, made tiny from its configuration class alone. Each that can be built is pruned by half, a tensor at a time
-(`layer`) and all tensors together (`global`), trained for one step, saved, and loaded with `from_pretrained`. The
-number of masked weights is exact, all of them are zero after the step, and the zeros are at the same places after
-loading. No target is an embedding, a norm, a head or a router.
+hf-prune does not know models by name. This table covers every causal-LM, masked-LM, sequence-classification,
+sequence-to-sequence, audio and vision class of transformers' auto mappings, each built in a tiny size from its
+configuration class alone. Each model that can be built is pruned by half, with the scopes `layer` and `global`,
+trained for one step, saved, and loaded with `from_pretrained`. The test checks that the number of masked weights is
+exact, that all of them are zero after the step, and that the zeros are at the same places after loading. No
+embedding, norm, head or router is pruned.
 
-**{} of {} classes, of {} of {} model types, were built; all that were built pass.** The shares are of all the
-parameters of the tiny model, where embeddings and heads weigh more than they do in a real one. A model with 0 tensors
-has no weights of the kinds that are pruned by default."""
+**{} of {} classes, of {} of {} model types, were built, and all of these pass.** The columns "Layer" and "Global"
+give the share of zeros among all parameters of the tiny model. Embeddings and heads weigh more in a tiny model than
+in a real one. A model with 0 tensors has no weights of the kinds that are pruned by default."""
 
 
 def table(outcomes):
@@ -359,11 +360,11 @@ def table(outcomes):
         *TABLE_HEAD.format(len(built), len(outcomes), len(types), len(every)).splitlines(),
         "",
         f"Made with torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__} and peft "
-        f"{peft.__version__}; `make test-all` compares. To write this file:",
+        f"{peft.__version__}; `make test-all` compares with this table. To write it again:",
         "",
         "    python tests/architectures.py --write docs/architectures.md",
         "",
-        "Where there are no shares, the reason is one of:",
+        "If a row has no shares, it gives one of these reasons:",
         "",
     ]
     for reason, sentence in REASONS.items():

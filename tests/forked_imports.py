@@ -20,6 +20,7 @@ from transformers import (  # noqa: F401
 )
 
 import hf_prune.cli.commands
+import hf_prune.recipe.run
 import hf_prune.trainer.trainer  # noqa: F401
 
 for name in ("trl", "sentence_transformers"):

@@ -19,6 +19,7 @@ PACKAGE = Path(hf_prune.__file__).parent
 # From the ground up: a wing may import from those before it, as its own docstring says more closely.
 WINGS = [
     "errors",
+    "foreign",
     "methods",
     "model",
     "config",
@@ -151,6 +152,21 @@ def test_everything_that_is_exported_is_there():
     assert sorted(hf_prune.__all__) == list(hf_prune.__all__)
     assert all(hasattr(hf_prune, name) for name in hf_prune.__all__)
     assert hf_prune.__version__ == importlib.metadata.version("hf-prune")
+
+
+def test_names_that_are_imported_late_are_those_that_type_checkers_see():
+    tree = ast.parse(modules()["__init__"].read_text(encoding="utf-8"))
+    seen = {
+        alias.name: f".{node.module}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    late = {name: module for name, module in seen.items() if module in hf_prune._MODULES.values()}
+    assert late == hf_prune._MODULES
+    assert set(hf_prune.__all__) <= set(dir(hf_prune))
+    with pytest.raises(AttributeError, match="has no attribute 'PruningTraner'"):
+        hf_prune.PruningTraner  # noqa: B018
 
 
 def test_tests_have_no_network():

@@ -1,4 +1,7 @@
-"""Commands: `hf-prune run`, `plan`, `recipes`, `init`, `validate`, `report`, `card`, `push`."""
+"""Commands: `hf-prune run`, `plan`, `recipes`, `init`, `validate`, `report`, `card`, `push`.
+
+A command imports what it needs when it runs: `--help`, `recipes` and `init` need neither torch nor transformers.
+"""
 
 import atexit
 import contextlib
@@ -7,55 +10,23 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import datasets
-import transformers
 import typer
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
-from ..engines.launch import is_first_process
-from ..engines.processes import processes
-from ..errors import (
-    CardError,
-    DistillationConfigError,
-    LaunchError,
-    PruningConfigError,
-    PruningStateError,
-    PushError,
-    RecipeError,
-    RecordError,
-    ReportError,
-    StaleRecordError,
-    TargetError,
-    TeacherError,
-    one_line,
-)
-from ..masking.plan import Plan
-from ..masking.pruner import Pruner
-from ..publish.card import forget_measurements, write_card
-from ..publish.push import plan_push, push_model
-from ..publish.push_plan import UNKNOWN, PushPlan, make_push_plan
-from ..recipe.loading import load_recipe, parse_pruning
-from ..recipe.prepare import prepare
-from ..recipe.run import run
+from ..engines.launched import is_first_process, launched_processes
+from ..errors import HfPruneError, PruningConfigError, PushError, RecipeError, ReportError, TargetError, one_line
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
-from ..saved.files import find_model, weight_files
-from ..saved.report import make_report
-from ..saved.skeleton import build_skeleton
 from .tables import console, print_line, print_plan, print_push, print_push_plan, print_report, print_result
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..masking.plan import Plan
+    from ..publish.push_plan import PushPlan
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
-
-
-_USER_ERRORS = (
-    *(CardError, DistillationConfigError, LaunchError, PruningConfigError, PruningStateError, RecipeError),
-    *(RecordError, ReportError, StaleRecordError, TargetError, TeacherError),
-)
-
 
 _SECONDS_FOR_THE_FIRST_PROCESS = 30.0
 
@@ -68,7 +39,7 @@ def _errors_as_lines() -> Iterator[None]:
     """
     try:
         yield
-    except (*_USER_ERRORS, PushError, OSError) as error:
+    except (HfPruneError, OSError) as error:
         name = "hf-prune"
         if not is_first_process():
             # Most often the first process fails alike, says why, and the launcher ends this one while it waits here.
@@ -81,6 +52,8 @@ def _errors_as_lines() -> Iterator[None]:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(f"hf-prune {version('hf-prune')}")
         raise typer.Exit
 
@@ -101,8 +74,12 @@ def run_command(
 ) -> None:
     """Fine-tune and prune as a recipe says."""
     with _errors_as_lines():
-        _quiet(progress=is_first_process())
-        result = run(load_recipe(find_recipe(recipe), overrides or []), say=print_line)
+        path = find_recipe(recipe)
+        _quiet(progress=is_first_process(), data=True)
+        from ..recipe.loading import load_recipe
+        from ..recipe.run import run
+
+        result = run(load_recipe(path, overrides or []), say=print_line)
     if result is not None:
         print_result(result)
 
@@ -121,16 +98,20 @@ def plan_command(
 ) -> None:
     """Show what would be pruned and when, before any training."""
     with _errors_as_lines():
-        _quiet()
         if steps is not None and steps < 1:
-            raise RecipeError([f"--steps: expected 1 or more, got {steps}"])
+            raise RecipeError("--steps", f"expected 1 or more, got {steps}")
         if source in shipped_recipes() and not Path(source).exists():
             source = str(find_recipe(source))
         if source.endswith((".yaml", ".yml")):
             if steps is not None:
-                raise RecipeError(["--steps: expected none with a recipe, which says itself; use training.max_steps="])
+                raise RecipeError("--steps", "expected none with a recipe, which says itself; use training.max_steps=")
+            _quiet(data=True)
+            from ..recipe.loading import load_recipe
+            from ..recipe.prepare import prepare
+
             plan = prepare(load_recipe(source, overrides or [])).plan()
         else:
+            _quiet()
             plan = _plan_model(source, overrides or [], 1000 if steps is None else steps)
     if as_json:
         print(json.dumps(plan.to_dict()))
@@ -162,9 +143,9 @@ def init_command(
             with target.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError as error:
-            raise RecipeError([f"{target}: expected no such file yet, found one; give another path"]) from error
+            raise RecipeError(f"{target}: expected no such file yet, found one; give another path") from error
         except OSError as error:
-            raise RecipeError([f"{target}: it cannot be written: {error.strerror}"]) from error
+            raise RecipeError(f"{target}: it cannot be written: {error.strerror}") from error
     console.print(str(target), soft_wrap=True)
     console.print("Change it, look at what it plans with hf-prune plan, and run it with hf-prune run.")
 
@@ -179,8 +160,10 @@ def validate_command(
     Every problem is a line; models and data are not loaded.
     """
     with _errors_as_lines():
-        _quiet()
         path = find_recipe(recipe)
+        _quiet()
+        from ..recipe.loading import load_recipe
+
         load_recipe(path, overrides or [])
     console.print(str(path), soft_wrap=True)
     console.print("No problems in its keys and values; hf-prune plan loads model and data, too.")
@@ -194,6 +177,8 @@ def report_command(
     """Count the zeros in a saved model, tensor by tensor."""
     with _errors_as_lines():
         _quiet()
+        from ..saved.report import make_report
+
         report = make_report(model)
     if as_json:
         print(json.dumps(report.to_dict()))
@@ -217,11 +202,15 @@ def card_command(
     Beside it lie sparsity.json and assets/. What a person wrote into the card is kept.
     """
     with _errors_as_lines():
-        _quiet()
         _check_folder(model)
+        _quiet()
+        from ..publish.card import forget_measurements, write_card
+        from ..saved.model import SavedModel
+
+        saved = SavedModel(model)
         if without_measurements:
-            forget_measurements(model)
-        path = write_card(model)
+            forget_measurements(saved)
+        path = write_card(saved)
     console.print(str(path), soft_wrap=True)
 
 
@@ -241,12 +230,14 @@ def push_command(
     All files go in one commit, which is read back and compared. The token is that of `hf auth login`, or of HF_TOKEN.
     """
     with _errors_as_lines():
-        _quiet(progress=True)
         _check_folder(model)
+        _quiet(progress=True)
         if dry_run:
             print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks))
             console.print("\nA dry run: nothing was sent.")
             return
+        from ..publish.push import push_model
+
         result = push_model(
             model,
             repo,
@@ -261,13 +252,18 @@ def push_command(
     print_push(result)
 
 
-def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None, with_masks: bool) -> PushPlan:
+def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None, with_masks: bool) -> "PushPlan":
     """The plan of a push; where the Hub cannot be asked, as if nothing were there yet, and that is said."""
+    from ..publish.push import plan_push
+    from ..publish.push_plan import UNKNOWN, make_push_plan
+    from ..saved.model import SavedModel
+
+    saved = SavedModel(model)
     try:
-        return plan_push(model, repo, private, revision, with_masks)
+        return plan_push(saved, repo, private, revision, with_masks)
     except PushError as error:
         console.print(f"What is on the Hub is not known. {error}", soft_wrap=True)
-        return make_push_plan(model, repo, UNKNOWN, with_masks)
+        return make_push_plan(saved, repo, UNKNOWN, with_masks)
 
 
 def _check_folder(folder: Path) -> None:
@@ -276,29 +272,43 @@ def _check_folder(folder: Path) -> None:
         raise ReportError(f"{folder}: expected a folder with a saved model, found {found}")
 
 
-def _quiet(progress: bool = False) -> None:
-    """Only errors from transformers: its notices would drown ours."""
+def _quiet(progress: bool = False, data: bool = False) -> None:
+    """Only errors from transformers, whose notices would drown ours; from datasets nothing, where `data` is loaded."""
+    import transformers
+
     transformers.logging.set_verbosity_error()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what went wrong is told once, by us
     if not progress:
         transformers.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
+    if data:
+        import datasets
+
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what went wrong is told once, by us
+        if not progress:
+            datasets.disable_progress_bars()
 
 
-def _plan_model(source: str, overrides: list[str], steps: int) -> Plan:
+def _plan_model(source: str, overrides: list[str], steps: int) -> "Plan":
+    from ..masking.pruner import Pruner
+    from ..recipe.loading import parse_pruning
+    from ..saved.files import find_model
+    from ..saved.model import SavedModel
+
     config = parse_pruning(overrides)
-    folder = find_model(source)
-    skeleton, note = build_skeleton(folder)
-    if skeleton is None:
-        raise ReportError(f"{source}: {note}")
+    saved = SavedModel(find_model(source))
+    if saved.skeleton is None:
+        raise ReportError(f"{source}: {saved.note}")
     try:
-        return Pruner(_load_weights(folder, skeleton), config).plan(steps)
+        return Pruner(_load_weights(saved.folder, saved.skeleton), config).plan(steps)
     except (PruningConfigError, TargetError) as error:
-        raise RecipeError([f"command line: {line}" for line in str(error).splitlines()]) from error
+        raise RecipeError(problems=error.problems, at="command line") from error
 
 
-def _load_weights(folder: Path, skeleton: PreTrainedModel) -> PreTrainedModel:
+def _load_weights(folder: Path, skeleton: "PreTrainedModel") -> "PreTrainedModel":
     """The model with its weights; a folder with a config.json alone gives the skeleton, which counts as dense."""
+    from safetensors import SafetensorError
+
+    from ..saved.files import weight_files
+
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return skeleton
     weight_files(folder)
@@ -313,7 +323,7 @@ def main() -> None:
     try:
         app()
     except BaseException as ending:
-        if processes() == 1:
+        if launched_processes() == 1:
             raise
         _end_process(ending)
 

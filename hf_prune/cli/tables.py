@@ -1,21 +1,22 @@
 """What commands print: tables of plans, reports, results and pushes."""
 
 import re
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from ..masking.plan import Plan
-from ..publish.push import PushResult
-from ..publish.push_plan import PushPlan
-from ..publish.record import recovery
-from ..recipe.outcome import RunResult
-from ..saved.report import Report
+if TYPE_CHECKING:
+    from ..masking.plan import Plan
+    from ..publish.push import PushResult
+    from ..publish.push_plan import PushPlan
+    from ..recipe.outcome import RunResult
+    from ..saved.report import Report
 
 console = Console(highlight=False, markup=False, emoji=False)
 
 
-def print_push_plan(plan: PushPlan) -> None:
+def print_push_plan(plan: "PushPlan") -> None:
     """What a push would send, file by file."""
     state = {True: " (to be made)", False: "", None: " (whether it is there is not known)"}
     console.print(f"{plan.repo_id}{state[plan.is_new]}", soft_wrap=True)
@@ -34,7 +35,7 @@ def print_push_plan(plan: PushPlan) -> None:
     console.print(f"\n{plan.sparsity:.2%} of all weights are zero, counted just now.")
 
 
-def print_push(result: PushResult) -> None:
+def print_push(result: "PushResult") -> None:
     """Where a push went, and what it did there."""
     console.print(result.commit.pr_url or result.commit.commit_url, soft_wrap=True)
 
@@ -69,7 +70,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "-"
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: "Plan") -> None:
     """The tensors of a plan, their shapes and sparsities, and its mask updates."""
     table = _table("What is pruned", "tensor", "shape", "now", "final")
     for tensor in plan.tensors:
@@ -93,7 +94,7 @@ def print_plan(plan: Plan) -> None:
     )
 
 
-def print_report(report: Report) -> None:
+def print_report(report: "Report") -> None:
     """The zeros of a saved model, tensor by tensor, with totals."""
     table = _table(report.model, "tensor", "shape", "zeros", "sparsity")
     for tensor in report.tensors:
@@ -113,8 +114,10 @@ def print_report(report: Report) -> None:
         console.print(f"\nWhich tensors are prunable is not known: {report.note}.")
 
 
-def print_result(result: RunResult) -> None:
+def print_result(result: "RunResult") -> None:
     """The metrics of a run, dense and pruned, and the files that it wrote."""
+    from ..publish.record import recovery
+
     console.rule("Results on the test part", align="left")
     table = _table("", "", *(["dense"] if result.dense else []), "pruned", *(["recovery"] if result.dense else []))
     for name, value in result.pruned.items():

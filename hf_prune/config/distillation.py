@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DistillationConfigError, nearest
-from .checks import is_number
+from ..errors import DistillationConfigError
+from .checks import Problem, is_number, numbers_as_floats, unknown_fields
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,8 @@ class DistillationConfig:
     hidden_layers: list[list[int]] | None = field(default=None, metadata={"help": "Pairs: of the model, the teacher."})
 
     def __post_init__(self) -> None:
-        problems = []
-        for name in ("temperature", "weight", "hidden_weight"):
-            if is_number(getattr(self, name)):
-                object.__setattr__(self, name, float(getattr(self, name)))
+        problems: list[Problem] = []
+        numbers_as_floats(self, "temperature", "weight", "hidden_weight")
         for name, usable, expected in (
             ("temperature", is_number(self.temperature) and self.temperature > 0, "a number above 0"),
             ("weight", is_number(self.weight) and 0 <= self.weight <= 1, "0 <= weight <= 1"),
@@ -46,21 +44,20 @@ class DistillationConfig:
             ("hidden_layers", _are_pairs(self.hidden_layers), "pairs of layers such as [[6, 12]], or None"),
         ):
             if not usable:
-                problems.append(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+                problems.append((name, f"expected {expected}, got {getattr(self, name)!r}"))
         if not problems and self.weight == 0 and self.hidden_weight == 0:
-            problems.append("weight: expected more than 0 where hidden_weight is 0, for nothing would be distilled")
+            problems.append(("weight", "expected more than 0 where hidden_weight is 0, for nothing would be distilled"))
         if not problems and self.hidden_layers is not None and self.hidden_weight == 0:
-            problems.append("hidden_layers: expected none where hidden_weight is 0")
+            problems.append(("hidden_layers", "expected none where hidden_weight is 0"))
         if problems:
-            raise DistillationConfigError(problems)
+            raise DistillationConfigError(problems=problems)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DistillationConfig":
         """A configuration from a mapping of fields; an unknown one is a DistillationConfigError, with the nearest."""
-        allowed = [entry.name for entry in dataclasses.fields(cls)]
-        unknown = [f"{name}: unknown field{nearest(name, allowed)}" for name in values if name not in allowed]
+        unknown = unknown_fields(values, cls)
         if unknown:
-            raise DistillationConfigError(unknown)
+            raise DistillationConfigError(problems=unknown)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,22 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..errors import PruningConfigError, nearest
-from ..methods.criteria import CRITERIA, NEEDS
+from ..errors import PruningConfigError
 from ..methods.patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from ..methods.penalties import PENALTIES
 from ..methods.schedules import SCHEDULES, resolve_step
 from ..methods.scopes import SCOPES
-from .checks import is_number, is_one_of, why_no_expression
+from ..methods.solvers import SOLVERS
+from ..methods.table import method_names, needs_a_step
+from .checks import (
+    Problem,
+    expected_one_of,
+    is_number,
+    is_one_of,
+    numbers_as_floats,
+    unknown_fields,
+    why_no_expression,
+)
 
 CONFIG_NAME = "pruning_config.json"
 
-
 FORMAT_VERSION = 1
-
-
-# `keep` ranks nothing: it holds the zeros that are there.
-METHODS = (*CRITERIA, "keep")
 
 # What is pruned of a model with adapters of PEFT.
 ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
@@ -38,7 +42,8 @@ class PruningConfig:
 
     Args:
         method: `magnitude`, `random`, `wanda` (magnitude times the norm of the input), `taylor` (weight times
-            gradient), or `keep`, which holds the zeros that a model has and prunes nothing more. Default magnitude:
+            gradient), `movement` (how far training moves a weight away from zero; masked weights may come back until
+            pruning ends), or `keep`, which holds the zeros that a model has and prunes nothing more. Default magnitude:
             with time to recover, more is seldom gained by others (arXiv 2210.06384).
         sparsity: the final share of masked weights, 0 <= s < 1. Left out for `keep` and for an n:m pattern, which
             define it. It has no default: no sparsity suits every model.
@@ -76,7 +81,7 @@ class PruningConfig:
         PruningConfigError: lists every problem at once.
     """
 
-    method: str = field(default="magnitude", metadata={"help": f"One of {', '.join(METHODS)}."})
+    method: str = field(default="magnitude", metadata={"help": f"One of {', '.join(method_names())}."})
     sparsity: float | None = field(default=None, metadata={"help": "Final share of masked weights, 0 <= s < 1."})
     initial_sparsity: float | None = field(default=None, metadata={"help": "Sparsity the schedule starts from."})
     schedule: str = field(default="cubic", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
@@ -95,10 +100,7 @@ class PruningConfig:
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
 
     def __post_init__(self) -> None:
-        for name in ("sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight"):
-            value = getattr(self, name)
-            if is_number(value):
-                object.__setattr__(self, name, float(value))
+        numbers_as_floats(self, "sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight")
         problems = [
             *self._parse_overrides(),
             *self._check_choices(),
@@ -108,11 +110,11 @@ class PruningConfig:
             *self._check_expressions(),
         ]
         if problems:
-            raise PruningConfigError(problems)
+            raise PruningConfigError(problems=problems)
         if self.parsed_pattern.name == "n:m" and self.method != "keep":
             object.__setattr__(self, "sparsity", float(self.parsed_pattern.unit_sparsity))
 
-    def _parse_overrides(self) -> list[str]:
+    def _parse_overrides(self) -> list[Problem]:
         """Turn overrides into a dict of plain values, from JSON where they are text."""
         overrides: Any = self.overrides
         if overrides is None:
@@ -121,13 +123,14 @@ class PruningConfig:
             try:
                 overrides = json.loads(overrides)
             except json.JSONDecodeError as error:
-                return [f"overrides: expected a JSON object of expression -> sparsity, got {overrides!r} ({error})"]
+                problem = f"expected a JSON object of expression -> sparsity, got {overrides!r} ({error})"
+                return [("overrides", problem)]
         if overrides is not None and not isinstance(overrides, Mapping):
-            return [f"overrides: expected a mapping of expression -> sparsity, got {overrides!r}"]
+            return [("overrides", f"expected a mapping of expression -> sparsity, got {overrides!r}")]
         plain = {key: float(value) if is_number(value) else value for key, value in (overrides or {}).items()}
         object.__setattr__(self, "overrides", plain if overrides is not None else None)
         return [
-            f"overrides: expected 0 <= s < 1 for {key!r}, got {value!r}"
+            ("overrides", f"expected 0 <= s < 1 for {key!r}, got {value!r}")
             for key, value in plain.items()
             if not _is_sparsity(value)
         ]
@@ -138,53 +141,59 @@ class PruningConfig:
         except (ValueError, TypeError):
             return None
 
-    def _check_choices(self) -> Iterator[str]:
+    def _check_choices(self) -> Iterator[Problem]:
         for name, allowed in (
-            ("method", METHODS),
+            ("method", method_names()),
             ("schedule", SCHEDULES),
             ("scope", SCOPES),
             ("block_norm", BLOCK_NORMS),
         ):
             value = getattr(self, name)
             if not is_one_of(value, allowed):
-                yield f"{name}: expected one of {', '.join(allowed)}, got {value!r}{nearest(value, allowed)}"
+                yield name, expected_one_of(value, allowed)
         if self.adapters is not None and not is_one_of(self.adapters, ADAPTER_WAYS):
-            near = nearest(str(self.adapters), ADAPTER_WAYS)
-            yield f"adapters: expected one of {', '.join(ADAPTER_WAYS)} or None, got {self.adapters!r}{near}"
+            yield "adapters", expected_one_of(self.adapters, ADAPTER_WAYS, or_none=True)
         pattern = self._pattern_or_none()
         if pattern is None:
-            yield f"pattern: expected {PATTERN_FORMS}, got {self.pattern!r}"
-        elif pattern.name == "n:m" and self.scope in ("global", "erk"):
+            yield "pattern", f"expected {PATTERN_FORMS}, got {self.pattern!r}"
+        if is_one_of(self.method, SOLVERS) and is_one_of(self.scope, SCOPES) and SCOPES[self.scope].ranks_together:
             yield (
-                f"scope: expected 'layer' with the pattern {self.pattern!r}, which fixes the sparsity of every tensor, "
-                f"got {self.scope!r}"
+                "scope",
+                f"expected one that prunes each tensor by itself with {self.method!r}, which solves one at a time, got "
+                f"{self.scope!r}",
+            )
+        if pattern is not None and pattern.name == "n:m" and self.scope in ("global", "erk"):
+            yield (
+                "scope",
+                f"expected 'layer' with the pattern {self.pattern!r}, which fixes the sparsity of every tensor, got "
+                f"{self.scope!r}",
             )
 
-    def _check_sparsities(self) -> Iterator[str]:
+    def _check_sparsities(self) -> Iterator[Problem]:
         for name in ("sparsity", "initial_sparsity"):
             value = getattr(self, name)
             if value is not None and not _is_sparsity(value):
-                yield f"{name}: expected 0 <= s < 1, got {value!r}"
+                yield name, f"expected 0 <= s < 1, got {value!r}"
         pattern = self._pattern_or_none()
         final = self.sparsity
         if self.method == "keep":
             for name in ("sparsity", "initial_sparsity", "overrides"):
                 if getattr(self, name) is not None:
                     reason = "with method 'keep', which holds the zeros that are there"
-                    yield f"{name}: expected none {reason}, got {getattr(self, name)!r}"
+                    yield name, f"expected none {reason}, got {getattr(self, name)!r}"
         elif pattern is not None and pattern.name == "n:m":
             fixed = float(pattern.unit_sparsity)
             if _is_sparsity(final) and final != fixed:
-                yield f"sparsity: expected {fixed} or none with the pattern {self.pattern!r}, got {final!r}"
+                yield "sparsity", f"expected {fixed} or none with the pattern {self.pattern!r}, got {final!r}"
             if self.overrides:
-                yield f"overrides: expected none with the pattern {self.pattern!r}, got {self.overrides!r}"
+                yield "overrides", f"expected none with the pattern {self.pattern!r}, got {self.overrides!r}"
             final = fixed
         elif final is None:
-            yield "sparsity: expected 0 <= s < 1, got None"
+            yield "sparsity", "expected 0 <= s < 1, got None"
         if _is_sparsity(final) and _is_sparsity(self.initial_sparsity) and self.initial_sparsity > final:
-            yield f"initial_sparsity: expected at most sparsity ({final}), got {self.initial_sparsity}"
+            yield "initial_sparsity", f"expected at most sparsity ({final}), got {self.initial_sparsity}"
 
-    def _check_times(self) -> Iterator[str]:
+    def _check_times(self) -> Iterator[Problem]:
         usable = True
         for name, lowest in (("begin", "0 <="), ("end", "0 <="), ("frequency", "0 <")):
             value = getattr(self, name)
@@ -194,28 +203,28 @@ class PruningConfig:
             if not in_range or (value >= 1 and value != int(value)):
                 usable = False
                 yield (
-                    f"{name}: expected a whole number of optimizer steps from 1, or a share of training "
-                    f"{lowest} x < 1, got {value!r}"
+                    name,
+                    f"expected a whole number of optimizer steps from 1, or a share of training {lowest} x < 1, got "
+                    f"{value!r}",
                 )
         if not usable or self.end is None or self.schedule == "one_shot" or self.method == "keep":
             return
         if (self.begin >= 1) == (self.end >= 1) and self.begin > self.end:
-            yield f"end: expected at least begin ({_as_time(self.begin)}), got {_as_time(self.end)}"
+            yield "end", f"expected at least begin ({_as_time(self.begin)}), got {_as_time(self.end)}"
 
-    def _check_penalty(self) -> Iterator[str]:
+    def _check_penalty(self) -> Iterator[Problem]:
         if self.penalty is None:
             if self.penalty_weight is not None:
-                yield f"penalty_weight: expected none without a penalty, got {self.penalty_weight!r}"
+                yield "penalty_weight", f"expected none without a penalty, got {self.penalty_weight!r}"
             return
         if not is_one_of(self.penalty, PENALTIES):
-            near = nearest(str(self.penalty), PENALTIES)
-            yield f"penalty: expected one of {', '.join(PENALTIES)} or None, got {self.penalty!r}{near}"
+            yield "penalty", expected_one_of(self.penalty, PENALTIES, or_none=True)
         elif self.method == "keep" or self.schedule == "one_shot":
-            yield f"penalty: expected none where nothing is pruned step by step, got {self.penalty!r}"
+            yield "penalty", f"expected none where nothing is pruned step by step, got {self.penalty!r}"
         if not is_number(self.penalty_weight) or self.penalty_weight <= 0:
-            yield f"penalty_weight: expected a number above 0 with a penalty, got {self.penalty_weight!r}"
+            yield "penalty_weight", f"expected a number above 0 with a penalty, got {self.penalty_weight!r}"
 
-    def _check_expressions(self) -> Iterator[str]:
+    def _check_expressions(self) -> Iterator[Problem]:
         expressions: list[tuple[str, Any]] = []
         for name in ("targets", "exclude"):
             value = getattr(self, name)
@@ -223,15 +232,15 @@ class PruningConfig:
                 object.__setattr__(self, name, list(value))
                 expressions += [(name, expression) for expression in value]
             elif value is not None or name == "exclude":
-                yield f"{name}: expected a list of regular expressions, got {value!r}"
+                yield name, f"expected a list of regular expressions, got {value!r}"
         if isinstance(self.overrides, dict):
             expressions += [("overrides", expression) for expression in self.overrides]
         for name, expression in expressions:
             why = why_no_expression(expression)
             if why is not None:
-                yield f"{name}: expected a regular expression, got {expression!r} ({why})"
+                yield name, f"expected a regular expression, got {expression!r} ({why})"
         if not isinstance(self.pruning_seed, int) or isinstance(self.pruning_seed, bool):
-            yield f"pruning_seed: expected a whole number, got {self.pruning_seed!r}"
+            yield "pruning_seed", f"expected a whole number, got {self.pruning_seed!r}"
 
     @property
     def parsed_pattern(self) -> Pattern:
@@ -244,22 +253,24 @@ class PruningConfig:
         Raises PruningConfigError if the window does not lie within training.
         """
         begin = resolve_step(self.begin, total_steps)
-        if self.method in NEEDS and self.begin > 0:
+        if needs_a_step(self.method, self.scope) and self.begin > 0:
             begin = max(begin, 1)  # a share of few steps, and there must be a step to read
         at_once = self.schedule == "one_shot" or self.method == "keep"
         end = begin if at_once else resolve_step(self.end, total_steps)
         frequency = max(resolve_step(self.frequency, total_steps), 1)
         problems = [
-            f"{name}: expected at most the last step of training ({total_steps}), got {_as_time(value)}"
+            (name, f"expected at most the last step of training ({total_steps}), got {_as_time(value)}")
             for name, value, step in (("begin", self.begin, begin), ("end", self.end, end))
             if step > total_steps and not (name == "end" and at_once)
         ]
-        if self.method in NEEDS and begin == 0:
-            problems.append(f"begin: expected 1 or more for {self.method!r}, which reads the step before, got step 0")
+        if needs_a_step(self.method, self.scope) and begin == 0:
+            problems.append(
+                ("begin", f"expected 1 or more for {self.method!r}, which reads the step before, got step 0")
+            )
         if begin > end and not problems:
-            problems.append(f"end: expected at least begin (step {begin} of {total_steps}), got step {end}")
+            problems.append(("end", f"expected at least begin (step {begin} of {total_steps}), got step {end}"))
         if problems:
-            raise PruningConfigError(problems)
+            raise PruningConfigError(problems=problems)
         return begin, end, frequency
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,10 +280,9 @@ class PruningConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PruningConfig":
         """A configuration from a mapping of fields. Raises PruningConfigError for an unknown one, with the nearest."""
-        allowed = [entry.name for entry in dataclasses.fields(cls)]
-        unknown = [f"{name}: unknown field{nearest(name, allowed)}" for name in values if name not in allowed]
+        unknown = unknown_fields(values, cls)
         if unknown:
-            raise PruningConfigError(unknown)
+            raise PruningConfigError(problems=unknown)
         return cls(**values)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
@@ -285,7 +295,7 @@ class PruningConfig:
         configs = load_configs(directory)
         if len(configs) != 1:
             raise PruningConfigError(
-                [f"{Path(directory, CONFIG_NAME)}: expected one configuration, got {len(configs)}; use load_configs"]
+                f"{Path(directory, CONFIG_NAME)}: expected one configuration, got {len(configs)}; use load_configs"
             )
         return configs[0]
 
@@ -307,19 +317,19 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PruningConfigError([f"{path}: expected JSON, got a file that does not parse ({error})"]) from error
+        raise PruningConfigError(f"{path}: expected JSON, got a file that does not parse ({error})") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise PruningConfigError(
-            [f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}; a newer hf-prune may read it"]
+            f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}; a newer hf-prune may read it"
         )
     sections = content.get("configs")
     if not isinstance(sections, list) or not all(isinstance(values, dict) for values in sections):
-        raise PruningConfigError([f"{path}: expected a list of mappings under configs, got {sections!r}"])
+        raise PruningConfigError(f"{path}: expected a list of mappings under configs, got {sections!r}")
     try:
         return [PruningConfig.from_dict(values) for values in sections]
     except PruningConfigError as error:
-        raise PruningConfigError([f"{path}: {problem}" for problem in error.problems]) from error
+        raise PruningConfigError(problems=error.problems, at=str(path)) from error
 
 
 def _as_time(value: float | None) -> str:

@@ -1,20 +1,21 @@
-"""What of the outputs of model and teacher is compared: logits, and hidden states."""
+"""What of the outputs of model and teacher is compared, and how far apart it is: logits, and hidden states."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 
 from ..config.distillation import DistillationConfig
-from ..errors import TeacherError
-from .losses import check_states, layer_pairs
+from ..errors import DistillationConfigError, TeacherError
+from .losses import binary_divergence, check_states, divergence, hidden_difference, layer_pairs, squared_error
 
 
 def _logits(whose: str, outputs: Any) -> torch.Tensor:
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
     if not torch.is_tensor(logits):
         came = ", ".join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
-        raise TeacherError(f"teacher_model: expected logits in the outputs of the {whose}, got {came}")
+        raise TeacherError("teacher_model", f"expected logits in the outputs of the {whose}, got {came}")
     return logits
 
 
@@ -23,10 +24,44 @@ def logits_to_compare(outputs: Any, answers: Any) -> tuple[torch.Tensor, torch.T
     logits, of_teacher = _logits("model", outputs), _logits("teacher", answers)
     if logits.shape != of_teacher.shape:
         raise TeacherError(
-            f"teacher_model: expected logits of shape {tuple(logits.shape)}, as the model gives, got "
-            f"{tuple(of_teacher.shape)}"
+            "teacher_model",
+            f"expected logits of shape {tuple(logits.shape)}, as the model gives, got {tuple(of_teacher.shape)}",
         )
     return logits, of_teacher
+
+
+def _kind(logits: torch.Tensor, labels: torch.Tensor, problem: str | None) -> str:
+    """What the labels are, as models decide it: `classes`, `yes_or_no` for each label, or `numbers`."""
+    if problem == "regression" or logits.shape[-1] == 1:
+        return "numbers"
+    return "yes_or_no" if labels.is_floating_point() else "classes"
+
+
+def distance(
+    logits: torch.Tensor,
+    of_teacher: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    temperature: float,
+    problem: str | None,
+) -> torch.Tensor:
+    """How far the model's answers are from the teacher's, summed over the items that a mask has.
+
+    `problem` is the model's `problem_type`. Raises TeacherError for labels of another shape than the logits ask for.
+    """
+    kind = _kind(logits, labels, problem)
+    expected = logits.shape[:-1] if kind == "classes" else logits.shape
+    if mask.shape != expected and mask.numel() != math.prod(expected):
+        raise TeacherError(
+            "teacher_model",
+            f"expected labels of shape {tuple(expected)} for logits of {tuple(logits.shape)}, got {tuple(mask.shape)}",
+        )
+    if kind == "classes":
+        return divergence(logits, of_teacher, mask, temperature)
+    mask = mask.reshape(expected)
+    if kind == "yes_or_no":
+        return binary_divergence(logits, of_teacher, mask, temperature)
+    return squared_error(logits, of_teacher, mask)
 
 
 def states_to_compare(
@@ -48,7 +83,9 @@ def _hidden_states(whose: str, outputs: Mapping[str, Any]) -> Sequence[torch.Ten
         states = outputs.get(name)
         if states:
             return cast(Sequence[torch.Tensor], states)
-    raise TeacherError(f"hidden_weight: expected 0, for the {whose} gives no hidden states, only {', '.join(outputs)}")
+    raise TeacherError(
+        "hidden_weight", f"expected 0, for the {whose} gives no hidden states, only {', '.join(outputs)}"
+    )
 
 
 def token_weights(
@@ -66,3 +103,25 @@ def token_weights(
         return (of_samples / tokens).expand(samples, tokens)
     seen = attention_mask.float()
     return of_samples * seen / seen.sum(1, keepdim=True).clamp_min(1)
+
+
+def hidden_distance(
+    config: DistillationConfig,
+    outputs: Mapping[str, Any],
+    answers: Mapping[str, Any],
+    mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """The difference of hidden states, summed over items; of encoder-decoders, that of the decoder.
+
+    Raises as `states_to_compare`, and DistillationConfigError where labels are of several texts together.
+    """
+    states, of_teacher = states_to_compare(config, outputs, answers)
+    if len(mask) != len(states[0]):
+        raise DistillationConfigError(
+            "hidden_weight",
+            f"expected 0 where labels are of several texts together, got {len(mask)} labels for {len(states[0])} texts",
+        )
+    items_are_tokens = outputs["logits"].dim() == 3
+    weights = [token_weights(state, mask, items_are_tokens, attention_mask) for state in states]
+    return hidden_difference(states, of_teacher, weights)

@@ -15,7 +15,6 @@ from ..errors import DistillationConfigError
 # Elements of a chunk of logits in float32: what is computed of it at once stays small beside the logits.
 _CHUNK = 2**22
 
-
 IGNORED = -100  # the label of what no loss is computed of
 
 
@@ -105,19 +104,16 @@ def layer_pairs(layers: int, teacher_layers: int, given: Sequence[Sequence[int]]
     if given is None:
         if layers != teacher_layers:
             raise DistillationConfigError(
-                [
-                    f"hidden_layers: expected pairs, for the model has {layers - 1} layers and the teacher "
-                    f"{teacher_layers - 1}, got None"
-                ]
+                "hidden_layers",
+                f"expected pairs, for the model has {layers - 1} layers and the teacher {teacher_layers - 1}, got None",
             )
         return [(layer, layer) for layer in range(layers)]
     for one, other in given:
         if not -layers <= one < layers or not -teacher_layers <= other < teacher_layers:
             raise DistillationConfigError(
-                [
-                    f"hidden_layers: expected layers of the model up to {layers - 1} and of the teacher up to "
-                    f"{teacher_layers - 1}, got {[one, other]}"
-                ]
+                "hidden_layers",
+                f"expected layers of the model up to {layers - 1} and of the teacher up to "
+                f"{teacher_layers - 1}, got {[one, other]}",
             )
     return [(one, other) for one, other in given]
 
@@ -127,17 +123,14 @@ def check_states(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor
     for one, other in zip(student, teacher, strict=True):
         if one.dim() != 3:
             raise DistillationConfigError(
-                [
-                    "hidden_weight: expected 0 for hidden states that are not (samples, tokens, width), got "
-                    f"{tuple(one.shape)}"
-                ]
+                "hidden_weight",
+                f"expected 0 for hidden states that are not (samples, tokens, width), got {tuple(one.shape)}",
             )
         if one.shape != other.shape:
             raise DistillationConfigError(
-                [
-                    f"hidden_weight: expected 0 for hidden states of different shapes, {tuple(one.shape)} of the model "
-                    f"and {tuple(other.shape)} of the teacher"
-                ]
+                "hidden_weight",
+                f"expected 0 for hidden states of different shapes, {tuple(one.shape)} of the model "
+                f"and {tuple(other.shape)} of the teacher",
             )
 
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
-from ..errors import TeacherError
+from ..errors import TeacherError, one_line
+from ..foreign.transformers import task_mappings
 from ..model.names import plain_model
 from ..model.opening import LOADING_ERRORS
 
@@ -26,8 +26,9 @@ def find_teacher(given: nn.Module | str | os.PathLike, model: nn.Module) -> nn.M
     teacher = given if isinstance(given, nn.Module) else _open_teacher(given, plain_model(model))
     if {id(parameter) for parameter in teacher.parameters()} & {id(parameter) for parameter in model.parameters()}:
         raise TeacherError(
-            "teacher_model: expected another model than the one that is trained, got one that shares weights with it; "
-            "give its path, or copy.deepcopy(model)"
+            "teacher_model",
+            "expected another model than the one that is trained, got one that shares weights with it; "
+            "give its path, or copy.deepcopy(model)",
         )
     _check_answers(plain_model(model), plain_model(teacher))
     return teacher.requires_grad_(False).eval()
@@ -36,15 +37,16 @@ def find_teacher(given: nn.Module | str | os.PathLike, model: nn.Module) -> nn.M
 def _open_teacher(given: Any, student: nn.Module) -> nn.Module:
     """The model of a path or of a name on the Hub."""
     if not isinstance(given, (str, os.PathLike)) or not str(given):
-        raise TeacherError(f"teacher_model: expected a model, or the path or Hub name of one, got {given!r}")
+        raise TeacherError("teacher_model", f"expected a model, or the path or Hub name of one, got {given!r}")
     if not isinstance(student, PreTrainedModel):
         raise TeacherError(
-            f"teacher_model: expected a model where the one that is trained is none of transformers, got {given!r}"
+            "teacher_model", f"expected a model where the one that is trained is none of transformers, got {given!r}"
         )
     if Path(given, "adapter_config.json").exists():
         raise TeacherError(
-            f"teacher_model: expected a whole model, got adapters at {str(given)!r}; merge them into it, or give a "
-            "model that has them"
+            "teacher_model",
+            f"expected a whole model, got adapters at {str(given)!r}; merge them into it, or give a "
+            "model that has them",
         )
     try:
         config = AutoConfig.from_pretrained(given)
@@ -52,13 +54,14 @@ def _open_teacher(given: Any, student: nn.Module) -> nn.Module:
             given, config=config, dtype=student.dtype, output_loading_info=True
         )
     except LOADING_ERRORS as error:
-        raise TeacherError(f"teacher_model: expected a model at {str(given)!r}: {error}") from error
+        raise TeacherError("teacher_model", f"expected a model at {str(given)!r}: {one_line(error)}") from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise TeacherError(
-            f"teacher_model: expected all weights of a {type(opened).__name__} at {str(given)!r}, found none for "
-            f"{some}; give a model that was trained for this task"
+            "teacher_model",
+            f"expected all weights of a {type(opened).__name__} at {str(given)!r}, found none for "
+            f"{some}; give a model that was trained for this task",
         )
     return cast(nn.Module, opened)
 
@@ -67,9 +70,8 @@ def _class_for(student: PreTrainedModel, config: PreTrainedConfig) -> Any:
     """The class that does the student's task in a configuration's architecture; if there is none, the student's."""
     if type(config) is type(student.config):
         return type(student)
-    for name in modeling_auto.__all__:
-        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
-        if mapping is None or type(student.config) not in mapping or type(config) not in mapping:
+    for mapping in task_mappings():
+        if type(student.config) not in mapping or type(config) not in mapping:
             continue
         of_student, of_teacher = mapping[type(student.config)], mapping[type(config)]
         if type(student) in (of_student if isinstance(of_student, tuple) else (of_student,)):
@@ -87,21 +89,22 @@ def _check_answers(student: nn.Module, teacher: nn.Module) -> None:
     if all(one is not None for one in head):
         expected, came = (cast(Any, one).weight.shape[0] for one in head)
         if expected != came:
-            raise TeacherError(f"teacher_model: expected the model's vocabulary of {expected} tokens, got {came}")
+            raise TeacherError("teacher_model", f"expected the model's vocabulary of {expected} tokens, got {came}")
     elif None not in vocabularies and vocabularies[0] != vocabularies[1]:
         raise TeacherError(
-            f"teacher_model: expected the model's vocabulary of {vocabularies[0]} tokens, got {vocabularies[1]}"
+            "teacher_model", f"expected the model's vocabulary of {vocabularies[0]} tokens, got {vocabularies[1]}"
         )
     elif of_student.num_labels != of_teacher.num_labels:
         raise TeacherError(
-            f"teacher_model: expected the model's {of_student.num_labels} labels, got {of_teacher.num_labels}"
+            "teacher_model", f"expected the model's {of_student.num_labels} labels, got {of_teacher.num_labels}"
         )
     elif of_student.id2label != of_teacher.id2label and not any(
         _are_numbered(config.id2label) for config in (of_student, of_teacher)
     ):
         raise TeacherError(
-            f"teacher_model: expected the model's labels {of_student.id2label}, got {of_teacher.id2label}; train the "
-            "model with the teacher's id2label and number the data's labels so"
+            "teacher_model",
+            f"expected the model's labels {of_student.id2label}, got {of_teacher.id2label}; train the "
+            "model with the teacher's id2label and number the data's labels so",
         )
 
 

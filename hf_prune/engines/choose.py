@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from ..errors import PlacementError
+from ..foreign.accelerate import DeepSpeedOptimizerWrapper
+from ..foreign.deepspeed import check_parameters, has_master_of_two, is_of_stage_three
 from ..model.adapters import MaskedDelta
 from ..model.names import shape_of
 from .deepspeed import ZeroThree, ZeroTwo
@@ -49,23 +51,39 @@ def engine_of(model: nn.Module, optimizer: Any = None) -> Engine:
     """
     parameters = list(model.parameters())
     if any(isinstance(module, MaskedDelta) for module in model.modules()):
-        if any(is_shared(one) or hasattr(one, "ds_id") or hasattr(one, "_hp_mapping") for one in parameters):
-            raise PlacementError(
-                "adapters: expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight "
-                "whole with what is added to it; or train with DDP"
-            )
+        if any(is_shared(one) or is_of_stage_three(one) or has_master_of_two(one) for one in parameters):
+            raise shared_merge_error()
         return Adapted(model)
-    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+    with_deepspeed = isinstance(optimizer, DeepSpeedOptimizerWrapper)
+    if with_deepspeed:
+        check_parameters(parameters, optimizer.optimizer)
+    if any(is_of_stage_three(parameter) for parameter in parameters):
         return ZeroThree()
-    if any(hasattr(parameter, "_hp_mapping") for parameter in parameters):
+    if any(has_master_of_two(parameter) for parameter in parameters):
         if getattr(getattr(optimizer, "optimizer", None), "round_robin_gradients", False):
             raise PlacementError(
-                "round_robin_gradients: expected false, got true, with which DeepSpeed does not find its master weights"
+                "round_robin_gradients",
+                "expected false, got true, with which DeepSpeed does not find its master weights",
             )
         return ZeroTwo()
-    if type(optimizer).__name__ == "DeepSpeedOptimizerWrapper":  # accelerate's
-        raise PlacementError(
-            "zero_optimization.stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with "
-            "DDP (recipes/accelerate/ddp.yaml)"
-        )
+    if with_deepspeed:
+        raise no_stage_error()
     return Engine()
+
+
+def shared_merge_error() -> PlacementError:
+    """Why `sparse_merge` is refused where processes share weights."""
+    return PlacementError(
+        "adapters",
+        "expected 'sparse_base' under FSDP or DeepSpeed, got 'sparse_merge', which needs each weight whole with what "
+        "is added to it; or train with DDP",
+    )
+
+
+def no_stage_error() -> PlacementError:
+    """Why DeepSpeed's stage 0 is refused."""
+    return PlacementError(
+        "zero_optimization.stage",
+        "expected 1, 2 or 3 for pruning under DeepSpeed, got 0; without stages train with DDP "
+        "(recipes/accelerate/ddp.yaml)",
+    )

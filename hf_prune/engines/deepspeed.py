@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import PlacementError
+from ..foreign.deepspeed import has_master_of_three, has_master_of_two, is_of_stage_three
 from .engine import Edit, Engine
 from .holdings import Holding
 from .optimizers import base_optimizer, zero_masked
@@ -28,9 +29,19 @@ class ZeroTwo(Engine):
         """The whole parameter, as it is trained: its master weights, or itself if it is frozen."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        if not hasattr(parameter, "_hp_mapping"):
+        if not has_master_of_two(parameter):
             return parameter.detach()
         return safe_get_full_fp32_param(parameter).view(parameter.shape)
+
+    @torch.no_grad()
+    def write_weight(self, parameter: nn.Parameter, values: torch.Tensor, mask: torch.Tensor) -> None:
+        """Give all weights new values, and zero where they are masked, in the parameter and in its master weights."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        parameter.detach().copy_(values.view_as(parameter))
+        if hasattr(parameter, "_hp_mapping"):
+            safe_set_full_fp32_param(parameter, values.view_as(parameter).float())
+        self.mask_weight(parameter, mask)
 
     @torch.no_grad()
     def mask_weight(self, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:
@@ -38,7 +49,7 @@ class ZeroTwo(Engine):
         from deepspeed.utils import safe_set_full_fp32_param
 
         zero_masked(parameter.detach(), mask, positions)
-        if hasattr(parameter, "_hp_mapping"):
+        if has_master_of_two(parameter):
             master = self.weight(parameter)
             zero_masked(master, mask, positions)
             safe_set_full_fp32_param(parameter, master)
@@ -50,7 +61,7 @@ class ZeroTwo(Engine):
         """Zero what the optimizer remembers of masked weights."""
         from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 
-        if hasattr(parameter, "_hp_mapping"):
+        if has_master_of_two(parameter):
             for key in _moments(optimizer):
                 moment = safe_get_full_optimizer_state(parameter, key).view(parameter.shape)
                 zero_masked(moment, mask, positions)
@@ -97,7 +108,7 @@ class ZeroThree(ZeroTwo):
 
     def shares(self, tensor: torch.Tensor) -> bool:
         """Whether processes hold parts of a tensor."""
-        return hasattr(tensor, "ds_id")
+        return is_of_stage_three(tensor)
 
     def part(self, tensor: torch.Tensor) -> torch.Tensor:
         """What this process holds of a tensor as forward passes see it; a parameter's is flat, without the padding."""
@@ -107,18 +118,19 @@ class ZeroThree(ZeroTwo):
         """This process's range of a parameter as it is trained: its master weights, or its own if it is frozen."""
         from deepspeed.utils import safe_get_local_fp32_param
 
-        if not _has_master(parameter):
+        if not has_master_of_three(parameter):
             return self.part(parameter)
         return _valid(parameter, safe_get_local_fp32_param(parameter))
 
     @torch.no_grad()
     def mask_weight(self, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:
         """Set masked weights to zero, in this process's range of the parameter and of its master weights."""
-        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
         from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 
+        from ..foreign.deepspeed import ZeroParamStatus
+
         zero_masked(self.part(parameter), mask, positions)
-        if _has_master(parameter):
+        if has_master_of_three(parameter):
             master = safe_get_local_fp32_param(parameter)
             zero_masked(_valid(parameter, master), mask, positions)
             safe_set_local_fp32_param(parameter, master)
@@ -132,7 +144,7 @@ class ZeroThree(ZeroTwo):
         """Zero what the optimizer remembers of masked weights."""
         from deepspeed.utils import safe_get_local_optimizer_state, safe_set_local_optimizer_state
 
-        if _has_master(parameter):
+        if has_master_of_three(parameter):
             for key in _moments(optimizer):
                 moment = safe_get_local_optimizer_state(parameter, key)
                 zero_masked(_valid(parameter, moment), mask, positions)
@@ -169,10 +181,6 @@ class _Restored:
 
     def remove(self) -> None:
         self._optimizer.step = self._step
-
-
-def _has_master(parameter: nn.Parameter) -> bool:
-    return parameter.requires_grad and hasattr(parameter, "_z3_optimizer")
 
 
 def _loss_scale(zero: Any) -> float:

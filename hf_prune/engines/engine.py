@@ -28,6 +28,9 @@ class Engine:
     # Whether moments can be zeroed from the beginning, not only after the first step.
     reaches_moments = True
 
+    # Whether weights can be given other values than zero.
+    writes_weights = True
+
     def prepare(self, model: nn.Module) -> None:
         """Make the parameters what they are between two steps; every process must call it."""
         reshard(model)
@@ -47,6 +50,13 @@ class Engine:
     def weight(self, parameter: nn.Parameter) -> torch.Tensor:
         """What this process holds of a parameter, as it is trained."""
         return self.part(parameter)
+
+    @torch.no_grad()
+    def write_weight(self, parameter: nn.Parameter, values: torch.Tensor, mask: torch.Tensor) -> None:
+        """Give the weights that this process holds new values (flat), and zero where they are masked."""
+        part = self.part(parameter)
+        part.copy_(values.view_as(part))
+        self.mask_weight(parameter, mask)
 
     def mask_weight(self, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:
         """Set masked weights to zero; with positions, those alone."""
@@ -80,6 +90,8 @@ class Engine:
 
 class Adapted(Engine):
     """Frozen parameters under adapters of PEFT that mask what they add: weights are ranked as they would be merged."""
+
+    writes_weights = False  # what is ranked is not what lies in the parameter
 
     def __init__(self, model: nn.Module):
         layers = [module for module in model.modules() if isinstance(module, MaskedDelta)]

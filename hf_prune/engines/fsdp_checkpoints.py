@@ -16,7 +16,6 @@ from torch.distributed.checkpoint.state_dict import (
 
 _FSDP_MODEL = "pytorch_model_fsdp"
 
-
 _FSDP_OPTIMIZER = "optimizer"
 
 

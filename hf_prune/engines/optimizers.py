@@ -29,13 +29,10 @@ ELEMENTWISE_OPTIMIZERS = frozenset(
     }
 )
 
-
 _DEEPSPEED_ELEMENTWISE = frozenset({("deepspeed", "FusedAdam"), ("deepspeed", "DeepSpeedCPUAdam")})
-
 
 # These change the weights in the backward pass of every micro-batch, before any gradient can be masked.
 _UPDATE_IN_BACKWARD = frozenset({"Lomo", "AdaLomo"})
-
 
 # Weights masked at a time: small enough for a CPU's cache.
 _PIECE = 1 << 18

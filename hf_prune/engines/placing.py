@@ -14,7 +14,7 @@ def place_frozen(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     It is not the accelerator's, so it is in no checkpoint. Every process must call it, once training has begun.
     """
     if accelerator.is_fsdp2:
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+        from ..foreign.accelerate import fsdp2_prepare_model
 
         return cast(nn.Module, fsdp2_prepare_model(accelerator, model)).eval()
     plugin = accelerator.state.deepspeed_plugin

@@ -1,10 +1,11 @@
-"""What criteria read beside the weights: inputs of layers and gradients, of the optimizer step before a mask update.
+"""What methods and scopes read beside the weights: inputs of layers and gradients, of one optimizer step.
 
 They are collected over the micro-batches of that one step and added up over processes, so that they depend on the
-global batch and not on how it was split; and as the next update collects anew, there is nothing to be saved.
+global batch and not on how it was split.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,8 +21,21 @@ from ..model.names import named_modules_of
 _ROWS = 4096
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What was read in one optimizer step, by parameter name.
+
+    `inputs` has the norm of each input feature over all processes, `gradients` the gradient of each weight that this
+    process holds, flat; of the parameters in `unusable` nothing was seen on any process, or what is not finite.
+    """
+
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    unusable: set[str] = field(default_factory=set)
+
+
 class Statistics:
-    """Collects from `begin` to `finish` what criteria need to know of some parameters.
+    """Collects from `begin` to `finish` what methods and scopes need to know of some parameters.
 
     Args:
         model: the model that is trained.
@@ -53,7 +67,7 @@ class Statistics:
         return bool(self._hooks)
 
     def begin(self) -> None:
-        """Collect from now on: the next optimizer step is the one before a mask update."""
+        """Collect from now on, in the next optimizer step."""
         self.stop()
         self._squares, self._gradients = {}, {}
         self._hooks = [
@@ -73,16 +87,18 @@ class Statistics:
         if self.is_collecting and name in self.gradient_names:
             self._gradients[name] = gradient.detach().float().reshape(-1).clone()
 
-    def finish(self) -> tuple[dict[str, torch.Tensor], set[str]]:
-        """What was collected, and stop: norms of inputs by feature over all processes, or gradients, by parameter name.
+    def finish(self) -> Collected:
+        """What was collected, and stop; every process must call it.
 
-        Every process must call it. The second value has the names of which nothing was seen on any process, or what
-        is not finite. Raises PruningStateError where nothing was seen of any parameter.
+        Raises PruningStateError where nothing was seen of any parameter.
         """
         self.stop()
-        names = [*self._modules, *sorted(self.gradient_names)]
-        seen = [int(name in self._squares or name in self._gradients) for name in names]
-        bad = [int(name in self._gradients and not self._gradients[name].isfinite().all()) for name in names]
+        gradient_names = sorted(self.gradient_names)
+        names = [*self._modules, *gradient_names]
+        seen = [int(name in self._squares) for name in self._modules]
+        seen += [int(name in self._gradients) for name in gradient_names]
+        bad = [0] * len(self._modules)
+        bad += [int(name in self._gradients and not self._gradients[name].isfinite().all()) for name in gradient_names]
         counts = all_reduce(torch.tensor([seen, bad], dtype=torch.int64)).tolist()
         if names and not any(counts[0]):
             what = "gradient" if names[0] in self.gradient_names else "inputs"
@@ -94,7 +110,7 @@ class Statistics:
         unusable = {name for name, is_seen, is_bad in zip(names, *counts, strict=True) if is_bad or not is_seen}
         norms = self._norms()
         unusable |= {name for name, norm in norms.items() if not norm.isfinite().all()}
-        return norms | self._gradients, unusable
+        return Collected(norms, self._gradients, unusable)
 
     def _norms(self) -> dict[str, torch.Tensor]:
         """The norm of each input feature over all processes, added up in one go."""

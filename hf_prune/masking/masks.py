@@ -12,7 +12,7 @@ from ..engines.regions import Region
 from ..errors import PlacementError, PruningStateError
 from ..model.layouts import Target
 from .agreement import compare_replicas
-from .ranking import LocalTensor
+from .local import LocalTensor
 from .selection import alone
 
 
@@ -99,8 +99,8 @@ class Masks:
                     "optimizer steps; nothing was pruned. Lower the learning rate, or start from a sound checkpoint."
                 )
 
-    def held(self, name: str, statistic: torch.Tensor | None) -> LocalTensor:
-        """A tensor as it is ranked, with what its criterion reads beside the weights."""
+    def local(self, name: str) -> LocalTensor:
+        """A tensor as this process holds it."""
         weight = self._weight(name).reshape(-1)
         return LocalTensor(
             target=self._targets[name],
@@ -109,7 +109,6 @@ class Masks:
             mask=self.for_tensor(name, weight).reshape(-1),
             masked=self.masked[name],
             counted=self.counts(name),
-            statistic=statistic,
         )
 
     def counts(self, name: str) -> bool:

@@ -41,10 +41,9 @@ class WeightPenalties:
             for target in group.members if group.config.penalty is not None else ():
                 if not parameters[target.name].requires_grad:
                     raise PruningConfigError(
-                        [
-                            f"penalty: expected none on weights that are not trained, got {group.config.penalty!r} for "
-                            f"{target.name}; exclude it"
-                        ]
+                        "penalty",
+                        f"expected none on weights that are not trained, got {group.config.penalty!r} for "
+                        f"{target.name}; exclude it",
                     )
                 self._members.setdefault(target.name, []).append((index, group, target))
         self._in_parts = self._find_units_in_parts()

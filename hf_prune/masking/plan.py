@@ -6,11 +6,15 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+import torch
+
 from ..config.pruning import PruningConfig
 from ..errors import PruningConfigError, TargetError
+from ..methods.criteria import CRITERIA, Criterion
 from ..methods.patterns import Pattern
 from ..methods.schedules import sparsity_at, update_steps
 from ..methods.scopes import SCOPES, Pool, Prunable
+from ..methods.table import needs_a_step, reads_of
 from ..model.layouts import Target
 from ..model.targets import check_expressions
 
@@ -48,18 +52,52 @@ class Group:
         units = sum(self.units_of(target) for target in self.members)
         return float(Fraction(sum(dropped), max(units, 1)) * self.pattern.unit_sparsity)
 
-    def pools(self, window: Window, step: int, start: float, dropped: Sequence[int]) -> list[Pool]:
+    @property
+    def criterion(self) -> Criterion | None:
+        """The criterion that ranks the members; None where a solver prunes them."""
+        return CRITERIA.get(self.config.method)
+
+    @property
+    def reads(self) -> set[str]:
+        """What method and scope read beside the weights: `inputs`, `gradients`, both or nothing."""
+        return reads_of(self.config.method, self.scope)
+
+    @property
+    def needs_a_step(self) -> bool:
+        """Whether an update needs an optimizer step before it."""
+        return needs_a_step(self.config.method, self.scope)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the criterion remembers something from step to step."""
+        return self.criterion is not None and bool(self.criterion.memory)
+
+    @property
+    def regrows(self) -> bool:
+        """Whether weights that the criterion masked may come back."""
+        return self.criterion is not None and self.criterion.regrows
+
+    def pools(
+        self,
+        window: Window,
+        step: int,
+        start: float,
+        dropped: Sequence[int],
+        inputs: Sequence[torch.Tensor | None] | None = None,
+    ) -> list[Pool]:
         """How many units are dropped after `step`, where the schedule starts at the sparsity `start`.
 
-        `dropped` has the units of each member that are dropped already.
+        `dropped` has the units of each member that are dropped already, `inputs` the norms of its input features, for
+        a scope that reads them. Without those, as in a plan, such a scope is taken for one ranking of all members.
         """
         initial = max(start, min(self.config.initial_sparsity or 0.0, self.final))
         sparsity = sparsity_at(self.config.schedule, step, window.begin, window.end, initial, self.final)
         prunable = [
-            Prunable(self.units_of(target), count, target.sides)
-            for target, count in zip(self.members, dropped, strict=True)
+            Prunable(self.units_of(target), count, target.sides, norms)
+            for target, count, norms in zip(self.members, dropped, inputs or [None] * len(dropped), strict=True)
         ]
-        return SCOPES[self.scope](prunable, Fraction(str(sparsity)) / self.pattern.unit_sparsity)
+        scope = SCOPES["global" if SCOPES[self.scope].reads is not None and inputs is None else self.scope]
+        return scope.pools(prunable, Fraction(str(sparsity)) / self.pattern.unit_sparsity)
 
     def penalty_weight(self, window: Window, step: int, start: float) -> float:
         """What the penalty on the members is multiplied by after `step` completed steps; see `PruningConfig`."""
@@ -122,10 +160,9 @@ def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], tota
             shared = [name for name in names[later] if name in names[earlier]]
             if shared and window.begin < before.end:
                 raise PruningConfigError(
-                    [
-                        f"begin: expected configuration {later + 1} to begin at or after step {before.end}, where "
-                        f"configuration {earlier + 1} ends on {shared[0]!r}, got step {window.begin}"
-                    ]
+                    "begin",
+                    f"expected configuration {later + 1} to begin at or after step {before.end}, where "
+                    f"configuration {earlier + 1} ends on {shared[0]!r}, got step {window.begin}",
                 )
     return windows
 

@@ -13,8 +13,7 @@ from torch import nn
 from ..config.pruning import PruningConfig, load_configs
 from ..engines.choose import engine_of
 from ..engines.optimizers import leaves_zeros, zero_masked
-from ..errors import PruningConfigError, PruningStateError
-from ..methods.criteria import NEEDS
+from ..errors import ArgumentError, PruningConfigError, PruningStateError
 from ..methods.patterns import count_of
 from ..methods.scopes import Pool
 from ..model.adapters import mask_additions
@@ -22,14 +21,13 @@ from ..model.layouts import Target
 from ..model.names import named_parameters, shape_of
 from ..model.targets import find_targets
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
-from .collectors import Statistics
 from .masks import Masks
 from .penalty_terms import WeightPenalties
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
 from .ranking import update_masks
+from .readings import Readings
 
 logger = logging.getLogger(__name__)
-
 
 # Groups that are ranked together where tensors are sharded: they share the turns in which processes add up.
 _GROUPS_AT_ONCE = 64
@@ -64,7 +62,8 @@ class Pruner:
         masked: parameter name -> number of masked weights, on all processes together.
         sharded: whether processes hold parts of the parameters (FSDP2, ZeRO-3). Then every process must make the same
             calls.
-        completed_steps, total_steps: optimizer steps done and to do; `total_steps` is None before the start.
+        completed_steps: optimizer steps done.
+        total_steps: optimizer steps of the training; None before the start.
         expected_steps: what `plan` takes for `total_steps` before the start, where that can be told beforehand.
         target_sparsity: the share of masked weights that the schedule ends with; None before the start.
         penalties: `l1_penalty` and the like -> what was added to the loss in the optimizer step under way, of what this
@@ -86,20 +85,18 @@ class Pruner:
     ):
         self.configs = [config] if isinstance(config, PruningConfig) else list(config)
         if not self.configs or not all(isinstance(entry, PruningConfig) for entry in self.configs):
-            raise TypeError(f"config: expected a PruningConfig or a list of them, got {config!r}")
+            raise ArgumentError("config", f"expected a PruningConfig or a list of them, got {config!r}")
         self._state = PruningState()
         self.total_steps: int | None = None
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
         self._windows: list[Window] = []
-        self._statistics = Statistics(model, inputs=(), gradients=())
         self._attach(model)
         if total_steps is not None:
             self.start(total_steps)
 
     def _attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Find the targets in this model and mask the zeros that are there."""
-        self.stop_collecting()
         self.model = model
         self._groups: list[Group] = []
         chosen: dict[str, Target] = {}
@@ -119,33 +116,11 @@ class Pruner:
         self.targets = [chosen[name] for name in self.parameters]
         self._masks = Masks(self.targets, self.parameters, self._engine, fresh)
         self._state = PruningState(self.completed_steps)
-        self._collected: dict[str, torch.Tensor] = {}  # for the update that is under way
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
-        self._statistics = self._make_statistics(model)
+        self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
         self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
         if not self.targets:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
-
-    def _make_statistics(self, model: nn.Module) -> Statistics:
-        wanted: dict[str, set[str]] = {"inputs": set(), "gradients": set()}
-        for group in self._groups:
-            if group.config.method in NEEDS:
-                wanted[NEEDS[group.config.method]].update(target.name for target in group.members)
-        if wanted["gradients"] and self._engine.steps_in_backward:
-            raise PruningConfigError(
-                ["method: expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'"]
-            )
-        frozen = [
-            name for name in self.parameters if name in wanted["gradients"] and not self.parameters[name].requires_grad
-        ]
-        if frozen:
-            raise PruningConfigError(
-                [
-                    f"method: expected one that reads no gradients for weights that are not trained, got 'taylor' for "
-                    f"{frozen[0]}; exclude it, or use 'magnitude' or 'wanda'"
-                ]
-            )
-        return Statistics(model, **wanted)
 
     # ---- When ----
 
@@ -162,6 +137,7 @@ class Pruner:
         would have pruned by then is pruned now. `model` takes the place of the model so far. Raises PruningConfigError
         if the configuration does not fit into that many steps.
         """
+        self.stop_collecting()
         self._attach(model if model is not None else self.model, optimizer)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
@@ -173,9 +149,9 @@ class Pruner:
         self.mask_weights()
         self._masks.compare(self.parameters)
         begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
-        self._state.owed = {index for index in begun if self._groups[index].config.method in NEEDS}
+        self._state.owed = {index for index in begun if self._groups[index].needs_a_step}
         self._update_groups([index for index in begun if index not in self._state.owed], completed_steps, optimizer)
-        self._collect_if_due()
+        self._begin_step()
 
     def _log_zeros(self) -> None:
         """Say which zeros were there, and which tensors are sparser than they were to become: they stay so."""
@@ -201,6 +177,7 @@ class Pruner:
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         """Go on with a training whose masks and state `save` wrote into `directory`; see `load` for the errors."""
+        self.stop_collecting()
         self._attach(model if model is not None else self.model, optimizer)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
@@ -215,7 +192,7 @@ class Pruner:
         """
         total_steps = next((steps for steps in (total_steps, self.total_steps, self.expected_steps) if steps), None)
         if total_steps is None:
-            raise PruningConfigError(["total_steps: expected the optimizer steps of the training, got None"])
+            raise PruningConfigError("total_steps", "expected the optimizer steps of the training, got None")
         windows = make_windows(self.configs, self._groups, total_steps)
         tensors = [
             PlannedTensor(target.name, target.shape, target.weights, self.masked[target.name], None)
@@ -257,58 +234,61 @@ class Pruner:
         """
         if self.total_steps is None:
             raise PruningStateError("The pruner was not started: give it total_steps, or call start(total_steps).")
-        changed = self._update_groups(self._due(completed_steps), completed_steps, optimizer)
-        self._collect_if_due()
+        due = self._due(completed_steps)
+        self._readings.end_step(due)
+        changed = self._update_groups(due, completed_steps, optimizer)
+        self._begin_step()
         return changed
 
     def _due(self, step: int) -> list[int]:
         due = (index for index, group in enumerate(self._groups) if self._window(group).due(step))
         return sorted(self._state.owed.union(due))
 
-    def _collect_if_due(self) -> None:
-        """Collect what criteria read in the step to come, if masks are to be updated after it."""
-        if any(self._groups[index].config.method in NEEDS for index in self._due(self.completed_steps + 1)):
-            self._statistics.begin()
+    def _begin_step(self) -> None:
+        """Have what methods read in the step to come collected, and what they remember of it remembered."""
+        step = self.completed_steps + 1
+        self._readings.begin_step(self._due(step), self._remembering(step))
+
+    def _remembering(self, step: int) -> list[int]:
+        """The groups that have an update at or after a step and remember what happens in it."""
+        return [
+            index
+            for index, group in enumerate(self._groups)
+            if group.remembers and self._windows and (step <= self._window(group).end or index in self._state.owed)
+        ]
 
     def stop_collecting(self) -> None:
-        """Take away the hooks that collect what criteria read; training is over."""
-        self._statistics.stop()
+        """Take away the hooks that collect what methods read; training is over."""
+        self._readings.stop()
 
     @property
     def needs_gradients(self) -> bool:
         """Whether the gradients of the step that is under way are wanted: `mask_gradients` takes them."""
-        return self._statistics.is_collecting and bool(self._statistics.gradient_names)
+        return self._readings.wants_gradients
 
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         if due:
             self._engine.prepare(self.model)
         self._masks.check_finite(self._names(due), completed_steps)
         self._state.completed_steps = completed_steps
-        due = self._collect(due)
+        due = self._take_readings(due)
         changed: list[str] = []
         for batch in self._batches(due):
             names = self._update_batch(batch, completed_steps, optimizer)
             self._masks.count(names)
             changed += names
-        self._collected = {}
         self._masks.compare(changed)
         return bool(changed)
 
-    def _collect(self, due: Sequence[int]) -> list[int]:
-        """Take what criteria read from the step before; the groups that can be updated: the others are owed theirs."""
-        if not any(self._groups[index].config.method in NEEDS for index in due):
-            return list(due)
-        self._collected, unusable = self._statistics.finish()
-        owed = {
-            index
-            for index in due
-            if self._groups[index].config.method in NEEDS and not unusable.isdisjoint(self._names([index]))
-        }
+    def _take_readings(self, due: Sequence[int]) -> list[int]:
+        """The groups that can be updated, for what their methods read is there; the others are owed their update."""
+        missing = {index: self._readings.missing(index) for index in due}
+        owed = {index for index, names in missing.items() if names}
         self._state.owed = (self._state.owed - set(due)) | owed
         if owed:
             logger.warning(
                 "What the method reads of %s was not seen in this step, or is not finite: its masks are updated later.",
-                min(unusable),
+                min(name for names in missing.values() for name in names),
             )
         return [index for index in due if index not in owed]
 
@@ -381,12 +361,16 @@ class Pruner:
         """
         if self._engine.steps_in_backward:
             return
-        for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                gradient = self._engine.part(parameter.grad)
-                zero_masked(gradient, self._masks.for_tensor(name, gradient))
-                self._statistics.keep_gradient(name, gradient)  # what the loss loses, without penalties
-                self._add_penalties(name, gradient, loss_scale)  # zero where weights are masked, thus zero
+        gradients = {
+            name: self._engine.part(parameter.grad)
+            for name, parameter in self.parameters.items()
+            if parameter.grad is not None
+        }
+        self._readings.see_gradients(gradients, loss_scale)
+        for name, gradient in gradients.items():
+            zero_masked(gradient, self._masks.for_tensor(name, gradient))
+            self._readings.keep_gradient(name, gradient)  # what the loss loses, without penalties
+            self._add_penalties(name, gradient, loss_scale)  # zero where weights are masked, thus zero
         self._gradients_masked.update(self.parameters)
 
     def _add_penalties(self, name: str, gradient: torch.Tensor, loss_scale: float) -> None:
@@ -403,6 +387,11 @@ class Pruner:
         return self._penalties.terms
 
     @property
+    def remembers_gradients(self) -> bool:
+        """Whether a method remembers the gradients of every step."""
+        return any(group.remembers and "gradients" in group.reads for group in self._groups)
+
+    @property
     def has_penalties(self) -> bool:
         """Whether a configuration puts a penalty on weights."""
         return bool(self._penalties)
@@ -415,6 +404,8 @@ class Pruner:
         """
 
         def edit(name: str, gradient: torch.Tensor, loss_scale: float) -> None:
+            if name in self._readings.whole_gradients:
+                return  # `mask_gradients` masks it, once it was seen
             if self._engine.steps_in_backward:
                 self._add_penalties(name, gradient, loss_scale)
             zero_masked(gradient, self._masks.for_tensor(name, gradient))
@@ -446,21 +437,28 @@ class Pruner:
     def _update_batch(self, due: Sequence[int], step: int, optimizer: torch.optim.Optimizer | None) -> list[str]:
         """Update the masks of groups, and weights and moments with them; the names of tensors that were ranked."""
         groups = [self._groups[index] for index in due]
-        held = {name: self._masks.held(name, self._collected.get(name)) for name in self._names(due)}
+        index_of = {target.name: index for index in due for target in self._groups[index].members}
+        local = {name: self._readings.local(index, name) for name, index in index_of.items()}
 
         def pools_of(place: int, gone: list[int]) -> list[Pool]:
             group = groups[place]
             start = self._state.starts.setdefault(due[place], group.share_dropped(gone))
-            return group.pools(self._window(group), step, start, gone)
+            inputs = [local[target.name].inputs for target in group.members]
+            return group.pools(self._window(group), step, start, gone, inputs)
 
         changed = []
-        for target, positions in update_masks(groups, held, pools_of, self._masks.all_reduce):
-            changed.append(target.name)
-            parameter, mask = self.parameters[target.name], self.masks[target.name]
-            self._engine.mask_weight(parameter, mask, positions)
+        for change in update_masks(groups, local, pools_of, self._masks.all_reduce):
+            name = change.target.name
+            changed.append(name)
+            parameter, mask = self.parameters[name], self.masks[name]
+            self._readings.keep_masked_values(index_of[name], local[name])  # before they are zero
+            if change.values is None:
+                self._engine.mask_weight(parameter, mask, change.positions)
+            else:
+                self._engine.write_weight(parameter, change.values, mask)
             if self._moments_known:
-                self._engine.mask_moments(optimizer, parameter, mask, positions)
-            self._masks.note_change(target.name, positions)
+                self._engine.mask_moments(optimizer, parameter, mask, change.positions)
+            self._masks.note_change(name, change.positions)
         return changed
 
     # ---- Files ----
@@ -476,7 +474,8 @@ class Pruner:
         if self.sharded:
             masks = {name: mask for name, mask in self.masks.items() if self._masks.counts(name) and mask.numel()}
             regions = self._masks.regions
-        save_pruning(directory, self.configs, self._state, masks, regions, notes)
+        memory = self._readings.memory.saved(masks) if self._remembering(self.completed_steps + 1) else {}
+        save_pruning(directory, self.configs, self._state, masks, regions, notes, memory)
 
     def save_from_all(self, directory: str | os.PathLike, should_save: bool) -> None:
         """Save where every process calls this: each its parts if tensors are sharded, else those that should save."""
@@ -490,13 +489,20 @@ class Pruner:
         version, or was saved for another model or configuration. Nothing is changed then.
         """
         shapes = {target.name: target.shape for target in self.targets}
-        masks, self._state = load_pruning(directory, self.configs, shapes, self._masks.regions)
+        masks, memory, state = load_pruning(directory, self.configs, shapes, self._masks.regions)
+        if state.completed_steps and not memory and self._remembering(state.completed_steps + 1):
+            raise PruningStateError(
+                f"{directory}: expected what the method remembers of the steps so far, found none; it was saved after "
+                "pruning had ended, and with more steps pruning would go on: train as many steps as before"
+            )
+        self._state = state
         self._masks.take(masks)
+        self._readings.memory.take(memory, self.parameters)
         self.mask_weights()
         self._masks.compare(self.parameters)
         self.stop_collecting()
         if self.total_steps is not None:
-            self._collect_if_due()
+            self._begin_step()
 
 
 def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:

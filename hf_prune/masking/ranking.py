@@ -6,68 +6,42 @@ are ranked here, and units that several processes share by one of them (`unit_sh
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
 import torch
 
-from ..engines.holdings import Holding
 from ..engines.processes import rank
-from ..methods import scopes as allocation
-from ..methods.criteria import CRITERIA, NEEDS, Piece
+from ..errors import PruningStateError
+from ..methods import scopes
+from ..methods.criteria import CRITERIA
 from ..methods.keys import order_keys
 from ..methods.patterns import PATTERNS
-from ..model.layouts import Target, input_features
+from ..methods.solvers import SOLVERS, Problem
+from ..model.layouts import Target, as_matrices, from_matrices
+from .local import LocalTensor
 from .plan import Group
 from .selection import AllReduce, KeyPool, KeySource, alone, lowest
 from .units import SharedUnits, divide, share_units
 
-# Weights ranked at a time: small enough for a CPU's cache, large enough to keep an accelerator busy.
-_CPU_PIECE = 1 << 18
-
-
-_ACCELERATOR_PIECE = 1 << 24
-
-
 # Up to this many weights (16 MiB of keys) keys are made once and held, not made again for each pass.
 _KEYS_HELD = 1 << 22
-
 
 _Chunk = TypeVar("_Chunk")
 
 
 @dataclass(frozen=True)
-class LocalTensor:
-    """A tensor to prune as this process holds it: `weight` and `mask` are its part, flat; the mask is changed in place.
+class Change:
+    """What an update did to a tensor.
 
-    `masked` is how many weights are masked on all processes; `counted` whether this process counts what it holds, which
-    of several that hold the same one does. `statistic` is what was collected for criteria that read more than weights:
-    the norm of each input feature, or the gradient of each weight.
+    `positions` are those of newly masked weights, where they are known; `values` the weights as they are to be where
+    the mask keeps them (flat), if any of those changed.
     """
 
     target: Target
-    holding: Holding
-    weight: torch.Tensor
-    mask: torch.Tensor
-    masked: int
-    counted: bool
-    statistic: torch.Tensor | None = None
-
-    def scores(self, group: Group, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """The scores of the weights from a position to another."""
-        weight = self.weight[start:stop]
-        piece = Piece(self.target.name, start, group.config.pruning_seed, self.holding.region.indices)
-        need = NEEDS.get(group.config.method)
-        if need is not None:
-            assert self.statistic is not None  # the pruner has seen to it
-            if need == "gradients":
-                statistic = self.statistic[start:stop]
-            else:
-                columns = input_features(piece.indices(len(weight), weight.device), self.target)
-                statistic = self.statistic.to(weight.device)[columns]
-            piece = replace(piece, statistic=statistic)
-        return CRITERIA[group.config.method](weight, piece)
+    positions: torch.Tensor | None = None
+    values: torch.Tensor | None = None
 
 
 class WeightMember:
@@ -81,6 +55,10 @@ class WeightMember:
         """What this process adds to the number of units that are dropped on all."""
         return self.held.masked if counts_all else 0
 
+    def lost(self) -> int:
+        """What it adds to the number of units that are dropped and cannot come back."""
+        return int(self.held.candidates.logical_not().sum()) if self.held.counted else 0
+
     def sources(self, offset: int, keep_keys: bool) -> list[KeySource]:
         """The keys, made once or for each pass; the first unit of the tensor has the index `offset` in the pool."""
         region = self.held.holding.region
@@ -89,19 +67,23 @@ class WeightMember:
 
     def _chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         held = self.held
-        size = _CPU_PIECE if held.weight.device.type == "cpu" else _ACCELERATOR_PIECE
-        for start in range(0, max(held.weight.numel(), 1), size):
-            keys = order_keys(held.scores(self.group, start, start + size))
-            yield keys, held.mask[start : start + size] if held.masked else None
+        for part in held.pieces():
+            keys = order_keys(_scores(self.group, held, part))
+            yield keys, held.candidates[part] if held.masked else None
 
-    def drop(self, drops: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Mask what `selection.lowest` chose; the positions of newly masked weights, where they are known."""
+    def drop(self, drops: Sequence[torch.Tensor]) -> Change:
+        """Mask what `selection.lowest` chose."""
         [drop] = drops
+        mask, regrowable = self.held.mask, self.held.regrowable
+        if regrowable is not None:
+            mask.copy_(regrowable)
         if drop.dtype == torch.bool:
-            self.held.mask.logical_and_(drop.logical_not_())
-            return None
-        self.held.mask.index_fill_(0, drop, False)
-        return drop
+            mask.logical_and_(drop.logical_not_())
+        else:
+            mask.index_fill_(0, drop, False)
+        if regrowable is not None:
+            return Change(self.held.target, values=self.held.weight)
+        return Change(self.held.target, None if drop.dtype == torch.bool else drop)
 
 
 class UnitMember:
@@ -117,15 +99,26 @@ class UnitMember:
         self._rules = PATTERNS[group.pattern.name]
         self._division = divide(held.target, group.pattern, held.holding.region)
         self._shared: SharedUnits | None = None
+        self._shared_mask: SharedUnits | None = None
         if is_shared:
-            self._shared = share_units(self._division, held.holding, held.scores(group), held.mask)
+            scores = _scores(group, held)
+            self._shared = share_units(self._division, held.holding, scores, held.candidates)
+            if held.regrowable is not None:
+                self._shared_mask = share_units(self._division, held.holding, scores, held.mask)
 
     def dropped(self, counts_all: bool) -> int:
         """What this process adds to the number of units that are dropped on all."""
-        masks = [self._division.whole_units(self.held.mask)]
-        if self._shared is not None:
-            masks.append(self._shared.kept)
-        dropped = [int(self._rules.dropped(mask, self.group.pattern).sum()) for mask in masks]
+        if self.held.regrowable is None:
+            return self.lost()
+        return self._count_dropped(self.held.mask, self._shared_mask)
+
+    def lost(self) -> int:
+        """What it adds to the number of units that are dropped and cannot come back."""
+        return self._count_dropped(self.held.candidates, self._shared)
+
+    def _count_dropped(self, mask: torch.Tensor, shared: SharedUnits | None) -> int:
+        masks = [self._division.whole_units(mask), *([shared.kept] if shared is not None else [])]
+        dropped = [int(self._rules.dropped(one, self.group.pattern).sum()) for one in masks]
         return sum(dropped) if self.held.counted else 0
 
     def sources(self, offset: int, keep_keys: bool) -> list[KeySource]:
@@ -136,22 +129,24 @@ class UnitMember:
             sources.append(self._source(self._shared.scores, self._shared.kept, lambda units: ids[units] + offset))
         return sources
 
-    def drop(self, drops: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    def drop(self, drops: Sequence[torch.Tensor]) -> Change:
         """Mask what `selection.lowest` chose in each source."""
         self._division.write(self.held.mask, self._kept(*self._whole(), drops[0]))
         if self._shared is not None:
             self._shared.give_back(self._kept(self._shared.scores, self._shared.kept, drops[1]), self.held.mask)
-        return None
+        return Change(self.held.target, values=None if self.held.regrowable is None else self.held.weight)
 
     def _whole(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores and the mask of the whole units here."""
-        return self._division.whole_units(self.held.scores(self.group)), self._division.whole_units(self.held.mask)
+        scores = _scores(self.group, self.held)
+        return self._division.whole_units(scores), self._division.whole_units(self.held.candidates)
 
     def _source(
         self, scores: torch.Tensor, mask: torch.Tensor, indices: Callable[[torch.Tensor], torch.Tensor]
     ) -> KeySource:
-        pattern = self.group.pattern
-        keys = order_keys(self._rules.scores(scores, mask, pattern, self.group.config.block_norm)).reshape(-1)
+        pattern, config = self.group.pattern, self.group.config
+        norm = "sum" if CRITERIA[config.method].signed else config.block_norm
+        keys = order_keys(self._rules.scores(scores, mask, pattern, norm)).reshape(-1)
         kept = ~self._rules.dropped(mask, pattern).reshape(-1)
         return KeySource(lambda: [(keys, kept)], indices, self.held.counted)
 
@@ -163,24 +158,74 @@ class UnitMember:
         return self._rules.drop(drop.reshape(units.shape), scores, mask, self.group.pattern)
 
 
-AnyMember = WeightMember | UnitMember
+class SolvedMember:
+    """A tensor that a solver prunes, held whole."""
+
+    def __init__(self, group: Group, held: LocalTensor):
+        self.group, self.held = group, held
+        self.units = group.units_of(held.target)
+        self._rules = PATTERNS[group.pattern.name]
+
+    def dropped(self, counts_all: bool) -> int:
+        """What this process adds to the number of units that are dropped on all."""
+        return int(self._rules.dropped(self._matrices(self.held.mask), self.group.pattern).sum())
+
+    def lost(self) -> int:
+        """The same: what a solver has masked stays so."""
+        return self.dropped(True)
+
+    def solve(self, drop: int) -> Change:
+        """Let the solver drop so many more units. Raises PruningStateError where it does something else."""
+        config, target, pattern = self.group.config, self.held.target, self.group.pattern
+        solver, before = SOLVERS[config.method], self._matrices(self.held.mask)
+        statistic = self.held.statistic(solver.reads)
+        kept, values = solver.solve(
+            Problem(
+                name=target.name,
+                weight=self._matrices(self.held.weight).float(),
+                kept=before.clone(),
+                pattern=pattern,
+                drop=drop,
+                statistic=self._matrices(statistic) if statistic is not None else None,
+                seed=config.pruning_seed,
+            )
+        )
+        if kept.dtype != torch.bool or not kept.shape == before.shape == values.shape:
+            raise PruningStateError(
+                f"{target.name}: the solver {config.method!r} must return a bool mask and values of the shape "
+                f"{tuple(before.shape)}, got {kept.dtype} of {tuple(kept.shape)} and values of {tuple(values.shape)}"
+            )
+        dropped = int(self._rules.dropped(kept, pattern).sum()) - self.dropped(True)
+        if dropped != drop or bool((kept & ~before).any()) or not bool(values[kept].isfinite().all()):
+            raise PruningStateError(
+                f"{target.name}: the solver {config.method!r} must drop {drop} more units, leave masked weights "
+                f"masked and return finite values, got {dropped} units; the tensor was left unchanged"
+            )
+        self.held.mask.copy_(from_matrices(kept, target.layout, target.shape).reshape(-1))
+        return Change(target, values=from_matrices(values, target.layout, target.shape).reshape(-1))
+
+    def _matrices(self, part: torch.Tensor) -> torch.Tensor:
+        return as_matrices(part.view(self.held.target.shape), self.held.target.layout)
+
+
+AnyMember = WeightMember | UnitMember | SolvedMember
 
 
 @dataclass(frozen=True)
 class _Contest:
-    """Members that compete: the lowest `count` of their units go, where `dropped` have gone before."""
+    """Members that compete: the lowest `count` of their units go, where `lost` have gone before for good."""
 
     members: Sequence[AnyMember]
     count: int
-    dropped: int
+    lost: int
 
 
 def update_masks(
     groups: Sequence[Group],
     held: Mapping[str, LocalTensor],
-    pools_of: Callable[[int, list[int]], Sequence[allocation.Pool]],
+    pools_of: Callable[[int, list[int]], Sequence[scopes.Pool]],
     all_reduce: AllReduce,
-) -> Iterator[tuple[Target, torch.Tensor | None]]:
+) -> Iterator[Change]:
     """Mask what goes of the tensors of these groups, no tensor in two of them, on what this process holds.
 
     Every process must call it with the same groups.
@@ -191,21 +236,24 @@ def update_masks(
         pools_of: from a group's place, and how many units of each member are dropped, to how many shall be.
         all_reduce: adds up the counts of all processes.
 
-    Yields, once it is masked, each tensor that changed, and the positions of newly masked weights if they are known.
+    Yields, once it is masked, what changed of each tensor.
     """
     members = _make_members(groups, held, all_reduce)
     counts_all = all_reduce is alone or rank() == 0
-    dropped = [member.dropped(counts_all) for group_members in members for member in group_members]
-    all_dropped = iter(all_reduce(torch.tensor(dropped, dtype=torch.int64)).tolist())
+    everyone = [member for group_members in members for member in group_members]
+    regrowing = [member for member in everyone if member.held.regrowable is not None]
+    counts = [*(member.dropped(counts_all) for member in everyone), *(member.lost() for member in regrowing)]
+    summed = all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
+    dropped = iter(summed[: len(everyone)])
+    lost_of = dict(zip(map(id, regrowing), summed[len(everyone) :], strict=True))
     contests = []
     for place, group_members in enumerate(members):
-        gone = list(islice(all_dropped, len(group_members)))
+        gone = list(islice(dropped, len(group_members)))
         for pool in pools_of(place, gone):
-            before = sum(gone[member] for member in pool.members)
-            if pool.count > before:
-                contests.append(
-                    _Contest([group_members[member] for member in pool.members], pool.count - before, before)
-                )
+            competing = [group_members[member] for member in pool.members]
+            before = [lost_of.get(id(group_members[member]), gone[member]) for member in pool.members]
+            if pool.count > sum(before):
+                contests.append(_Contest(competing, pool.count - sum(before), sum(before)))
     yield from _decide(contests, all_reduce)
 
 
@@ -217,13 +265,14 @@ def _make_members(
     shared = [_shared_weights(group, one) for group, one in tensors]
     if any(group.pattern.name != "unstructured" for group in groups):
         shared = all_reduce(torch.tensor(shared, dtype=torch.int64)).tolist()
-    members = iter(
-        [
-            WeightMember(group, one) if group.pattern.name == "unstructured" else UnitMember(group, one, number > 0)
-            for (group, one), number in zip(tensors, shared, strict=True)
-        ]
-    )
+    members = iter([_make_member(group, one, number > 0) for (group, one), number in zip(tensors, shared, strict=True)])
     return [[next(members) for _ in group.members] for group in groups]
+
+
+def _make_member(group: Group, held: LocalTensor, is_shared: bool) -> AnyMember:
+    if group.config.method in SOLVERS:
+        return SolvedMember(group, held)
+    return WeightMember(group, held) if group.pattern.name == "unstructured" else UnitMember(group, held, is_shared)
 
 
 def _shared_weights(group: Group, held: LocalTensor) -> int:
@@ -233,22 +282,34 @@ def _shared_weights(group: Group, held: LocalTensor) -> int:
     return len(divide(held.target, group.pattern, held.holding.region).shared_positions())
 
 
-def _decide(contests: Sequence[_Contest], all_reduce: AllReduce) -> Iterator[tuple[Target, torch.Tensor | None]]:
-    """Mask what goes in each member of each contest; the positions of newly masked weights, where they are known."""
-    members = [member for contest in contests for member in contest.members]
+def _decide(contests: Sequence[_Contest], all_reduce: AllReduce) -> Iterator[Change]:
+    """Mask what goes in each member of each contest."""
+    ranked = [contest for contest in contests if not isinstance(contest.members[0], SolvedMember)]
+    members = [member for contest in ranked for member in contest.members if not isinstance(member, SolvedMember)]
     keep_keys = sum(member.held.weight.numel() for member in members) <= _KEYS_HELD
     pools, sources_of = [], []
-    for contest in contests:
+    for contest in ranked:
         offset = 0
         sources: list[KeySource] = []
         for member in contest.members:
+            assert not isinstance(member, SolvedMember)
             sources_of.append(member.sources(offset, keep_keys))
             sources += sources_of[-1]
             offset += member.units
-        pools.append(KeyPool(sources, count=contest.count, kept=offset - contest.dropped, units=offset))
+        pools.append(KeyPool(sources, count=contest.count, kept=offset - contest.lost, units=offset))
     chosen = lowest(pools, all_reduce)
     for member, sources in zip(members, sources_of, strict=True):
-        yield member.held.target, member.drop(list(islice(chosen, len(sources))))
+        yield member.drop(list(islice(chosen, len(sources))))
+    for contest in contests:
+        for member in contest.members:
+            if isinstance(member, SolvedMember):
+                yield member.solve(contest.count)
+
+
+def _scores(group: Group, held: LocalTensor, part: slice = slice(None)) -> torch.Tensor:
+    """The scores of the weights in a part."""
+    criterion = CRITERIA[group.config.method]
+    return criterion.score(held.weight[part], held.piece(criterion, group.config.pruning_seed, part))
 
 
 def _cached(source: Callable[[], Iterable[_Chunk]]) -> Callable[[], Iterable[_Chunk]]:

@@ -24,27 +24,20 @@ from ..methods.keys import LOWEST_KEY, demote
 
 _DIGITS = 1 << 16
 
-
 _HALF = 1 << 15
 
-
 _BYTE = 1 << 8
-
 
 # Keys of a pool that are sampled to bound the lowest, and the most that bounds may leave to be ranked (13 bytes each):
 # so many for all pools together, or this part of a large one.
 _SAMPLE = 1 << 14
 
-
 _SHORTLIST = 1 << 21
-
 
 _SHORTLIST_SHARE = 24
 
-
 # Which of a source's keys there are, piece by piece: int32 keys and which are kept (bool), or None if all are.
 Chunks = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor | None]]]
-
 
 # Adds up the int64 counts of all processes, the same result on each.
 AllReduce = Callable[[torch.Tensor], torch.Tensor]

@@ -13,7 +13,16 @@ from ..engines.holdings import Holding
 from ..engines.processes import exchange, processes
 from ..engines.regions import Region
 from ..methods.patterns import Pattern
-from ..model.layouts import Target, as_matrices, from_matrices, matrix_coordinates, ravel, tensor_coordinates
+from ..model.layouts import (
+    Target,
+    as_matrices,
+    from_matrices,
+    matrix_coordinates,
+    ravel,
+    rows_as_tensor,
+    sides_in_tensor,
+    tensor_coordinates,
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,7 @@ def divide(target: Target, pattern: Pattern, region: Region) -> Division:
     shape, layout = target.shape, target.layout
     start, view, span = region.start, region.size, slice(0, region.weights)
     if region.shape != shape:  # a range of the flattened tensor: the whole rows in it
-        if layout.startswith("experts"):
-            shape = (shape[0] * shape[1], shape[2])
-            layout = "matrix" if layout == "experts" else "transposed"
+        shape, layout = rows_as_tensor(shape, layout)
         a_row = math.prod(shape[1:])
         first = math.ceil(region.first / a_row)
         rows = max((region.first + region.weights) // a_row - first, 0)
@@ -74,7 +81,7 @@ def divide(target: Target, pattern: Pattern, region: Region) -> Division:
         before = first * a_row - region.first if rows else 0
         span = slice(before, before + rows * a_row)
     box = []
-    for begin, size, side in zip(start, view, _unit_sides(pattern, layout, len(shape)), strict=True):
+    for begin, size, side in zip(start, view, sides_in_tensor(*pattern.sides, layout, len(shape)), strict=True):
         low = min(-begin % side, size)
         high = (begin + size) // side * side - begin
         box.append(slice(low, max(low, high)))
@@ -88,16 +95,6 @@ def units_of(indices: torch.Tensor, target: Target, pattern: Pattern) -> tuple[t
     _, all_rows, all_columns = target.matrices
     unit = (batch * (all_rows // rows) + row // rows) * (all_columns // columns) + column // columns
     return unit, (row % rows) * columns + column % columns
-
-
-def _unit_sides(pattern: Pattern, layout: str, dims: int) -> tuple[int, ...]:
-    """How long a unit is in each dimension of a tensor."""
-    rows, columns = pattern.sides
-    if layout.endswith("transposed"):
-        rows, columns = columns, rows
-    if layout.startswith("experts"):
-        return (1, rows, columns)
-    return (rows, columns, *(1,) * (dims - 2))
 
 
 # ---- Units that processes share ----

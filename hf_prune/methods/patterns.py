@@ -98,7 +98,7 @@ def _blocks_dropped(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 
 
 def _block_scores(scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern, norm: str) -> torch.Tensor:
-    """The L1 or L2 norm of each block, added up in float64, element by element in one fixed order.
+    """The norm of each block (`l1` or `l2`) or its `sum`, added up in float64, element by element in one fixed order.
 
     The order makes the sum the same to the bit however a tensor is laid out; float64 has room for the squares of all
     float32 scores. Integer scores are averaged, so that they stay int32.
@@ -109,7 +109,9 @@ def _block_scores(scores: torch.Tensor, mask: torch.Tensor, pattern: Pattern, no
     for row in range(pattern.rows):
         for column in range(pattern.columns):
             element = blocks[:, :, row, :, column].to(total.dtype)
-            total += element.square() if norm == "l2" and not integers else element.abs()
+            if norm == "l2" and not integers:
+                element = element.square()
+            total += element if norm == "sum" else element.abs()
     if integers:
         return (total // pattern.unit_size).to(torch.int32)
     return (total.sqrt() if norm == "l2" else total).float()
@@ -160,18 +162,39 @@ def _drop_in_groups(drop: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor
 
 @dataclass(frozen=True)
 class UnitRules:
-    """A pattern's three functions: which units are dropped, what each is worth, and the mask once some are dropped."""
+    """A pattern: which units are dropped, what each is worth, the mask once some are dropped, and a BibTeX entry."""
 
     dropped: Callable[[torch.Tensor, Pattern], torch.Tensor]
     scores: Callable[[torch.Tensor, torch.Tensor, Pattern, str], torch.Tensor]
     drop: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Pattern], torch.Tensor]
+    paper: str | None = None
 
 
 PATTERNS: dict[str, UnitRules] = {
     "unstructured": UnitRules(_weights_dropped, _weight_scores, _drop_weights),
-    "n:m": UnitRules(_groups_dropped, _group_scores, _drop_in_groups),
-    "block": UnitRules(_blocks_dropped, _block_scores, _drop_blocks),
+    "n:m": UnitRules(
+        _groups_dropped,
+        _group_scores,
+        _drop_in_groups,
+        paper="""@article{mishra2021accelerating,
+  title = {Accelerating Sparse Deep Neural Networks},
+  author = {Mishra, Asit and Latorre, Jorge Albericio and Pool, Jeff and Stosic, Darko and Stosic, Dusan and
+            Venkatesh, Ganesh and Yu, Chong and Micikevicius, Paulius},
+  journal = {arXiv preprint arXiv:2104.08378},
+  year = {2021}
+}""",
+    ),
+    "block": UnitRules(
+        _blocks_dropped,
+        _block_scores,
+        _drop_blocks,
+        paper="""@article{narang2017block,
+  title = {Block-Sparse Recurrent Neural Networks},
+  author = {Narang, Sharan and Undersander, Eric and Diamos, Gregory},
+  journal = {arXiv preprint arXiv:1711.02782},
+  year = {2017}
+}""",
+    ),
 }
-
 
 BLOCK_NORMS = ("l1", "l2")

@@ -63,10 +63,36 @@ class Penalty:
     value: Callable[[torch.Tensor, Sides], torch.Tensor]
     gradient: Callable[[torch.Tensor, Sides], torch.Tensor]
     of_units: bool = False
+    paper: str | None = None
 
 
 PENALTIES: dict[str, Penalty] = {
-    "l1": Penalty(_l1, _l1_gradient),
+    "l1": Penalty(
+        _l1,
+        _l1_gradient,
+        paper="""@article{tibshirani1996regression,
+  title = {Regression Shrinkage and Selection via the Lasso},
+  author = {Tibshirani, Robert},
+  journal = {Journal of the Royal Statistical Society: Series B},
+  volume = {58},
+  number = {1},
+  pages = {267--288},
+  year = {1996}
+}""",
+    ),
     "l2": Penalty(_l2, _l2_gradient),
-    "group_lasso": Penalty(_group_lasso, _group_lasso_gradient, of_units=True),
+    "group_lasso": Penalty(
+        _group_lasso,
+        _group_lasso_gradient,
+        of_units=True,
+        paper="""@article{yuan2006model,
+  title = {Model selection and estimation in regression with grouped variables},
+  author = {Yuan, Ming and Lin, Yi},
+  journal = {Journal of the Royal Statistical Society: Series B},
+  volume = {68},
+  number = {1},
+  pages = {49--67},
+  year = {2006}
+}""",
+    ),
 }

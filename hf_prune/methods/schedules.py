@@ -1,14 +1,26 @@
 """When a tensor is how sparse: step -> sparsity. Plain numbers, no torch.
 
-A schedule is a function `(fraction, initial, final) -> sparsity` with `fraction` the share of the way from the first
-mask update (0) to the last (1), and sparsities in [0, 1). To add one, write the function and name it in `SCHEDULES`.
+To add a schedule, write its function and one entry of `SCHEDULES`.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
-Schedule = Callable[[float, float, float], float]
+
+@dataclass(frozen=True)
+class Schedule:
+    """One way from a sparsity to another.
+
+    Attributes:
+        sparsity: `(fraction, initial, final) -> sparsity`, with `fraction` the share of the way from the first mask
+            update (0) to the last (1), and sparsities in [0, 1).
+        paper: a BibTeX entry.
+    """
+
+    sparsity: Callable[[float, float, float], float]
+    paper: str | None = None
 
 
 def one_shot(fraction: float, initial: float, final: float) -> float:
@@ -43,11 +55,19 @@ def cosine(fraction: float, initial: float, final: float) -> float:
 
 
 SCHEDULES: dict[str, Schedule] = {
-    "one_shot": one_shot,
-    "linear": linear,
-    "cubic": cubic,
-    "exponential": exponential,
-    "cosine": cosine,
+    "one_shot": Schedule(one_shot),
+    "linear": Schedule(linear),
+    "cubic": Schedule(
+        cubic,
+        paper="""@article{zhu2017prune,
+  title = {To prune, or not to prune: exploring the efficacy of pruning for model compression},
+  author = {Zhu, Michael and Gupta, Suyog},
+  journal = {arXiv preprint arXiv:1710.01878},
+  year = {2017}
+}""",
+    ),
+    "exponential": Schedule(exponential),
+    "cosine": Schedule(cosine),
 }
 
 
@@ -65,7 +85,7 @@ def sparsity_at(schedule: str, step: int, begin: int, end: int, initial: float, 
         return final
     if step <= begin:
         return initial
-    return SCHEDULES[schedule]((step - begin) / (end - begin), initial, final)
+    return SCHEDULES[schedule].sparsity((step - begin) / (end - begin), initial, final)
 
 
 def update_steps(begin: int, end: int, frequency: int) -> list[int]:

@@ -1,15 +1,18 @@
 """One sparsity for several tensors -> how many units each drops, or all of them together.
 
-A scope is a function `(tensors, sparsity) -> pools`: in each pool exactly `count` units are dropped, the ones with the
-lowest scores of all its members. To add one, write the function and name it in `SCOPES`.
+To add a scope, write its function and one entry of `SCOPES`.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from .patterns import count_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,14 @@ class Prunable:
     """What a scope needs to know of a tensor.
 
     `units`: how many units its pattern divides it into; `dropped`: how many are dropped already, and stay so;
-    `sides`: the sides of one matrix (out, in), or of a convolution's kernel too (out, in, height, width).
+    `sides`: the sides of one matrix (out, in), or of a convolution's kernel too (out, in, height, width); `inputs`: the
+    norm of each input feature (float32) in the optimizer step before the update, for a scope that reads it.
     """
 
     units: int
     dropped: int
     sides: tuple[int, ...]
+    inputs: "torch.Tensor | None" = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,24 @@ class Pool:
     count: int
 
 
-Scope = Callable[[Sequence[Prunable], Fraction], list[Pool]]
+@dataclass(frozen=True)
+class Scope:
+    """One way to share a sparsity out among tensors.
+
+    Attributes:
+        pools: `(tensors, sparsity) -> pools`; in each pool exactly `count` units are dropped, those with the lowest
+            scores of all its members.
+        words: where weights compete, as a card says it.
+        ranks_together: whether several tensors compete in one pool.
+        reads: `inputs` where `pools` needs the norms of the inputs, or None.
+        paper: a BibTeX entry.
+    """
+
+    pools: Callable[[Sequence[Prunable], Fraction], list[Pool]]
+    words: str
+    ranks_together: bool = False
+    reads: str | None = None
+    paper: str | None = None
 
 
 def layer(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
@@ -96,14 +118,16 @@ def _largest_remainder(shares: Sequence[Fraction], total: int) -> list[int]:
 
 
 SCOPES: dict[str, Scope] = {
-    "layer": layer,
-    "global": global_,
-    "erk": erk,
-}
-
-
-SCOPE_WORDS = {
-    "layer": "in each tensor by itself",
-    "global": "in one ranking of all tensors",
-    "erk": "in shares by the size of each tensor (Erdős–Rényi-kernel)",
+    "layer": Scope(layer, words="in each tensor by itself"),
+    "global": Scope(global_, words="in one ranking of all tensors", ranks_together=True),
+    "erk": Scope(
+        erk,
+        words="in shares by the size of each tensor (Erdős–Rényi-kernel)",
+        paper="""@inproceedings{evci2020rigging,
+  title = {Rigging the Lottery: Making All Tickets Winners},
+  author = {Evci, Utku and Gale, Trevor and Menick, Jacob and Castro, Pablo Samuel and Elsen, Erich},
+  booktitle = {International Conference on Machine Learning},
+  year = {2020}
+}""",
+    ),
 }

@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from peft.tuners import lora
-from peft.tuners.hira.layer import HiraLayer
-from peft.tuners.ia3.layer import IA3Layer
-from peft.tuners.ln_tuning.layer import LNTuningLayer
-from peft.tuners.loha.layer import Linear as LoHaLinear
-from peft.tuners.lokr.layer import Linear as LoKrLinear
-from peft.tuners.lora.dora import DoraLinearLayer
-from peft.tuners.lora.variants import DoraLinearVariant
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.tuners.vera.layer import Linear as VeraLinear
 from torch import nn
 from torch.func import functional_call
 
 from ..errors import MergeError, TargetError
+from ..foreign.peft import (
+    BaseTunerLayer,
+    DoraLinearLayer,
+    DoraLinearVariant,
+    HiraLayer,
+    IA3Layer,
+    LNTuningLayer,
+    LoHaLinear,
+    LoKrLinear,
+    LoraLinear,
+    VeraLinear,
+    check_layers,
+)
 from .names import named_parameters, tuner_layers
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ class _MaskedForward(MaskedDelta):
         Raises TargetError where each sample of a batch has an adapter of its own (`adapter_names`).
         """
         if kwargs.get("adapter_names") is not None:
-            raise TargetError("adapter_names: expected none with 'sparse_merge'; set one adapter for the whole batch")
+            raise TargetError("adapter_names", "expected none with 'sparse_merge'; set one adapter for the whole batch")
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
@@ -107,7 +110,7 @@ class _MaskedForward(MaskedDelta):
         return next((one for one in of_adapters if self.training and getattr(one, "p", 0.0) > 0), None)
 
 
-class MaskedLoraLinear(_MaskedForward, lora.Linear):
+class MaskedLoraLinear(_MaskedForward, LoraLinear):
     """LoRA and DoRA over linear layers."""
 
     dropouts = "lora_dropout"
@@ -129,12 +132,11 @@ class MaskedLoKrLinear(MaskedDelta, LoKrLinear):
 
 # What adds to the weight -> the same with a mask.
 _MASKED: dict[type, type] = {
-    lora.Linear: MaskedLoraLinear,
+    LoraLinear: MaskedLoraLinear,
     VeraLinear: MaskedVeraLinear,
     LoHaLinear: MaskedLoHaLinear,
     LoKrLinear: MaskedLoKrLinear,
 }
-
 
 # What scales the weight, or does not touch it.
 _KEEPS_ZEROS = (IA3Layer, HiraLayer, LNTuningLayer)
@@ -146,13 +148,15 @@ def mask_additions(model: nn.Module, names: Collection[str]) -> None:
     Raises TargetError, before anything is changed, for adapters of which that cannot be had, with what to use instead.
     """
     layers = tuner_layers(model, names)
+    check_layers(layers.values())
     for name, layer in layers.items():
         why = _why_not_masked(layer)
         if why is not None:
             raise TargetError(
-                f"adapters: 'sparse_merge' cannot be had of {name}, {why}; use LoRA, DoRA, LoHa, LoKr or VeRA over "
+                "adapters",
+                f"'sparse_merge' cannot be had of {name}, {why}; use LoRA, DoRA, LoHa, LoKr or VeRA over "
                 "linear layers, or IA3 or HiRA, which only scale the weight, or prune with 'sparse_base' and keep the "
-                "adapters apart"
+                "adapters apart",
             )
     for layer in layers.values():
         if type(layer) in _MASKED:
@@ -181,7 +185,7 @@ def _why_not_masked(layer: BaseTunerLayer) -> str | None:
 
 def _check_mergeable(model: nn.Module, layers: Mapping[str, Any], zeros: Mapping[str, torch.Tensor]) -> None:
     """Raise MergeError for weights that several modules share, and where there is no zero to keep."""
-    owners = Counter(id(one) for module in model.modules() for one in module._parameters.values())
+    owners = Counter(id(one) for module in model.modules() for one in module.parameters(recurse=False))
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and owners[id(getattr(module.get_base_layer(), "weight", None))] > 1:
             raise MergeError(

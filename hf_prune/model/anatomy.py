@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..foreign.peft import BaseTunerLayer
 from .names import shape_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -34,7 +34,7 @@ def is_experts(module: nn.Module) -> bool:
 
 def _has_weight_of(module: nn.Module, *sides: str) -> bool:
     """Whether a module's weight has the sides that its attributes of these names say."""
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     return weight is not None and tuple(shape_of(weight)) == tuple(getattr(module, side, None) for side in sides)
 
 

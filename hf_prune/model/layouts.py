@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .anatomy import CONVOLUTIONS, is_experts
 
 LAYOUTS = ("matrix", "transposed", "convolution", "experts", "experts_transposed", "flat")
 
@@ -36,6 +40,17 @@ class Target:
         """The shape (batch, out, in) of `as_matrices`."""
         batch, rows, columns = as_matrices(torch.empty(self.shape, device="meta"), self.layout).shape
         return batch, rows, columns
+
+
+def layout_of(module: nn.Module, dims: int) -> str:
+    """The layout of a module's own parameter of so many dimensions."""
+    if isinstance(module, Conv1D) and dims == 2:
+        return "transposed"
+    if isinstance(module, CONVOLUTIONS) and dims in (3, 4):
+        return "convolution"
+    if is_experts(module) and dims == 3:
+        return "experts_transposed" if getattr(module, "is_transposed", False) else "experts"
+    return "matrix" if dims == 2 else "flat"
 
 
 def as_matrices(tensor: torch.Tensor, layout: str) -> torch.Tensor:
@@ -88,13 +103,29 @@ def matrix_coordinates(
 def tensor_coordinates(
     batch: torch.Tensor, row: torch.Tensor, column: torch.Tensor, shape: tuple[int, ...], layout: str
 ) -> tuple[torch.Tensor, ...]:
-    """The inverse of `_matrix_coordinates`, for a tensor of this shape and layout."""
+    """The inverse of `matrix_coordinates`, for a tensor of this shape and layout."""
     if layout == "experts":
         return batch, row, column
     if layout == "experts_transposed":
         return batch, column, row
     kernel = torch.unravel_index(batch, shape[2:]) if len(shape) > 2 else ()
     return (column, row, *kernel) if layout == "transposed" else (row, column, *kernel)
+
+
+def sides_in_tensor(rows: int, columns: int, layout: str, dims: int) -> tuple[int, ...]:
+    """How far a block of (out, in) weights of a matrix reaches in each of a tensor's dimensions."""
+    if layout.endswith("transposed"):
+        rows, columns = columns, rows
+    if layout.startswith("experts"):
+        return (1, rows, columns)
+    return (rows, columns, *(1,) * (dims - 2))
+
+
+def rows_as_tensor(shape: tuple[int, ...], layout: str) -> tuple[tuple[int, ...], str]:
+    """Shape and layout of a tensor as rows of its flattened weights: those of all experts are one matrix."""
+    if not layout.startswith("experts"):
+        return shape, layout
+    return (shape[0] * shape[1], shape[2]), "matrix" if layout == "experts" else "transposed"
 
 
 def ravel(coordinates: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:

@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterator
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
+
+from ..foreign.peft import BaseTuner, BaseTunerLayer
 
 # Modules that torch puts around others, which do not appear in what is saved.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})

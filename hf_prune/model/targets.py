@@ -5,11 +5,9 @@ import re
 from collections.abc import Sequence
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import TargetError
 from .anatomy import (
-    CONVOLUTIONS,
     adapter_modules,
     head_modules,
     is_experts,
@@ -18,7 +16,7 @@ from .anatomy import (
     router_modules,
     stacked_modules,
 )
-from .layouts import Target
+from .layouts import Target, layout_of
 from .names import added_paths, named_parameters, plain_name, shape_of
 
 # Parameters of bitsandbytes: codes, which may be stored as floats.
@@ -44,7 +42,7 @@ def find_targets(
     to treat adapters where the model has none, and where all that could be pruned is quantised.
     """
     if adapters is not None and not adapter_modules(model):
-        raise TargetError(f"adapters: expected a model with adapters of PEFT for {adapters!r}, got one without")
+        raise TargetError("adapters", f"expected a model with adapters of PEFT for {adapters!r}, got one without")
     layouts = _layouts(model)
     parameters = dict(named_parameters(model))
     shapes = {name: shape_of(parameter) for name, parameter in parameters.items()}
@@ -78,13 +76,14 @@ def check_expressions(field: str, expressions: Sequence[str], names: Sequence[st
         try:
             matcher = re.compile(expression)
         except re.error as error:
-            raise TargetError(f"{field}: {expression!r} is not a regular expression: {error}") from error
+            raise TargetError(field, f"{expression!r} is not a regular expression: {error}") from error
         if not any(matcher.fullmatch(name) for name in names):
             near = _nearest_name(expression.replace("\\", "").replace(".*", ""), names)
             hint = f"; the nearest is {near!r}" if near else ""
             raise TargetError(
-                f"{field}: {expression!r} matches no whole parameter name of the model{hint} "
-                "(expressions are matched with re.fullmatch)"
+                field,
+                f"{expression!r} matches no whole parameter name of the model{hint} "
+                "(expressions are matched with re.fullmatch)",
             )
 
 
@@ -111,23 +110,12 @@ def _selects(expression: str, name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _layouts(model: nn.Module) -> dict[str, str]:
-    """The layout of every parameter whose input dimension is known, by the module that owns it."""
+    """The layout of every parameter, by the module that owns it."""
     added = added_paths(model)
     layouts = {}
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(prefix=module_name, recurse=False):
-            dims = len(shape_of(parameter))
-            if isinstance(module, Conv1D) and dims == 2:
-                layout = "transposed"
-            elif isinstance(module, CONVOLUTIONS) and dims in (3, 4):
-                layout = "convolution"
-            elif is_experts(module) and dims == 3:
-                layout = "experts_transposed" if getattr(module, "is_transposed", False) else "experts"
-            elif dims == 2:
-                layout = "matrix"
-            else:
-                layout = "flat"
-            layouts[plain_name(parameter_name, added)] = layout
+            layouts[plain_name(parameter_name, added)] = layout_of(module, len(shape_of(parameter)))
     return layouts
 
 

@@ -1,5 +1,5 @@
 """What is told about a model: the record of its run, measurements, plots, its card, and the push to the Hub.
 
 Every number is counted in the saved files or measured.
-May import: errors, methods, config, model, engines, saved.
+May import: errors, foreign, methods, config, model, engines, saved.
 """

@@ -13,21 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CardError, one_line
-from ..saved.files import weight_files
+from ..saved.model import SavedModel
 from .card_merge import Existing, merge_cards
 from .card_text import generated_metadata, render_card
 from .plots import plot_layers, plot_schedule
-from .record import RunRecord, load_record, save_record, saved_files
+from .record import RunRecord, load_record, save_record
 from .sparsity_json import FIGURES_NAME, Figures, count_figures
 
 CARD_NAME = "README.md"
 
-
 ASSETS_FOLDER = "assets"
 
-
 LAYERS_NAME = f"{ASSETS_FOLDER}/layers.png"
-
 
 SCHEDULE_NAME = f"{ASSETS_FOLDER}/schedule.png"
 
@@ -45,16 +42,16 @@ def make_files(
 
     Raises ReportError, RecordError, StaleRecordError and CardError.
     """
-    folder = Path(folder)
-    record = load_record(folder)
-    figures = count_figures(folder, record)
+    saved = SavedModel.of(folder)
+    record = load_record(saved)
+    figures = count_figures(saved, record)
     if repo_id is not None:
         figures = figures.model_copy(update={"model": repo_id.rsplit("/", 1)[-1]})
     known = record if record is not None else RunRecord(name=figures.model)
     figures = figures.model_copy(update={"metadata": generated_metadata(figures, known)})
     card = merge_cards(
-        render_card(figures, known, repo_id or _shown_path(folder)),
-        here=read_card(folder),
+        render_card(figures, known, repo_id or _shown_path(saved.folder)),
+        here=read_card(saved),
         on_hub=on_hub,
         pushed=pushed,
         chosen={key: figures.metadata[key] for key in known.chosen if key in figures.metadata},
@@ -96,7 +93,6 @@ def forget_measurements(folder: str | os.PathLike) -> None:
     """Make the record of a folder one of the weights that are there now: what was measured and trained goes."""
     record = load_record(folder)
     if record is not None:
-        files = saved_files(weight_files(Path(folder)))
         save_record(
             folder,
             RunRecord(
@@ -105,7 +101,7 @@ def forget_measurements(folder: str | os.PathLike) -> None:
                 tags=record.tags,
                 base_model=record.base_model,
                 pruning=record.pruning,
-                weights=files,
+                weights=SavedModel.of(folder).hashes,
             ),
         )
 

@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
-from huggingface_hub.repocard_data import eval_results_to_model_index
-from transformers.modelcard import TASK_MAPPING
 
+from ..foreign.huggingface_hub import eval_results_to_model_index
+from ..foreign.transformers import TASK_MAPPING
 from ..methods.citations import citations
-from ..methods.criteria import METHOD_WORDS
 from ..methods.patterns import parse_pattern
-from ..methods.scopes import SCOPE_WORDS
+from ..methods.scopes import SCOPES
+from ..methods.table import words_of
 from ..saved.report import totals_of
 from .markdown import code, fence, inline, single_line
 from .record import Distillation, Evaluation, Generation, RunRecord, Source, lower_is_better, recovery
@@ -23,10 +23,8 @@ from .sparsity_json import Figures
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
-
 # Characters of a text in the table of samples.
 _MOST_SAMPLE = 400
-
 
 # Rows of the table of tensors; a card must stay readable in a browser.
 _MOST_ROWS = 500
@@ -191,13 +189,13 @@ def _summary(figures: Figures, record: RunRecord) -> str:
 
 def _method(config: Mapping[str, Any]) -> str:
     if config["method"] == "keep":
-        return METHOD_WORDS["keep"]
+        return words_of("keep")
     pattern = parse_pattern(config["pattern"])
     if pattern.name == "n:m":
-        return f"{METHOD_WORDS[config['method']]} of every group ({config['pattern']})"
-    what = METHOD_WORDS[config["method"]]
+        return f"{words_of(config['method'])} of every group ({config['pattern']})"
+    what = words_of(config["method"])
     blocks = f", in whole {config['pattern'].removeprefix('block:')} blocks" if pattern.name == "block" else ""
-    return f"{what}{blocks}, {SCOPE_WORDS[config['scope']]}"
+    return f"{what}{blocks}, {SCOPES[config['scope']].words}"
 
 
 def _figure(value: float, sign: str = "") -> str:

@@ -18,7 +18,6 @@ from ..errors import PushError, one_line
 # What the client raises for a connection that fails: its HTTP library's own base class.
 _TransportError: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 
-
 HUB_ERRORS: tuple[type[Exception], ...] = (_TransportError, OSError, RuntimeError, ValueError)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ..config.checks import is_number, is_real
 from ..methods.penalties import PENALTIES
-from .redact import is_finite, is_number, is_plain, without_tokens
+from .redact import is_plain, without_tokens
 
 # Entries of the log that are kept; every evaluation is.
 _LOGGED_STEPS = 1000
-
 
 # What a Trainer logs of an evaluation beside its metrics.
 _NOT_METRICS = (
@@ -21,7 +21,6 @@ _NOT_METRICS = (
     *("epoch", "step", "num_input_tokens_seen", "mem_cpu_alloc_delta", "mem_cpu_peaked_delta"),
     *("mem_gpu_alloc_delta", "mem_gpu_peaked_delta"),
 )
-
 
 # Arguments that say where a run was made and what was done with it, not what came of it.
 _NOT_REPRODUCED = (
@@ -38,14 +37,14 @@ def metrics_of(values: Mapping[str, Any], prefix: str = "eval") -> dict[str, flo
     metrics = {}
     for key, value in values.items():
         name = key.removeprefix(f"{prefix}_")
-        if name != key and name not in _NOT_METRICS and is_finite(value):
+        if name != key and name not in _NOT_METRICS and is_number(value):
             metrics[name] = float(value)
     return metrics
 
 
 def not_finite(values: Mapping[str, Any], prefix: str = "eval") -> list[str]:
     """The names of metrics, without the prefix, that are NaN or infinite."""
-    bad = [key for key, value in values.items() if is_number(value) and not is_finite(value)]
+    bad = [key for key, value in values.items() if is_real(value) and not is_number(value)]
     return [key.removeprefix(f"{prefix}_") for key in bad if key.startswith(f"{prefix}_")]
 
 
@@ -55,7 +54,7 @@ def thin_history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, flo
     wanted = ("step", "loss", *terms, "sparsity", "target_sparsity")
     entries = []
     for entry in log_history:
-        kept = {name: float(entry[name]) for name in wanted if name in entry and is_finite(entry[name])}
+        kept = {name: float(entry[name]) for name in wanted if name in entry and is_number(entry[name])}
         kept |= {f"eval_{name}": value for name, value in metrics_of(entry).items()}
         if "step" in kept and ("loss" in kept or any(name.startswith("eval_") for name in kept)):
             entries.append(kept)

@@ -6,7 +6,6 @@ from typing import Any
 # What a code span can hold without surprise, in a table too.
 _PLAIN = re.compile(r"[\w ./:,=+()%'-]+", re.ASCII)
 
-
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#&$!@])")
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from ..config.checks import is_number
 from .record import Emissions, Hardware
-from .redact import is_finite
 
 
 def versions(names: Sequence[str] = ("hf-prune", "transformers", "torch", "accelerate", "datasets")) -> dict[str, str]:
@@ -85,7 +85,7 @@ def emissions_of(callbacks: Sequence[Any]) -> Emissions | None:
     """What codecarbon estimated, where transformers' `report_to="codecarbon"` is among a Trainer's callbacks."""
     for callback in callbacks:
         data = getattr(getattr(callback, "tracker", None), "final_emissions_data", None)
-        if data is not None and is_finite(data.emissions):
+        if data is not None and is_number(data.emissions):
             return Emissions(
                 kilograms=float(data.emissions),
                 kilowatt_hours=float(data.energy_consumed),

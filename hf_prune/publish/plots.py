@@ -13,19 +13,14 @@ from ..methods.penalties import PENALTIES
 
 _SPARSITY_COLOR = "#b5432b"
 
-
 _LOSS_COLOR = "#2b6cb5"
-
 
 _METRIC_COLOR = "#3d7a3d"
 
-
 _PENALTY_COLOR = "#8a6d1d"
-
 
 # With more, names could not be read, and the picture would outgrow what a PNG may hold.
 _NAMED_TENSORS = 250
-
 
 _LONGEST_NAME = 30
 

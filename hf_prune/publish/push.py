@@ -13,6 +13,7 @@ Order of a push, and what a failure at each point leaves behind:
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -38,7 +39,6 @@ from .sparsity_json import FIGURES_NAME
 
 _PUSHED_NAME = ".pushed_card.json"
 
-
 # How many of the last pull requests are looked at.
 _PULL_REQUESTS = 5
 
@@ -52,7 +52,7 @@ class PushResult:
 
 
 def push_model(
-    folder: str | Path,
+    folder: str | os.PathLike,
     repo_id: str,
     private: bool | None = None,
     revision: str | None = None,
@@ -67,7 +67,8 @@ def push_model(
     """Push a saved model with a card made from what was measured, in one commit, and check what the Hub then holds.
 
     Args:
-        folder: the saved model, with its `run_record.json` if it was trained with `PruningTrainer`.
+        folder: the saved model, with its `run_record.json` if it was trained with `PruningTrainer`: a path, or a
+            `SavedModel` that has been read already.
         repo_id: `USER/REPO`; a name alone is one of the user whose token it is. Made if it is not there.
         private: whether a repository that is made is private; None is the user's own default on the Hub. A public one
             that is there already is refused if this is True.
@@ -85,7 +86,7 @@ def push_model(
         PushError: the Hub did not take it; the message says what is and is not there.
     """
     if create_pr and revision is not None:
-        raise PushError(f"revision: expected none for a pull request, which makes its own, got {revision!r}")
+        raise PushError("revision", f"expected none for a pull request, which makes its own, got {revision!r}")
     api = _api(token)
     plan, remote = _prepare(api, folder, repo_id, private, revision, with_masks, also or {}, token)
     repo_id = plan.repo_id
@@ -125,7 +126,7 @@ def _files(number: int) -> str:
 
 def _prepare(
     api: HfApi,
-    folder: str | Path,
+    folder: str | os.PathLike,
     repo_id: str,
     private: bool | None,
     revision: str | None,
@@ -200,7 +201,7 @@ def _validate_card(api: HfApi, plan: PushPlan, token: str | None) -> None:
 
 
 def plan_push(
-    folder: str | Path,
+    folder: str | os.PathLike,
     repo_id: str,
     private: bool | None = None,
     revision: str | None = None,

@@ -1,31 +1,30 @@
 """What a push would do: the files that make up a saved model, its card, and how they differ from those on the Hub."""
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CardError
-from ..saved.files import module_folders, vocabularies, weight_files
+from ..saved.files import SavedFile
 from ..saved.masks import is_mask_file
+from ..saved.model import SavedModel
 from ..saved.pruning_state import STATE_NAME
 from .card import ASSETS_FOLDER, CARD_NAME, LAYERS_NAME, SCHEDULE_NAME, make_files
 from .card_merge import Existing
-from .record import RECORD_NAME, SavedFile
+from .record import RECORD_NAME
 from .redact import looks_like_token
 from .sparsity_json import FIGURES_NAME, Figures
 
 # Folders that `save_pretrained` writes.
 _MODEL_FOLDERS = ("additional_chat_templates",)
 
-
 # What a model is made of, beside its weights: configuration, vocabularies, code of its own, and who made it.
 _SUFFIXES = (".json", ".jinja", ".model", ".py", ".spm", ".tiktoken", ".txt")
 
-
 _DOCUMENTS = ("LICENSE", "NOTICE", "CITATION")
-
 
 _STATE_OF_TRAINING = (
     "trainer_state.json",
@@ -37,7 +36,6 @@ _STATE_OF_TRAINING = (
     "zero_to_fp32.py",  # DeepSpeed's, for its own checkpoints
     "zero_to_torch.py",
 )
-
 
 # Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, our own pictures.
 _REPLACED = re.compile(
@@ -68,7 +66,6 @@ class Remote:
 
 NOTHING_THERE = Remote(head=None, files={}, has_branch=False, card=None, is_private=None)
 
-
 UNKNOWN = Remote(head=None, files={}, has_branch=False, card=None, is_private=None)
 
 
@@ -76,8 +73,8 @@ UNKNOWN = Remote(head=None, files={}, has_branch=False, card=None, is_private=No
 class PushPlan:
     """What a push sends: path -> file or content; what it leaves out, with the reason; and what it takes away.
 
-    `weights` are the files of weights as they were when zeros were counted; `is_new` is None where it is not known
-    whether the repository is there.
+    `weights` are the files of weights, wherever they go, as they were when zeros were counted; `is_new` is None where
+    it is not known whether the repository is there.
     """
 
     repo_id: str
@@ -96,7 +93,7 @@ class PushPlan:
 
 
 def make_push_plan(
-    folder: str | Path,
+    folder: str | os.PathLike,
     repo_id: str,
     remote: Remote,
     with_masks: bool = False,
@@ -107,26 +104,24 @@ def make_push_plan(
 
     `pushed` is the card as it was last pushed there from this folder.
     """
-    folder = Path(folder)
-    weights = {path.name for path in weight_files(folder)}
-    made = make_files(folder, repo_id, remote.card, pushed)
-    chosen, left_out = choose_files(folder, weights, with_masks)
+    saved = SavedModel.of(folder)
+    weights = {path.name for path in saved.weight_files}
+    made = make_files(saved, repo_id, remote.card, pushed)
+    chosen, left_out = choose_files(saved, weights, with_masks)
     earlier = {LAYERS_NAME, SCHEDULE_NAME} - made.keys()
     files: dict[str, Path | bytes] = {name: path for name, path in chosen.items() if name not in earlier}
     files |= {**(also or {}), **made}
     texts = files.keys() - weights - (also or {}).keys()
     _refuse_tokens({name: files[name] for name in sorted(texts)})
     figures = Figures.model_validate_json(made[FIGURES_NAME])
+    sent_again = {name: path.name for name, path in (also or {}).items() if path in saved.weight_files}
+    known = figures.files | {name: figures.files[original] for name, original in sent_again.items()}
     return PushPlan(
         repo_id=repo_id,
         files=dict(sorted(files.items())),
-        weights=figures.files,
+        weights=known,
         left_out=left_out,
-        changed=[
-            name
-            for name in sorted(files)
-            if not _is_there(files[name], remote.files.get(name), figures.files.get(name))
-        ],
+        changed=[name for name in sorted(files) if not _is_there(files[name], remote.files.get(name), known.get(name))],
         removed=sorted(name for name in remote.files if _REPLACED.fullmatch(name) and name not in files),
         is_new=remote.head is None if remote is not UNKNOWN else None,
         sparsity=figures.overall_sparsity,
@@ -139,12 +134,16 @@ def _refuse_tokens(files: Mapping[str, Path | bytes]) -> None:
             raise CardError(f"{name}: expected no secrets in what is pushed, found what looks like a token; remove it")
 
 
-def choose_files(folder: Path, weights: Collection[str], with_masks: bool) -> tuple[dict[str, Path], dict[str, str]]:
+def choose_files(
+    folder: str | os.PathLike, weights: Collection[str], with_masks: bool
+) -> tuple[dict[str, Path], dict[str, str]]:
     """The files of a folder that make up the model, and why others are left out; folders are named with a slash."""
     chosen: dict[str, Path] = {}
     left_out: dict[str, str] = {}
-    folders = {ASSETS_FOLDER, *_MODEL_FOLDERS, *module_folders(folder)}
-    known = {*weights, CARD_NAME, *vocabularies(folder)}
+    saved = SavedModel.of(folder)
+    folder = saved.folder
+    folders = {ASSETS_FOLDER, *_MODEL_FOLDERS, *saved.module_folders}
+    known = {*weights, CARD_NAME, *saved.vocabularies}
     for path in sorted(folder.iterdir()):
         name = path.name
         if path.is_dir():

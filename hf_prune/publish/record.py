@@ -1,9 +1,7 @@
 """The record of a run, `run_record.json` beside a saved model: what was measured, and no weights can tell."""
 
-import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from ..config.pruning import PruningConfig
 from ..errors import RecordError, one_line
+from ..saved.files import SavedFile
 
 RECORD_NAME = "run_record.json"
-
 
 FORMAT_VERSION = 1
 
@@ -119,13 +117,6 @@ class Emissions(Frozen):
     seconds: float
 
 
-class SavedFile(Frozen):
-    """Size and SHA-256 of a file of weights."""
-
-    size: int
-    sha256: str
-
-
 class RunRecord(Frozen):
     """All that a card says and the saved weights cannot. `weights` are the files that the measurements belong to.
 
@@ -207,17 +198,6 @@ def load_record(folder: str | os.PathLike) -> RunRecord | None:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"expected finite numbers, got {constant}")
-
-
-def saved_files(files: Sequence[Path]) -> dict[str, SavedFile]:
-    """Size and SHA-256 of each file, by its name."""
-    found = {}
-    for path in files:
-        with path.open("rb") as file:
-            found[path.name] = SavedFile(
-                size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
-            )
-    return found
 
 
 _LOWER_IS_BETTER = ("loss", "perplexity", "wer", "cer", "mae", "mse", "rmse")

@@ -7,24 +7,12 @@ from typing import Any
 
 _SECRETS = ("token", "apikey", "password", "secret")
 
-
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}")
-
 
 # A path that tells where something lies on this machine: from the root, a home folder, a drive, or above where we are.
 _PATH = re.compile(
     r"""((?:^|[\s=:,"'(\[]))((?:file://)?(?:~\w*)?/(?!/)[^\s"',)\]]*|file://[^\s"']+|[A-Za-z]:\\[^\s"']*|\.\./[^\s"']*)"""
 )
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, finite or not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return is_number(value) and math.isfinite(value)
 
 
 def without_tokens(value: Any) -> Any:
@@ -72,4 +60,4 @@ def is_plain(value: Any) -> bool:
         return all(map(is_plain, value))
     if isinstance(value, str):
         return _PATH.search(value) is None
-    return value is None or isinstance(value, bool) or is_finite(value)
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))

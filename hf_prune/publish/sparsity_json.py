@@ -2,17 +2,16 @@
 
 import os
 import shlex
-from pathlib import Path
 from typing import Any
 
-from ..config.pruning import CONFIG_NAME, load_configs
 from ..errors import StaleRecordError
-from ..saved.files import architecture_of, weight_files
-from ..saved.report import TensorReport, make_report
-from .record import RECORD_NAME, Evaluation, Frozen, RunRecord, SavedFile, saved_files
+from ..saved.files import SavedFile
+from ..saved.model import SavedModel
+from ..saved.report import make_report
+from ..saved.zeros import TensorReport
+from .record import RECORD_NAME, Evaluation, Frozen, RunRecord
 
 FIGURES_NAME = "sparsity.json"
-
 
 FORMAT_VERSION = 1
 
@@ -50,8 +49,8 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
     Raises ReportError where there is nothing to count, and StaleRecordError where the record's measurements belong to
     other weights than those that are there.
     """
-    folder = Path(folder)
-    files = saved_files(weight_files(folder))
+    saved = SavedModel.of(folder)
+    folder, files = saved.folder, saved.hashes
     if record is not None and record.weights != files:
         different = sorted(name for name in {*files, *record.weights} if files.get(name) != record.weights.get(name))
         raise StaleRecordError(
@@ -59,13 +58,12 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
             "What was measured does not belong to these weights: save and evaluate again, or make a card without it, "
             f"hf-prune card --without-measurements {shlex.quote(str(folder))}"
         )
-    report = make_report(folder)
-    configs = record.pruning if record is not None else _saved_pruning(folder)
+    report = make_report(saved)
     return Figures(
         model=record.name if record is not None else folder.resolve().name,
-        architecture=architecture_of(folder),
-        has_tokenizer=any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")),
-        pruning=configs,
+        architecture=saved.architecture,
+        has_tokenizer=saved.has_tokenizer,
+        pruning=[config.to_dict() for config in saved.pruning_configs] if record is None else record.pruning,
         target_sparsity=record.target_sparsity if record is not None else None,
         prunable_sparsity=report.prunable_sparsity if report.prunable else None,
         overall_sparsity=report.sparsity,
@@ -76,7 +74,3 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         metadata={},
         tensors=report.tensors,
     )
-
-
-def _saved_pruning(folder: Path) -> list[dict[str, Any]]:
-    return [config.to_dict() for config in load_configs(folder)] if (folder / CONFIG_NAME).exists() else []

@@ -22,7 +22,7 @@ def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.D
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         hint = "" if Path(name).exists() else nearest_beside(Path(name))
-        raise RecipeError([f"dataset.name: {name}: {first_line(cause)}{hint}"]) from error
+        raise RecipeError("dataset.name", f"{name}: {first_line(cause)}{hint}") from error
     _check_split_names(section)
     _check_columns_differ(columns)
     train = _part(loaded, "train_split", section.train_split)
@@ -31,7 +31,7 @@ def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.D
         split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
         if (split is None) == (size is None):
             came = "neither" if split is None else "both"
-            raise RecipeError([f"dataset.{part}_split: expected either {part}_split or {part}_size, got {came}"])
+            raise RecipeError(f"dataset.{part}_split", f"expected either {part}_split or {part}_size, got {came}")
         if split is not None:
             parts[part] = _rows(_part(loaded, f"{part}_split", split), part, section, columns)
     if section.validation_size is not None or section.test_size is not None:
@@ -50,14 +50,14 @@ def _check_split_names(section: DatasetSection) -> None:
     for field in ("validation_split", "test_split"):
         split = getattr(section, field)
         if split is not None and split in used:
-            raise RecipeError([f"dataset.{field}: expected another split than {used[split]}, got {split!r} for both"])
+            raise RecipeError(f"dataset.{field}", f"expected another split than {used[split]}, got {split!r} for both")
         used[split] = field
 
 
 def _open_data(name: str, config: str | None) -> datasets.DatasetDict:
     path = Path(name)
     if config is not None and (path.is_file() or _is_saved(path)):
-        raise RecipeError([f"dataset.config: expected none, for {name} has no configurations, got {config!r}"])
+        raise RecipeError("dataset.config", f"expected none, for {name} has no configurations, got {config!r}")
     if path.is_file():
         builder = data_format(name)
         if builder is None:
@@ -76,7 +76,7 @@ def _is_saved(path: Path) -> bool:
 
 def _part(loaded: datasets.DatasetDict, field: str, split: str) -> datasets.Dataset:
     if split not in loaded:
-        raise RecipeError([f"dataset.{field}: expected one of {', '.join(loaded)}, got {split!r}"])
+        raise RecipeError(f"dataset.{field}", f"expected one of {', '.join(loaded)}, got {split!r}")
     return loaded[split]
 
 
@@ -84,7 +84,7 @@ def _check_columns_differ(columns: Mapping[str, str]) -> None:
     first: dict[str, str] = {}
     for field, column in columns.items():
         if column in first:
-            raise RecipeError([f"dataset.{first[column]}: expected another column than {field}, got {column!r}"])
+            raise RecipeError(f"dataset.{first[column]}", f"expected another column than {field}, got {column!r}")
         first[column] = field
 
 
@@ -93,13 +93,13 @@ def _rows(rows: datasets.Dataset, part: str, section: DatasetSection, columns: M
     for field, column in columns.items():
         if column not in rows.column_names:
             found = ", ".join(rows.column_names)
-            raise RecipeError([f"dataset.{field}: expected one of {found} (the columns of {part}), got {column!r}"])
+            raise RecipeError(f"dataset.{field}", f"expected one of {found} (the columns of {part}), got {column!r}")
     for column, value in section.where.items():
         if column not in rows.column_names:
-            raise RecipeError([f"dataset.where: expected one of {', '.join(rows.column_names)}, got {column!r}"])
+            raise RecipeError("dataset.where", f"expected one of {', '.join(rows.column_names)}, got {column!r}")
         rows = rows.select([index for index, cell in enumerate(rows[column]) if cell == value])
         if not len(rows):
-            raise RecipeError([f"dataset.where: expected rows where {column} is {value!r}, found none in {part}"])
+            raise RecipeError("dataset.where", f"expected rows where {column} is {value!r}, found none in {part}")
     return rows.select_columns(list(columns.values()))
 
 
@@ -109,7 +109,7 @@ def check_texts(data: datasets.DatasetDict, field: str, column: str) -> None:
         text = rows.features[column]
         if not isinstance(text, datasets.Value) or text.dtype not in ("string", "large_string"):
             kind = getattr(text, "dtype", type(text).__name__)
-            raise RecipeError([f"dataset.{field}: expected texts in {column!r}, got {kind} in {part}"])
+            raise RecipeError(f"dataset.{field}", f"expected texts in {column!r}, got {kind} in {part}")
         _check_filled(rows, part, field, column)
 
 
@@ -120,7 +120,7 @@ def check_labels(data: datasets.DatasetDict, section: DatasetSection) -> None:
         if not isinstance(label, (datasets.Value, datasets.ClassLabel)):
             kind = type(label).__name__
             raise RecipeError(
-                [f"dataset.label_column: expected single values in {section.label_column!r}, got {kind} in {part}"]
+                "dataset.label_column", f"expected single values in {section.label_column!r}, got {kind} in {part}"
             )
         _check_filled(rows, part, "label_column", section.label_column)
 
@@ -128,7 +128,7 @@ def check_labels(data: datasets.DatasetDict, section: DatasetSection) -> None:
 def _check_filled(rows: datasets.Dataset, part: str, field: str, column: str) -> None:
     empty = next((index for index, cell in enumerate(rows[column]) if cell is None), None)
     if empty is not None:
-        raise RecipeError([f"dataset.{field}: expected a value in every row, got none in row {empty} of {part}"])
+        raise RecipeError(f"dataset.{field}", f"expected a value in every row, got none in row {empty} of {part}")
 
 
 def _drop_repeated(part: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -138,7 +138,7 @@ def _drop_repeated(part: datasets.Dataset, column: str) -> datasets.Dataset:
 
 def _cut(part: datasets.Dataset, field: str, size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
     if not 0 < size < len(part):
-        raise RecipeError([f"dataset.{field}: expected 1 to {len(part) - 1} of the rows there are, got {size}"])
+        raise RecipeError(f"dataset.{field}", f"expected 1 to {len(part) - 1} of the rows there are, got {size}")
     return part.select(range(size)), part.select(range(size, len(part)))
 
 
@@ -152,12 +152,12 @@ def number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple[
         values = sorted(set(data["train"][column]))
         names, numbers = [str(value) for value in values], {value: index for index, value in enumerate(values)}
     if len(names) < 2:
-        raise RecipeError([f"dataset.label_column: expected two or more labels to tell apart, got {', '.join(names)}"])
+        raise RecipeError("dataset.label_column", f"expected two or more labels to tell apart, got {', '.join(names)}")
     for part, rows in data.items():
         unknown = set(rows[column]) - set(numbers)
         if unknown:
             expected = f"the labels {names} of the training part"
-            raise RecipeError([f"dataset.label_column: expected {expected}, got {unknown.pop()!r} in {part}"])
+            raise RecipeError("dataset.label_column", f"expected {expected}, got {unknown.pop()!r} in {part}")
 
     def number(rows: dict[str, list[Any]]) -> dict[str, list[int]]:
         return {"labels": [numbers[value] for value in rows[column]]}

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
 from ..errors import RecipeError, nearest, one_line
-from .schema import Places, Recipe, arguments_of, as_key
+from .schema import COMMAND_LINE, Places, Recipe, arguments_of, as_key
 from .values import check_config, check_values, expectation
-from .yaml12 import DuplicateKeyError, Loader, lines_of_keys
+from .yaml12 import parse
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -25,42 +25,34 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     text = _read(path)
     try:
-        content = yaml.load(text, Loader)
-    except yaml.MarkedYAMLError as error:
-        raise RecipeError(
-            [f"{_line_of(path, error)}: expected YAML, got a file that does not parse: {error.problem}"]
-        ) from error
+        content, lines, repeated = parse(text)
     except yaml.YAMLError as error:
-        raise RecipeError([f"{path}: expected YAML, got a file that does not parse: {one_line(error)}"]) from error
-    except DuplicateKeyError as error:
-        raise RecipeError([f"{path}:{error.line}: {error.key}: expected once, got twice"]) from error
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        why = error.problem if isinstance(error, yaml.MarkedYAMLError) else one_line(error)
+        raise RecipeError(f"expected YAML, got a file that does not parse: {why}", at=place) from error
+    if repeated:
+        raise Places(str(path), lines).error([(repeated[0], "expected once, got twice")])
     if not isinstance(content, dict):
-        raise RecipeError([f"{path}: expected a mapping of settings, got {type(content).__name__}"])
-    lines = lines_of_keys(yaml.compose(text, Loader))
+        raise RecipeError(f"expected a mapping of settings, got {type(content).__name__}", at=str(path))
     replaced = any(override.startswith("distillation") for override in overrides)
     if "distillation" in content and content["distillation"] is None and not replaced:
-        problem = Places(str(path), lines).problem(
-            ("distillation",), "expected its settings, {} for the defaults, or no such line to train without, got none"
-        )
-        raise RecipeError([problem])
+        problem = "expected its settings, {} for the defaults, or no such line to train without, got none"
+        raise Places(str(path), lines).error([(("distillation",), problem)])
     for override in overrides:
         first_set, key = _apply_override(content, override)
         lines = {known: line for known, line in lines.items() if known[: len(first_set)] != first_set}
         lines |= {key[:length]: None for length in range(len(first_set), len(key) + 1)}
     places = Places(str(path), lines)
 
-    problems = [places.problem(key, message) for key, message in _problems(content)]
+    problems = _problems(content)
     if problems:
-        raise RecipeError(problems)
+        raise places.error(problems)
     recipe = Recipe(**content)
     recipe._places = places
     _check_model(recipe)
     _check_arguments(recipe)
     return recipe
-
-
-def _line_of(path: Path, error: yaml.MarkedYAMLError) -> str:
-    return f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
 
 
 def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
@@ -71,10 +63,9 @@ def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
     values: dict[str, Any] = {}
     for override in overrides:
         _apply_override(values, override.removeprefix("pruning."))
-    places = Places("command line", {})
-    problems = [places.problem(key, message) for key, message in check_config((), values, PruningConfig).items()]
+    problems = check_config((), values, PruningConfig)
     if problems:
-        raise RecipeError(problems)
+        raise Places(COMMAND_LINE, {}).error(problems.items())
     return PruningConfig.from_dict(values)
 
 
@@ -84,9 +75,9 @@ def _read(path: Path) -> str:
     except OSError as error:
         siblings = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
         found = "a folder" if path.is_dir() else "nothing" if _is_missing(error) else f"an error: {error.strerror}"
-        raise RecipeError([f"{path}: expected a recipe, found {found}{nearest(str(path), siblings)}"]) from error
+        raise RecipeError(f"expected a recipe, found {found}{nearest(str(path), siblings)}", at=str(path)) from error
     except UnicodeDecodeError as error:
-        raise RecipeError([f"{path}: expected YAML in UTF-8, got other bytes ({error})"]) from error
+        raise RecipeError(f"expected YAML in UTF-8, got other bytes ({error})", at=str(path)) from error
 
 
 def _is_missing(error: OSError) -> bool:
@@ -97,11 +88,13 @@ def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
     """Set one `KEY=VALUE` in the content: the outermost key that was set (a parent, where it made one), and the key."""
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise RecipeError([f"command line: expected KEY=VALUE such as pruning.sparsity=0.7, got {override!r}"])
+        raise RecipeError(f"expected KEY=VALUE such as pruning.sparsity=0.7, got {override!r}", at=COMMAND_LINE)
     try:
-        value = yaml.load(text, Loader)
+        value, _, repeated = parse(text)
     except yaml.YAMLError as error:
-        raise RecipeError([f"command line: {name}: expected a YAML value, got {text!r}"]) from error
+        raise RecipeError(name, f"expected a YAML value, got {text!r}", at=COMMAND_LINE) from error
+    if repeated:
+        raise RecipeError(f"{name}.{'.'.join(map(str, repeated[0]))}", "expected once, got twice", at=COMMAND_LINE)
     key = first_set = as_key(name)
     target: Any = content
     for depth, part in enumerate(key[:-1], start=1):
@@ -113,9 +106,9 @@ def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
                 first_set = min(first_set, key[:depth], key=len)
             target = target[part]
         else:
-            raise RecipeError([f"command line: {name}: expected a key of the recipe, got one that leads nowhere"])
+            raise RecipeError(name, "expected a key of the recipe, got one that leads nowhere", at=COMMAND_LINE)
     if isinstance(target, list) and not (isinstance(key[-1], int) and key[-1] < len(target)):
-        raise RecipeError([f"command line: {name}: expected an index below {len(target)}, got {key[-1]!r}"])
+        raise RecipeError(name, f"expected an index below {len(target)}, got {key[-1]!r}", at=COMMAND_LINE)
     target[key[-1]] = value
     return first_set, key
 
@@ -216,13 +209,13 @@ def _check_model(recipe: Recipe) -> None:
     problems = []
     if (model.name is None) == (model.config is None):
         came = "neither" if model.name is None else "both"
-        problems.append(f"model.name: expected either a name or a config, got {came}")
+        problems.append(("model.name", f"expected either a name or a config, got {came}"))
     elif model.config is not None and (model.tokenizer is None or "model_type" not in model.config):
-        problems.append("model.config: expected its model_type, and a tokenizer beside it, to make a new model")
+        problems.append(("model.config", "expected its model_type, and a tokenizer beside it, to make a new model"))
     if model.config is not None and model.gguf_file is not None:
-        problems.append(f"model.gguf_file: expected none beside a config, got {model.gguf_file!r}")
+        problems.append(("model.gguf_file", f"expected none beside a config, got {model.gguf_file!r}"))
     if problems:
-        raise recipe.place(RecipeError(problems))
+        raise recipe.place(RecipeError(problems=problems))
 
 
 def _check_arguments(recipe: Recipe) -> None:

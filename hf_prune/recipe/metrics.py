@@ -8,7 +8,6 @@ import evaluate
 
 _TEXTS = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
-
 _FEATURES = datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")})
 
 

@@ -23,10 +23,10 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_name(field, name), **_gguf(section))
     except LOADING_ERRORS as error:
-        raise RecipeError([f"{field}: its tokenizer cannot be loaded: {one_line(error)}"]) from error
+        raise RecipeError(field, f"its tokenizer cannot be loaded: {one_line(error)}") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # What transformers makes of a folder without the files: every word would be unknown.
-        raise RecipeError([f"{field}: expected a tokenizer with a vocabulary, found special tokens only"])
+        raise RecipeError(field, "expected a tokenizer with a vocabulary, found special tokens only")
     return tokenizer
 
 
@@ -52,12 +52,12 @@ def load_model(
         )
     except LOADING_ERRORS as error:
         hint = "" if Path(model_name).exists() else nearest_beside(Path(model_name))
-        raise RecipeError([f"model.name: {one_line(error)}{hint}"]) from error
+        raise RecipeError("model.name", f"{one_line(error)}{hint}") from error
     base = {id(parameter) for parameter in model.base_model.parameters()}
     for name, in_file, in_model in loading["mismatched_keys"]:
         if id(model.get_parameter(name)) in base:
             shapes = f"{tuple(in_file)} in its file and {tuple(in_model)} in its config.json"
-            raise RecipeError([f"model.name: expected weights of the shapes that its config says, {name} is {shapes}"])
+            raise RecipeError("model.name", f"expected weights of the shapes that its config says, {name} is {shapes}")
     new_weights = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
     return _plain(model) if section.gguf_file is not None else model, new_weights
 
@@ -78,9 +78,9 @@ def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenize
         if not unknown:
             return task.auto_class.from_config(AutoConfig.for_model(**tokens | config))
     except LOADING_ERRORS as error:
-        raise RecipeError([f"model.config: no model can be made of it: {one_line(error)}"]) from error
+        raise RecipeError("model.config", f"no model can be made of it: {one_line(error)}") from error
     hint = nearest(unknown[0], list(known.to_dict()))
-    raise RecipeError([f"model.config.{unknown[0]}: unknown field of {type(known).__name__}{hint}"])
+    raise RecipeError(f"model.config.{unknown[0]}", f"unknown field of {type(known).__name__}{hint}")
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
@@ -88,7 +88,7 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     config = type(model.config).from_dict(
         {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
     )
-    config._name_or_path = model.config._name_or_path
+    config.name_or_path = model.config.name_or_path
     plain = type(model)(config)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
@@ -99,7 +99,7 @@ def check_finite(model: PreTrainedModel) -> None:
     """Raise RecipeError for a model with a weight that is NaN or infinite."""
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise RecipeError([f"model.name: expected finite weights, got NaN or infinite ones in {name}"])
+            raise RecipeError("model.name", f"expected finite weights, got NaN or infinite ones in {name}")
 
 
 def set_generation(model: PreTrainedModel, recipe: Recipe) -> None:
@@ -114,7 +114,7 @@ def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise RecipeError(
-                ["model.name: expected a tokenizer with a padding or an end-of-text token, found neither"]
+                "model.name", "expected a tokenizer with a padding or an end-of-text token, found neither"
             )
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -125,11 +125,11 @@ def check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max
     """Raise RecipeError if texts of so many tokens do not fit into the model, or hold special tokens only."""
     special = tokenizer.num_special_tokens_to_add()
     if max_length <= special:
-        raise RecipeError([f"dataset.max_length: expected more than the {special} special tokens, got {max_length}"])
+        raise RecipeError("dataset.max_length", f"expected more than the {special} special tokens, got {max_length}")
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise RecipeError(
-            [f"dataset.max_length: expected at most the {positions} positions of the model, got {max_length}"]
+            "dataset.max_length", f"expected at most the {positions} positions of the model, got {max_length}"
         )
 
 
@@ -139,7 +139,7 @@ def freeze(model: PreTrainedModel, expressions: list[str]) -> None:
     try:
         check_expressions("model.freeze", expressions, parameters)
     except TargetError as error:
-        raise RecipeError([str(error)]) from error
+        raise RecipeError(problems=error.problems) from error
     for name, parameter in parameters.items():
         if any(re.fullmatch(expression, name) for expression in expressions):
             parameter.requires_grad_(False)

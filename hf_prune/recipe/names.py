@@ -18,14 +18,14 @@ def resolve_name(key: str, name: str) -> str:
     path = Path(name).expanduser()
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or bool(path.suffix in _DATA_FILES)
     if looks_like_path and not path.exists():
-        raise RecipeError([f"{key}: expected a file or folder, found nothing at {name!r}{nearest_beside(path)}"])
+        raise RecipeError(key, f"expected a file or folder, found nothing at {name!r}{nearest_beside(path)}")
     return str(path) if path.exists() else name
 
 
 def _path_in_package(key: str, name: str) -> Path:
     package, _, inside = name.removeprefix(_PACKAGE_SCHEME).partition("/")
     if not all(part.isidentifier() for part in package.split(".")):
-        raise RecipeError([f"{key}: expected package:NAME/PATH with the name of a Python package, got {name!r}"])
+        raise RecipeError(key, f"expected package:NAME/PATH with the name of a Python package, got {name!r}")
     try:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:  # of the package that this one is part of
@@ -33,12 +33,12 @@ def _path_in_package(key: str, name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         pip_name = package.partition(".")[0].replace("_", "-")
         raise RecipeError(
-            [f"{key}: expected the Python package {package!r} ({name}), found none installed; pip install {pip_name}"]
+            key, f"expected the Python package {package!r} ({name}), found none installed; pip install {pip_name}"
         )
     path = Path(spec.submodule_search_locations[0], inside)
     if not path.exists():
         hint = nearest_beside(path)
-        raise RecipeError([f"{key}: expected {inside!r} in the package {package!r}, found nothing{hint}"])
+        raise RecipeError(key, f"expected {inside!r} in the package {package!r}, found nothing{hint}")
     return path
 
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from transformers import PreTrainedModel, Trainer
 
+from ..foreign.transformers import commit_of
 from ..publish.card import write_card
 from ..publish.push import PushResult
-from ..publish.record import Evaluation, Generation, Source, recovery, save_record, saved_files
+from ..publish.record import Evaluation, Generation, Source, recovery, save_record
 from ..publish.redact import without_paths, without_tokens
 from ..publish.sources import describe_base, describe_dataset
-from ..saved.files import weight_files
+from ..saved.model import SavedModel
 from ..saved.report import Report
-from ..trainer.recording import CardInput, measure_trainer, record_of
+from ..trainer.latency import measure_trainer
+from ..trainer.recording import CardInput, record_of
 from .names import package_version, resolve_name
 from .prepare import Prepared
 from .schema import Recipe
@@ -67,6 +69,7 @@ class RunResult:
 
 
 def write_record(
+    saved: SavedModel,
     prepared: Prepared,
     trainer: Trainer,
     target_sparsity: float,
@@ -76,12 +79,11 @@ def write_record(
     generation: Generation | None,
     say: Say,
 ) -> None:
-    """Write the record and the card of the run into `model/`."""
+    """Write the record and the card of the run beside the model that it saved."""
     recipe = prepared.recipe
-    folder = Path(recipe.output_dir, "model")
     record = record_of(
         trainer,
-        saved_files(weight_files(folder)),
+        saved.hashes,
         configs=recipe.pruning_configs,
         target_sparsity=target_sparsity,
         kept_step=trainer.state.global_step,
@@ -115,8 +117,8 @@ def write_record(
             "recipe": without_paths(without_tokens(_as_written(recipe))),
         }
     )
-    save_record(folder, record)
-    write_card(folder)
+    save_record(saved, record)
+    write_card(saved)
 
 
 def _as_written(recipe: Recipe) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def _describe_model(prepared: Prepared, say: Say) -> Source | None:
     if section.name is None:
         return None
     path = resolve_name("model.name", section.name)
-    source, problem = describe_base(path, section.base_model, getattr(prepared.model.config, "_commit_hash", None))
+    source, problem = describe_base(path, section.base_model, commit_of(prepared.model.config))
     if problem is not None:
         say(f"The model's card says nothing of a license: {problem}")
     return source

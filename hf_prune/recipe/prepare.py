@@ -1,6 +1,5 @@
 """All that a run needs, loaded and checked before anything is written."""
 
-import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,23 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from ..config.distillation import DistillationConfig
-from ..config.pruning import PruningConfig
 from ..distillation.compare import logits_to_compare, states_to_compare
 from ..distillation.teachers import find_teacher, teacher_inputs
 from ..engines.launch import check_engine, check_sharding, wrapping_layers
 from ..engines.processes import wait_for_all
-from ..errors import DistillationConfigError, PruningConfigError, RecipeError, TargetError, TeacherError, one_line
+from ..errors import (
+    DistillationConfigError,
+    PlacementError,
+    PruningConfigError,
+    RecipeError,
+    TargetError,
+    TeacherError,
+    one_line,
+)
 from ..masking.plan import Plan
 from ..masking.pruner import Pruner
 from ..trainer.callback import check_needs
-from ..trainer.trainer import training_steps
+from ..trainer.training import training_steps
 from .data import load_data
 from .models import check_finite, check_length, freeze, load_model, load_tokenizer, set_generation, set_padding
 from .names import resolve_name
@@ -45,10 +51,7 @@ class Prepared:
         try:
             return Pruner(self.model, self.recipe.pruning_configs).plan(steps)
         except (PruningConfigError, TargetError) as error:
-            fields = [field.name for field in dataclasses.fields(PruningConfig)]
-            lines = str(error).splitlines()
-            named = [f"pruning{'.' if line.partition(':')[0] in fields else ': '}{line}" for line in lines]
-            raise self.recipe.place(RecipeError(named)) from error
+            raise self.recipe.place(RecipeError(problems=error.problems_under("pruning"))) from error
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -140,8 +143,8 @@ def _check_method(prepared: Prepared, trainer: Trainer) -> None:
     """Raise RecipeError for a method that reads what this way of training does not show."""
     try:
         check_needs(prepared.recipe.pruning_configs, trainer.args, trainer.is_deepspeed_enabled)
-    except PruningConfigError as error:
-        raise RecipeError([f"pruning.{problem}" for problem in error.problems]) from error
+    except (PruningConfigError, PlacementError) as error:
+        raise RecipeError(problems=error.problems_under("pruning")) from error
 
 
 def _check_teacher(prepared: Prepared, trainer: Trainer) -> None:
@@ -153,11 +156,10 @@ def _check_teacher(prepared: Prepared, trainer: Trainer) -> None:
         teacher = find_teacher(name, prepared.model) if name is not None else prepared.model
         if trainer.args.world_size == 1:  # else models may be too large for one process
             _try_teacher(prepared.model, teacher, trainer, config)
-    except TeacherError as error:
-        message = one_line(error).removeprefix("teacher_model: ")
-        raise RecipeError([f"distillation.teacher: {message}"]) from error
-    except DistillationConfigError as error:
-        raise RecipeError([f"distillation.{problem}" for problem in error.problems]) from error
+    except (TeacherError, DistillationConfigError) as error:
+        names = {"teacher_model": "teacher"}
+        problems = [(f"distillation.{names.get(key, key)}", message) for key, message in error.problems]
+        raise RecipeError(problems=problems) from error
 
 
 @torch.no_grad()
@@ -174,7 +176,9 @@ def _try_teacher(
         try:
             outputs.append(model.eval()(**teacher_inputs(model, inputs, trainer.label_names)))
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            raise TeacherError(f"teacher_model: expected a model that reads the batches, got: {error}") from error
+            raise TeacherError(
+                "teacher_model", f"expected a model that reads the batches, got: {one_line(error)}"
+            ) from error
     logits_to_compare(*outputs)
     if hidden:
         states_to_compare(config, *outputs)
@@ -183,4 +187,4 @@ def _try_teacher(
 def _check_output(output: Path) -> None:
     there = next(path for path in (output, *output.parents) if path.exists())
     if not there.is_dir():
-        raise RecipeError([f"output_dir: expected a folder, found a file at {str(there)!r}"])
+        raise RecipeError("output_dir", f"expected a folder, found a file at {str(there)!r}")

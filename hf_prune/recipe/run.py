@@ -9,14 +9,15 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, Trainer, set_seed
 
-from ..engines.launch import is_first_process
+from ..engines.launched import is_first_process
 from ..engines.processes import wait_for_all
 from ..errors import RecipeError, one_line
 from ..publish.push import push_model
 from ..publish.record import Generation, Sample
 from ..publish.redact import without_tokens
+from ..saved.model import SavedModel
 from ..saved.report import make_report
-from ..trainer.trainer import whole_state_dict
+from ..trainer.saving import whole_state_dict
 from .models import freeze
 from .outcome import RunResult, Say, write_record
 from .prepare import Prepared, make_trainer, prepare
@@ -43,7 +44,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise recipe.place(RecipeError([f"output_dir: it cannot be made: {one_line(error)}"])) from error
+        raise recipe.place(RecipeError("output_dir", f"it cannot be made: {one_line(error)}")) from error
     if prepared.new_weights:
         say(f"Drawn at random, for they are not in the model's file: {', '.join(prepared.new_weights)}")
     seconds: dict[str, float] = {}
@@ -79,7 +80,8 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     generation = (
         _generate(prepared, trainer, _open(prepared.task, output / "model", dtype), dense_model) if alone else None
     )
-    write_record(prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
+    saved = SavedModel(output / "model")
+    write_record(saved, prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
     files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
@@ -91,7 +93,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
             if group
         },
         generation=generation,
-        report=make_report(output / "model"),
+        report=make_report(saved),
         main_metric=next(iter(pruned[""])),
         test_samples=len(prepared.data["test"]),
         seconds=seconds,
@@ -102,9 +104,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     if args.push_to_hub:
         repo_id = args.hub_model_id or output.resolve().name
         say(f"Pushing to {repo_id}")
-        pushed = push_model(
-            output / "model", repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say
-        )
+        pushed = push_model(saved, repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say)
         result = dataclasses.replace(result, pushed=pushed)
     return result
 

@@ -1,5 +1,6 @@
 """What a recipe may contain: its sections, their fields and defaults."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,15 +11,16 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
-from ..engines.launch import check_launch, check_processes, deepspeed_precision, launched_processes, needs_cpu
+from ..engines.launched import check_launch, check_processes, deepspeed_precision, launched_processes
 from ..errors import RecipeError, one_line
 from .names import resolve_name
 
 # Tasks whose Trainer takes more arguments, and which of those differ from their defaults.
 _ARGUMENTS: dict[str, type[TrainingArguments]] = {"summarization": Seq2SeqTrainingArguments}
 
-
 _DEFAULTS: dict[str, dict[str, Any]] = {"summarization": {"predict_with_generate": True}}
+
+COMMAND_LINE = "command line"  # the place of keys that are given there
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,18 @@ class Places:
     path: str
     lines: dict[tuple, int | None]
 
-    def problem(self, key: tuple, message: str) -> str:
-        """The line for one problem: where, the key, and what is wrong."""
-        return f"{self._place(key)}{'.'.join(map(str, key))}: {message}"
+    def error(self, problems: Iterable[tuple[tuple, str]]) -> RecipeError:
+        """The error for what is wrong with keys, each with the place where it stands."""
+        found = list(problems)
+        named = [(".".join(map(str, key)), message) for key, message in found]
+        return RecipeError(problems=named, at=[self._place(key) for key, _ in found])
 
     def _place(self, key: tuple) -> str:
         for length in range(len(key), 0, -1):
             if key[:length] in self.lines:
                 line = self.lines[key[:length]]
-                return f"{self.path}:{line}: " if line is not None else "command line: "
-        return f"{self.path}: "
+                return f"{self.path}:{line}" if line is not None else COMMAND_LINE
+        return self.path
 
 
 class _Section(BaseModel):
@@ -136,12 +140,11 @@ class Recipe(_Section):
     distillation: dict[str, Any] | None = None
     _places: Places | None = PrivateAttr(default=None)
 
-    def place(self, error: "RecipeError") -> "RecipeError":
+    def place(self, error: RecipeError) -> RecipeError:
         """The same error, each problem with the line of the file that its key stands in."""
         if self._places is None:
             return error
-        split = [problem.partition(": ") for problem in error.problems]
-        return RecipeError([self._places.problem(as_key(key), message) for key, _, message in split])
+        return self._places.error((as_key(key), message) for key, message in error.problems)
 
     @property
     def pruning_configs(self) -> list[PruningConfig]:
@@ -184,14 +187,14 @@ class Recipe(_Section):
         if precision is not None and not {"bf16", "fp16"} & {*self.training, *own}:
             first[precision] = True
         values = first | self.training | own | changes
-        if needs_cpu() or (values.get("bf16") and not torch.accelerator.is_available()):
-            values["use_cpu"] = True  # without an accelerator, TrainingArguments takes bf16 only with it
+        if (launched_processes() > 1 or values.get("bf16")) and not torch.accelerator.is_available():
+            values["use_cpu"] = True  # or processes would train each alone, and bf16 would be refused
         args = arguments_of(self.task)(**values)
         check_processes(args)
         return args
 
-    def argument_error(self, dense: bool, error: Exception) -> "RecipeError":
-        """What TrainingArguments or a Trainer objected to, of the argument that it names."""
+    def argument_error(self, dense: bool, error: Exception) -> RecipeError:
+        """What TrainingArguments or a Trainer objected to. Which argument it was, only their text tells."""
         section = "dense" if dense else "training"
         message = one_line(error)
         values = self.training | (self.dense or {} if dense else {})
@@ -199,7 +202,7 @@ class Recipe(_Section):
         name = max(named, key=len) if named else None
         if dense and name not in (self.dense or {}):
             section = "training"
-        return RecipeError([f"{section}.{name}: {message}" if name else f"{section}: {message}"])
+        return RecipeError(f"{section}.{name}" if name else section, message)
 
 
 def as_key(name: str) -> tuple:

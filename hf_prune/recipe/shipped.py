@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
+from ..config.checks import expected_one_of
 from ..errors import RecipeError, nearest
 
 # In an installed package they lie inside it; in a checkout, beside it.
 _FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
-
 
 # The recipe that a task's template is made of.
 TEMPLATES = {
@@ -38,7 +38,7 @@ def find_recipe(name: str) -> Path:
         return path
     if name not in shipped and not path.exists():
         raise RecipeError(
-            [f"{name}: expected a file or one of {', '.join(shipped)}, found neither{nearest(name, shipped)}"]
+            name, f"expected a file or one of {', '.join(shipped)}, found neither{nearest(name, shipped)}"
         )
     return shipped.get(name, path)
 
@@ -46,10 +46,10 @@ def find_recipe(name: str) -> Path:
 def template(task: str) -> str:
     """A commented recipe for a task, with public names of model and data. Raises RecipeError for an unknown task."""
     if task not in TEMPLATES:
-        raise RecipeError([f"task: expected one of {', '.join(TEMPLATES)}, got {task!r}{nearest(task, TEMPLATES)}"])
+        raise RecipeError("task", expected_one_of(task, TEMPLATES))
     recipes = shipped_recipes()
     if TEMPLATES[task] not in recipes:
-        raise RecipeError([f"recipes: expected {TEMPLATES[task]}.yaml with the package, found none; install it anew"])
+        raise RecipeError("recipes", f"expected {TEMPLATES[task]}.yaml with the package, found none; install it anew")
     lines = recipes[TEMPLATES[task]].read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not line.startswith("# Run it:") and "# of the package" not in line]
     with_names = [re.sub(r"package:\S+( +)# with a network: (\S+)", r"\2", line) for line in kept]

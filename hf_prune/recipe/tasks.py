@@ -35,9 +35,7 @@ from .schema import Recipe
 # Metrics of one part of the data, by name; the whole part has the name "", and others are groups of its rows.
 Scores = dict[str, dict[str, float]]
 
-
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
-
 
 # What the Trainer adds to the metrics of an evaluation.
 _SPEED = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -179,7 +177,7 @@ class TextGeneration:
         for part, blocks in packed.items():
             if not len(blocks):
                 raise RecipeError(
-                    [f"dataset.max_length: expected a block of at most the tokens of the {part} part, got {length}"]
+                    "dataset.max_length", f"expected a block of at most the tokens of the {part} part, got {length}"
                 )
         return packed
 
@@ -241,7 +239,7 @@ class Summarization:
         data = data.filter(lambda row: bool(row["document"] and row["summary"]), desc="Summaries")
         for part, rows in data.items():
             if not len(rows):
-                raise RecipeError([f"dataset.text_column: expected texts of two sentences, found none in {part}"])
+                raise RecipeError("dataset.text_column", f"expected texts of two sentences, found none in {part}")
         self._texts = list(data["test"]["document"])
         return data
 
@@ -295,7 +293,6 @@ class Summarization:
 
 Task = TextClassification | TextGeneration | Summarization
 
-
 TASKS: dict[str, type[Task]] = {
     "text-classification": TextClassification,
     "text-generation": TextGeneration,
@@ -305,7 +302,7 @@ TASKS: dict[str, type[Task]] = {
 
 def _refuse_groups(recipe: Recipe) -> None:
     if recipe.dataset.group_by is not None:
-        raise RecipeError([f"dataset.group_by: expected none for {recipe.task}, got {recipe.dataset.group_by!r}"])
+        raise RecipeError("dataset.group_by", f"expected none for {recipe.task}, got {recipe.dataset.group_by!r}")
 
 
 def first_sentence(text: str) -> tuple[str, str]:
@@ -364,7 +361,7 @@ def _load_metric(name: str) -> Any:
         return load_metric(name)
     except (FileNotFoundError, ImportError, ValueError, OSError) as error:
         hint = nearest(name, METRICS)
-        raise RecipeError([f"metrics: {name!r} cannot be loaded: {first_line(error)}{hint}"]) from error
+        raise RecipeError("metrics", f"{name!r} cannot be loaded: {first_line(error)}{hint}") from error
 
 
 def _guesses(predictions: Any) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
+from ..config.checks import expected_one_of
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
-from ..errors import ProblemsError, nearest
+from ..errors import HfPruneError, nearest
 
 _OUR_ARGUMENTS = ("output_dir",)
 
@@ -41,7 +42,6 @@ def check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
 # What makes sense, where TrainingArguments itself does not object.
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
-
 _NOT_NEGATIVE = (
     "dataloader_num_workers",
     "eval_steps",
@@ -53,7 +53,6 @@ _NOT_NEGATIVE = (
     "warmup_steps",
     "weight_decay",
 )
-
 
 _SEEDS = ("seed", "data_seed")  # of NumPy: 32 bits
 
@@ -90,9 +89,9 @@ def _converted(expected: Any, value: Any, choices: Sequence[str]) -> tuple[str |
         converted = adapter.validate_python(value, strict=not isinstance(value, str))
     except ValidationError as error:
         return f"{expectation(error.errors())}, got {value!r}", value
-    choices = [*choices, *(option.value for part in typing.get_args(expected) for option in _options(part))]
+    choices = [*choices, *(str(option.value) for part in typing.get_args(expected) for option in _options(part))]
     if choices and isinstance(value, str) and value not in choices:
-        return f"expected one of {', '.join(map(str, choices))}, got {value!r}{nearest(value, choices)}", value
+        return expected_one_of(value, choices), value
     return None, converted
 
 
@@ -107,11 +106,9 @@ def check_config(key: tuple, values: dict, config: type[PruningConfig] | type[Di
         return problems
     try:
         config.from_dict(values)
-    except ProblemsError as error:
-        for problem in error.problems:
-            name, _, message = problem.partition(": ")
-            problems[(*key, name)] = message
-    return problems
+    except HfPruneError as error:
+        return {(*key, name): message for name, message in error.problems}
+    return {}
 
 
 def expectation(entries: Sequence[Any]) -> str:

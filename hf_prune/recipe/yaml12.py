@@ -1,6 +1,9 @@
-"""YAML as recipes are written in: the scalars of YAML 1.2, no key twice, and the line of every key."""
+"""YAML as recipes are written in: the scalars of YAML 1.2, the line of every key, and keys that are given twice."""
 
 import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
@@ -8,22 +11,16 @@ import yaml
 class Loader(yaml.SafeLoader):
     """YAML with the scalars of version 1.2: `no` and `2:4` are text, `1e-4` is a number and `1e2` a whole one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """As YAML says, and an error for a key that is given twice."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise DuplicateKeyError(key.start_mark.line + 1, key.value)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
+def parse(text: str) -> tuple[Any, dict[tuple, int | None], list[tuple]]:
+    """The content of a YAML document, the line (from 1) of every key, and the keys that are given more than once.
 
-class DuplicateKeyError(ValueError):
-    """A key given twice in a mapping, with its second line."""
-
-    def __init__(self, line: int, key: str):
-        self.line, self.key = line, key
-        super().__init__(f"{key} is given twice")
+    The last line of such a key counts. Raises yaml.YAMLError for what does not parse.
+    """
+    content = yaml.load(text, Loader)
+    keys = list(_keys(yaml.compose(text, Loader)))
+    counts = Counter(key for key, _ in keys)
+    return content, dict(keys), [key for key, count in counts.items() if count > 1]
 
 
 def _number(text: str) -> int | float:
@@ -56,15 +53,15 @@ Loader.add_implicit_resolver(
 )
 
 
-def lines_of_keys(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | None]:
-    """The line (from 1) of every key of a YAML document."""
-    lines: dict[tuple, int | None] = {}
+def _keys(node: yaml.Node | None, prefix: tuple = (), above: tuple = ()) -> Iterator[tuple[tuple, int]]:
+    if any(node is one for one in above):
+        raise yaml.MarkedYAMLError(problem="found a value that contains itself", problem_mark=above[-1].start_mark)
+    inside = (*above, node)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            lines[(*prefix, key.value)] = key.start_mark.line + 1
-            lines.update(lines_of_keys(value, (*prefix, key.value)))
+            yield (*prefix, key.value), key.start_mark.line + 1
+            yield from _keys(value, (*prefix, key.value), inside)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*prefix, index)] = value.start_mark.line + 1
-            lines.update(lines_of_keys(value, (*prefix, index)))
-    return lines
+            yield (*prefix, index), value.start_mark.line + 1
+            yield from _keys(value, (*prefix, index), inside)

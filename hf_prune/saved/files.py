@@ -1,54 +1,35 @@
-"""The files of a saved model: where they are and what they are called."""
+"""The files of a saved model: where they are, what they are called, and what each of them is."""
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-import transformers
 from huggingface_hub import snapshot_download
 
-from ..errors import ReportError, first_line, nearest_beside, one_line
-
-
-def architecture_of(folder: Path) -> str | None:
-    """The name of the model's class in its config.json, if it is one of transformers."""
-    try:
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    name = names[0] if isinstance(names, list) and names else None
-    return name if isinstance(name, str) and hasattr(transformers, name) else None
-
-
-def vocabularies(folder: Path) -> set[str]:
-    """The files that the tokenizer's class reads, by whatever names."""
-    path = folder / "tokenizer_config.json"
-    try:
-        name = json.loads(path.read_text(encoding="utf-8"))["tokenizer_class"] if path.exists() else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return set()
-    tokenizer_class = getattr(transformers, name, None) if isinstance(name, str) else None
-    return set(getattr(tokenizer_class, "vocab_files_names", {}).values())
-
-
-def module_folders(folder: Path) -> list[str]:
-    """The folders of a sentence-transformers model, whose modules.json lists the modules after the first."""
-    path = folder / "modules.json"
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        return [module["path"] for module in modules if module["path"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        why = one_line(error)
-        raise ReportError(f"{path}: expected a list of modules, got a file that cannot be used ({why})") from error
-
+from ..config.pruning import CONFIG_NAME
+from ..errors import ReportError, first_line, nearest_beside
 
 _WEIGHTS_NAME = "model.safetensors"
-
-
 _INDEX_NAME = "model.safetensors.index.json"
-
-
 MODULES_NAME = "modules.json"  # of sentence-transformers
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
+
+# The JSON files that say what a saved model is.
+READ_NAMES = ("config.json", "adapter_config.json", CONFIG_NAME, _INDEX_NAME, MODULES_NAME, *TOKENIZER_NAMES)
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """Size in bytes and SHA-256 of a file of weights."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}  # where a record of it is read
+
+    size: int
+    sha256: str
 
 
 def find_model(model: str | os.PathLike) -> Path:
@@ -95,3 +76,12 @@ def weight_files(folder: Path) -> list[Path]:
     if missing:
         raise ReportError(f"{folder}: {_INDEX_NAME} names {missing[0]}, which is not there")
     return [folder / name for name in names]
+
+
+def saved_files(files: Sequence[Path]) -> dict[str, SavedFile]:
+    """Size and SHA-256 of each file, by its name."""
+    found = {}
+    for path in files:
+        with path.open("rb") as file:
+            found[path.name] = SavedFile(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return found

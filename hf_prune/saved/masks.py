@@ -1,4 +1,4 @@
-"""Masks on disk: safetensors, eight weights a byte, checked whole when they are read.
+"""Masks on disk, and what methods remember: safetensors, masks with eight weights a byte, checked whole when read.
 
 Where processes hold parts of the tensors, each writes the masks of its parts into a file of its own, and reads from all
 files what its parts need: the number of processes, and how they share the tensors, may be another then.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -21,12 +22,9 @@ from ..errors import PruningStateError
 
 MASKS_NAME = "pruning_masks.safetensors"
 
-
 FORMAT_VERSION = 1
 
-
 _SHARD_NAME = re.compile(r"pruning_masks-(\d{5})-of-(\d{5})\.safetensors")
-
 
 # Weights whose places are worked out at a time.
 _PIECE = 1 << 22
@@ -44,18 +42,33 @@ def is_mask_file(name: str) -> bool:
     return name == MASKS_NAME or _SHARD_NAME.fullmatch(name) is not None
 
 
-def write_masks(directory: Path, masks: Mapping[str, torch.Tensor]) -> None:
+@dataclass(frozen=True)
+class Remembered:
+    """What a method remembers of each weight of a tensor, or of a part of it: float32, of any shape."""
+
+    parameter: str
+    values: torch.Tensor
+
+
+def write_masks(
+    directory: Path, masks: Mapping[str, torch.Tensor], memory: Mapping[str, Remembered] = MappingProxyType({})
+) -> None:
     """Write `pruning_masks.safetensors`: one uint8 tensor a mask, eight weights a byte, lowest bit first.
 
     A mask is packed as (first dimension, rest), each row padded to whole bytes, so that rows can be cut anew; one of a
-    single dimension is one row. The shapes are in the file's metadata.
+    single dimension is one row. The shapes are in the file's metadata. What methods remember lies beside the masks.
     """
     _remove_others(directory, [MASKS_NAME])
-    _write(directory / MASKS_NAME, masks, {name: whole(mask.shape) for name, mask in masks.items()})
+    _write(directory / MASKS_NAME, masks, {name: whole(mask.shape) for name, mask in masks.items()}, memory)
 
 
 def write_mask_shard(
-    directory: Path, masks: Mapping[str, torch.Tensor], regions: Mapping[str, Region], rank: int, processes: int
+    directory: Path,
+    masks: Mapping[str, torch.Tensor],
+    regions: Mapping[str, Region],
+    rank: int,
+    processes: int,
+    memory: Mapping[str, Remembered] = MappingProxyType({}),
 ) -> None:
     """Write one process's masks, of its parts of the tensors, as `pruning_masks-00001-of-00004.safetensors`.
 
@@ -66,7 +79,7 @@ def write_mask_shard(
     if rank == 0:
         _remove_others(directory, [_shard_name(other, processes) for other in range(processes)])
     if masks:
-        _write(directory / name, masks, regions)
+        _write(directory / name, masks, regions, memory)
     else:
         (directory / name).unlink(missing_ok=True)
 
@@ -81,8 +94,15 @@ def _remove_others(directory: Path, names: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write(path: Path, masks: Mapping[str, torch.Tensor], regions: Mapping[str, Region]) -> None:
+def _write(
+    path: Path,
+    masks: Mapping[str, torch.Tensor],
+    regions: Mapping[str, Region],
+    memory: Mapping[str, Remembered],
+) -> None:
     packed = {name: pack(mask) for name, mask in masks.items()}
+    for key, one in memory.items():
+        packed[key] = one.values.reshape(regions[one.parameter].size).float().cpu().contiguous()
     metadata = {
         "format_version": str(FORMAT_VERSION),
         "shapes": json.dumps({name: regions[name].shape for name in masks}),
@@ -90,15 +110,18 @@ def _write(path: Path, masks: Mapping[str, torch.Tensor], regions: Mapping[str, 
     parts = {name: (region.start, region.size) for name, region in regions.items() if region != whole(region.shape)}
     if parts:
         metadata["parts"] = json.dumps({name: parts[name] for name in masks if name in parts})
+    if memory:
+        metadata["memory"] = json.dumps({key: one.parameter for key, one in memory.items()})
     save_file(packed, path, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file of masks: which part of which tensor each mask in it is."""
+    """A file of masks: which part of which tensor each mask in it is, and of which tensor what is remembered."""
 
     path: Path
     regions: dict[str, Region]
+    memory: dict[str, str]
 
 
 def read_masks(
@@ -123,8 +146,33 @@ def read_masks(
     return masks
 
 
+def read_memory(directory: Path, regions: Mapping[str, Region]) -> dict[str, Remembered]:
+    """What methods remember of parts of tensors, flat, by key: empty where the files in a directory have nothing of it.
+
+    Raises PruningStateError, naming the file, if one cannot be read, or if not all of something is there.
+    """
+    files = [_read_header(path) for path in mask_files(directory)]
+    memory: dict[str, Remembered] = {}
+    for key, parameter in {key: parameter for file in files for key, parameter in file.memory.items()}.items():
+        holding = [file for file in files if key in file.memory]
+        found = sum(file.regions[parameter].weights for file in holding)
+        if parameter not in regions or found != regions[parameter].all_weights:
+            raise PruningStateError(
+                f"{directory}: expected {key!r} for every weight of a tensor to prune, found it for {found}; there are "
+                "files missing or too many"
+            )
+        region = regions[parameter]
+        values = torch.zeros(region.weights, dtype=torch.float32)
+        for file in holding:
+            if region.overlaps(file.regions[parameter]):
+                with safe_open(file.path, framework="pt") as opened:
+                    _copy(values, region, opened.get_tensor(key).reshape(-1), file.regions[parameter])
+        memory[key] = Remembered(parameter, values)
+    return memory
+
+
 def _read_header(path: Path) -> _File:
-    """What a file says that it holds; its masks' packed shapes are checked."""
+    """What a file says that it holds; its masks' packed shapes, and those of what is remembered, are checked."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -135,6 +183,7 @@ def _read_header(path: Path) -> _File:
         parts = {
             name: (tuple(start), tuple(size)) for name, (start, size) in json.loads(metadata.get("parts", "{}")).items()
         }
+        memory = {str(key): str(parameter) for key, parameter in json.loads(metadata.get("memory", "{}")).items()}
     except (OSError, SafetensorError, ValueError, AttributeError, TypeError) as error:
         raise PruningStateError(f"{path}: expected saved masks, got a file that cannot be read ({error})") from error
     check_version(path, version)
@@ -145,7 +194,13 @@ def _read_header(path: Path) -> _File:
             raise PruningStateError(
                 f"{path}: expected {name!r} packed as {expected} for the shape {region.size}, got {stored.get(name)}"
             )
-    return _File(path, regions)
+    for key, parameter in memory.items():
+        size = regions[parameter].size if parameter in regions else None
+        if size is None or stored.get(key) != ("F32", size):
+            raise PruningStateError(
+                f"{path}: expected {key!r} as {('F32', size)}, as its mask's shape says, got {stored.get(key)}"
+            )
+    return _File(path, regions, memory)
 
 
 def _check_tensors(files: Sequence[_File], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -176,13 +231,13 @@ def _read_mask(file: _File, name: str) -> torch.Tensor:
         return _unpack(opened.get_tensor(name), file.regions[name].size)
 
 
-def _copy(mask: torch.Tensor, region: Region, saved: torch.Tensor, saved_region: Region) -> None:
-    """Copy what two parts of a tensor have in common from one flattened mask into another."""
+def _copy(values: torch.Tensor, region: Region, saved: torch.Tensor, saved_region: Region) -> None:
+    """Copy what two parts of a tensor have in common from one flattened tensor into another."""
     if region == saved_region:
-        mask.copy_(saved)
+        values.copy_(saved)
         return
-    for start in range(0, len(mask), _PIECE):
-        piece = mask[start : start + _PIECE]
+    for start in range(0, len(values), _PIECE):
+        piece = values[start : start + _PIECE]
         indices = region.indices(torch.arange(start, start + len(piece)))
         inside, positions = saved_region.positions(indices)
         piece[inside] = saved[positions]

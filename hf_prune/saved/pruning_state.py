@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,16 @@ from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, save_conf
 from ..engines.processes import processes, rank, wait_for_all
 from ..engines.regions import Region
 from ..errors import PruningConfigError, PruningStateError
-from .masks import FORMAT_VERSION, check_version, mask_files, read_masks, write_mask_shard, write_masks
+from .masks import (
+    FORMAT_VERSION,
+    Remembered,
+    check_version,
+    mask_files,
+    read_masks,
+    read_memory,
+    write_mask_shard,
+    write_masks,
+)
 
 STATE_NAME = "pruning_state.json"
 
@@ -44,20 +54,22 @@ def save_pruning(
     masks: Mapping[str, torch.Tensor],
     regions: Mapping[str, Region] | None = None,
     notes: Mapping[str, Any] | None = None,
+    memory: Mapping[str, Remembered] = MappingProxyType({}),
 ) -> None:
-    """Write masks (see `mask_files`), configuration and state into the directory, made if need be.
+    """Write masks and memory (see `masks.py`), configuration and state into the directory, made if need be.
 
     Args:
         masks: of whole tensors; or with `regions`, of the parts that this process counts. Then every process must call
             this, writes a file of its own, and returns when all have written theirs.
         notes: what is written with the state for people to read.
+        memory: what methods remember of each weight, of what `masks` are of.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     if regions is None:
-        write_masks(path, masks)
+        write_masks(path, masks, memory)
     else:
-        write_mask_shard(path, masks, regions, rank(), processes())
+        write_mask_shard(path, masks, regions, rank(), processes(), memory)
     if regions is None or rank() == 0:
         save_configs(configs, path)
         _write_state(path / STATE_NAME, state, notes or {})
@@ -70,15 +82,15 @@ def load_pruning(
     configs: Sequence[PruningConfig],
     shapes: Mapping[str, tuple[int, ...]],
     regions: Mapping[str, Region],
-) -> tuple[dict[str, torch.Tensor], PruningState]:
-    """The masks (bool, on the CPU) of parts of tensors of these names and shapes, and the state.
+) -> tuple[dict[str, torch.Tensor], dict[str, Remembered], PruningState]:
+    """The masks (bool, on the CPU) of parts of tensors of these names and shapes, what is remembered, and the state.
 
     Raises PruningStateError, naming the file and the difference, if a file is missing, broken or of another format
     version, or was saved for another model or configuration.
     """
     path = Path(directory)
     _check_same_configuration(path, configs)
-    return read_masks(path, shapes, regions), _read_state(path / STATE_NAME)
+    return read_masks(path, shapes, regions), read_memory(path, regions), _read_state(path / STATE_NAME)
 
 
 def _write_state(path: Path, state: PruningState, notes: Mapping[str, Any]) -> None:

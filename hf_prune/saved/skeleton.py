@@ -6,9 +6,9 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from ..errors import first_line
+from ..foreign.transformers import revert_weight_conversion
 
 # What the constructors of transformers run into when a config.json does not fit its class: the note tells it.
 _BUILDING_ERRORS = (

@@ -24,13 +24,14 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config.pruning import PruningConfig
+from ..engines.choose import shared_merge_error
 from ..engines.optimizers import updates_in_backward
 from ..errors import PruningConfigError, PruningStateError
+from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
 from ..masking.pruner import Pruner
-from ..methods.criteria import NEEDS
+from ..masking.readings import check_reads
 from ..saved.pruning_state import state_files
 
 logger = logging.getLogger(__name__)
@@ -83,9 +84,13 @@ class PruningCallback(TrainerCallback):
         if not self.pruner.at_final_sparsity:
             _forget_best(state)
         if self.pruner.has_penalties and updates_in_backward(optimizer):
-            raise PruningConfigError([f"penalty: expected none with {args.optim}, which steps inside backward"])
+            raise PruningConfigError("penalty", f"expected none with {args.optim}, which steps inside backward")
         if self.pruner.has_penalties and args.fp16 and not self._in_trainer and not self.pruner.steps_in_backward:
-            raise PruningConfigError(["penalty: expected none with fp16 in a callback; use PruningTrainer, or bf16"])
+            raise PruningConfigError("penalty", "expected none with fp16 in a callback; use PruningTrainer, or bf16")
+        if self.pruner.remembers_gradients and args.fp16 and not self._in_trainer:
+            raise PruningConfigError(
+                "method", "expected no 'movement' with fp16 in a callback; use PruningTrainer, or bf16"
+            )
         self._training = True
         for hook in self._hooks:
             hook.remove()
@@ -162,9 +167,10 @@ class PruningCallback(TrainerCallback):
             )
         if args.load_best_model_at_end and state.best_model_checkpoint is None:
             raise PruningStateError(
-                f"load_best_model_at_end: expected a checkpoint that was evaluated at final sparsity, from step "
+                "load_best_model_at_end",
+                f"expected a checkpoint that was evaluated at final sparsity, from step "
                 f"{self.pruner.last_update_step} on, found none after {state.global_step} steps; the model is the last "
-                "one. End pruning earlier, or evaluate and save later."
+                "one. End pruning earlier, or evaluate and save later.",
             )
 
     def log_values(self) -> dict[str, float]:
@@ -184,15 +190,10 @@ class PruningCallback(TrainerCallback):
 
 def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments, with_deepspeed: bool) -> None:
     """Raise PruningConfigError for a method that reads what this way of training does not show."""
-    needs = {NEEDS[config.method]: config.method for config in configs if config.method in NEEDS}
-    if "gradients" in needs and with_deepspeed:
-        found = needs["gradients"]
-        raise PruningConfigError([f"method: expected one that reads no gradients under DeepSpeed, got {found!r}"])
+    for config in configs:
+        check_reads(config, shows_gradients=not with_deepspeed, shows_inputs=not args.torch_compile)
     if with_deepspeed and any(config.adapters == "sparse_merge" for config in configs):
-        raise PruningConfigError(["adapters: expected 'sparse_base' under DeepSpeed, got 'sparse_merge'; or use DDP"])
-    if "inputs" in needs and args.torch_compile:
-        found = needs["inputs"]
-        raise PruningConfigError([f"method: expected one that reads no inputs with torch_compile, got {found!r}"])
+        raise shared_merge_error()
 
 
 def _forget_best(state: TrainerState) -> None:

@@ -7,28 +7,22 @@ Trainer's uploads leave out names that begin with `_`). What is to be deleted is
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from ..errors import CheckpointError
+from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME, sort_checkpoints
 
 UNFINISHED = "_unfinished"
 
-
-_STATE_NAME = "trainer_state.json"
-
-
 _WEIGHTS_NAMES = ("model.safetensors", "adapter_model.safetensors")
-
 
 _INDEX_NAME = "model.safetensors.index.json"
 
-
 _SENTINEL_NAME = "checkpoint-is-incomplete.txt"
 
-
 _DEEPSPEED = "global_step"
-
 
 _OTHER_WEIGHTS = ("pytorch_model", _DEEPSPEED)  # pickles and FSDP's shards, DeepSpeed's shards
 
@@ -83,6 +77,22 @@ def newest_complete(directory: Path) -> Path | None:
     return next((path for path in reversed(found) if is_complete(path)), None)
 
 
+def checkpoint_to_resume(asked: str | Literal[True], directory: Path, with_deepspeed: bool) -> str:
+    """The checkpoint to go on from: the one that was asked for, with True the newest complete one in a directory.
+
+    Raises CheckpointError if there is none, and for one of DeepSpeed where training goes on without.
+    """
+    checkpoint = newest_complete(directory) if asked is True else asked
+    if checkpoint is None:
+        raise CheckpointError("resume_from_checkpoint", f"expected a complete checkpoint in {directory}, found none")
+    if not with_deepspeed and is_deepspeed_checkpoint(Path(checkpoint)):
+        raise CheckpointError(
+            f"{checkpoint}: expected a checkpoint of this way of training, got one of DeepSpeed, which alone reads "
+            "its optimizer's state; go on with DeepSpeed, or start anew from its model with method='keep'"
+        )
+    return str(checkpoint)
+
+
 def _is_checkpoint(folder: Path) -> bool:
     return folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()
 
@@ -94,7 +104,7 @@ def is_complete(folder: Path) -> bool:
     `save_only_model` has neither. Weights in other formats than safetensors are only looked for, not into.
     """
     names = {path.name for path in folder.iterdir()}
-    if _SENTINEL_NAME in names or _read_json(folder / _STATE_NAME) is None:
+    if _SENTINEL_NAME in names or _read_json(folder / TRAINER_STATE_NAME) is None:
         return False
     if not _may_train_on(names):
         return False
@@ -109,6 +119,12 @@ def is_complete(folder: Path) -> bool:
 def is_deepspeed_checkpoint(folder: Path) -> bool:
     """Whether DeepSpeed wrote the optimizer's state of a checkpoint."""
     return folder.is_dir() and any(path.name.startswith(_DEEPSPEED) for path in folder.iterdir())
+
+
+def was_distilled(folder: Path) -> bool:
+    """Whether the training that wrote a checkpoint had a teacher: its logs have what one added to the loss."""
+    history = (_read_json(folder / TRAINER_STATE_NAME) or {}).get("log_history", [])
+    return any("distillation_loss" in entry for entry in history)
 
 
 def _may_train_on(names: set[str]) -> bool:

@@ -1,37 +1,25 @@
 """What a Trainer's loss is made of: the task's own, and what a teacher adds to it."""
 
-import logging
-import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import nested_gather
 
 from ..config.distillation import DistillationConfig
-from ..distillation.compare import logits_to_compare, states_to_compare, token_weights
-from ..distillation.losses import IGNORED, binary_divergence, divergence, hidden_difference, item_mask, squared_error
+from ..distillation.compare import distance, hidden_distance, logits_to_compare
+from ..distillation.losses import IGNORED, item_mask
 from ..distillation.task_loss import TaskLoss, ask_loss
 from ..distillation.teachers import find_teacher, takes_input, teacher_inputs
 from ..engines.placing import place_frozen
+from ..engines.processes import gather
 from ..errors import DistillationConfigError, TeacherError
 from ..model.names import plain_model
-
-logger = logging.getLogger(__name__)
-
-
-if TYPE_CHECKING:
-    _Base = Trainer  # what this is mixed into
-else:
-    _Base = object
+from .base import TrainerBase
 
 
-class LossMixin(_Base):
+class DistillingMixin(TrainerBase):
     """Mixes what a teacher adds into a Trainer's loss; without a teacher, all is as in the extended class.
 
     Attributes:
@@ -48,40 +36,23 @@ class LossMixin(_Base):
     def __init__(self, *args: Any, **kwargs: Any):
         self._placed_teacher: nn.Module | None = None
         self._teacher_was_asked = False
-        self._begin_terms()
-        super().__init__(*args, **kwargs)
-
-    def _begin_terms(self) -> None:
-        """Begin to add up, and to find out what the task's loss does, anew."""
-        self._terms: dict[str, torch.Tensor] = {}
-        self._terms_since: int | None = None  # the completed optimizer steps where what is added up begins
         self._known_loss: TaskLoss | None = None
+        super().__init__(*args, **kwargs)
 
     def _distil_from(self, teacher: nn.Module | str | os.PathLike, config: DistillationConfig | None) -> None:
         """Take a teacher for the trainings to come. Raises TeacherError for one that does not fit."""
         if self.args.n_gpu > 1:
             raise TeacherError(
-                f"teacher_model: expected one process for each GPU, got one for {self.args.n_gpu}; start with "
-                "accelerate launch"
+                "teacher_model",
+                f"expected one process for each GPU, got one for {self.args.n_gpu}; start with accelerate launch",
             )
         self.distillation = config or DistillationConfig()
         if self.distillation.hidden_weight and not takes_input(cast(nn.Module, self.model), "output_hidden_states"):
             raise DistillationConfigError(
-                ["hidden_weight: expected 0 for a model whose forward pass takes no output_hidden_states"]
+                "hidden_weight", "expected 0 for a model whose forward pass takes no output_hidden_states"
             )
         self.teacher = find_teacher(teacher, cast(nn.Module, self.model))
         self.teacher_name = None if isinstance(teacher, nn.Module) else str(teacher)
-
-    def _warn_without_teacher(self, checkpoint: Path) -> None:
-        """Say so if a training was distilled and is to go on without a teacher."""
-        path = checkpoint / TRAINER_STATE_NAME
-        if self.teacher is not None or not path.exists():
-            return
-        history = TrainerState.load_from_json(str(path)).log_history
-        if any("distillation_loss" in entry for entry in history):
-            logger.warning(
-                "%s: this training had a teacher; it goes on without, for no teacher_model is given", checkpoint
-            )
 
     def compute_loss(
         self,
@@ -104,7 +75,7 @@ class LossMixin(_Base):
             return self._extended_loss(model, inputs, return_outputs, num_items_in_batch)
         config = cast(DistillationConfig, self.distillation)
         if "labels" not in inputs:
-            raise TeacherError(f"teacher_model: expected inputs with labels to distil, got {', '.join(inputs)}")
+            raise TeacherError("teacher_model", f"expected inputs with labels to distil, got {', '.join(inputs)}")
         labels = cast(torch.Tensor, inputs["labels"])
         task = self._task_loss(model, inputs, num_items_in_batch)
         asked = {**inputs, "output_hidden_states": True} if config.hidden_weight else dict(inputs)
@@ -113,8 +84,9 @@ class LossMixin(_Base):
         logits, teacher_logits = logits_to_compare(outputs, answers)
         if not logits.requires_grad:
             raise TeacherError(
-                "teacher_model: expected a trainer whose loss is made of logits, got one that makes them only to be "
-                "looked at (TRL's); distil with PruningTrainer"
+                "teacher_model",
+                "expected a trainer whose loss is made of logits, got one that makes them only to be "
+                "looked at (TRL's); distil with PruningTrainer",
             )
 
         mask = item_mask(inputs.get("shift_labels", labels), task.shifts_labels and "shift_labels" not in inputs)
@@ -129,9 +101,10 @@ class LossMixin(_Base):
         elif over_all:
             items = items * self.current_gradient_accumulation_steps
 
-        sums = {"distillation_loss": self._distance(logits, teacher_logits, labels, mask, config.temperature)}
+        problem = getattr(self._model_config, "problem_type", None)
+        sums = {"distillation_loss": distance(logits, teacher_logits, labels, mask, config.temperature, problem)}
         if config.hidden_weight:
-            sums["hidden_loss"] = self._hidden(config, outputs, answers, inputs, mask)
+            sums["hidden_loss"] = hidden_distance(config, outputs, answers, mask, inputs.get("attention_mask"))
         terms = {name: value * scale / items for name, value in sums.items()}
         loss = config.weight * terms["distillation_loss"]
         if config.weight < 1:  # or a loss that is not finite would count, times zero
@@ -177,13 +150,13 @@ class LossMixin(_Base):
                 found = ask_loss(loss_of, labels, num_items_in_batch, of_tokens)
         except IndexError as error:
             raise TeacherError(
-                f"teacher_model: expected a loss that leaves out labels of {IGNORED}, as those of transformers do, got "
-                f"an error: {error}"
+                "teacher_model",
+                f"expected a loss that leaves out labels of {IGNORED}, as those of transformers do, got "
+                f"an error: {error}",
             ) from error
         model.train()
         told = [0, 0, 0] if found is None else [1, int(found.shifts_labels), int(found.divides_by_items)]
-        of_all = nested_gather(torch.tensor([told], device=labels.device), self.args.parallel_mode)
-        knows, shifts, divides = cast(torch.Tensor, of_all).amax(0).tolist()
+        knows, shifts, divides = torch.stack(gather(torch.tensor(told))).amax(0).tolist()
         task = TaskLoss(bool(shifts), bool(divides))
         if knows:
             self._known_loss = task
@@ -209,89 +182,22 @@ class LossMixin(_Base):
         """What the Trainer multiplies a loss by that was divided by the items of all processes."""
         return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
 
-    def _kind(self, logits: torch.Tensor, labels: torch.Tensor) -> str:
-        """What the labels are, as models decide it: `classes`, `yes_or_no` for each label, or `numbers`."""
-        problem = getattr(self._model_config, "problem_type", None)
-        if problem == "regression" or logits.shape[-1] == 1:
-            return "numbers"
-        return "yes_or_no" if labels.is_floating_point() else "classes"
-
-    def _distance(
-        self,
-        logits: torch.Tensor,
-        of_teacher: torch.Tensor,
-        labels: torch.Tensor,
-        mask: torch.Tensor,
-        temperature: float,
-    ) -> torch.Tensor:
-        """How far the model's answers are from the teacher's, summed over items."""
-        kind = self._kind(logits, labels)
-        expected = logits.shape[:-1] if kind == "classes" else logits.shape
-        if mask.shape != expected and mask.numel() != math.prod(expected):
-            raise TeacherError(
-                f"teacher_model: expected labels of shape {tuple(expected)} for logits of {tuple(logits.shape)}, got "
-                f"{tuple(mask.shape)}"
-            )
-        if kind == "classes":
-            return divergence(logits, of_teacher, mask, temperature)
-        mask = mask.reshape(expected)
-        if kind == "yes_or_no":
-            return binary_divergence(logits, of_teacher, mask, temperature)
-        return squared_error(logits, of_teacher, mask)
-
-    def _hidden(
-        self,
-        config: DistillationConfig,
-        outputs: Mapping[str, Any],
-        answers: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """The difference of hidden states, summed over items; of encoder-decoders, that of the decoder."""
-        states, of_teacher = states_to_compare(config, outputs, answers)
-        if len(mask) != len(states[0]):
-            raise DistillationConfigError(
-                [
-                    f"hidden_weight: expected 0 where labels are of several texts together, got {len(mask)} labels for "
-                    f"{len(states[0])} texts"
-                ]
-            )
-        items_are_tokens = outputs["logits"].dim() == 3
-        weights = [token_weights(state, mask, items_are_tokens, inputs.get("attention_mask")) for state in states]
-        return hidden_difference(states, of_teacher, weights)
-
-    # ---- Logs ----
+    # ---- Every training ----
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Every attempt at training adds up anew: `auto_find_batch_size` makes several."""
-        self._begin_terms()
+        """Every attempt at training finds out anew what the task's loss does."""
+        self._known_loss = None
         return super()._inner_training_loop(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Forward and backward as the extended class does them. Raises TeacherError if nobody asked the teacher."""
-        if self._terms_since is None:
-            self._terms_since = self.state.global_step
         self._teacher_was_asked = False
         loss = super().training_step(*args, **kwargs)
         if self.teacher is not None and not self._teacher_was_asked:
             raise TeacherError(
-                f"teacher_model: expected a loss that super().compute_loss() is part of, got that of "
+                "teacher_model",
+                f"expected a loss that super().compute_loss() is part of, got that of "
                 f"{type(self).__name__}.compute_loss, where the teacher is never asked; call it there, or give "
-                "compute_loss_func"
+                "compute_loss_func",
             )
         return loss
-
-    def _note(self, terms: Mapping[str, torch.Tensor], shared: bool = False) -> None:
-        """Add up terms of the loss, as the Trainer adds up the loss; `shared` are sums over what processes hold."""
-        factor = self.accelerator.num_processes if shared else 1  # the log has the mean over processes
-        for name, value in terms.items():
-            self._terms[name] = self._terms.get(name, 0.0) + value.detach().float() * factor
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the extended class does; with the loss of training, its terms, the means of an optimizer step."""
-        if "loss" in logs and self._terms_since is not None:
-            steps = max(self.state.global_step - self._terms_since, 1)
-            for name, value in self._terms.items():
-                logs[name] = nested_gather(value, self.args.parallel_mode).mean().item() / steps
-            self._terms, self._terms_since = {}, None
-        super().log(logs, *args, **kwargs)

@@ -1,23 +1,23 @@
 """What a Trainer knows of its run -> the record of the run."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import Trainer
 
 from ..config.pruning import PruningConfig
+from ..errors import CardError
+from ..foreign.transformers import commit_of
 from ..model.names import plain_model
 from ..publish.logs import changed_arguments, metrics_of, not_finite, thin_history
-from ..publish.measure import emissions_of, hardware, input_shapes, measure_latency, versions
-from ..publish.record import Distillation, Evaluation, Latency, RunRecord, SavedFile, Source
+from ..publish.measure import emissions_of, hardware, versions
+from ..publish.record import Distillation, Evaluation, Latency, RunRecord, Source
 from ..publish.sources import describe_base, describe_dataset, is_hub_name
-from .distilling import LossMixin
+from ..saved.files import SavedFile
+from .distilling import DistillingMixin
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,22 @@ class CardInput:
         """What goes into the card's metadata as it was given."""
         values = {"license": self.license, "language": _as_list(self.language), "pipeline_tag": _first(self.tasks)}
         return {name: value for name, value in values.items() if value}
+
+
+def said_in(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person says of a model in the arguments of a class's `create_model_card`, or by the names of `CardInput`.
+
+    What such a class takes without a name of its own (`**kwargs`) says nothing. Raises TypeError for other arguments.
+    """
+    known = {field.name for field in fields(CardInput)} - signature.parameters.keys()
+    said = {name: value for name, value in kwargs.items() if name in known}
+    bound = signature.bind(*args, **{name: value for name, value in kwargs.items() if name not in known}).arguments
+    named = {
+        name: value
+        for name, value in bound.items()
+        if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    return said | named
 
 
 def record_of(
@@ -105,20 +121,20 @@ def record_of(
 
 def _base_model(trainer: Trainer, given: CardInput) -> Source | None:
     config = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
-    name_or_path = getattr(config, "_name_or_path", None) or given.finetuned_from
+    name_or_path = getattr(config, "name_or_path", None) or given.finetuned_from
     if not name_or_path:
         return None
-    revision = getattr(config, "_commit_hash", None)
+    revision = commit_of(config)
     return describe_base(name_or_path, given.finetuned_from, revision)[0]
 
 
 def _distillation(trainer: Trainer) -> Distillation | None:
     """How a Trainer distilled, and from which model: by the name it was opened with, or what it was made from."""
-    if not isinstance(trainer, LossMixin) or trainer.teacher is None or trainer.distillation is None:
+    if not isinstance(trainer, DistillingMixin) or trainer.teacher is None or trainer.distillation is None:
         return None
     of_teacher = getattr(plain_model(trainer.teacher), "config", None)
-    known = getattr(of_teacher, "_name_or_path", None)
-    source = describe_base(known, None, getattr(of_teacher, "_commit_hash", None))[0] if known else None
+    known = getattr(of_teacher, "name_or_path", None)
+    source = describe_base(known, None, commit_of(of_teacher))[0] if known else None
     opened = trainer.teacher_name is not None
     return Distillation(
         teacher=source if opened else None, teacher_base=None if opened else source, **trainer.distillation.to_dict()
@@ -133,7 +149,7 @@ def _tags_of(trainer: Trainer) -> list[str]:
 def make_evaluations(evaluated: Sequence[MeasuredEvaluation], given: CardInput, wanted: str | None) -> list[Evaluation]:
     """The last evaluation with each prefix: `eval` first, none of the training data.
 
-    `wanted` is the metric that counts most, where it is there. Raises ValueError for dense metrics that are not among
+    `wanted` is the metric that counts most, where it is there. Raises CardError for dense metrics that are not among
     those of any evaluation.
     """
     with_metrics = [one for one in evaluated if metrics_of(one.values, one.prefix)]
@@ -142,7 +158,7 @@ def make_evaluations(evaluated: Sequence[MeasuredEvaluation], given: CardInput, 
     if made and given.dense_metrics is not None and not any(one.dense_metrics for one in made):
         expected = ", ".join(f"{one.part}_{name}" for one in made for name in one.metrics)
         came = ", ".join(given.dense_metrics) or "none"
-        raise ValueError(f"dense_metrics: expected values of {expected}, as evaluate() returns them, got {came}")
+        raise CardError("dense_metrics", f"expected values of {expected}, as evaluate() returns them, got {came}")
     return made
 
 
@@ -188,55 +204,3 @@ def _as_list(value: str | Sequence[str] | None) -> list[str]:
 
 def _first(value: str | Sequence[str] | None) -> str | None:
     return next(iter(_as_list(value)), None)
-
-
-def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency | None:
-    """The latency of a forward pass on the first sample that a Trainer evaluates on; None where there can be none.
-
-    The model sees what it takes by name of the batch that the Trainer's collator makes. The Trainer's own steps are not
-    called: they may need other models, and note metrics. A dense model to compare with takes turns with the Trainer's.
-    Both compute in the precision of their weights, as they do when they are opened, whatever the Trainer trained in.
-    """
-    dataset: Any = trainer.eval_dataset
-    if not hasattr(dataset, "__getitem__") or isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
-        return None
-    if not len(dataset) or trainer.args.world_size > 1:
-        return None
-    assert trainer.model is not None  # Trainer.__init__ has made sure
-    collator = trainer._get_collator_with_removed_columns(trainer.data_collator, description="Evaluation")
-    inputs = _inputs_of(trainer.model, collator([dataset[0]]))
-    if inputs is None:
-        return None
-    inputs = trainer._prepare_inputs(inputs)
-    models = [trainer.model] if dense is None else [trainer.model, dense.to(trainer.args.device)]
-    modes = [model.training for model in models]
-    try:
-        for model in models:
-            model.eval()
-        with torch.random.fork_rng(), torch.no_grad(), trainer.compute_loss_context_manager():
-            seconds, passes = measure_latency([partial(_forward_of(model), **inputs) for model in models])
-    finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)
-    shapes = input_shapes(inputs)
-    return Latency(
-        shapes=shapes, passes=passes, seconds=seconds[0], dense_seconds=seconds[1] if dense is not None else None
-    )
-
-
-def _forward_of(model: nn.Module) -> Callable[..., Any]:
-    """A model's forward pass without the mixed precision that accelerate puts around it."""
-    return getattr(model, "_original_forward", model)
-
-
-def _inputs_of(model: nn.Module, batch: Any) -> dict[str, Any] | None:
-    """What a model's forward pass takes of a batch, by name; None where that is nothing, or not all that it needs."""
-    if not isinstance(batch, Mapping):
-        return None
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = [
-        parameter for parameter in parameters if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if any(parameter.default is parameter.empty and parameter.name not in batch for parameter in named):
-        return None
-    return {parameter.name: batch[parameter.name] for parameter in named if parameter.name in batch} or None

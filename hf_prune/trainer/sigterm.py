@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerControl
-from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from ..engines.processes import all_reduce
+from ..foreign.transformers import JITCheckpointCallback, jit_parts
 
 
 class SaveAtStepEnd(JITCheckpointCallback):
@@ -22,7 +22,7 @@ class SaveAtStepEnd(JITCheckpointCallback):
 
     def __init__(self, stock: JITCheckpointCallback):
         super().__init__()
-        self.trainer, self.jit_manager = stock.trainer, stock.jit_manager
+        self.trainer, self.jit_manager = jit_parts(stock)
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Wait for the end of the step."""

@@ -16,8 +16,10 @@ from test_run import reviews, save_tiny_bert, tree, write_csv, write_recipe
 from typer.testing import CliRunner
 
 from hf_prune.cli import commands as cli
+from hf_prune.cli import tables
 from hf_prune.recipe.outcome import RunResult
-from hf_prune.saved.report import Report, TensorReport
+from hf_prune.saved.report import Report
+from hf_prune.saved.zeros import TensorReport
 
 TIMEOUT = 240
 
@@ -173,7 +175,7 @@ def test_a_report_of_a_large_model_fits_the_terminal_with_every_figure(monkeypat
     name = "base_model.model.model.language_model.layers.{}.block_sparse_moe.experts.gate_up_proj.base_layer.weight"
     weights = 256 * 28672 * 8192
     tensors = [TensorReport(name.format(index), (256, 28672, 8192), weights, weights - 1, True) for index in range(3)]
-    monkeypatch.setattr(cli, "make_report", lambda model: Report("a/" + "long-name-" * 12, tensors, 1))
+    monkeypatch.setattr("hf_prune.saved.report.make_report", lambda model: Report("a/" + "long-name-" * 12, tensors, 1))
     text = printed("report", "a/model")
     assert text.count("256x28672x8192") == 3
     assert text.count(f"{weights - 1:,}") == 3
@@ -412,8 +414,8 @@ def test_a_result_whose_dense_metric_is_zero_is_a_table_all_the_same(monkeypatch
     result = RunResult(
         {}, metrics, metrics | {"accuracy": 0.25}, {}, None, report, "matthews_correlation", 3, seconds, []
     )
-    monkeypatch.setattr(cli, "load_recipe", lambda *args: None)
-    monkeypatch.setattr(cli, "run", lambda *args, **kwargs: result)
+    monkeypatch.setattr("hf_prune.recipe.loading.load_recipe", lambda *args: None)
+    monkeypatch.setattr("hf_prune.recipe.run.run", lambda *args, **kwargs: result)
     text = words(printed("run", "recipe.yaml"))
     assert "matthews_correlation 0.0000 0.0000" in text
     assert "accuracy 0.5000 0.2500 50.0%" in text
@@ -436,8 +438,8 @@ def test_a_folder_with_a_name_almost_like_it_is_offered(sparse_bert, monkeypatch
 
 
 def test_what_is_too_long_for_a_heading_is_told_whole(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "console", cli.Console(width=80, highlight=False))
-    cli._say("word " * 30)
+    monkeypatch.setattr(tables, "console", tables.Console(width=80, highlight=False))
+    tables.print_line("word " * 30)
     assert capsys.readouterr().out.split() == ["word"] * 30
 
 

@@ -131,7 +131,7 @@ def test_layers_are_paired_by_number_or_as_given():
 def test_a_configuration_lists_all_its_problems():
     with pytest.raises(DistillationConfigError) as caught:
         DistillationConfig(temperature=0, weight=1.5, hidden_weight=float("nan"), hidden_layers=[[1]])
-    assert [problem.partition(":")[0] for problem in caught.value.problems] == [
+    assert [field for field, _ in caught.value.problems] == [
         "temperature",
         "weight",
         "hidden_weight",

@@ -15,6 +15,7 @@ WINDOW = {"begin": 2, "end": 8, "frequency": 2}
 GLOBAL = {"sparsity": 0.5, "scope": "global", **WINDOW}
 INPUTS = {"method": "wanda", "sparsity": 0.5, "schedule": "one_shot", "begin": 4}
 GRADIENTS = {"method": "taylor", "sparsity": 0.5, "scope": "global", "schedule": "one_shot", "begin": 4}
+MOVEMENT = {"method": "movement", "sparsity": 0.5, "scope": "global", **WINDOW}
 DISTILLED = {"model": "llama", "configs": [GLOBAL], "distilled": {"weight": 0.6, "hidden_weight": 0.5}}
 PENALISED = {  # three processes hold some blocks in parts
     "model": "llama",

@@ -53,10 +53,10 @@ def masks_of_parts(config, targets, sparsities, parts, sharded=True):
                 Prunable(group.units_of(target), count, target.sides)
                 for target, count in zip(group.members, gone, strict=True)
             ]
-            return SCOPES[group.scope](prunable, Fraction(str(sparsity)))
+            return SCOPES[group.scope].pools(prunable, Fraction(str(sparsity)))
 
-        for target, positions in update_masks(groups, held, pools_of, add):
-            assert positions is None or not masks[target.name][positions].any()
+        for change in update_masks(groups, held, pools_of, add):
+            assert change.positions is None or not masks[change.target.name][change.positions].any()
     return masks
 
 

@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO-2 and ZeRO-3 for real, on CPUs, in the environment that `make test-deepspeed` makes."""
 
+import importlib
 import math
 import os
 import subprocess
@@ -13,6 +14,7 @@ from launching import (
     GLOBAL,
     GRADIENTS,
     INPUTS,
+    MOVEMENT,
     PENALISED,
     SAVE,
     WINDOW,
@@ -33,6 +35,11 @@ from test_launch import recipe_for
 from test_run import reviews, save_tiny_bert, write_csv
 from transformers import AutoModelForSequenceClassification
 
+from hf_prune.engines.choose import engine_of
+from hf_prune.engines.deepspeed import ZeroThree
+from hf_prune.errors import IncompatibleVersionError
+from hf_prune.foreign import deepspeed as foreign
+from hf_prune.foreign.accelerate import DeepSpeedOptimizerWrapper
 from hf_prune.saved.masks import mask_files
 from hf_prune.saved.report import make_report
 from hf_prune.trainer.checkpoints import is_complete, newest_complete
@@ -49,10 +56,15 @@ SCALED_A_LITTLE = {"fp16": {"enabled": True, "initial_scale_power": 8, "hysteres
 # What is asked for, the stage, and what is said.
 REFUSED = {
     "gradients": ({"configs": [GRADIENTS]}, 3, "expected one that reads no gradients under DeepSpeed, got 'taylor'"),
+    "gradients of every step": (
+        {"configs": [MOVEMENT]},
+        2,
+        "expected one that reads no gradients under DeepSpeed, got 'movement'",
+    ),
     "gradients in a stock trainer": (
         {"configs": [GRADIENTS], "callback": True, "compare": False},
         2,
-        "expected one that reads no gradients under DeepSpeed, which has used them up, got 'taylor'",
+        "expected one that reads no gradients under DeepSpeed, got 'taylor'",
     ),
     "no stage": ({}, 0, "zero_optimization.stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0"),
     "round robin": ({"zero": {"round_robin_gradients": True}}, 2, "round_robin_gradients: expected false, got true"),
@@ -296,3 +308,53 @@ def test_models_are_pushed_in_one_commit_by_the_first_process(hub, lfs_client, t
         assert_pushed_once(repos[name], result, tmp_path / f"{name} on the Hub")
         assert result["failed_pushes"] == []
         assert [commit.summary for commit in repos[name].commits()] == ["initial commit", *during, "End of training"]
+
+
+# ---- What DeepSpeed does not document ----
+
+
+@pytest.mark.parametrize("name", foreign.NAMES)
+def test_a_name_that_is_gone_is_refused(name, monkeypatch):
+    module, _, attribute = foreign.NAMES[name].path.partition(":")
+    assert getattr(foreign, name) is not None
+    monkeypatch.delattr(importlib.import_module(module), attribute)
+    with pytest.raises(IncompatibleVersionError, match=rf"^deepspeed .*: expected {attribute} to .*deepspeed>=\S+$"):
+        getattr(foreign, name)
+
+
+def trained_by_zero(*, without):
+    """A model and an optimizer as a stage of ZeRO leaves them, but for one of its marks on the parameters."""
+    model = torch.nn.Linear(4, 4)
+    stage_three = without is not foreign.MASTER_OF_TWO
+    marks = foreign.OF_STAGE_THREE.keys() if stage_three else []
+    for parameter in model.parameters():
+        for mark in [*marks, "_z3_optimizer" if stage_three else "_hp_mapping"]:
+            if without is None or mark != without.name.rpartition(".")[2]:
+                setattr(parameter, mark, object())
+    zero = foreign.ZeROOptimizer.__new__(foreign.ZeROOptimizer)
+    optimizer = DeepSpeedOptimizerWrapper.__new__(DeepSpeedOptimizerWrapper)
+    optimizer.optimizer = zero
+    return model, optimizer
+
+
+def test_parameters_with_every_mark_are_let_in():
+    assert isinstance(engine_of(*trained_by_zero(without=None)), ZeroThree)
+
+
+WITHOUT_ID = [entry for name, entry in foreign.OF_STAGE_THREE.items() if name != "ds_id"]  # without it is another stage
+
+
+@pytest.mark.parametrize(
+    "entry", [*WITHOUT_ID, foreign.MASTER_OF_TWO, foreign.MASTER_OF_THREE], ids=lambda entry: entry.name
+)
+def test_parameters_without_a_mark_are_refused_and_not_taken_for_those_of_torch(entry):
+    model, optimizer = trained_by_zero(without=entry)
+    with pytest.raises(IncompatibleVersionError, match=f"expected {entry.name} to {entry.why}, found none"):
+        engine_of(model, optimizer)
+
+
+def test_parameters_that_stage_three_no_longer_marks_at_all_are_refused():
+    model, optimizer = trained_by_zero(without=foreign.MASTER_OF_TWO)
+    assert not any(foreign.is_of_stage_three(parameter) for parameter in model.parameters())
+    with pytest.raises(IncompatibleVersionError, match=r"expected Parameter\._hp_mapping"):
+        engine_of(model, optimizer)

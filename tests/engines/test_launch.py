@@ -21,7 +21,8 @@ from test_run import PRUNABLE, reviews, save_tiny_bert, write_csv, write_recipe
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_prune.cli import commands as cli
-from hf_prune.engines.launch import check_engine, deepspeed_precision, wrapping_layers
+from hf_prune.engines.launch import check_engine, wrapping_layers
+from hf_prune.engines.launched import deepspeed_precision
 from hf_prune.errors import LaunchError, RecipeError
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.prepare import prepare
@@ -229,7 +230,7 @@ def test_a_mistake_that_only_another_process_meets_is_told_by_that_process(tmp_p
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(cli.time, "sleep", waited.append)
     with pytest.raises(cli.typer.Exit) as ended, cli._errors_as_lines():
-        raise RecipeError(["model.name: nothing there"])
+        raise RecipeError("model.name", "nothing there")
     assert ended.value.exit_code == 2
     assert len(waited) == 1
     assert capsys.readouterr().err == "hf-prune, process 1: model.name: nothing there\n"

@@ -109,11 +109,11 @@ def test_masked_weights_and_moments_are_zero_with_every_optim(tmp_path, name):
     moments = ROWS[name][1]
     if moments == "zero":
         assert (bool(shaped), nonzero, other) == (True, set(), set())
-    elif moments == "zero, but for the space of lower rank":
+    elif moments == "zero, except in the low-rank space":
         assert (bool(shaped), nonzero, bool(other)) == (True, set(), True)
     elif moments == "first zero, second at its lowest code":
         assert (shaped, nonzero) == ({"exp_avg", "exp_avg_sq"}, {"exp_avg_sq"})
-    elif moments == "means of rows and columns":
+    elif moments == "row and column means":
         assert (shaped, bool(other)) == (set(), True)
     else:
         assert (moments, shaped, other) == ("none", set(), set())

@@ -8,6 +8,7 @@ from launching import (
     GLOBAL,
     GRADIENTS,
     INPUTS,
+    MOVEMENT,
     PENALISED,
     SAVE,
     WINDOW,
@@ -90,6 +91,20 @@ def trained(tmp_path_factory):
         },
         "inputs": {"engine": "fsdp", "model": "gpt2", "configs": [INPUTS], "compare": False},
         "gradients": {"engine": "fsdp", "model": "gpt2", "configs": [GRADIENTS], "compare": False},
+        "movement": {
+            "engine": "fsdp",
+            "model": "gpt2",
+            "configs": [MOVEMENT],
+            "arguments": SAVE,
+            "weights_at": [5],
+            "compare": False,
+        },
+        "movement in blocks": {
+            "engine": "fsdp",
+            "model": "gpt2",
+            "configs": [MOVEMENT | {"scope": "layer", "pattern": "block:4x1"}],
+            "compare": False,
+        },
         "dense": {"engine": "fsdp", "model": "bert", "configs": [{"method": "keep"}], "compare": False},
         "distilled": {"engine": "fsdp", **DISTILLED, "arguments": SAVE},
         "penalised": {"engine": "fsdp", **PENALISED},
@@ -100,7 +115,7 @@ def trained(tmp_path_factory):
 SPARSITY = {
     **{"whole": 0.5, "sharded": 0.5, "experts": 0.6, "blocks": 0.5, "groups": 0.5},
     **{"twice": 0.5, "one after another": 0.6, "compiled": 0.5, "dense": 0.0, "inputs": 0.5, "gradients": 0.5},
-    **{"distilled": 0.5, "penalised": 0.5},
+    **{"movement": 0.5, "movement in blocks": 0.5, "distilled": 0.5, "penalised": 0.5},
 }
 
 
@@ -173,6 +188,7 @@ def alone(tmp_path_factory):
             "arguments": arguments,
             "compare": False,
         },
+        "movement": {"engine": "ddp", "model": "gpt2", "configs": [MOVEMENT], "arguments": arguments, "compare": False},
         "distilled": {"engine": "ddp", **DISTILLED, "arguments": arguments},
         "penalised": {"engine": "ddp", **PENALISED, "arguments": arguments},
     }
@@ -189,6 +205,7 @@ def test_inputs_and_gradients_seen_by_copies_and_parts_give_the_masks_of_one_pro
     for results in (trained[1], hybrid[1]):
         assert_same_masks_but_for_rounding(results["inputs"]["masks"], alone["inputs"]["masks"])
         assert_same_masks_but_for_rounding(results["gradients"]["masks"], alone["gradients"]["masks"])
+        assert_same_masks_but_for_rounding(results["movement"]["masks"], alone["movement"]["masks"])
 
 
 def test_collected_statistics_are_of_the_global_batch(trained, tmp_path):
@@ -218,9 +235,20 @@ def test_a_run_on_three_processes_resumes_on_another_number(trained, tmp_path, p
         for name in ("whole", "sharded")
         for engine in ("fsdp", "ddp")
     }
+    cases["movement fsdp"] = {
+        "engine": "fsdp",
+        "model": "gpt2",
+        "configs": [MOVEMENT],
+        "arguments": arguments,
+        "resume": str(directory / "movement" / "checkpoint-5"),  # what it remembers is cut anew
+        "compare": False,
+    }
     for name, result in launch(processes, tmp_path, cases).items():
         assert result["completed_steps"] >= 8
-        assert_alike(result, results[name.split()[0]])
+        if name == "movement fsdp":
+            assert_same_masks_but_for_rounding(result["masks"], results["movement"]["masks"])
+        else:
+            assert_alike(result, results[name.split()[0]])
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +269,7 @@ def hybrid(tmp_path_factory):
         },
         "inputs": {"model": "gpt2", "configs": [INPUTS], "arguments": small_batches, "compare": False},
         "gradients": {"model": "gpt2", "configs": [GRADIENTS], "arguments": small_batches, "compare": False},
+        "movement": {"model": "gpt2", "configs": [MOVEMENT], "arguments": small_batches, "compare": False},
         "distilled": {**DISTILLED, "arguments": small_batches},
         "penalised": {**PENALISED, "arguments": small_batches},
     }
@@ -248,7 +277,7 @@ def hybrid(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["hybrid", "blocks", "groups", "bf16", "inputs", "gradients", "distilled", "penalised"]
+    "name", ["hybrid", "blocks", "groups", "bf16", "inputs", "gradients", "movement", "distilled", "penalised"]
 )
 def test_two_copies_of_two_parts(hybrid, name):
     """That every update gave the masks of one process was asserted in the run itself."""

@@ -72,8 +72,9 @@ def test_two_configurations_at_work_on_one_tensor_at_a_time_are_refused(first, s
     groups = make_groups(0, configs[0], both) + make_groups(1, configs[1], both[:1])
     with pytest.raises(PruningConfigError) as caught:
         make_windows(configs, groups, 20)
-    [problem] = caught.value.problems
-    assert problem.startswith("begin: expected configuration 2 to begin at or after step ")
+    [(key, problem)] = caught.value.problems
+    assert key == "begin"
+    assert problem.startswith("expected configuration 2 to begin at or after step ")
     assert "configuration 1" in problem
     assert "'a.b'" in problem
 

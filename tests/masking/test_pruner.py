@@ -317,7 +317,7 @@ def test_masks_do_not_depend_on_how_many_weights_are_ranked_at_a_time(monkeypatc
     config = PruningConfig(method=method, sparsity=sparsity, scope=scope, pattern=pattern, **ONE_SHOT)
     pruner = with_tied_weights(bert(), config)
     pruner.start(TOTAL_STEPS)
-    monkeypatch.setattr("hf_prune.masking.ranking._CPU_PIECE", 37)
+    monkeypatch.setattr("hf_prune.masking.local._CPU_PIECE", 37)
     monkeypatch.setattr("hf_prune.masking.ranking._KEYS_HELD", held)
     in_pieces = with_tied_weights(bert(), config)
     in_pieces.start(TOTAL_STEPS)

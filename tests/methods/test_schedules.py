@@ -22,7 +22,7 @@ windows = st.tuples(st.integers(0, 50), st.integers(0, 60), st.integers(1, 20)).
 @given(initial=sparsities, final=sparsities, steps=st.integers(1, 40))
 def test_contract_of_every_schedule_in_range_and_never_falling(name, initial, final, steps):
     initial, final = sorted((initial, final))
-    values = [SCHEDULES[name](step / steps, initial, final) for step in range(steps + 1)]
+    values = [SCHEDULES[name].sparsity(step / steps, initial, final) for step in range(steps + 1)]
     assert all(initial - 1e-12 <= value <= final + 1e-12 for value in values)
     assert all(later >= earlier - 1e-12 for earlier, later in pairwise(values))
     assert values[-1] == pytest.approx(final, abs=1e-12)
@@ -63,7 +63,7 @@ def test_sparsity_at_agrees_with_the_reference_and_never_falls(name, initial, fi
 @given(fraction=st.floats(0, 1), initial=sparsities, final=sparsities)
 def test_formulas_agree_with_the_reference(name, fraction, initial, final):
     expected = references.schedule(name, Fraction(fraction), initial, final)
-    assert SCHEDULES[name](fraction, initial, final) == pytest.approx(expected, abs=1e-12)
+    assert SCHEDULES[name].sparsity(fraction, initial, final) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_formulas_agree_with_the_reference(name, fraction, initial, final):
     ],
 )
 def test_halfway_values_worked_out_by_hand(name, initial, final, halfway):
-    assert SCHEDULES[name](0.5, initial, final) == pytest.approx(halfway)
+    assert SCHEDULES[name].sparsity(0.5, initial, final) == pytest.approx(halfway)
 
 
 def test_cubic_prunes_early_cosine_slowly_at_both_ends():
     quarters = [0.25, 0.75]
-    assert [SCHEDULES["cubic"](at, 0.0, 0.64) for at in quarters] == pytest.approx([0.37, 0.63])
-    assert [SCHEDULES["cosine"](at, 0.0, 1.0) for at in quarters] == pytest.approx([0.1464466, 0.8535534])
+    assert [SCHEDULES["cubic"].sparsity(at, 0.0, 0.64) for at in quarters] == pytest.approx([0.37, 0.63])
+    assert [SCHEDULES["cosine"].sparsity(at, 0.0, 1.0) for at in quarters] == pytest.approx([0.1464466, 0.8535534])
 
 
 def test_one_shot_prunes_everything_at_begin():

@@ -132,7 +132,7 @@ def test_erk_never_takes_back_what_is_dropped():
 @quick
 @given(tensors=many_tensors(), sparsity=sparsities)
 def test_contract_of_every_scope_each_tensor_once_and_counts_that_can_be_had(name, tensors, sparsity):
-    pools = SCOPES[name](tensors, Fraction(str(sparsity)))
+    pools = SCOPES[name].pools(tensors, Fraction(str(sparsity)))
     assert sorted(member for pool in pools for member in pool.members) == list(range(len(tensors)))
     for pool in pools:
         least = sum(tensors[member].dropped for member in pool.members)
@@ -144,7 +144,7 @@ def test_contract_of_every_scope_each_tensor_once_and_counts_that_can_be_had(nam
 @given(tensors=many_tensors(), sparsity=sparsities)
 def test_contract_of_every_scope_totals_are_exact_for_dense_tensors(name, tensors, sparsity):
     tensors = [Prunable(tensor.units, 0, tensor.sides) for tensor in tensors]
-    total = sum(pool.count for pool in SCOPES[name](tensors, Fraction(str(sparsity))))
+    total = sum(pool.count for pool in SCOPES[name].pools(tensors, Fraction(str(sparsity))))
     if name == "layer":
         assert total == sum(references.count(sparsity, tensor.units) for tensor in tensors)
     else:
@@ -156,7 +156,7 @@ def test_contract_of_every_scope_totals_are_exact_for_dense_tensors(name, tensor
 @given(tensors=many_tensors(), sparsity=sparsities)
 def test_contract_of_every_scope_zeros_above_the_target_are_kept(name, tensors, sparsity):
     tensors = [Prunable(tensor.units, tensor.units, tensor.sides) for tensor in tensors]
-    pools = SCOPES[name](tensors, Fraction(str(sparsity)))
+    pools = SCOPES[name].pools(tensors, Fraction(str(sparsity)))
     assert sum(pool.count for pool in pools) == sum(tensor.units for tensor in tensors)
 
 
@@ -167,7 +167,7 @@ def test_rising_sparsity_only_ever_drops_more_of_each_tensor_and_stays_exact(nam
     tensors = [Prunable(tensor.units, 0, tensor.sides) for tensor in tensors]
     units = sum(tensor.units for tensor in tensors)
     for sparsity in steps:
-        now = counts(SCOPES[name](tensors, Fraction(str(sparsity))), tensors)
+        now = counts(SCOPES[name].pools(tensors, Fraction(str(sparsity))), tensors)
         assert all(count >= tensor.dropped for count, tensor in zip(now, tensors, strict=True))
         if name == "erk":
             assert sum(now) == references.count(sparsity, units)
@@ -180,20 +180,20 @@ def test_tensors_without_weights_and_of_one_weight(name, sparsity):
     empty = Prunable(0, 0, (0, 4))
     one = Prunable(1, 0, (1, 1))
     expected = round(sparsity)
-    assert sum(pool.count for pool in SCOPES[name]([empty, one, empty], sparsity)) == expected
-    assert sum(pool.count for pool in SCOPES[name]([empty], sparsity)) == 0
+    assert sum(pool.count for pool in SCOPES[name].pools([empty, one, empty], sparsity)) == expected
+    assert sum(pool.count for pool in SCOPES[name].pools([empty], sparsity)) == 0
 
 
 @pytest.mark.parametrize("name", SCOPES)
 @pytest.mark.parametrize(("sparsity", "expected"), [(Fraction(0), 0), (Fraction("0.2"), 1), (Fraction("0.999999"), 5)])
 def test_a_parameter_of_no_dimension_can_be_among_the_tensors(name, sparsity, expected):
-    pools = SCOPES[name]([matrix(2, 2), Prunable(1, 0, ())], sparsity)
+    pools = SCOPES[name].pools([matrix(2, 2), Prunable(1, 0, ())], sparsity)
     assert sum(pool.count for pool in pools) == expected
 
 
 @pytest.mark.parametrize("name", SCOPES)
 def test_sparsity_zero_drops_nothing_and_near_one_nearly_all(name):
     tensors = [matrix(100, 100), matrix(1000, 999), matrix(1, 1000)]
-    assert sum(pool.count for pool in SCOPES[name](tensors, Fraction(0))) == 0
-    pools = SCOPES[name](tensors, Fraction("0.999999"))
+    assert sum(pool.count for pool in SCOPES[name].pools(tensors, Fraction(0))) == 0
+    pools = SCOPES[name].pools(tensors, Fraction("0.999999"))
     assert sum(pool.count for pool in pools) == 1_010_000 - 1

@@ -31,13 +31,13 @@ from hf_prune.publish.record import (
     Hardware,
     Latency,
     RunRecord,
-    SavedFile,
     Source,
     load_record,
     save_record,
 )
 from hf_prune.publish.sparsity_json import Figures
-from hf_prune.saved.report import TensorReport
+from hf_prune.saved.files import SavedFile
+from hf_prune.saved.zeros import TensorReport
 
 ALL_PARTS = [
     *("summary", "sparsity", "layers", "schedule", "evaluation", "size", "usage", "reproduce", "limits", "citation"),
@@ -1004,10 +1004,3 @@ def test_all_names_from_outside_together_break_nothing(names):
     card = card_with(names)
     assert [name for name, _, _ in split_body(body_of(card)).parts] == ALL_PARTS_OF_NAMES
     assert metadata_of(card)["model-index"][0]["name"] == single_line(names["name"])
-
-
-def test_every_method_has_its_words():
-    from hf_prune.config.pruning import METHODS
-    from hf_prune.methods.criteria import METHOD_WORDS
-
-    assert set(METHOD_WORDS) == set(METHODS)

@@ -9,10 +9,12 @@ import time
 
 import pytest
 from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN
+from reads import of_weights
 from safetensors.torch import load_file, save_file
 from test_run import quiet_run, reviews, save_tiny_bert, write_csv, write_recipe
 
 from hf_prune.errors import ReportError
+from hf_prune.publish.card import forget_measurements
 from hf_prune.publish.push_plan import choose_files
 from hf_prune.saved.report import make_report
 
@@ -287,6 +289,51 @@ def test_a_recipe_pushes_the_pruned_model_at_its_end(hub, lfs_client, recipe):
     written = [path.read_bytes() for path in (recipe.parent / "out").rglob("*") if path.is_file()]
     assert [content for content in [*written, *repo.files().values()] if WRITE_TOKEN.encode() in content] == []
     assert WRITE_TOKEN not in done.stdout + done.stderr
+
+
+RUN_AND_COUNT = """
+import json, sys
+from reads import counted_reads
+from hf_prune.recipe.loading import load_recipe
+from hf_prune.recipe.run import run
+with counted_reads() as reads:
+    run(load_recipe(sys.argv[1], sys.argv[2:]))
+print(json.dumps(reads))
+"""
+
+
+def test_a_recipe_that_pushes_reads_the_model_it_saved_once(hub, lfs_client, recipe):
+    done = lfs_client.python(RUN_AND_COUNT, recipe, *TO_THE_HUB)
+    assert done.returncode == 0, done.stderr
+    reads = json.loads(done.stdout.splitlines()[-1])
+    model = recipe.parent / "out" / "model"
+    assert hub.repos["somebody/film"].files()["model.safetensors"] == (model / "model.safetensors").read_bytes()
+    assert reads["skeletons"] == {str(model): 1}
+    assert reads["counts"] == {str(model / "model.safetensors"): 1}
+    assert of_weights(reads["hashes"]) == {str(model / "model.safetensors"): 1}
+
+
+PUSH_AND_COUNT = """
+import json, sys
+from reads import counted_reads
+from hf_prune.cli.commands import app
+with counted_reads() as reads:
+    app(sys.argv[1:], standalone_mode=False)
+print(json.dumps(reads))
+"""
+
+
+@pytest.mark.parametrize("command", ["push", "card"])
+def test_a_command_reads_a_sharded_model_once(hub, lfs_client, model, command):
+    (model / "model-00001-of-00002.safetensors").unlink()
+    shard_up(model)
+    forget_measurements(model)
+    done = lfs_client.python(PUSH_AND_COUNT, command, model, *([REPO] if command == "push" else []))
+    assert done.returncode == 0, done.stderr
+    reads = json.loads(done.stdout.splitlines()[-1])
+    once = {str(model / f"model-0000{number}-of-00002.safetensors"): 1 for number in (1, 2)}
+    assert (reads["skeletons"], reads["counts"]) == ({str(model): 1}, once)
+    assert of_weights(reads["hashes"]) == once
 
 
 def test_a_recipe_whose_push_fails_has_all_its_results_all_the_same(hub, lfs_client, recipe):

@@ -16,12 +16,11 @@ from hf_prune.publish.record import (
     Hardware,
     Latency,
     RunRecord,
-    SavedFile,
     Source,
     load_record,
     save_record,
-    saved_files,
 )
+from hf_prune.saved.files import SavedFile, saved_files
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 

@@ -9,10 +9,11 @@ from safetensors.numpy import load_file, save_file
 from hf_prune import PruningConfig
 from hf_prune.config.pruning import save_configs
 from hf_prune.errors import ReportError, StaleRecordError
-from hf_prune.publish.record import Evaluation, RunRecord, SavedFile, saved_files
+from hf_prune.publish.record import Evaluation, RunRecord
 from hf_prune.publish.sparsity_json import Figures, count_figures
-from hf_prune.saved.files import weight_files
-from hf_prune.saved.report import TensorReport, totals_of
+from hf_prune.saved.files import SavedFile, saved_files, weight_files
+from hf_prune.saved.report import totals_of
+from hf_prune.saved.zeros import TensorReport
 
 # What is pruned by default, by its names in the files, written out for each model.
 PRUNABLE = {

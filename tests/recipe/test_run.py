@@ -26,7 +26,8 @@ from hf_prune.recipe.outcome import RunResult
 from hf_prune.recipe.prepare import prepare
 from hf_prune.recipe.run import run
 from hf_prune.recipe.schema import DatasetSection, Recipe
-from hf_prune.saved.report import Report, TensorReport
+from hf_prune.saved.report import Report
+from hf_prune.saved.zeros import TensorReport
 
 USER_ERRORS = (PruningConfigError, RecipeError, ReportError, TargetError)
 

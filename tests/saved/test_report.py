@@ -14,8 +14,9 @@ from hf_prune import PruningConfig, TargetError
 from hf_prune.config.pruning import save_configs
 from hf_prune.errors import ReportError
 from hf_prune.model.targets import find_targets
-from hf_prune.saved import report
-from hf_prune.saved.report import Report, TensorReport, make_report, share_of_zeros
+from hf_prune.saved import zeros
+from hf_prune.saved.report import Report, make_report, share_of_zeros
+from hf_prune.saved.zeros import TensorReport
 
 
 def sparse(model, share=0.3):
@@ -191,7 +192,7 @@ def test_of_one_file_and_an_index_the_one_is_counted_that_from_pretrained_opens(
 def test_the_size_of_a_part_does_not_change_the_counts(limit, tmp_path, monkeypatch):
     saved(tmp_path, mixtral())
     expected = counts(make_report(tmp_path))
-    monkeypatch.setattr(report, "_VALUES_AT_A_TIME", limit)
+    monkeypatch.setattr(zeros, "_VALUES_AT_A_TIME", limit)
     assert counts(make_report(tmp_path)) == expected
 
 
@@ -239,8 +240,8 @@ def test_a_model_is_never_in_memory_whole(shards, tmp_path, monkeypatch):
     saved(tmp_path, llama(), max_shard_size=shards)
     expected = counts(make_report(tmp_path))
     watch = {"now": 0, "most": 0, "all": 0}
-    monkeypatch.setattr(report, "safe_open", lambda *args, **kwargs: WatchedFile(safe_open(*args, **kwargs), watch))
-    monkeypatch.setattr(report, "_VALUES_AT_A_TIME", 64)
+    monkeypatch.setattr(zeros, "safe_open", lambda *args, **kwargs: WatchedFile(safe_open(*args, **kwargs), watch))
+    monkeypatch.setattr(zeros, "_VALUES_AT_A_TIME", 64)
     assert counts(make_report(tmp_path)) == expected
     assert watch["all"] == sum(weights for _, weights, _, _ in expected.values())
     assert watch["most"] <= 2 * 64  # one part that is being counted, and the next

@@ -12,6 +12,7 @@ import torch
 from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN
 from models import bert, bert_examples, llama, training_arguments
 from peft import LoraConfig, get_peft_model
+from reads import of_weights
 from safetensors.torch import save_file
 from test_trainer import AT_ONCE, CONFIG, PruningSeq2SeqTrainer, pruning_trainer
 from transformers import Seq2SeqTrainingArguments
@@ -19,7 +20,7 @@ from transformers import Seq2SeqTrainingArguments
 from hf_prune import DistillationConfig, PruningConfig, PruningTrainer
 from hf_prune.publish.record import load_record
 from hf_prune.saved.report import make_report
-from hf_prune.trainer.publishing import UnsavedToken
+from hf_prune.trainer.pushes import UnsavedToken
 
 EVALUATION = bert_examples(12)
 
@@ -489,6 +490,34 @@ def test_a_trainer_pushes_model_and_card_in_one_commit(hub, client, tmp_path):
     assert "| `accuracy` | 0.9000 |" in files["README.md"].decode()
     assert 'from_pretrained("somebody/film")' in files["README.md"].decode()
     assert "# film" in files["README.md"].decode()
+
+
+def test_a_trainer_that_pushes_reads_the_model_it_saved_once(hub, client, tmp_path):
+    push = """
+from reads import counted_reads
+with counted_reads() as reads:
+    trainer.push_to_hub()
+print(json.dumps(reads))
+"""
+    done = ran(client, push, tmp_path / "film")
+    assert done.returncode == 0, done.stderr
+    reads = json.loads(done.stdout.splitlines()[-1])
+    weights = str(tmp_path / "film" / "model.safetensors")
+    assert (reads["skeletons"], reads["counts"]) == ({str(tmp_path / "film"): 1}, {weights: 1})
+    assert of_weights(reads["hashes"]) == {weights: 1}
+
+
+def test_a_push_during_training_hashes_its_copy_once_wherever_it_goes(hub, client, tmp_path):
+    settings = {**DURING, "hub_strategy": "checkpoint", "hub_always_push": True}
+    counting = "from reads import counted_reads\ncounting = counted_reads()\nreads = counting.__enter__()\n"
+    done = client.python(counting + TRAIN + "print(json.dumps(reads))", json.dumps(settings), tmp_path / "film")
+    assert done.returncode == 0, done.stderr
+    reads = json.loads(done.stdout.splitlines()[-1])
+    files = hub.repos["somebody/film"].files()
+    assert files["last-checkpoint/model.safetensors"] == files["model.safetensors"]
+    assert len(reads["counts"]) >= 2
+    assert set(reads["counts"].values()) == set(reads["skeletons"].values()) == {1}
+    assert of_weights(reads["hashes"]) == reads["counts"]
 
 
 def test_a_trainer_pushes_where_and_as_it_is_told(hub, client, tmp_path):

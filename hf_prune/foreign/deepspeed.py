@@ -1,0 +1,63 @@
+"""What DeepSpeed does not document: what it writes on parameters. It is asked for only where DeepSpeed trains."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .entry import Foreign, attribute, find, find_in
+
+_PARTITION = "deepspeed.runtime.zero.partition_parameters"
+_FRAGMENT = "deepspeed.utils.tensor_fragment"
+_UNTIL = "when DeepSpeed's public functions tell which part of a parameter a process holds"
+
+NAMES: dict[str, Foreign] = {
+    "ZeroParamStatus": Foreign(f"{_PARTITION}:ZeroParamStatus", "know whether a parameter is whole", _UNTIL),
+    "ZeROOptimizer": Foreign(
+        "deepspeed.runtime.base_optimizer:ZeROOptimizer",
+        "know that a stage of ZeRO trains",
+        "when an optimizer says so",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    return find_in(NAMES, __name__, name)
+
+
+# What parameters have under stage 3, under stages 1 and 2, and, where they are trained, under stage 3.
+OF_STAGE_THREE: dict[str, Foreign] = {
+    name: Foreign(f"{_PARTITION}:Parameter.{name}", "find the part of a parameter that a process holds", _UNTIL)
+    for name in ("ds_id", "ds_tensor", "ds_numel", "ds_shape", "ds_status", "partition")
+}
+MASTER_OF_TWO = Foreign(f"{_FRAGMENT}:Parameter._hp_mapping", "find the master weights of stages 1 and 2", _UNTIL)
+MASTER_OF_THREE = Foreign(f"{_FRAGMENT}:Parameter._z3_optimizer", "find the master weights of stage 3", _UNTIL)
+
+
+def is_of_stage_three(parameter: Any) -> bool:
+    """Whether DeepSpeed's stage 3 has a parameter in parts."""
+    return hasattr(parameter, "ds_id")
+
+
+def has_master_of_two(parameter: Any) -> bool:
+    """Whether DeepSpeed's stage 1 or 2 trains a parameter, by master weights of its own."""
+    return hasattr(parameter, "_hp_mapping")
+
+
+def has_master_of_three(parameter: Any) -> bool:
+    """Whether DeepSpeed's stage 3 trains a parameter, by master weights of its own."""
+    return bool(parameter.requires_grad) and hasattr(parameter, "_z3_optimizer")
+
+
+def check_parameters(parameters: Iterable[Any], optimizer: Any) -> None:
+    """Check what DeepSpeed has written on the parameters of a model that its optimizer, unwrapped, trains.
+
+    Raises IncompatibleVersionError where a stage of ZeRO trains them and has left no such marks.
+    """
+    parameters = list(parameters)
+    for parameter in filter(is_of_stage_three, parameters):
+        for entry in OF_STAGE_THREE.values():
+            attribute(parameter, entry)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained or not isinstance(optimizer, find(NAMES["ZeROOptimizer"])):
+        return
+    if not any(has_master_of_two(parameter) or has_master_of_three(parameter) for parameter in trained):
+        attribute(trained[0], MASTER_OF_THREE if is_of_stage_three(trained[0]) else MASTER_OF_TWO)

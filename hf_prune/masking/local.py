@@ -1,0 +1,74 @@
+"""A tensor to prune as this process holds it, with what its method reads and remembers of each weight."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from ..engines.holdings import Holding
+from ..methods.criteria import Criterion, Piece
+from ..model.layouts import Target, input_features
+
+# Weights worked on at a time: small enough for a CPU's cache, large enough to keep an accelerator busy.
+_CPU_PIECE = 1 << 18
+_ACCELERATOR_PIECE = 1 << 24
+
+
+@dataclass(frozen=True)
+class LocalTensor:
+    """What this process holds of a tensor, flat.
+
+    Attributes:
+        weight: its weights; where masked ones may come back, with the values that they had.
+        mask: True where a weight is kept; it is changed in place.
+        masked: how many weights are masked on all processes.
+        counted: whether this process counts what it holds, which of several that hold the same one does.
+        inputs: the norm of each input feature, where it was read.
+        gradient: the gradient of each weight, where it was read.
+        memory: what the method remembers of each weight, by name.
+        regrowable: True where a weight may be kept after the next update, if that is not `mask`.
+    """
+
+    target: Target
+    holding: Holding
+    weight: torch.Tensor
+    mask: torch.Tensor
+    masked: int
+    counted: bool
+    inputs: torch.Tensor | None = None
+    gradient: torch.Tensor | None = None
+    memory: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    regrowable: torch.Tensor | None = None
+
+    @property
+    def candidates(self) -> torch.Tensor:
+        """True where a weight may be kept after the next update."""
+        return self.mask if self.regrowable is None else self.regrowable
+
+    def pieces(self) -> Iterator[slice]:
+        """The weights cut into pieces that are worked on at a time: at least one, which may be empty."""
+        size = _CPU_PIECE if self.weight.device.type == "cpu" else _ACCELERATOR_PIECE
+        for start in range(0, max(self.weight.numel(), 1), size):
+            yield slice(start, start + size)
+
+    def statistic(self, reads: str | None, part: slice = slice(None)) -> torch.Tensor | None:
+        """What a method that reads this is told of each weight in a part (float32); None where nothing was read now."""
+        if reads == "gradients":
+            return None if self.gradient is None else self.gradient[part]
+        if reads is None or self.inputs is None:
+            return None
+        start, stop, _ = part.indices(self.weight.numel())
+        positions = torch.arange(start, stop, dtype=torch.int64, device=self.weight.device)
+        features = input_features(self.holding.region.indices(positions), self.target)
+        return self.inputs.to(self.weight.device)[features]
+
+    def piece(self, criterion: Criterion, seed: int, part: slice = slice(None)) -> Piece:
+        """What a criterion is told of the weights in a part."""
+        return Piece(
+            self.target.name,
+            offset=part.start or 0,
+            seed=seed,
+            index_of=self.holding.region.indices,
+            statistic=self.statistic(criterion.reads, part),
+            memory={name: values[part] for name, values in self.memory.items()},
+        )

@@ -1,0 +1,225 @@
+"""What methods and scopes read in optimizer steps and remember from one to the next, and when they do."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..config.pruning import PruningConfig
+from ..engines.engine import Engine
+from ..errors import PruningConfigError, PruningStateError
+from ..methods.scopes import SCOPES
+from ..methods.table import method_of
+from .collectors import Collected, Statistics
+from .local import LocalTensor
+from .masks import Masks
+from .memory import Memory
+from .plan import Group
+
+
+class Readings:
+    """What the groups of a model read and remember. Where tensors are sharded, every process must make the same calls.
+
+    Args:
+        model: the model that is trained.
+        groups: all groups, those that read nothing too.
+        parameters: parameter name -> parameter.
+        masks: the masks of the parameters.
+        engine: how the parameters are held and trained.
+
+    Attributes:
+        memory: what is remembered.
+        collected: what was read in the step before an update.
+        whole_gradients: the names of parameters whose gradients are wanted, in the step under way, before those of
+            masked weights are set to zero.
+
+    Raises:
+        PruningConfigError: a method reads what this way of training does not show, or changes weights that it cannot.
+        TargetError: inputs are to be read of what is no linear layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        parameters: Mapping[str, nn.Parameter],
+        masks: Masks,
+        engine: Engine,
+    ):
+        self._groups, self._masks = groups, masks
+        self.memory = Memory()
+        self.collected = Collected()
+        self.whole_gradients: set[str] = set()
+        self._remembering: Sequence[int] = ()
+        self._seen: set[str] = set()  # names of parameters whose gradients were seen to be remembered
+        self._added = False  # whether the step under way is remembered
+        wanted: dict[str, set[str]] = {"inputs": set(), "gradients": set()}
+        for group in groups:
+            _check(group, parameters, masks, engine)
+            for reads in group.reads:
+                if reads != "gradients" or not group.remembers:  # those are remembered as they come
+                    wanted[reads].update(target.name for target in group.members)
+        self._statistics = Statistics(model, **wanted)
+
+    def begin_step(self, due: Iterable[int], remembering: Sequence[int]) -> None:
+        """Before an optimizer step: the groups that are due after it, and those that remember it."""
+        self.collected = Collected()
+        self._remembering, self._added = remembering, False
+        if not remembering:
+            self.memory.tensors.clear()  # pruning has ended
+        self.whole_gradients = {
+            target.name
+            for group in map(self._groups.__getitem__, self._remembering)
+            for target in (group.members if group.regrows and "gradients" in group.reads else ())
+        }
+        reading = [self._groups[index] for index in due if not self._groups[index].remembers]
+        reading += [self._groups[index] for index in self._remembering if "inputs" in self._groups[index].reads]
+        if any(group.reads for group in reading):
+            self._statistics.begin()
+
+    def stop(self) -> None:
+        """Collect no more: training is over."""
+        self._statistics.stop()
+
+    @property
+    def wants_gradients(self) -> bool:
+        """Whether the gradients of the step under way are wanted."""
+        return (self._statistics.is_collecting and bool(self._statistics.gradient_names)) or any(
+            "gradients" in self._groups[index].reads for index in self._remembering
+        )
+
+    def see_gradients(self, gradients: Mapping[str, torch.Tensor], loss_scale: float) -> None:
+        """Remember the gradients of a whole batch, once in an optimizer step, before any is masked.
+
+        They are of what this process holds, times `loss_scale`. A step that a scaler of fp16 will skip, for they are
+        not finite, is not remembered.
+        """
+        reading = [index for index in self._remembering if "gradients" in self._groups[index].reads]
+        if not reading or self._added:
+            return
+        self._added = True
+        names = [target.name for index in reading for target in self._groups[index].members if target.name in gradients]
+        self._seen.update(names)
+        if loss_scale != 1.0:
+            bad = sum(int(not gradients[name].isfinite().all()) for name in names)
+            if int(self._masks.all_reduce(torch.tensor([bad], dtype=torch.int64))):
+                return
+        for index in reading:
+            for target in self._groups[index].members:
+                if target.name in gradients:
+                    gradient = gradients[target.name].detach().float().reshape(-1) / loss_scale
+                    self._remember(index, target.name, gradient=gradient)
+
+    def keep_gradient(self, name: str, gradient: torch.Tensor) -> None:
+        """Keep the masked gradient of a whole batch, if it is wanted before a mask update."""
+        self._statistics.keep_gradient(name, gradient)
+
+    def end_step(self, due: Iterable[int]) -> None:
+        """After an optimizer step: take what the groups that are due read, and remember what is not of gradients.
+
+        Raises PruningStateError where nothing was seen of any parameter.
+        """
+        reading = any(self._groups[index].reads and not self._groups[index].remembers for index in due)
+        if reading or self._statistics.is_collecting:
+            self.collected = self._statistics.finish()
+        for index in self._remembering:
+            group = self._groups[index]
+            for target in group.members if "gradients" not in group.reads else ():
+                if "inputs" not in group.reads or target.name not in self.collected.unusable:
+                    self._remember(index, target.name, inputs=self.collected.inputs.get(target.name))
+        self._remembering = ()
+
+    def missing(self, index: int) -> set[str]:
+        """The names of a group's parameters of which what an update reads or remembers is not there yet.
+
+        Raises PruningStateError where the gradients of none of them can be seen.
+        """
+        group = self._groups[index]
+        names = [target.name for target in group.members]
+        missing = {name for name in names if group.reads and name in self.collected.unusable}
+        if group.remembers:
+            missing |= {name for name in names if self._memory_of(group, name) is None}
+            if "gradients" in group.reads and missing == set(names) and self._seen.isdisjoint(names):
+                raise PruningStateError(
+                    names[0],
+                    "expected its gradient in the optimizer steps before a mask update, saw none; it is "
+                    "frozen, or the optimizer steps inside backward: choose a method that reads weights alone",
+                )
+        return missing
+
+    def local(self, index: int, name: str) -> LocalTensor:
+        """A tensor of a group as it is ranked."""
+        group = self._groups[index]
+        return replace(
+            self._with_masked_values(group, name),
+            inputs=self.collected.inputs.get(name),
+            gradient=self.collected.gradients.get(name),
+            memory=self._memory_of(group, name) or {},
+        )
+
+    def keep_masked_values(self, index: int, tensor: LocalTensor) -> None:
+        """After an update of a tensor that was ranked: remember the values of masked weights, if they may come back."""
+        group = self._groups[index]
+        if group.regrows:
+            values = tensor.weight.masked_fill(tensor.mask, 0)
+            self.memory.keep_masked_values(group.config.method, tensor.target.name, values)
+
+    def _memory_of(self, group: Group, name: str) -> dict[str, torch.Tensor] | None:
+        names = group.criterion.memory if group.criterion is not None else ()
+        return self.memory.of(group.config.method, names, name)
+
+    def _with_masked_values(self, group: Group, name: str) -> LocalTensor:
+        """A tensor with the values of masked weights that may come back in place of their zeros."""
+        tensor = self._masks.local(name)
+        values = self.memory.masked_values(group.config.method, name)
+        if values is None:
+            return tensor
+        values = values.to(tensor.weight.device)
+        weight = torch.where(tensor.mask, tensor.weight, values.to(tensor.weight.dtype))
+        return replace(tensor, weight=weight, regrowable=tensor.mask | (values != 0))
+
+    def _remember(
+        self, index: int, name: str, inputs: torch.Tensor | None = None, gradient: torch.Tensor | None = None
+    ) -> None:
+        group = self._groups[index]
+        assert group.criterion is not None
+        tensor = replace(self._with_masked_values(group, name), inputs=inputs, gradient=gradient)
+        self.memory.add_step(group.config.method, group.criterion, tensor, group.config.pruning_seed)
+
+
+def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, engine: Engine) -> None:
+    """Raise PruningConfigError for what a group's method cannot do with these parameters."""
+    method, names = group.config.method, [target.name for target in group.members]
+    check_reads(group.config, shows_gradients=not engine.steps_in_backward)
+    frozen = [name for name in names if "gradients" in group.reads and not parameters[name].requires_grad]
+    if frozen:
+        raise PruningConfigError(
+            "method",
+            f"expected one that reads no gradients for weights that are not trained, got {method!r} for {frozen[0]}; "
+            "exclude it, or use 'magnitude' or 'wanda'",
+        )
+    solves = group.criterion is None
+    if (solves or group.regrows) and not engine.writes_weights:
+        raise PruningConfigError(
+            "method", f"expected one that changes no weights with adapters='sparse_merge', got {method!r}"
+        )
+    if solves and masks.sharded:
+        raise PruningConfigError(
+            "method",
+            f"expected one that ranks weights where processes hold parts of them, got {method!r}, which solves whole "
+            "tensors; use DDP, or another method",
+        )
+
+
+def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_inputs: bool = True) -> None:
+    """Raise PruningConfigError for a method or scope that reads what a way of training does not show."""
+    for field, name, entry in (
+        ("method", config.method, method_of(config.method)),
+        ("scope", config.scope, SCOPES[config.scope]),
+    ):
+        reads = entry.reads if entry is not None else None
+        if reads == "gradients" and not shows_gradients:
+            raise PruningConfigError(field, f"expected one that reads no gradients under DeepSpeed, got {name!r}")
+        if reads == "inputs" and not shows_inputs:
+            raise PruningConfigError(field, f"expected one that reads no inputs with torch_compile, got {name!r}")

@@ -1,0 +1,121 @@
+"""Zeros counted in files of weights, tensor by tensor, and which tensors are prunable."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..config.pruning import PruningConfig
+from ..errors import ReportError
+from ..model.targets import find_targets
+from .skeleton import owner_of, owners_of
+
+# Rows read at a time, so that a large embedding is never in memory whole.
+_VALUES_AT_A_TIME = 1 << 24
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One parameter: fused expert weights that are saved one by one count as the one parameter they are.
+
+    `prunable` is None where the model's class is not known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    zeros: int
+    prunable: bool | None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros."""
+        return self.zeros / max(self.weights, 1)
+
+
+def count_tensors(files: Sequence[Path], skeleton: PreTrainedModel | None, prunable: set[str]) -> list[TensorReport]:
+    """The parameters of a saved model, in the skeleton's order, with the zeros that are counted in its files.
+
+    Reads a part of a tensor at a time. Raises ReportError for a file that is broken.
+    """
+    owners = owners_of(skeleton) if skeleton is not None else {}
+    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()} if skeleton else {}
+    counts: dict[str, list[Any]] = {}
+    for file in files:
+        for key, shape, zeros in count_zeros(file):
+            name = owner_of(key, owners, skeleton)
+            entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0])
+            entry[1] += math.prod(shape)
+            entry[2] += zeros
+    tensors = [
+        TensorReport(name, tuple(shape), weights, zeros, name in prunable if skeleton is not None else None)
+        for name, (shape, weights, zeros) in counts.items()
+    ]
+    order = {name: index for index, name in enumerate(shapes)}
+    return sorted(tensors, key=lambda tensor: order.get(tensor.name, len(order)))
+
+
+def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Name, shape and number of zeros of each tensor in a safetensors file."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = tensors.keys()
+            for name in names:
+                part = tensors.get_slice(name)
+                shape = tuple(part.get_shape())
+                yield name, shape, math.prod(shape) - sum(int(rows.count_nonzero()) for rows in _rows(part, shape))
+    except SafetensorError as error:
+        raise ReportError(f"{file}: expected safetensors, got a file that cannot be read ({error})") from error
+
+
+def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    if not shape:
+        yield part[...]
+        return
+    step = max(_VALUES_AT_A_TIME // max(math.prod(shape[1:]), 1), 1)
+    for start in range(0, shape[0], step):
+        rows = part[start : start + step]
+        yield rows if rows.dtype.itemsize > 1 else rows.float()
+
+
+def prunable_names(skeleton: nn.Module, configs: Sequence[PruningConfig], in_first_module: bool) -> set[str]:
+    """The names of the tensors that the pruning configurations select, or else may be pruned by default.
+
+    `in_first_module` says that the skeleton lies in the first module of a sentence-transformers model.
+
+    Raises TargetError for expressions that fit no name of this model.
+    """
+    if not configs:
+        return {target.name for target in find_targets(skeleton)}
+    if in_first_module:
+        return {name for config in configs for name in _prunable_of_first_module(skeleton, config)}
+    return {target.name for config in configs for target in find_targets(skeleton, config.targets, config.exclude)}
+
+
+def _prunable_of_first_module(skeleton: nn.Module, config: PruningConfig) -> set[str]:
+    """The same of a sentence-transformers model, which is trained as a list of modules, the skeleton in the first.
+
+    Expressions that fit no name are those of modules after it.
+    """
+    first = nn.Module()
+    first.model = skeleton
+    whole = nn.Sequential(first)
+    names = [name for name, _ in whole.named_parameters()]
+    exclude = [expression for expression in config.exclude if _fits_any(expression, names)]
+    if config.targets is None:
+        found = find_targets(whole, exclude=exclude)
+    else:
+        targets = [expression for expression in config.targets if _fits_any(expression, names)]
+        found = find_targets(whole, targets, exclude) if targets else []
+    return {target.name.removeprefix("0.model.") for target in found}
+
+
+def _fits_any(expression: str, names: Sequence[str]) -> bool:
+    return any(re.fullmatch(expression, name) for name in names)

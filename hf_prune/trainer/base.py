@@ -1,0 +1,62 @@
+"""`TrainerBase`: what each mixin of `PruningMixin` is mixed into, and what it may use of the others."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import HfApi
+from torch import nn
+from transformers import Trainer
+
+from ..config.distillation import DistillationConfig
+from ..masking.pruner import Pruner
+from ..publish.record import Latency, RunRecord, SavedFile
+from .callback import PruningCallback
+
+if TYPE_CHECKING:
+
+    class TrainerBase(Trainer):
+        """A Trainer with all the mixins, for type checkers; at run time the mixins extend nothing."""
+
+        # Of training
+        _pruning: PruningCallback | None  # None without a pruning_config: then all is as in the extended class
+
+        _loaded_best: bool  # whether the model is that of the best checkpoint, not of the last step
+
+        @property
+        def pruner(self) -> Pruner | None:  # noqa: D102
+            ...
+
+        def _note(self, terms: Mapping[str, torch.Tensor], shared: bool = False) -> None: ...
+
+        # Of saving
+        _unfinished: Path | None  # the folder of a checkpoint that is being written
+
+        # Of distilling
+        teacher: nn.Module | None
+        teacher_name: str | None
+        distillation: DistillationConfig | None
+
+        # Of publishing
+        _hub: HfApi  # its pushes in the background go one after another
+        _said: dict[str, Any]  # what a person said of the model for the last card
+
+        @property
+        def _repo_id(self) -> str: ...
+
+        @property
+        def _makes_card(self) -> bool: ...
+
+        def _digest(self) -> str: ...
+
+        def _make_record(
+            self,
+            said: Mapping[str, Any],
+            digest: str,
+            weights: dict[str, SavedFile] | None = None,
+            latency: Latency | None = None,
+        ) -> RunRecord: ...
+
+else:
+    TrainerBase = object

@@ -1,0 +1,135 @@
+"""Saving models and checkpoints, and going on from them: complete or not there, with their masks.
+
+A checkpoint is written in a folder aside and gets its name once it is complete.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..engines.fsdp_checkpoints import is_fsdp_checkpoint, load_fsdp_model, load_fsdp_optimizer
+from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, TRAINER_STATE_NAME
+from ..publish.card import keep_card
+from .base import TrainerBase
+from .checkpoints import UNFINISHED, keep_only, publish, rotate
+
+
+class SavingMixin(TrainerBase):
+    """Saves masks with every model, gives checkpoints their names when they are complete, and reads those of FSDP."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._unfinished: Path | None = None
+        super().__init__(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as the extended class does, for `from_pretrained`, with its masks beside it.
+
+        Every process must call it. With sharded state dicts (FSDP2) the extended class saves models in checkpoints
+        only; this one saves them whole.
+        """
+        if self.pruner is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = output_dir or str(self.args.output_dir)
+        self.pruner.save_from_all(folder, self.args.should_save)
+        with (
+            whole_state_dict(self.accelerator) if self._unfinished is None else nullcontext(),
+            keep_card(folder) if self.args.should_save else nullcontext(),
+        ):
+            super().save_model(output_dir, _internal_call)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.accelerator.wait_for_everyone()  # a process that ended now could end the one that writes
+
+    # ---- Going on from what was saved ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._pruning is not None and self._is_of_fsdp(resume_from_checkpoint):
+            load_fsdp_model(cast(nn.Module, model if model is not None else self.model), Path(resume_from_checkpoint))
+        elif model is None:
+            super()._load_from_checkpoint(resume_from_checkpoint)  # not every class takes a model
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._pruning is not None and self._is_of_fsdp(checkpoint):
+            load_fsdp_optimizer(
+                cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer), Path(checkpoint)
+            )
+            cast(Any, self.lr_scheduler).load_state_dict(
+                torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
+            )
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _is_of_fsdp(self, checkpoint: str) -> bool:
+        """Whether a checkpoint was written under FSDP, and training goes on without, which the Trainer cannot."""
+        return not self.is_fsdp_enabled and is_fsdp_checkpoint(Path(checkpoint))
+
+    # ---- Checkpoints ----
+
+    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
+        """The folder that checkpoints lie in; while one is written, the folder aside."""
+        directory = super()._get_output_dir(*args, **kwargs)
+        return directory if self._unfinished is None else str(self._unfinished.parent)
+
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        if self._pruning is None:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+            return
+        directory = Path(self._get_output_dir(trial=trial))
+        self._unfinished = directory / UNFINISHED / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+            self._publish_checkpoint()
+        finally:
+            self._unfinished = None
+        if self.args.should_save:
+            rotate(directory, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _publish_checkpoint(self) -> Path | None:
+        """Give the checkpoint that is being written its name, when every process has done its part; that path."""
+        if self._unfinished is None:
+            return None
+        unfinished, self._unfinished = self._unfinished, None
+        directory = unfinished.parents[1]
+        final = directory / unfinished.name
+        self.accelerator.wait_for_everyone()
+        best = directory / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best == final or best.exists():
+            self.state.best_model_checkpoint = str(best)
+        if self.args.should_save:
+            self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
+            publish(unfinished, final)
+        self.accelerator.wait_for_everyone()
+        return final
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Give the checkpoint its name before it is pushed: the Trainer pushes at the end of `_save_checkpoint`."""
+        published = self._publish_checkpoint()
+        super()._push_from_checkpoint(checkpoint_folder if published is None else str(published))
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._pruning is not None and self.args.should_save and self.args.save_total_limit == 1:
+            # The Trainer then keeps the best checkpoint alone, and would empty the other under its name.
+            keep_only(Path(self._get_output_dir(trial=trial)), self.state.best_model_checkpoint)
+        return super()._finalize_training(trial, *args, **kwargs)
+
+
+@contextmanager
+def whole_state_dict(accelerator: Accelerator) -> Iterator[None]:
+    """Save models whole, whatever kind of state dict FSDP was set to; other ways of training are left alone."""
+    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if plugin is None:
+        yield
+        return
+    kind = plugin.state_dict_type
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        yield
+    finally:
+        plugin.set_state_dict_type(kind)

@@ -124,7 +124,7 @@ def merge_cards(
 
 @dataclass(frozen=True)
 class _Card:
-    """What people wrote into a card: place -> text. `metadata` is all metadata, `generated` what was generated of it."""
+    """What people wrote into a card: place -> text. `metadata` is all of it, `generated` what they did not write."""
 
     texts: dict[str, str]
     metadata: dict[str, Any]

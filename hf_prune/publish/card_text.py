@@ -400,7 +400,7 @@ def _check(figures: Figures, location: str) -> str:
     return (
         f"from transformers import {name}\n\n"
         f"model = {name}.from_pretrained({where})\n"
-        "tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()  # tied weights once\n"
+        "tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()  # tied weights\n"
         "zeros = sum(int((tensor == 0).sum()) for tensor in tensors)\n"
         'print(f"{zeros / sum(tensor.numel() for tensor in tensors):.2%} of all weights are zero")'
     )

@@ -1,4 +1,4 @@
-"""Every error that a user can meet, and the words they are told in."""
+"""All errors that a user can meet, and helpers for their messages."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -28,20 +28,20 @@ def one_line(error: BaseException) -> str:
 
 
 class HfPruneError(Exception):
-    """Base of every error that a user can meet, with all that is wrong at once.
+    """Base class of all errors of hf-prune. One error can report several problems.
 
-    `HfPruneError(message)` and `HfPruneError(key, message)` tell of one problem, `problems=` of several. Its text has a
-    line for each: `place: key: message`, without what is empty.
+    `HfPruneError(message)` and `HfPruneError(key, message)` report one problem, `problems=` reports several. The text
+    of the error has one line per problem, `place: key: message`; empty parts are left out.
 
     Args:
-        problem: the message, or the key and the message. A key is what is to be changed: an argument, the field of a
+        problem: the message, or the key and the message. The key names what to change: an argument, the field of a
             configuration, or the dotted key of a recipe.
-        problems: (key, message) of each of several problems; the key is empty where there is none.
-        at: where they stand, such as a file and a line, or `command line`: for all of them, or for each.
+        problems: (key, message) of several problems; the key is empty where there is none.
+        at: the place of the problems, such as a file and a line, or `command line`: one for all, or one for each.
 
     Attributes:
         problems: a list of (key, message).
-        places: a list with the place of each, empty where it is not known.
+        places: a list with the place of each problem, empty where it is unknown.
     """
 
     def __init__(self, *problem: str, problems: Iterable[tuple[str, str]] = (), at: str | Sequence[str] = ""):
@@ -62,68 +62,68 @@ class HfPruneError(Exception):
 
 
 class MergeError(HfPruneError, ValueError):
-    """Adapters that cannot be merged without filling zeros of the weights under them."""
+    """Adapters cannot be merged into the base weights without overwriting zeros."""
 
 
 class CardError(HfPruneError, ValueError):
-    """A card that cannot be made, or cannot be made anew without losing something."""
+    """A model card cannot be generated, or not without losing what a person wrote into it."""
 
 
 class PruningConfigError(HfPruneError, ValueError):
-    """What is wrong with a `PruningConfig`, or with it for this model, training or engine."""
+    """A `PruningConfig` is invalid, or does not fit the model, the training or the distributed engine."""
 
 
 class DistillationConfigError(HfPruneError, ValueError):
-    """What is wrong with a `DistillationConfig`, or with it for the layers that model and teacher have."""
+    """A `DistillationConfig` is invalid, or does not fit the layers of model and teacher."""
 
 
 class ArgumentError(HfPruneError, TypeError):
-    """An argument of another type than was expected."""
+    """An argument has the wrong type."""
 
 
 class CheckpointError(HfPruneError, ValueError):
-    """A checkpoint that this training cannot go on from."""
+    """Training cannot be resumed from this checkpoint."""
 
 
 class PlacementError(HfPruneError, ValueError):
-    """A tensor is spread over processes in a way that cannot be pruned."""
+    """A tensor is distributed over processes in a way that cannot be pruned."""
 
 
 class StaleRecordError(HfPruneError, ValueError):
-    """Measurements that belong to other weights than those that are there."""
+    """The recorded measurements belong to other weights than the saved ones."""
 
 
 class PushError(HfPruneError, RuntimeError):
-    """A push that did not come to its end: why, what is and is not on the Hub, and what to do."""
+    """A push failed. The message says why, what is on the Hub now, and what to do."""
 
 
 class LaunchError(HfPruneError, RuntimeError):
-    """Processes that were not launched as the run needs them, or that do not find each other."""
+    """The processes were not launched as the run requires, or cannot reach each other."""
 
 
 class PruningStateError(HfPruneError, RuntimeError):
-    """Weights that cannot be ranked, or saved masks that cannot be used."""
+    """Weights cannot be ranked, or saved masks cannot be used."""
 
 
 class RecipeError(HfPruneError, ValueError):
-    """What is wrong with a recipe; `places` says in which line, where that is known."""
+    """A recipe is invalid. `places` has the line of each problem, where it is known."""
 
 
 class RecordError(HfPruneError, ValueError):
-    """A `run_record.json` that cannot be used."""
+    """A `run_record.json` cannot be used."""
 
 
 class ReportError(HfPruneError, ValueError):
-    """A folder or file that no report can be made from."""
+    """The zeros of a folder or file cannot be counted."""
 
 
 class TargetError(HfPruneError, ValueError):
-    """Expressions or tensors that a configuration names and the model cannot serve."""
+    """A configuration names expressions or tensors that the model does not have or that cannot be pruned."""
 
 
 class TeacherError(HfPruneError, ValueError):
-    """A teacher that a model cannot be distilled from."""
+    """A model cannot be distilled from this teacher."""
 
 
 class IncompatibleVersionError(HfPruneError, RuntimeError):
-    """A version of another library that lacks what this package needs of it, or has it in another form."""
+    """The installed version of another library lacks something that hf-prune needs, or has changed it."""

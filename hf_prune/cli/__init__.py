@@ -1,5 +1,5 @@
 """The commands of `hf-prune`, and the tables they print.
 
-Only this wing prints, and only this wing turns errors into exit codes.
+Only this wing prints and turns errors into exit codes.
 May import: every wing.
 """

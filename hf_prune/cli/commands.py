@@ -1,6 +1,6 @@
-"""Commands: `hf-prune run`, `plan`, `recipes`, `init`, `validate`, `report`, `card`, `push`.
+"""The commands: `hf-prune run`, `plan`, `recipes`, `init`, `validate`, `report`, `card`, `push`.
 
-A command imports what it needs when it runs: `--help`, `recipes` and `init` need neither torch nor transformers.
+A command imports what it needs when it runs: `--help`, `recipes` and `init` load neither torch nor transformers.
 """
 
 import atexit
@@ -33,16 +33,16 @@ _SECONDS_FOR_THE_FIRST_PROCESS = 30.0
 
 @contextlib.contextmanager
 def _errors_as_lines() -> Iterator[None]:
-    """A mistake of the user ends in one line a problem on standard error and exit code 2, trouble with the Hub in 1.
+    """Print an error as one line per problem on standard error, and exit: with code 1 for a failed push, else with 2.
 
-    So do files that cannot be read or written. Anything else is a bug. Of several processes, the first one speaks.
+    This includes files that cannot be read or written. Anything else is a bug and ends in a traceback.
     """
     try:
         yield
     except (HfPruneError, OSError) as error:
         name = "hf-prune"
         if not is_first_process():
-            # Most often the first process fails alike, says why, and the launcher ends this one while it waits here.
+            # Usually the first process fails with the same error, and the launcher ends this one while it waits here.
             time.sleep(_SECONDS_FOR_THE_FIRST_PROCESS)
             name = f"hf-prune, process {os.environ['RANK']}"
         for line in str(error).splitlines():
@@ -69,10 +69,10 @@ def options(
 
 @app.command("run")
 def run_command(
-    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one: hf-prune recipes.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name (see hf-prune recipes).")],
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, such as pruning.sparsity=0.7.")] = None,
 ) -> None:
-    """Fine-tune and prune as a recipe says."""
+    """Fine-tune and prune a model as described in a recipe."""
     with _errors_as_lines():
         path = find_recipe(recipe)
         _quiet(progress=is_first_process(), data=True)
@@ -86,17 +86,17 @@ def run_command(
 
 @app.command("plan")
 def plan_command(
-    source: Annotated[str, typer.Argument(help="A recipe (.yaml), a folder with a model, or its name on the Hub.")],
+    source: Annotated[str, typer.Argument(help="A recipe, a folder with a saved model, or a model name on the Hub.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="KEY=VALUE: of the recipe, or of the pruning of a model, such as sparsity=0.7."),
+        typer.Argument(help="KEY=VALUE: settings of the recipe, or for a model of pruning, such as sparsity=0.7."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps of the training that a model is planned for (default 1000).")
+        int | None, typer.Option(help="Optimizer steps of training to plan for, with a model only (default 1000).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what would be pruned and when, before any training."""
+    """Show what would be pruned and when, without training."""
     with _errors_as_lines():
         if steps is not None and steps < 1:
             raise RecipeError("--steps", f"expected 1 or more, got {steps}")
@@ -104,7 +104,7 @@ def plan_command(
             source = str(find_recipe(source))
         if source.endswith((".yaml", ".yml")):
             if steps is not None:
-                raise RecipeError("--steps", "expected none with a recipe, which says itself; use training.max_steps=")
+                raise RecipeError("--steps", "must not be set with a recipe; override training.max_steps")
             _quiet(data=True)
             from ..recipe.loading import load_recipe
             from ..recipe.prepare import prepare
@@ -124,17 +124,17 @@ def recipes_command() -> None:
     """List the recipes that come with hf-prune."""
     for name, path in shipped_recipes().items():
         console.print(f"{name}: {summary(path)}")
-    console.print("\nRun one by its name, hf-prune run NAME; or begin one of your own, hf-prune init TASK.")
+    console.print("\nRun one with hf-prune run NAME, or start your own with hf-prune init TASK.")
 
 
 @app.command("init")
 def init_command(
     task: Annotated[str, typer.Argument(help=f"One of {', '.join(TEMPLATES)}.")],
-    path: Annotated[Path | None, typer.Argument(help="Where to write it (default TASK.yaml).")] = None,
+    path: Annotated[Path | None, typer.Argument(help="The file to write (default TASK.yaml).")] = None,
 ) -> None:
     """Write a commented recipe to start from.
 
-    A file that is there is not overwritten.
+    An existing file is not overwritten.
     """
     with _errors_as_lines():
         text = template(task)
@@ -143,21 +143,21 @@ def init_command(
             with target.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError as error:
-            raise RecipeError(f"{target}: expected no such file yet, found one; give another path") from error
+            raise RecipeError(f"{target}: the file exists and is not overwritten; give another path") from error
         except OSError as error:
-            raise RecipeError(f"{target}: it cannot be written: {error.strerror}") from error
+            raise RecipeError(f"{target}: cannot be written: {error.strerror}") from error
     console.print(str(target), soft_wrap=True)
-    console.print("Change it, look at what it plans with hf-prune plan, and run it with hf-prune run.")
+    console.print("Edit it, preview the pruning with hf-prune plan, and run it with hf-prune run.")
 
 
 @app.command("validate")
 def validate_command(
-    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, as for hf-prune run.")] = None,
 ) -> None:
     """Check a recipe's keys and values.
 
-    Every problem is a line; models and data are not loaded.
+    Each problem is printed on a line. The model and the data are not loaded.
     """
     with _errors_as_lines():
         path = find_recipe(recipe)
@@ -166,12 +166,12 @@ def validate_command(
 
         load_recipe(path, overrides or [])
     console.print(str(path), soft_wrap=True)
-    console.print("No problems in its keys and values; hf-prune plan loads model and data, too.")
+    console.print("No problems found in keys and values. hf-prune plan also checks the model and the data.")
 
 
 @app.command("report")
 def report_command(
-    model: Annotated[str, typer.Argument(help="A folder with a saved model, or its name on the Hub.")],
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, or a model name on the Hub.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count the zeros in a saved model, tensor by tensor."""
@@ -193,13 +193,13 @@ def card_command(
         bool,
         typer.Option(
             "--without-measurements",
-            help="Forget what was measured and trained, for the weights are others now; zeros are counted.",
+            help="Drop what was recorded about training and evaluation: for weights that have changed since.",
         ),
     ] = False,
 ) -> None:
-    """Make a model's card, README.md, from what is saved.
+    """Write the model card (README.md) of a saved model.
 
-    Beside it lie sparsity.json and assets/. What a person wrote into the card is kept.
+    Also writes sparsity.json and assets/. Text that people added to the card is kept.
     """
     with _errors_as_lines():
         _check_folder(model)
@@ -217,24 +217,24 @@ def card_command(
 @app.command("push")
 def push_command(
     model: Annotated[Path, typer.Argument(help="A folder with a saved model.")],
-    repo: Annotated[str, typer.Argument(help="USER/REPO on the Hub; it is made if it is not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a private repository of it.")] = False,
-    revision: Annotated[str | None, typer.Option(help="The branch to commit to; made if it is not there.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Make a pull request of it.")] = False,
-    with_masks: Annotated[bool, typer.Option("--with-masks", help="Send masks, too, to resume training.")] = False,
-    message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload pruned model",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
+    repo: Annotated[str, typer.Argument(help="USER/REPO on the Hub; created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to; created if it does not exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    with_masks: Annotated[bool, typer.Option("--with-masks", help="Also upload masks, to resume training.")] = False,
+    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload pruned model",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded, and stop.")] = False,
 ) -> None:
     """Push a saved model and its card to the Hub.
 
-    All files go in one commit, which is read back and compared. The token is that of `hf auth login`, or of HF_TOKEN.
+    All files are uploaded in one commit and verified. Uses the token of `hf auth login`, or of HF_TOKEN.
     """
     with _errors_as_lines():
         _check_folder(model)
         _quiet(progress=True)
         if dry_run:
             print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks))
-            console.print("\nA dry run: nothing was sent.")
+            console.print("\nDry run: nothing was uploaded.")
             return
         from ..publish.push import push_model
 
@@ -253,7 +253,7 @@ def push_command(
 
 
 def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None, with_masks: bool) -> "PushPlan":
-    """The plan of a push; where the Hub cannot be asked, as if nothing were there yet, and that is said."""
+    """The plan of a push; if the Hub cannot be read, that of a push to an empty repository, with a note."""
     from ..publish.push import plan_push
     from ..publish.push_plan import UNKNOWN, make_push_plan
     from ..saved.model import SavedModel
@@ -262,7 +262,7 @@ def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None
     try:
         return plan_push(saved, repo, private, revision, with_masks)
     except PushError as error:
-        console.print(f"What is on the Hub is not known. {error}", soft_wrap=True)
+        console.print(f"The state of the repository on the Hub is unknown. {error}", soft_wrap=True)
         return make_push_plan(saved, repo, UNKNOWN, with_masks)
 
 
@@ -273,7 +273,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _quiet(progress: bool = False, data: bool = False) -> None:
-    """Only errors from transformers, whose notices would drown ours; from datasets nothing, where `data` is loaded."""
+    """Show only errors of transformers, as its notices would hide ours; with `data`, no messages of datasets."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -282,7 +282,7 @@ def _quiet(progress: bool = False, data: bool = False) -> None:
     if data:
         import datasets
 
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what went wrong is told once, by us
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are reported once, by us
         if not progress:
             datasets.disable_progress_bars()
 
@@ -315,7 +315,7 @@ def _load_weights(folder: Path, skeleton: "PreTrainedModel") -> "PreTrainedModel
     try:
         return type(skeleton).from_pretrained(folder, dtype="auto")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ReportError(f"{folder}: its weights cannot be loaded: {one_line(error)}") from error
+        raise ReportError(f"{folder}: the weights cannot be loaded: {one_line(error)}") from error
 
 
 def main() -> None:

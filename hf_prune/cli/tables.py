@@ -1,4 +1,4 @@
-"""What commands print: tables of plans, reports, results and pushes."""
+"""The output of commands: tables of plans, reports, results and pushes."""
 
 import re
 from typing import TYPE_CHECKING
@@ -17,31 +17,31 @@ console = Console(highlight=False, markup=False, emoji=False)
 
 
 def print_push_plan(plan: "PushPlan") -> None:
-    """What a push would send, file by file."""
-    state = {True: " (to be made)", False: "", None: " (whether it is there is not known)"}
+    """Print what a push would upload, file by file."""
+    state = {True: " (will be created)", False: "", None: " (not known whether it exists)"}
     console.print(f"{plan.repo_id}{state[plan.is_new]}", soft_wrap=True)
     table = _table("", "file", "bytes", "")
     for name in plan.files:
-        table.add_row(name, f"{plan.size_of(name):,}", "" if name in plan.changed else "there already")
+        table.add_row(name, f"{plan.size_of(name):,}", "" if name in plan.changed else "unchanged")
     for name in plan.removed:
-        table.add_row(name, "", "removed from the Hub")
+        table.add_row(name, "", "will be removed")
     console.print(table)
     if plan.left_out:
         console.print()
-        left_out = _table("Left out", "", "")
+        left_out = _table("Not uploaded", "", "")
         for name, reason in plan.left_out.items():
             left_out.add_row(name, reason)
         console.print(left_out)
-    console.print(f"\n{plan.sparsity:.2%} of all weights are zero, counted just now.")
+    console.print(f"\n{plan.sparsity:.2%} of all weights are zero, counted in these files.")
 
 
 def print_push(result: "PushResult") -> None:
-    """Where a push went, and what it did there."""
+    """Print the address of a commit or pull request."""
     console.print(result.commit.pr_url or result.commit.commit_url, soft_wrap=True)
 
 
 def print_line(text: str) -> None:
-    """A heading, or on lines of its own what is too long for one."""
+    """Print a text as a heading, or as plain lines if it is too long for one."""
     if len(text) < console.width - 5:
         console.rule(text, align="left")
     else:
@@ -71,14 +71,14 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def print_plan(plan: "Plan") -> None:
-    """The tensors of a plan, their shapes and sparsities, and its mask updates."""
-    table = _table("What is pruned", "tensor", "shape", "now", "final")
+    """Print the tensors of a plan with their shapes and sparsities, and its mask updates."""
+    table = _table("Tensors to prune", "tensor", "shape", "now", "final")
     for tensor in plan.tensors:
-        final = "by rank" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
+        final = "by ranking" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
         table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
     console.print(table)
     console.print()
-    updates = _table("When", "after optimizer step", "sparsity")
+    updates = _table("Mask updates", "after optimizer step", "sparsity")
     shown = plan.updates if len(plan.updates) <= 12 else [*plan.updates[:6], None, *plan.updates[-5:]]
     for update in shown:
         if update is None:
@@ -89,13 +89,13 @@ def print_plan(plan: "Plan") -> None:
     console.print()
     console.print(
         f"{len(plan.tensors)} tensors with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
-        f"{len(plan.updates)} mask updates in {plan.total_steps:,} steps; {plan.final_sparsity:.2%} of the tensors' "
-        f"weights at the end, {plan.final_sparsity * plan.weights / max(plan.all_weights, 1):.2%} of the model's."
+        f"{len(plan.updates)} mask updates in {plan.total_steps:,} steps; final sparsity {plan.final_sparsity:.2%} of "
+        f"these tensors, {plan.final_sparsity * plan.weights / max(plan.all_weights, 1):.2%} of the model."
     )
 
 
 def print_report(report: "Report") -> None:
-    """The zeros of a saved model, tensor by tensor, with totals."""
+    """Print the zeros of a saved model, tensor by tensor, with totals."""
     table = _table(report.model, "tensor", "shape", "zeros", "sparsity")
     for tensor in report.tensors:
         if tensor.prunable or tensor.prunable is None:
@@ -111,14 +111,14 @@ def print_report(report: "Report") -> None:
         totals.add_row(name, f"{weights:,}", f"{zeros:,}", f"{zeros / max(weights, 1):.2%}")
     console.print(totals)
     if report.note:
-        console.print(f"\nWhich tensors are prunable is not known: {report.note}.")
+        console.print(f"\nIt is unknown which tensors are prunable: {report.note}.")
 
 
 def print_result(result: "RunResult") -> None:
-    """The metrics of a run, dense and pruned, and the files that it wrote."""
+    """Print the metrics of a run, dense and pruned, and the files that it wrote."""
     from ..publish.record import recovery
 
-    console.rule("Results on the test part", align="left")
+    console.rule("Results on the test split", align="left")
     table = _table("", "", *(["dense"] if result.dense else []), "pruned", *(["recovery"] if result.dense else []))
     for name, value in result.pruned.items():
         if result.dense is None:

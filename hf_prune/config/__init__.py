@@ -1,5 +1,5 @@
-"""What a user may ask for, and the checks that all configurations share.
+"""The configurations that users write, and the checks that they share.
 
-A configuration is frozen, and is checked whole when it is made.
+A configuration is frozen, and is validated when it is created.
 May import: errors, methods.
 """

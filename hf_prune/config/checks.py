@@ -1,4 +1,4 @@
-"""Checks of single values that all configurations share, and the words for what is wrong with them."""
+"""Checks of single values that all configurations share, and their messages."""
 
 import dataclasses
 import math
@@ -9,13 +9,13 @@ from typing import Any, TypeGuard
 
 from ..errors import nearest
 
-Problem = tuple[str, str]  # the field, and what was expected and what came
+Problem = tuple[str, str]  # the field, and the message
 
 
 def why_no_expression(expression: Any) -> str | None:
     """Why a value is not a regular expression, or None if it is one."""
     if not isinstance(expression, str):
-        return f"it is {type(expression).__name__}, not text"
+        return f"it is of type {type(expression).__name__}, not str"
     try:
         re.compile(expression)
     except re.error as error:
@@ -29,13 +29,13 @@ def is_one_of(value: Any, names: Collection[str]) -> bool:
 
 
 def expected_one_of(value: Any, names: Collection[str], or_none: bool = False) -> str:
-    """The message for a value that is none of these names, with the nearest of them."""
+    """The message for a value that is not one of these names, with the nearest name as a hint."""
     none = " or None" if or_none else ""
     return f"expected one of {', '.join(names)}{none}, got {value!r}{nearest(value, names)}"
 
 
 def is_real(value: Any) -> TypeGuard[float]:
-    """Whether a value is a real number, NaN and infinite ones too; a boolean is none."""
+    """Whether a value is a real number, NaN and infinity included; a boolean is not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -48,13 +48,13 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def numbers_as_floats(config: Any, *names: str) -> None:
-    """Have these fields of a frozen dataclass, where they are numbers, hold floats."""
+    """Convert the numbers in these fields of a frozen dataclass to floats."""
     for name in names:
         if is_number(getattr(config, name)):
             object.__setattr__(config, name, float(getattr(config, name)))
 
 
 def unknown_fields(names: Iterable[str], config: type) -> list[Problem]:
-    """A problem for each name that is no field of a dataclass, with the nearest that is."""
+    """A problem for each name that is not a field of a dataclass, with the nearest field as a hint."""
     allowed = [field.name for field in dataclasses.fields(config)]
     return [(name, f"unknown field{nearest(name, allowed)}") for name in names if name not in allowed]

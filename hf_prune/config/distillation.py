@@ -1,4 +1,4 @@
-"""`DistillationConfig`: how much a teacher counts, and where it is listened to."""
+"""`DistillationConfig`: the weights of the distillation losses, and the layers that are compared."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,28 +11,29 @@ from .checks import Problem, is_number, numbers_as_floats, unknown_fields
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """How much a model is to answer as its teacher does. Frozen, and checked whole when it is made.
+    """How a model is trained to match a teacher. Frozen, and validated when it is created.
 
     The loss is `(1 - weight) * task + weight * T^2 * KL(teacher || model) + hidden_weight * hidden`, where both
     distributions are softmaxes of logits divided by the temperature T (Hinton et al., arXiv 1503.02531), and `hidden`
     is the squared difference of hidden states relative to the teacher's, averaged over layers and tokens (SquareHead,
-    arXiv 2310.06927, but relative for each token and not over a batch, so that batches may be split).
+    arXiv 2310.06927, but relative per token instead of per batch, so that batches may be split).
 
     Args:
-        temperature: T, more than 0.
-        weight: the share of the teacher's answers in the loss, from 0 to 1; at 1 the task's own loss is left out.
-        hidden_weight: what the difference of hidden states is multiplied by; 0 or more. Default 0: not computed.
-        hidden_layers: pairs of layers to compare, `[of the model, of the teacher]`, 0 is the embeddings' output and
-            negative numbers count from the last. Default None: every layer with that of the same number.
+        temperature: the temperature T, greater than 0.
+        weight: the weight of the teacher's outputs in the loss, from 0 to 1; at 1 the task loss is not used.
+        hidden_weight: the weight of the hidden-state loss; 0 or more. Default 0: not computed.
+        hidden_layers: pairs of layers to compare, `[model layer, teacher layer]`; 0 is the output of the embeddings,
+            and negative numbers count from the last layer. Default None: each layer with the teacher's layer of the
+            same number.
 
     Raises:
-        DistillationConfigError: lists every problem at once.
+        DistillationConfigError: if a value is invalid; it lists all problems.
     """
 
-    temperature: float = field(default=2.0, metadata={"help": "What logits are divided by, more than 0."})
-    weight: float = field(default=0.5, metadata={"help": "Share of the teacher's answers in the loss, 0 to 1."})
-    hidden_weight: float = field(default=0.0, metadata={"help": "Factor of the difference of hidden states."})
-    hidden_layers: list[list[int]] | None = field(default=None, metadata={"help": "Pairs: of the model, the teacher."})
+    temperature: float = field(default=2.0, metadata={"help": "Divisor of the logits, greater than 0."})
+    weight: float = field(default=0.5, metadata={"help": "Weight of the teacher's outputs in the loss, 0 to 1."})
+    hidden_weight: float = field(default=0.0, metadata={"help": "Weight of the hidden-state loss."})
+    hidden_layers: list[list[int]] | None = field(default=None, metadata={"help": "Pairs of model and teacher layers."})
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []
@@ -46,15 +47,15 @@ class DistillationConfig:
             if not usable:
                 problems.append((name, f"expected {expected}, got {getattr(self, name)!r}"))
         if not problems and self.weight == 0 and self.hidden_weight == 0:
-            problems.append(("weight", "expected more than 0 where hidden_weight is 0, for nothing would be distilled"))
+            problems.append(("weight", "must be greater than 0 if hidden_weight is 0, or nothing is distilled"))
         if not problems and self.hidden_layers is not None and self.hidden_weight == 0:
-            problems.append(("hidden_layers", "expected none where hidden_weight is 0"))
+            problems.append(("hidden_layers", "must not be set if hidden_weight is 0, which compares no layers"))
         if problems:
             raise DistillationConfigError(problems=problems)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DistillationConfig":
-        """A configuration from a mapping of fields; an unknown one is a DistillationConfigError, with the nearest."""
+        """Make a configuration from a mapping of fields. Raises DistillationConfigError for unknown fields."""
         unknown = unknown_fields(values, cls)
         if unknown:
             raise DistillationConfigError(problems=unknown)

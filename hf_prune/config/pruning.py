@@ -35,7 +35,7 @@ ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """What to prune, how much and when. Frozen, and checked whole when it is made.
+    """What to prune, how much and when. Frozen, and validated when it is created.
 
     Times (`begin`, `end`, `frequency`) are optimizer steps: a value of 1 or more is a number of steps and must be
     whole, a value below 1 is a share of training.
@@ -43,59 +43,60 @@ class PruningConfig:
     Args:
         method: `magnitude`, `random`, `wanda` (magnitude times the norm of the input), `taylor` (weight times
             gradient), `movement` (how far training moves a weight away from zero; masked weights may come back until
-            pruning ends), or `keep`, which holds the zeros that a model has and prunes nothing more. Default magnitude:
-            with time to recover, more is seldom gained by others (arXiv 2210.06384).
-        sparsity: the final share of masked weights, 0 <= s < 1. Left out for `keep` and for an n:m pattern, which
-            define it. It has no default: no sparsity suits every model.
-        initial_sparsity: where the schedule starts. Default None: from the zeros that are there (0 for a dense model).
+            pruning ends), or `keep`, which keeps the zeros that a model has and prunes no more. Default magnitude:
+            with enough training to recover, other criteria are seldom better (arXiv 2210.06384).
+        sparsity: the final share of masked weights, 0 <= s < 1. Not needed for `keep` and for an n:m pattern, which
+            determine it. There is no default: no sparsity suits every model.
+        initial_sparsity: the sparsity at which the schedule starts. Default None: that of the model (0 if it is dense).
         schedule: `one_shot`, `linear`, `cubic`, `exponential` or `cosine`. Default cubic: most is pruned early, while
             weights are redundant and there is time to recover (Zhu and Gupta, arXiv 1710.01878).
         begin: when masks are first updated. Default 0.1: a short dense warm-up lets a new task head and the learning
             rate settle before magnitudes are trusted.
-        end: when the final sparsity is reached; None is the last step. Default 0.5: half of the training recovers at a
-            constant mask, as the GMP* recipe (arXiv 2210.06384) gives it a long last part; 0.7 was about a point worse
-            (benchmarks/README.md).
-        frequency: how far mask updates lie apart. Default 0.01: with the defaults above 41 updates, fine enough that
-            no single one drops much, at a cost that does not grow with the length of training.
+        end: when the final sparsity is reached; None is the last step. Default 0.5: the model recovers with constant
+            masks in the second half of training; the GMP* recipe (arXiv 2210.06384), too, ends with a long phase of
+            recovery, and 0.7 was about one point worse (benchmarks/README.md).
+        frequency: the interval between mask updates. Default 0.01: 41 updates with the defaults above, so that no
+            single one prunes much, at a cost that does not grow with the length of training.
         scope: `layer` (every tensor at the same sparsity), `global` (one ranking of all weights), or `erk`
             (Erdős–Rényi-kernel). Default layer: it cannot empty a tensor, and needs no comparison across tensors.
         pattern: `unstructured`, `n:m` such as `2:4` (n of every m along the input dimension are kept), or
             `block:RxC` such as `block:4x1` (R outputs by C inputs).
-        block_norm: `l1` or `l2`, how the scores of a block are put together. Default l2: dropping a block changes the
+        block_norm: the norm that combines the scores of a block, `l1` or `l2`. Default l2: pruning a block changes the
             layer's output by about its l2 norm.
-        targets: regular expressions, matched whole against parameter names; they replace the default choice.
-        exclude: regular expressions for parameters that are left alone.
-        overrides: expression -> final sparsity for the tensors it matches, ranked each by itself; the first match wins.
-            Also taken as a JSON object in a string.
-        penalty: what is added to the loss of the weights to prune while the schedule goes on: `l1` (absolute values),
+        targets: regular expressions that must match whole parameter names. Default None: the linear layers,
+            convolutions and experts in the model's repeated stack of layers.
+        exclude: regular expressions for parameters that are not pruned.
+        overrides: regular expression -> final sparsity of the tensors that it matches, each ranked by itself; the first
+            match wins. A string is read as a JSON object.
+        penalty: a penalty on the weights to prune, added to the loss from `begin` to `end`: `l1` (absolute values),
             `l2` (half the squares) or `group_lasso` (the norms of the pattern's units). Default None.
-        penalty_weight: what the penalty is multiplied by; this grows with the schedule from zero, at `begin`, and is
-            zero again from `end` on, where nothing more is pruned. No default: it depends on the size of the loss.
-        pruning_seed: seed of the method `random`. Default 0.
-        adapters: what is pruned of a model with adapters of PEFT. `sparse_base`: the frozen weights under them, and the
-            adapters stay apart; `sparse_merge`: the same weights with what the adapters add, so that merging keeps
-            every zero; `sparse_adapters`: the adapters' own matrices. Default None: `sparse_base` where there are
-            adapters, for then PEFT alone gives the same outputs.
+        penalty_weight: the factor of the penalty; it grows with the schedule, from zero at `begin`, and is zero again
+            from `end` on, when nothing more is pruned. There is no default: it depends on the size of the loss.
+        pruning_seed: the seed of the method `random`. Default 0.
+        adapters: what is pruned in a model with PEFT adapters. `sparse_base`: the frozen base weights; the adapters
+            stay separate. `sparse_merge`: the sums of base weights and adapters, so that merging keeps every zero.
+            `sparse_adapters`: the adapters' own matrices. Default None: `sparse_base` if the model has adapters, as
+            PEFT alone then gives the same outputs.
 
     Raises:
-        PruningConfigError: lists every problem at once.
+        PruningConfigError: if a value is invalid; it lists all problems.
     """
 
     method: str = field(default="magnitude", metadata={"help": f"One of {', '.join(method_names())}."})
     sparsity: float | None = field(default=None, metadata={"help": "Final share of masked weights, 0 <= s < 1."})
-    initial_sparsity: float | None = field(default=None, metadata={"help": "Sparsity the schedule starts from."})
+    initial_sparsity: float | None = field(default=None, metadata={"help": "Sparsity at which the schedule starts."})
     schedule: str = field(default="cubic", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
     begin: float = field(default=0.1, metadata={"help": "First mask update: steps, or a share of training below 1."})
-    end: float | None = field(default=0.5, metadata={"help": "Final sparsity reached: steps, or a share below 1."})
-    frequency: float = field(default=0.01, metadata={"help": "Distance between updates: steps, or a share below 1."})
+    end: float | None = field(default=0.5, metadata={"help": "Last mask update: steps, or a share below 1."})
+    frequency: float = field(default=0.01, metadata={"help": "Interval of updates: steps, or a share below 1."})
     scope: str = field(default="layer", metadata={"help": f"One of {', '.join(SCOPES)}."})
     pattern: str = field(default="unstructured", metadata={"help": "unstructured, n:m such as 2:4, or block:RxC."})
     block_norm: str = field(default="l2", metadata={"help": "Norm of a block's scores: l1 or l2."})
-    targets: list[str] | None = field(default=None, metadata={"help": "Expressions for the parameters to prune."})
-    exclude: list[str] = field(default_factory=list, metadata={"help": "Expressions for parameters to leave alone."})
+    targets: list[str] | None = field(default=None, metadata={"help": "Regular expressions of what to prune."})
+    exclude: list[str] = field(default_factory=list, metadata={"help": "Regular expressions of what not to prune."})
     overrides: dict | str | None = field(default=None, metadata={"help": "JSON object: expression -> final sparsity."})
     penalty: str | None = field(default=None, metadata={"help": f"One of {', '.join(PENALTIES)}."})
-    penalty_weight: float | None = field(default=None, metadata={"help": "What the penalty is multiplied by."})
+    penalty_weight: float | None = field(default=None, metadata={"help": "Factor of the penalty."})
     pruning_seed: int = field(default=0, metadata={"help": "Seed of the method random."})
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
 
@@ -159,8 +160,8 @@ class PruningConfig:
         if is_one_of(self.method, SOLVERS) and is_one_of(self.scope, SCOPES) and SCOPES[self.scope].ranks_together:
             yield (
                 "scope",
-                f"expected one that prunes each tensor by itself with {self.method!r}, which solves one at a time, got "
-                f"{self.scope!r}",
+                f"must not rank tensors together with the method {self.method!r}, which solves one tensor at a time; "
+                f"got {self.scope!r}, use 'layer'",
             )
         if pattern is not None and pattern.name == "n:m" and self.scope in ("global", "erk"):
             yield (
@@ -179,14 +180,14 @@ class PruningConfig:
         if self.method == "keep":
             for name in ("sparsity", "initial_sparsity", "overrides"):
                 if getattr(self, name) is not None:
-                    reason = "with method 'keep', which holds the zeros that are there"
-                    yield name, f"expected none {reason}, got {getattr(self, name)!r}"
+                    reason = "with method 'keep', which keeps the zeros that the model has"
+                    yield name, f"must not be set {reason}, got {getattr(self, name)!r}"
         elif pattern is not None and pattern.name == "n:m":
             fixed = float(pattern.unit_sparsity)
             if _is_sparsity(final) and final != fixed:
-                yield "sparsity", f"expected {fixed} or none with the pattern {self.pattern!r}, got {final!r}"
+                yield "sparsity", f"expected {fixed} or None with the pattern {self.pattern!r}, got {final!r}"
             if self.overrides:
-                yield "overrides", f"expected none with the pattern {self.pattern!r}, got {self.overrides!r}"
+                yield "overrides", f"must not be set with the pattern {self.pattern!r}, got {self.overrides!r}"
             final = fixed
         elif final is None:
             yield "sparsity", "expected 0 <= s < 1, got None"
@@ -204,8 +205,8 @@ class PruningConfig:
                 usable = False
                 yield (
                     name,
-                    f"expected a whole number of optimizer steps from 1, or a share of training {lowest} x < 1, got "
-                    f"{value!r}",
+                    f"expected a whole number of optimizer steps (1 or more) or a share of training ({lowest} x < 1), "
+                    f"got {value!r}",
                 )
         if not usable or self.end is None or self.schedule == "one_shot" or self.method == "keep":
             return
@@ -215,14 +216,14 @@ class PruningConfig:
     def _check_penalty(self) -> Iterator[Problem]:
         if self.penalty is None:
             if self.penalty_weight is not None:
-                yield "penalty_weight", f"expected none without a penalty, got {self.penalty_weight!r}"
+                yield "penalty_weight", f"must not be set without a penalty, got {self.penalty_weight!r}"
             return
         if not is_one_of(self.penalty, PENALTIES):
             yield "penalty", expected_one_of(self.penalty, PENALTIES, or_none=True)
         elif self.method == "keep" or self.schedule == "one_shot":
-            yield "penalty", f"expected none where nothing is pruned step by step, got {self.penalty!r}"
+            yield "penalty", f"must not be set with method 'keep' or schedule 'one_shot', got {self.penalty!r}"
         if not is_number(self.penalty_weight) or self.penalty_weight <= 0:
-            yield "penalty_weight", f"expected a number above 0 with a penalty, got {self.penalty_weight!r}"
+            yield "penalty_weight", f"expected a number greater than 0 with a penalty, got {self.penalty_weight!r}"
 
     def _check_expressions(self) -> Iterator[Problem]:
         expressions: list[tuple[str, Any]] = []
@@ -265,7 +266,7 @@ class PruningConfig:
         ]
         if needs_a_step(self.method, self.scope) and begin == 0:
             problems.append(
-                ("begin", f"expected 1 or more for {self.method!r}, which reads the step before, got step 0")
+                ("begin", f"expected 1 or more for {self.method!r}, which needs the data of one step first, got step 0")
             )
         if begin > end and not problems:
             problems.append(("end", f"expected at least begin (step {begin} of {total_steps}), got step {end}"))
@@ -279,19 +280,19 @@ class PruningConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PruningConfig":
-        """A configuration from a mapping of fields. Raises PruningConfigError for an unknown one, with the nearest."""
+        """Make a configuration from a mapping of fields. Raises PruningConfigError for unknown fields."""
         unknown = unknown_fields(values, cls)
         if unknown:
             raise PruningConfigError(problems=unknown)
         return cls(**values)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write `pruning_config.json` into the directory, which is made if need be."""
+        """Write `pruning_config.json` into a directory, which is created if needed."""
         save_configs([self], directory)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "PruningConfig":
-        """Read the one configuration in a directory's `pruning_config.json`; see `load_configs` for several."""
+        """Read the configuration in a directory's `pruning_config.json`; for several, use `load_configs`."""
         configs = load_configs(directory)
         if len(configs) != 1:
             raise PruningConfigError(
@@ -301,7 +302,7 @@ class PruningConfig:
 
 
 def save_configs(configs: Sequence[PruningConfig], directory: str | os.PathLike) -> None:
-    """Write the configurations into `pruning_config.json` in the directory, which is made if need be."""
+    """Write configurations into `pruning_config.json` in a directory, which is created if needed."""
     path = Path(directory, CONFIG_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format_version": FORMAT_VERSION, "configs": [config.to_dict() for config in configs]}
@@ -309,7 +310,7 @@ def save_configs(configs: Sequence[PruningConfig], directory: str | os.PathLike)
 
 
 def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
-    """The configurations in a directory's `pruning_config.json`.
+    """Read all configurations in a directory's `pruning_config.json`.
 
     Raises FileNotFoundError if there is none, and PruningConfigError, naming the file, if it cannot be used.
     """

@@ -1,5 +1,5 @@
-"""What other libraries do not document and this package needs: a file a library, an entry a name.
+"""Undocumented names of other libraries that this package needs: one file per library, one entry per name.
 
-Where an entry is missing or has changed, IncompatibleVersionError says so in one line.
+If a name is missing or has changed, IncompatibleVersionError says so in one line.
 May import: errors.
 """

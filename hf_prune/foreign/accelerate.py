@@ -1,4 +1,4 @@
-"""What accelerate does not document."""
+"""Undocumented names of accelerate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,12 @@ from .entry import Foreign, find_in
 NAMES: dict[str, Foreign] = {
     "fsdp2_prepare_model": Foreign(
         "accelerate.utils.fsdp_utils:fsdp2_prepare_model",
-        "shard a teacher as the model is",
+        "shard a teacher like the model",
         "when Accelerator.prepare_model can leave a model out of its checkpoints",
     ),
     "DeepSpeedOptimizerWrapper": Foreign(
         "accelerate.utils.deepspeed:DeepSpeedOptimizerWrapper",
-        "know that DeepSpeed trains",
+        "detect training with DeepSpeed",
         "when an optimizer says so",
     ),
 }
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 def forward_of(model: Any) -> Callable[..., Any]:
     """A model's forward pass without the mixed precision that accelerate puts around it.
 
-    It can go when accelerate takes the mixed precision off and on again. Where the name is gone, the latency that is
-    measured is that of mixed precision: `tests/test_foreign.py` looks.
+    It can go when accelerate can remove and restore the mixed precision. If the attribute is missing, latency is
+    measured with mixed precision; `tests/foreign/test_foreign.py` checks that it exists.
     """
     return getattr(model, "_original_forward", model)

@@ -1,4 +1,4 @@
-"""What DeepSpeed does not document: what it writes on parameters. It is asked for only where DeepSpeed trains."""
+"""Undocumented names of DeepSpeed, most of them attributes of parameters. Used only when DeepSpeed trains."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +10,10 @@ _FRAGMENT = "deepspeed.utils.tensor_fragment"
 _UNTIL = "when DeepSpeed's public functions tell which part of a parameter a process holds"
 
 NAMES: dict[str, Foreign] = {
-    "ZeroParamStatus": Foreign(f"{_PARTITION}:ZeroParamStatus", "know whether a parameter is whole", _UNTIL),
+    "ZeroParamStatus": Foreign(f"{_PARTITION}:ZeroParamStatus", "know whether a parameter is gathered", _UNTIL),
     "ZeROOptimizer": Foreign(
         "deepspeed.runtime.base_optimizer:ZeROOptimizer",
-        "know that a stage of ZeRO trains",
+        "detect training with ZeRO",
         "when an optimizer says so",
     ),
 }
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
 # What parameters have under stage 3, under stages 1 and 2, and, where they are trained, under stage 3.
 OF_STAGE_THREE: dict[str, Foreign] = {
-    name: Foreign(f"{_PARTITION}:Parameter.{name}", "find the part of a parameter that a process holds", _UNTIL)
+    name: Foreign(f"{_PARTITION}:Parameter.{name}", "find the shard of a parameter that a process holds", _UNTIL)
     for name in ("ds_id", "ds_tensor", "ds_numel", "ds_shape", "ds_status", "partition")
 }
 MASTER_OF_TWO = Foreign(f"{_FRAGMENT}:Parameter._hp_mapping", "find the master weights of stages 1 and 2", _UNTIL)
@@ -33,24 +33,24 @@ MASTER_OF_THREE = Foreign(f"{_FRAGMENT}:Parameter._z3_optimizer", "find the mast
 
 
 def is_of_stage_three(parameter: Any) -> bool:
-    """Whether DeepSpeed's stage 3 has a parameter in parts."""
+    """Whether DeepSpeed's stage 3 has sharded a parameter."""
     return hasattr(parameter, "ds_id")
 
 
 def has_master_of_two(parameter: Any) -> bool:
-    """Whether DeepSpeed's stage 1 or 2 trains a parameter, by master weights of its own."""
+    """Whether DeepSpeed's stage 1 or 2 trains a parameter through master weights."""
     return hasattr(parameter, "_hp_mapping")
 
 
 def has_master_of_three(parameter: Any) -> bool:
-    """Whether DeepSpeed's stage 3 trains a parameter, by master weights of its own."""
+    """Whether DeepSpeed's stage 3 trains a parameter through master weights."""
     return bool(parameter.requires_grad) and hasattr(parameter, "_z3_optimizer")
 
 
 def check_parameters(parameters: Iterable[Any], optimizer: Any) -> None:
-    """Check what DeepSpeed has written on the parameters of a model that its optimizer, unwrapped, trains.
+    """Check the attributes that DeepSpeed has set on a model's parameters, given its unwrapped optimizer.
 
-    Raises IncompatibleVersionError where a stage of ZeRO trains them and has left no such marks.
+    Raises IncompatibleVersionError if ZeRO trains the parameters and the attributes are missing.
     """
     parameters = list(parameters)
     for parameter in filter(is_of_stage_three, parameters):

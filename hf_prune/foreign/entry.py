@@ -1,4 +1,4 @@
-"""One undocumented name of another library: why it is needed, when it can go, and the refusal where it is missing."""
+"""One undocumented name of another library: why it is needed, when it can go, and the error if it is missing."""
 
 import importlib
 import importlib.metadata
@@ -24,11 +24,11 @@ class Foreign:
     """A name of another library.
 
     Attributes:
-        path: `module:name`; of what a class or its objects have, `module:Class.name`.
-        why: what it is needed for, after "needed to".
+        path: `module:name`, or `module:Class.name` for an attribute of a class or of its instances.
+        why: what it is needed for, to follow "needed to".
         until: when it can go.
         call: of a method, the arguments that it is called with here: by position, with `=` by keyword, and `...` for
-            whatever else the library calls it with. None if it is not called.
+            whatever else the library passes. None if it is not called.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Foreign:
 
 
 def find(entry: Foreign) -> Any:
-    """What an entry names. Raises IncompatibleVersionError where there is no such thing."""
+    """The object that an entry names. Raises IncompatibleVersionError if it does not exist."""
     module, _, name = entry.path.partition(":")
     try:
         found = importlib.import_module(module)
@@ -55,14 +55,14 @@ def find(entry: Foreign) -> Any:
 
 
 def find_in(table: Mapping[str, Foreign], module: str, name: str) -> Any:
-    """What a table names so: a module of this wing has it by `__getattr__`, and imports it when it is asked for."""
+    """The object of a table's entry, for the `__getattr__` of a module of this wing: imported when first used."""
     if name not in table:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     return find(table[name])
 
 
 def attribute(owner: Any, entry: Foreign) -> Any:
-    """What an object has under an entry's name. Raises IncompatibleVersionError where it has nothing."""
+    """The attribute of an object that an entry names. Raises IncompatibleVersionError if it does not exist."""
     try:
         return getattr(owner, entry.name.rpartition(".")[2])
     except AttributeError as error:
@@ -70,11 +70,11 @@ def attribute(owner: Any, entry: Foreign) -> Any:
 
 
 def check_method(entry: Foreign, theirs: Any, ours: Any = None) -> None:
-    """Raise IncompatibleVersionError where a method cannot be called as it is here, or ours as theirs is.
+    """Raise IncompatibleVersionError if a method cannot be called as we call it, or ours as the library calls theirs.
 
     Args:
-        theirs: the function that a class of the library or of a third one has under this name, or None.
-        ours: the function that overrides it, or None. It must take all that theirs takes.
+        theirs: the method of this name in a class of the library or of a third library, or None.
+        ours: the method that overrides it, or None. It must accept all arguments of theirs.
     """
     if theirs is None:
         raise incompatible(entry)
@@ -87,7 +87,7 @@ def check_method(entry: Foreign, theirs: Any, ours: Any = None) -> None:
     fits = _fits(bind, [None, *by_position], by_keyword)
     taken = [one for one in signature.parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     names = [one.name for one in taken[1:]]
-    if of_library:  # another class may call them otherwise, and is called by position
+    if of_library:  # a third library may name them differently, and is called by position
         fits = fits and names[: len(by_position)] == by_position
     if ours is not None:
         only_keyword = [one.name for one in taken[1:] if one.kind is one.KEYWORD_ONLY]
@@ -108,12 +108,12 @@ def _fits(bind: Any, positional: Sequence[Any], keywords: Iterable[str]) -> bool
     return True
 
 
-def incompatible(entry: Foreign, came: str = "none") -> IncompatibleVersionError:
-    """The refusal, in one line: what is expected, what came, and which versions are known to work."""
+def incompatible(entry: Foreign, found: str = "no such name") -> IncompatibleVersionError:
+    """The error, in one line: what is needed, what was found, and which versions are known to work."""
     library = entry.path.partition(":")[0].partition(".")[0]
     oldest, newest = KNOWN_VERSIONS[library]
-    expected = entry.name if entry.call is None else f"{entry.name}({entry.call})"
+    needed = entry.name if entry.call is None else f"{entry.name}({entry.call})"
     return IncompatibleVersionError(
-        f"{library} {importlib.metadata.version(library)}: expected {expected} to {entry.why}, found {came}; install a "
-        f"version that hf-prune is known to work with: {library}>={oldest},<={newest}"
+        f"{library} {importlib.metadata.version(library)}: hf-prune needs {needed} to {entry.why}, found {found}; "
+        f"install a version that is known to work: {library}>={oldest},<={newest}"
     )

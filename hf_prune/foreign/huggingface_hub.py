@@ -1,4 +1,4 @@
-"""What huggingface_hub does not document."""
+"""Undocumented names of huggingface_hub."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from .entry import Foreign, find_in
 NAMES: dict[str, Foreign] = {
     "REGEX_YAML_BLOCK": Foreign(
         "huggingface_hub.repocard:REGEX_YAML_BLOCK",
-        "change a card's metadata and leave its text as it is",
-        "when a card gives its text and metadata back as they were",
+        "change a card's metadata and leave its text unchanged",
+        "when ModelCard preserves text and metadata exactly",
     ),
     "eval_results_to_model_index": Foreign(
         "huggingface_hub.repocard_data:eval_results_to_model_index",
-        "write results of an evaluation as the Hub reads them",
-        "when a card takes them beside a model-index that is there",
+        "write evaluation results in the Hub's format",
+        "when ModelCardData accepts them beside an existing model-index",
     ),
 }
 

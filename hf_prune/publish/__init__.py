@@ -1,4 +1,4 @@
-"""What is told about a model: the record of its run, measurements, plots, its card, and the push to the Hub.
+"""Publishing a model: the record of its run, measurements, plots, its card, and the push to the Hub.
 
 Every number is counted in the saved files or measured.
 May import: errors, foreign, methods, config, model, engines, saved.

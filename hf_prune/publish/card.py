@@ -1,7 +1,7 @@
 """Model cards on disk: a saved model's folder -> README.md, sparsity.json and plots.
 
-Nothing in a card is remembered: sparsity is counted when the card is made, and what was measured counts only for the
-files that it was measured on.
+The sparsity in a card is counted when the card is made, and measurements are used only for the weight files that they
+were made on.
 """
 
 import io
@@ -35,10 +35,10 @@ def make_files(
     on_hub: Existing | None = None,
     pushed: str | None = None,
 ) -> dict[str, bytes]:
-    """The card of a saved model and what belongs to it, path -> content; nothing is written.
+    """The card of a saved model and its other files, path -> content; nothing is written.
 
-    `repo_id` is where the model is going to be, for the usage in the card; `on_hub` the card that is there, `pushed`
-    the one that was last pushed there from here. Texts of persons there and in the folder's own are kept.
+    `repo_id` is the repository that the usage in the card names; `on_hub` is the card that is there, `pushed` the one
+    that was last pushed there from here. What people wrote into the card on the Hub or in the folder is kept.
 
     Raises ReportError, RecordError, StaleRecordError and CardError.
     """
@@ -71,16 +71,16 @@ def make_files(
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
-    """Make the card of a saved model and write it into its folder, with `sparsity.json` and `assets/`; the card's path.
+    """Write the card of a saved model into its folder, with `sparsity.json` and `assets/`. Returns the card's path.
 
-    What a person wrote into a card that is there is kept. Raises as `make_files` does, and writes nothing then.
+    What people wrote into an existing card is kept. Raises as `make_files` does, and then writes nothing.
     """
     write_files(folder, make_files(folder, repo_id))
     return Path(folder, CARD_NAME)
 
 
 def write_files(folder: str | os.PathLike, files: Mapping[str, bytes]) -> None:
-    """Write the files of a card, path -> content, into a folder; pictures of an earlier card go."""
+    """Write the files of a card, path -> content, into a folder, and delete plots of an earlier card."""
     for name in {LAYERS_NAME, SCHEDULE_NAME} - files.keys():
         Path(folder, name).unlink(missing_ok=True)
     for name, content in files.items():
@@ -90,7 +90,7 @@ def write_files(folder: str | os.PathLike, files: Mapping[str, bytes]) -> None:
 
 
 def forget_measurements(folder: str | os.PathLike) -> None:
-    """Make the record of a folder one of the weights that are there now: what was measured and trained goes."""
+    """Rewrite a folder's record for its present weights, without what was recorded of training and evaluation."""
     record = load_record(folder)
     if record is not None:
         save_record(
@@ -108,7 +108,7 @@ def forget_measurements(folder: str | os.PathLike) -> None:
 
 @contextmanager
 def keep_card(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep a card with generated parts of ours as it is, whatever writes into the folder: some models save a card."""
+    """Keep a card with generated sections as it is, whatever writes into the folder: some models save a card."""
     path = Path(folder, CARD_NAME)
     before = path.read_bytes() if path.exists() else b""
     try:
@@ -119,7 +119,7 @@ def keep_card(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def read_card(folder: str | os.PathLike) -> Existing | None:
-    """The card in a folder, with the metadata that was generated for it; None if there is none.
+    """The card in a folder, with the metadata that was generated for it; None if there is no card.
 
     Raises CardError if it cannot be read.
     """
@@ -129,7 +129,7 @@ def read_card(folder: str | os.PathLike) -> Existing | None:
 
 
 def metadata_in(figures: str | None) -> dict[str, Any]:
-    """The metadata that a `sparsity.json` says was generated; none where it is not there or is not one of ours."""
+    """The generated metadata in the text of a `sparsity.json`; empty if there is none or it is not one of ours."""
     try:
         metadata = json.loads(figures or "{}").get("metadata")
     except (ValueError, AttributeError):
@@ -146,7 +146,7 @@ def _read_text(path: Path) -> str | None:
 
 
 def _shown_path(folder: Path) -> str:
-    """How the folder is named where the card is made, without where on the machine that is."""
+    """The folder's path for the card: only its name, if the path would show more of the machine."""
     return folder.resolve().name if folder.is_absolute() or ".." in folder.parts else folder.as_posix()
 
 

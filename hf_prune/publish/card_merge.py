@@ -1,4 +1,4 @@
-"""Model cards that are made anew and keep what a person wrote: between the generated parts, and in the metadata."""
+"""Regenerating model cards without losing what people wrote: between the generated sections, and in the metadata."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,26 +17,26 @@ _LINE_BREAK = re.compile(r"\r\n?")
 
 _MARKER = re.compile(r"^<!-- hf-prune: (begin|end) ([a-z]+) -->[ \t]*$", re.MULTILINE)
 
-# Results are those of this model, or there are none.
+# Metadata that is always generated, never kept from an existing card.
 _OURS_ALONE = ("base_model_relation", "co2_eq_emissions", "eval_results", "model-index", "model_name")
 
-# Lists, to which a person may add.
+# Lists that people may add to.
 _LISTS = ("datasets", "language", "metrics", "tags")
 
-# Names that `ModelCardData` takes for something else.
+# Names of arguments of `ModelCardData` that are not metadata.
 _RESERVED = {"self", "ignore_metadata_errors"}
 
 
 @dataclass(frozen=True)
 class Body:
-    """The text of a card: what stands before the first generated part, and (name, part, what follows) of each."""
+    """The text of a card: the text before the first generated section, and (name, section, text after it) of each."""
 
     preface: str
     parts: list[tuple[str, str, str]]
 
 
 def split_body(text: str) -> Body:
-    """Find the generated parts of a card's text. Raises CardError for one that does not end, or comes twice."""
+    """Find the generated sections of a card's text. Raises CardError for one that does not end, or occurs twice."""
     text = _LINE_BREAK.sub("\n", text)
     parts: list[tuple[str, str, str]] = []
     preface, position, opened = text, 0, None
@@ -57,8 +57,8 @@ def split_body(text: str) -> Body:
         else:
             line = text.count("\n", 0, marker.start()) + 1
             raise CardError(
-                f"README.md, line {line} of its text: expected the generated part {name!r} once, from begin marker to "
-                f"end marker, got {marker[0].strip()!r}; remove what is left of it, and it is made anew"
+                f"README.md, line {line} of its text: the generated section {name!r} must occur once, with one begin "
+                f"and one end marker, got {marker[0].strip()!r}; remove the section, and it is generated again"
             )
     if opened is not None:
         raise CardError(_unended(text, opened))
@@ -71,14 +71,14 @@ def _unended(text: str, opened: re.Match) -> str:
     line = text.count("\n", 0, opened.start()) + 1
     end = opened[0].strip().replace("begin", "end", 1)
     return (
-        f"README.md, line {line} of its text: the generated part {opened[2]!r} begins there and does not end; put "
-        f"{end!r} where it ended, or remove what is left of it, and it is made anew"
+        f"README.md, line {line} of its text: the generated section {opened[2]!r} begins there and does not end; put "
+        f"{end!r} where it ended, or remove the section, and it is generated again"
     )
 
 
 @dataclass(frozen=True)
 class Existing:
-    """A card that is there, and the metadata that was generated with it: what differs from that is a person's."""
+    """An existing card, and the metadata that was generated with it: metadata that differ were written by a person."""
 
     text: str
     generated: Mapping[str, Any] = field(default_factory=dict)
@@ -91,13 +91,13 @@ def merge_cards(
     pushed: str | None = None,
     chosen: Mapping[str, Any] | None = None,
 ) -> str:
-    """The generated card with what persons wrote into the one that is here, and the one on the Hub.
+    """The generated card with the text and metadata that people wrote into the card here and the card on the Hub.
 
-    Text keeps its place after the generated part that it followed, or after the one before where that part is gone.
-    With the card as it was last `pushed` from here, what was changed or taken away since counts, here or there. Where
-    both were changed, and where nothing was pushed yet, both are kept, each once; of metadata, what is here counts
-    more. A card that the Trainer generated, and says so, counts for nothing. `chosen` is metadata that stands whatever
-    the cards say. Raises CardError for a card whose generated parts or metadata cannot be read.
+    Text stays after the generated section that it followed, or after the one before if that section is gone. Given the
+    card as it was last `pushed` from here, changes and deletions since then are kept, from here and from the Hub. If
+    both were changed, or nothing was pushed yet, both texts are kept, each once; of metadata, the value here wins. A
+    card that the Trainer generated, and that says so, is ignored. `chosen` is metadata that overrides both cards.
+    Raises CardError for a card whose generated sections or metadata cannot be read.
     """
     card = ModelCard(generated)
     body = split_body(card.text)
@@ -124,14 +124,14 @@ def merge_cards(
 
 @dataclass(frozen=True)
 class _Card:
-    """What a person wrote into a card: place -> text. `metadata` is all of it, `generated` what was not a person's."""
+    """What people wrote into a card: place -> text. `metadata` is all of it, `generated` what they did not write."""
 
     texts: dict[str, str]
     metadata: dict[str, Any]
     generated: Mapping[str, Any]
 
     def added(self) -> dict[str, Any]:
-        """The metadata that a person added or changed; of lists, what was added."""
+        """The metadata that people added or changed; of lists, the items that were added."""
         added = {}
         for key, value in self.metadata.items():
             known = self.generated.get(key)
@@ -155,7 +155,7 @@ def _merge_texts(there: _Card, local: _Card, before: _Card | None, place: str) -
 
 
 def _merge_added(there: _Card, local: _Card, before: _Card | None) -> dict[str, Any]:
-    """What persons added to the metadata of two cards: what was changed since `before`, or all of both."""
+    """What people added to the metadata of two cards: what was changed since `before`, or all of both."""
     merged: dict[str, Any] = {}
     theirs, ours = there.added(), local.added()
     for key in dict.fromkeys([*theirs, *ours]):
@@ -200,7 +200,7 @@ def _is_stock(text: str) -> bool:
 
 
 def _read(existing: Existing | None, names: Sequence[str]) -> _Card | None:
-    """A card, by the places that the new one has; metadata as they stand, which need not be what `ModelCard` takes."""
+    """A card, by the places that the new one has; metadata unchanged, which `ModelCard` might not accept."""
     if existing is None:
         return None
     metadata, text = _read_metadata(existing.text)
@@ -225,22 +225,22 @@ def _read_metadata(text: str) -> tuple[dict[str, Any], str]:
         metadata = yaml.safe_load(block[2]) or {}
     except yaml.YAMLError as error:
         why = first_line(error)
-        raise CardError(f"README.md: its metadata cannot be read, so it cannot be kept: {why}") from error
+        raise CardError(f"README.md: the metadata cannot be parsed: {why}") from error
     if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
-        raise CardError(f"README.md: expected metadata that is a mapping of names to values, got {metadata!r}")
+        raise CardError(f"README.md: expected metadata as a mapping of names to values, got {metadata!r}")
     reserved = _RESERVED & metadata.keys()
     if reserved:
-        raise CardError(f"README.md: expected other names in its metadata than {', '.join(sorted(reserved))}")
+        raise CardError(f"README.md: reserved names in the metadata: {', '.join(sorted(reserved))}; remove them")
     if "language" in metadata:
         metadata["language"] = with_norwegian(metadata["language"])
     metadata |= {key: _as_list(metadata[key]) for key in _LISTS if key in metadata}
     if not all(isinstance(tag, str) for tag in metadata.get("tags", [])):
-        raise CardError(f"README.md: expected tags that are texts, got {metadata['tags']!r}")
+        raise CardError(f"README.md: expected tags to be strings, got {metadata['tags']!r}")
     return {key: value for key, value in metadata.items() if key not in _OURS_ALONE}, text[block.end() :]
 
 
 def _keep(texts: list[str], text: str) -> None:
-    """Add a text, if its lines do not stand among those of another already; lines that it holds go."""
+    """Add a text unless another contains its lines already; texts whose lines it contains are removed."""
     if text and not any(_has_lines(other, text) for other in texts):
         texts[:] = [other for other in texts if not _has_lines(text, other)]
         texts.append(text)

@@ -1,4 +1,4 @@
-"""The text of a model card: figures and the record of a run -> Markdown and metadata, by a template."""
+"""The text of a model card: counted figures and the record of a run -> Markdown and metadata, by a template."""
 
 import json
 import shlex
@@ -23,17 +23,17 @@ from .sparsity_json import Figures
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
-# Characters of a text in the table of samples.
+# The most characters of a text in the table of samples.
 _MOST_SAMPLE = 400
 
-# Rows of the table of tensors; a card must stay readable in a browser.
+# The most rows of the table of tensors; a card must stay readable in a browser.
 _MOST_ROWS = 500
 
 
 def render_card(figures: Figures, record: RunRecord | None, location: str) -> str:
-    """The text of a card, with its metadata: from figures and record alone, whatever is on disk.
+    """The text of a card, with its metadata, from figures and record alone.
 
-    `location` is the model's name on the Hub or its folder, for the usage.
+    `location` is the model's name on the Hub or its folder, for the usage section.
     """
     record = record if record is not None else RunRecord(name=figures.model)
     values: dict[str, Any] = {
@@ -83,7 +83,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
 
 
 def generated_metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
-    """The metadata of a card, before any of a person: what is known, and what was chosen for it."""
+    """The generated metadata of a card: what is known, and what the user chose."""
     task, base, evaluation = task_of(figures.architecture), record.base_model, record.evaluation
     found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     if base is not None:
@@ -116,7 +116,7 @@ def generated_metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
 
 
 def _is_pruned(figures: Figures) -> bool:
-    """Whether zeros were made: by a configuration that is known, or there they are."""
+    """Whether the model is pruned: there is a pruning configuration, or there are zeros."""
     return bool(figures.pruning) or totals_of(figures.prunable or figures.tensors).zeros > 0
 
 
@@ -132,7 +132,7 @@ def _clean(value: Any) -> Any:
 
 
 def _eval_results(task: str, evaluation: Evaluation) -> list[EvalResult]:
-    """Results for the `model-index`; none of a data set whose name is not known, for which the Hub has no place."""
+    """Results for the `model-index`; none for a data set of unknown name, as the Hub requires one."""
     dataset = evaluation.dataset
     if dataset is None:
         return []
@@ -153,7 +153,7 @@ def _eval_results(task: str, evaluation: Evaluation) -> list[EvalResult]:
 
 
 def task_of(architecture: str | None) -> str | None:
-    """The Hub's name of the task that a transformers class does, or None if it is not one of a known task."""
+    """The Hub's name for the task of a transformers class, or None if it is unknown."""
     mappings: Mapping[str, Any] = TASK_MAPPING
     for task, classes in mappings.items():
         for names in classes.values():
@@ -171,7 +171,7 @@ def _method_tags(pruning: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _shown(source: Source, kind: str = "") -> str:
-    """A model or (with the kind `datasets/`) a data set, linked where it is on the Hub, with its revision."""
+    """A model or (with the kind `datasets/`) a data set, as a link if it is on the Hub, with its revision."""
     text = code(source.name)
     if source.hub_name:
         text = f"[{text}]({constants.ENDPOINT}/{kind}{quote(single_line(source.hub_name), safe='/')})"
@@ -183,7 +183,7 @@ def _summary(figures: Figures, record: RunRecord) -> str:
     if figures.pruning and record.steps:
         methods = "; then ".join(map(_method, figures.pruning))
         distilled = "distilled" if record.distillation is not None else "fine-tuned"
-        return f"{base}, {distilled} and pruned on the way with hf-prune: {methods}."
+        return f"{base}, {distilled} and pruned with hf-prune: {methods}."
     return f"{base}, {'pruned' if _is_pruned(figures) else 'dense'}."
 
 
@@ -219,12 +219,12 @@ def _headline(evaluation: Evaluation | None) -> str | None:
 
 
 def _how_pruned(figures: Figures) -> list[str]:
-    """A line for each configuration: what it did, to which tensors."""
+    """A line for each configuration: its method and its target tensors."""
     lines = [_configuration(config) for config in figures.pruning]
     if not lines and figures.prunable:
-        lines.append(f"Prunable are {_DEFAULT_TARGETS}.")
+        lines.append(f"Prunable tensors: {_DEFAULT_TARGETS}.")
     if figures.note:
-        lines.append(f"Which tensors are prunable is not known: {inline(figures.note)}.")
+        lines.append(f"It is unknown which tensors are prunable: {inline(figures.note)}.")
     return lines
 
 
@@ -239,13 +239,13 @@ def _configuration(config: Mapping[str, Any]) -> str:
     if config["method"] != "keep":
         names = ("pattern", "scope", "schedule")
         method += "; " + "; ".join(f"{name}: {code(config[name])}" for name in names)
-    targets = f"what matches {', '.join(map(code, config['targets']))}" if config["targets"] else _DEFAULT_TARGETS
-    line = f"Method: {method}. Prunable are {targets}."
+    targets = f"those matching {', '.join(map(code, config['targets']))}" if config["targets"] else _DEFAULT_TARGETS
+    line = f"Method: {method}. Prunable tensors: {targets}."
     if config["exclude"]:
         line += f" Excluded: {', '.join(map(code, config['exclude']))}."
     if config["overrides"]:
         others = ", ".join(f"{code(expression)} at {share:.2%}" for expression, share in config["overrides"].items())
-        line += f" Otherwise: {others}."
+        line += f" Overrides: {others}."
     return line
 
 
@@ -257,7 +257,7 @@ def _layers_alt(figures: Figures) -> str:
     shares = [tensor.sparsity for tensor in figures.prunable]
     if not shares:
         return ""
-    return f"Bars: the share of zeros in each of {len(shares)} tensors, from {min(shares):.1%} to {max(shares):.1%}"
+    return f"Bar chart of the zeros in each of {len(shares)} tensors, from {min(shares):.1%} to {max(shares):.1%}"
 
 
 def _schedule_alt(history: Sequence[Mapping[str, float]]) -> str:
@@ -266,16 +266,14 @@ def _schedule_alt(history: Sequence[Mapping[str, float]]) -> str:
     steps = int(history[-1]["step"])
     shares = [entry["sparsity"] for entry in history if "sparsity" in entry]
     rise = f"sparsity from {shares[0]:.1%} to {shares[-1]:.1%}, " if shares else ""
-    return f"Lines: {rise}losses and evaluations over {steps} optimizer steps"
+    return f"Line chart: {rise}losses and evaluations over {steps} optimizer steps"
 
 
 def _evaluated_on(evaluation: Evaluation) -> str:
     samples = f", {evaluation.samples:,} samples" if evaluation.samples is not None else ""
     dataset = evaluation.dataset
     if dataset is None:
-        return (
-            f"Evaluated on what the trainer called {code(evaluation.part)}{samples}; the data set's name is not known."
-        )
+        return f"Evaluated on the Trainer's {code(evaluation.part)} data{samples}; the name of the data set is unknown."
     return f"Evaluated on {_described(dataset)}{samples}."
 
 
@@ -302,14 +300,14 @@ def _metric_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]
 
 
 def _recovery_note(evaluations: Sequence[Evaluation]) -> str:
-    note = "Recovery is the pruned model's value over the dense one's"
+    note = "Recovery is the pruned model's value divided by the dense model's"
     compared = [one for one in evaluations if one.dense_metrics]
     errors = list(dict.fromkeys(name for one in compared for name in one.dense_metrics or () if lower_is_better(name)))
     if not compared:
         return ""
     if not errors:
         return f"{note}."
-    return f"{note}; of {', '.join(map(code, errors))}, where lower is better, the other way round."
+    return f"{note}; for {', '.join(map(code, errors))}, where lower is better, the inverse."
 
 
 def _samples(generation: Generation | None) -> list[dict[str, str]]:
@@ -331,8 +329,8 @@ def _samples_note(generation: Generation | None) -> str:
         return ""
     which = "the dense and the pruned model" if generation.dense_tokens_per_second is not None else "the model"
     return (
-        f"What {which} wrote, none chosen: the prompts are those of the recipe and the first texts of the test part. "
-        f"`generation_config.json` says how."
+        f"Texts that {which} generated, not selected by hand, for the prompts of the recipe and the first texts of the "
+        f"test split. The options of generation are in `generation_config.json`."
     )
 
 
@@ -340,13 +338,13 @@ def _speed(record: RunRecord) -> list[tuple[str, str]]:
     latency, generation = record.latency, record.generation
     rows = []
     if latency is not None:
-        rows.append(("a forward pass", f"{latency.seconds * 1000:.1f} ms"))
+        rows.append(("forward pass", f"{latency.seconds * 1000:.1f} ms"))
     if latency is not None and latency.dense_seconds is not None:
-        rows.append(("the same, dense model", f"{latency.dense_seconds * 1000:.1f} ms"))
+        rows.append(("forward pass, dense model", f"{latency.dense_seconds * 1000:.1f} ms"))
     if generation is not None:
-        rows.append(("written, the samples above", f"{generation.tokens_per_second:.1f} tokens a second"))
+        rows.append(("generation of the samples", f"{generation.tokens_per_second:.1f} tokens/s"))
     if generation is not None and generation.dense_tokens_per_second is not None:
-        rows.append(("the same, dense model", f"{generation.dense_tokens_per_second:.1f} tokens a second"))
+        rows.append(("generation of the samples, dense model", f"{generation.dense_tokens_per_second:.1f} tokens/s"))
     return rows
 
 
@@ -369,11 +367,13 @@ def _speed_note(record: RunRecord) -> str:
 def _pattern_note(pruning: Sequence[Mapping[str, Any]]) -> str:
     patterns = {config["pattern"] for config in pruning}
     if "2:4" in patterns:
-        return "What they are good for: the 2:4 kernels of recent GPUs, sparse runtimes, compression, further training."
-    return "What they are good for: sparse runtimes, compression, and further training."
+        return (
+            "Zeros are useful for the 2:4 kernels of recent GPUs, sparse runtimes, compression, and further training."
+        )
+    return "Zeros are useful for sparse runtimes, compression, and further training."
 
 
-# Tasks whose pipeline takes one text, and what to call it with.
+# Tasks whose pipeline takes one text, and its arguments in the usage section.
 _TEXT_PIPELINES = {
     "text-classification": '"A film that stays with you."',
     "token-classification": '"Ada Lovelace was born in London."',
@@ -400,7 +400,7 @@ def _check(figures: Figures, location: str) -> str:
     return (
         f"from transformers import {name}\n\n"
         f"model = {name}.from_pretrained({where})\n"
-        "tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()  # tied ones once\n"
+        "tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()  # tied weights\n"
         "zeros = sum(int((tensor == 0).sum()) for tensor in tensors)\n"
         'print(f"{zeros / sum(tensor.numel() for tensor in tensors):.2%} of all weights are zero")'
     )
@@ -416,7 +416,7 @@ def _go_on(pruning: Sequence[Mapping[str, Any]]) -> str:
         "from hf_prune import PruningConfig, PruningTrainer\n\n"
         "trainer = PruningTrainer(\n"
         "    model=model,\n"
-        "    args=args,  # TrainingArguments and data of your own\n"
+        "    args=args,  # your own TrainingArguments and data\n"
         "    train_dataset=train_dataset,\n"
         f"    pruning_config={config},\n"
         ")\n"
@@ -434,12 +434,12 @@ def _trained(record: RunRecord) -> str:
     data = f" of {_described(record.training_data)}" if record.training_data is not None else ""
     seed = f"; seed {record.seed}" if record.seed is not None else ""
     kept = record.kept_step if record.kept_step not in (None, record.steps) else None
-    best = f" The weights are those after step {kept:,}, the best that were evaluated." if kept is not None else ""
+    best = f" The weights are those of step {kept:,}, which had the best evaluation." if kept is not None else ""
     return f"Trained for {record.steps:,} optimizer steps{epochs}{samples}{data}{seed}.{best}"
 
 
 def _as_python(value: Any) -> str:
-    """Texts, and lists of them, as Python has them: JSON's notation is the same."""
+    """Strings, and lists of them, as Python literals: the notation of JSON is the same."""
     return json.dumps(_clean(value), ensure_ascii=False)
 
 
@@ -461,38 +461,40 @@ def _training_lines(record: RunRecord) -> list[str]:
         lines.append(f"On {inline(machine.processor)}, {machine.cores} cores{accelerator}{processes}.")
     emissions = record.emissions
     if emissions is not None:
-        country = f", with the electricity of {inline(emissions.country)}" if emissions.country else ""
+        country = f" for the electricity of {inline(emissions.country)}" if emissions.country else ""
         lines.append(
-            f"Emissions of the training as codecarbon estimates them{country}: {emissions.kilograms * 1000:.4g} g of "
+            f"Emissions of the training, estimated by codecarbon{country}: {emissions.kilograms * 1000:.4g} g of "
             f"CO2 equivalent, {emissions.kilowatt_hours:.4g} kWh in {emissions.seconds:.0f} s."
         )
     return lines
 
 
 def _distilled(distillation: Distillation) -> str:
-    """The teacher, and how much of the loss it was."""
+    """The teacher, and the weights of the distillation losses."""
     if distillation.teacher is not None:
         teacher = _shown(distillation.teacher)
     elif distillation.teacher_base is not None:
-        teacher = f"a model made from {_shown(distillation.teacher_base)}"
+        teacher = f"a model based on {_shown(distillation.teacher_base)}"
     else:
-        teacher = "a teacher whose name is not known"
+        teacher = "a teacher of unknown name"
     pairs = ", ".join(f"{one} with {other}" for one, other in distillation.hidden_layers or ())
-    layers = f" (layers of the model with those of the teacher: {pairs})" if pairs else ""
+    layers = f" (layers of the model with layers of the teacher: {pairs})" if pairs else ""
     hidden = (
-        f", of its hidden states {_plain(distillation.hidden_weight)}{layers}" if distillation.hidden_weight else ""
+        f", weight of the hidden-state loss {_plain(distillation.hidden_weight)}{layers}"
+        if distillation.hidden_weight
+        else ""
     )
     return (
-        f"Distilled from {teacher}: weight of its answers {_plain(distillation.weight)}, temperature "
+        f"Distilled from {teacher}: weight of the distillation loss {_plain(distillation.weight)}, temperature "
         f"{_plain(distillation.temperature)}{hidden}."
     )
 
 
 def _penalised(config: Mapping[str, Any]) -> str:
-    """The penalty, and how much it was to count."""
+    """The penalty, and its weight."""
     return (
-        f"The schedule had a penalty on the weights to prune ({inline(config['penalty'])}), whose weight grew towards "
-        f"{_plain(config['penalty_weight'])} as the sparsity rose."
+        f"A penalty on the weights to prune ({inline(config['penalty'])}) was added to the loss; its weight grew "
+        f"towards {_plain(config['penalty_weight'])} with the sparsity."
     )
 
 
@@ -507,19 +509,19 @@ def _as_yaml(content: Any) -> str:
 def _limits(record: RunRecord) -> list[str]:
     lines = []
     if record.evaluation is None:
-        lines.append("It was not evaluated when this card was made: how good it is, is not known.")
+        lines.append("The model was not evaluated before this card was made; its quality is unknown.")
     else:
         lines.append(
-            "Only what is said under Evaluation was measured. Pruned models can lose more on rare groups and unusual "
-            "inputs than an average shows; that was not looked into."
+            "Only the metrics under Evaluation were measured. Pruned models can lose more on rare groups and unusual "
+            "inputs than an average shows; this was not examined."
         )
     if record.base_model is not None:
-        lines.append(f"What limits {code(record.base_model.name)} limits this model, too.")
+        lines.append(f"The limitations of {code(record.base_model.name)} apply to this model, too.")
     return lines
 
 
 def _citations(figures: Figures, record: RunRecord) -> str | None:
-    """BibTeX of what was used."""
+    """BibTeX entries of the methods that were used."""
     distillation = record.distillation
     hidden = distillation is not None and distillation.hidden_weight > 0
     found = citations(figures.pruning, distillation is not None, hidden)

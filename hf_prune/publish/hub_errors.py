@@ -1,4 +1,4 @@
-"""What the Hub's client raises -> a line that says why and what to do, without secrets."""
+"""Errors of the Hub's client -> a line that says why and what to do, without secrets."""
 
 import contextlib
 import re
@@ -23,7 +23,7 @@ HUB_ERRORS: tuple[type[Exception], ...] = (_TransportError, OSError, RuntimeErro
 
 @contextlib.contextmanager
 def explained(meaning: str, token: str | None) -> Iterator[None]:
-    """The client's errors become a PushError: what this means, why, and what to do."""
+    """Turn the client's errors into a PushError: what failed, why, and what to do."""
     try:
         yield
     except HUB_ERRORS as error:
@@ -31,7 +31,7 @@ def explained(meaning: str, token: str | None) -> Iterator[None]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same may go well another time: not what the Hub has refused."""
+    """Whether a retry may succeed: not if the Hub has refused the request."""
     if type(error) is RuntimeError and error.__cause__ is not None:
         return may_pass(error.__cause__)
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -39,7 +39,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def explain_error(error: BaseException, token: str | None = None) -> str:
-    """An error of the client in a line, without any token, and what to do about it."""
+    """An error of the client in one line, without any token, and what to do about it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if type(error) is RuntimeError and error.__cause__ is not None:  # the client's, around what happened to a file
         return f"{_without_secrets(one_line(error), token)} {explain_error(error.__cause__, token)}"
@@ -49,17 +49,17 @@ def explain_error(error: BaseException, token: str | None = None) -> str:
         return "no token was found; log in with `hf auth login`, or set HF_TOKEN."
     text = _without_secrets(one_line(error), token)
     if isinstance(error, GatedRepoError):
-        return f"access to it is restricted, and must be granted on its page ({text})"
+        return f"access to the repository is restricted, and must be granted on its page ({text})"
     if status == 401 or (isinstance(error, RepositoryNotFoundError) and get_token() is None and token is None):
         return f"the Hub does not accept the token; log in with `hf auth login`, or set HF_TOKEN ({text})"
     if status == 403:
-        return f"the token has no right to that; use one that may write there ({text})"
+        return f"the token does not permit this; use one with write access ({text})"
     if status == 404:
-        return f"there is no such repository, or the token may not see it ({text})"
+        return f"the repository does not exist, or the token has no access to it ({text})"
     if status in (409, 412):
-        return f"the repository was changed by somebody else meanwhile ({text})"
+        return f"the repository was changed by somebody else in the meantime ({text})"
     if status is not None and status >= 500:
-        return f"the Hub is in trouble, try again later ({text})"
+        return f"the Hub has a server error; try again later ({text})"
     if isinstance(error, _TransportError) and status is None:
         return f"the connection failed ({type(error).__name__}: {text})"
     return text

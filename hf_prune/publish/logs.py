@@ -1,4 +1,4 @@
-"""What a card tells of a Trainer's logs and arguments."""
+"""What a card shows of a Trainer's logs and arguments."""
 
 import dataclasses
 import enum
@@ -12,17 +12,17 @@ from ..config.checks import is_number, is_real
 from ..methods.penalties import PENALTIES
 from .redact import is_plain, without_tokens
 
-# Entries of the log that are kept; every evaluation is.
+# The most training entries of the log that are kept; evaluations are all kept.
 _LOGGED_STEPS = 1000
 
-# What a Trainer logs of an evaluation beside its metrics.
+# What a Trainer logs with an evaluation beside its metrics.
 _NOT_METRICS = (
     *("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time"),
     *("epoch", "step", "num_input_tokens_seen", "mem_cpu_alloc_delta", "mem_cpu_peaked_delta"),
     *("mem_gpu_alloc_delta", "mem_gpu_peaked_delta"),
 )
 
-# Arguments that say where a run was made and what was done with it, not what came of it.
+# Arguments that do not affect the trained model.
 _NOT_REPRODUCED = (
     *("output_dir", "logging_dir", "run_name", "project", "report_to", "trackio_space_id"),
     *("disable_tqdm", "log_level", "log_level_replica", "do_train", "do_eval", "do_predict"),
@@ -49,7 +49,7 @@ def not_finite(values: Mapping[str, Any], prefix: str = "eval") -> list[str]:
 
 
 def thin_history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Steps, sparsities, losses and evaluation metrics of a log; of very many training steps an even selection."""
+    """Steps, sparsities, losses and evaluation metrics of a log; if it is very long, every n-th training entry."""
     terms = ("task_loss", "distillation_loss", "hidden_loss", *(f"{name}_penalty" for name in PENALTIES))
     wanted = ("step", "loss", *terms, "sparsity", "target_sparsity")
     entries = []
@@ -68,7 +68,7 @@ def thin_history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, flo
 
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """The training arguments that are not the defaults, as plain values; no paths, tokens, or names on the Hub."""
+    """The training arguments that differ from the defaults, as plain values; no paths, tokens, or names on the Hub."""
     changed = {}
     for field in dataclasses.fields(args):
         name = field.name

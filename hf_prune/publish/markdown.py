@@ -1,30 +1,30 @@
-"""Text from outside -> Markdown that shows it and nothing else: names can break no table, link, heading or block."""
+"""Escaping text for Markdown, so that names cannot break a table, link, heading or block."""
 
 import re
 from typing import Any
 
-# What a code span can hold without surprise, in a table too.
+# Text that is safe in a code span, also in a table.
 _PLAIN = re.compile(r"[\w ./:,=+()%'-]+", re.ASCII)
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#&$!@])")
 
 
 def single_line(value: Any) -> str:
-    """The value as text without line breaks, control characters and what UTF-8 cannot hold; spaces are folded."""
+    """The value as text without line breaks, control characters and what UTF-8 cannot encode; spaces are collapsed."""
     return " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
 
 
 def inline(value: Any) -> str:
-    """The value in a line of text, every character that means something to Markdown escaped."""
+    """The value in a line of text, with all special characters of Markdown escaped."""
     escaped = _SPECIAL.sub(r"\\\1", single_line(value))
-    # What would begin a list, a rule or a heading.
+    # What would start a list, a rule or a heading.
     return re.sub(
         r"^(?:([-+=])|(\d+)([.)])(?=\s|$))", lambda found: f"{found[2] or ''}\\{found[1] or found[3]}", escaped
     )
 
 
 def code(value: Any) -> str:
-    """The value as code, in text or in a cell of a table: a code span, or HTML where one could not hold it."""
+    """The value as code, in text or in a cell of a table: a code span, or HTML where that is not safe."""
     text = single_line(value)
     if _PLAIN.fullmatch(text):
         return f"`{text}`"
@@ -33,7 +33,7 @@ def code(value: Any) -> str:
 
 
 def fence(text: str, language: str) -> str:
-    """A code block, with a fence longer than any that the text holds."""
+    """A code block, with a fence longer than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     ticks = "`" * max(3, longest + 1)
     return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"

@@ -1,4 +1,4 @@
-"""What is measured for a card: latency, hardware, versions and emissions."""
+"""Measurements for a card: latency, hardware, versions and emissions."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ from .record import Emissions, Hardware
 
 
 def versions(names: Sequence[str] = ("hf-prune", "transformers", "torch", "accelerate", "datasets")) -> dict[str, str]:
-    """Python's version and those of installed packages."""
+    """The versions of Python and of installed packages."""
     found = {"python": platform.python_version()}
     for name in names:
         try:
@@ -52,9 +52,9 @@ def _processor() -> str:
 def measure_latency(
     forwards: Sequence[Callable[[], Any]], passes: int = 20, seconds: float = 5.0
 ) -> tuple[list[float], int]:
-    """Median seconds of each of several forward passes, taken in turns, and how often each was timed.
+    """Median seconds of each of several forward passes, timed in turns, and how often each was timed.
 
-    Each is called once beforehand to warm up; no more are begun after `seconds`.
+    Each is called once beforehand to warm up; no more are started after `seconds`.
     """
     times: list[list[float]] = [[] for _ in forwards]
     started = time.perf_counter()
@@ -76,13 +76,13 @@ def _wait_for_accelerator() -> None:
 
 
 def input_shapes(batch: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The shapes of the tensors in a batch, labels left out."""
+    """The shapes of the tensors in a batch, without labels."""
     inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and "label" not in name}
     return {name: list(value.shape) for name, value in inputs.items()}
 
 
 def emissions_of(callbacks: Sequence[Any]) -> Emissions | None:
-    """What codecarbon estimated, where transformers' `report_to="codecarbon"` is among a Trainer's callbacks."""
+    """The estimate of codecarbon, if a Trainer's callbacks include that of transformers' `report_to="codecarbon"`."""
     for callback in callbacks:
         data = getattr(getattr(callback, "tracker", None), "final_emissions_data", None)
         if data is not None and is_number(data.emissions):

@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG files."""
+"""Plots of a run, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ _METRIC_COLOR = "#3d7a3d"
 
 _PENALTY_COLOR = "#8a6d1d"
 
-# With more, names could not be read, and the picture would outgrow what a PNG may hold.
+# With more, names would be illegible, and the plot larger than a PNG can be.
 _NAMED_TENSORS = 250
 
 _LONGEST_NAME = 30
@@ -28,10 +28,10 @@ _LONGEST_NAME = 30
 def plot_schedule(
     log_history: Sequence[Mapping[str, Any]], path: Path | BinaryIO, title: str, metric: str | None = None
 ) -> None:
-    """Sparsity and losses over optimizer steps, from a Trainer's `log_history`; below it `metric`, if it is there.
+    """Plot sparsity and losses over optimizer steps, from a Trainer's `log_history`; below them `metric`, if logged.
 
-    Of a training with a teacher the loss is that of the task, which can be compared with that of the validation, and
-    what the teacher adds are lines of their own, as penalties are.
+    With distillation, the training loss shown is the task loss, which is comparable with the validation loss; the
+    distillation losses and penalties are lines of their own.
     """
     distilled = any("task_loss" in entry for entry in log_history)
     training_loss = "task_loss" if distilled else "loss"
@@ -47,8 +47,8 @@ def plot_schedule(
         (left, "target_sparsity", "target sparsity", _SPARSITY_COLOR, ":"),
         (right, training_loss, "training loss of the task" if distilled else "training loss", _LOSS_COLOR, "-"),
         (right, "eval_loss", "validation loss", _LOSS_COLOR, "o--"),
-        (right, "distillation_loss", "distance from the teacher", _LOSS_COLOR, ":"),
-        (right, "hidden_loss", "difference of hidden states", _LOSS_COLOR, "-."),
+        (right, "distillation_loss", "distillation loss", _LOSS_COLOR, ":"),
+        (right, "hidden_loss", "hidden-state loss", _LOSS_COLOR, "-."),
         *((right, f"{name}_penalty", f"penalty ({name})", _PENALTY_COLOR, "-.") for name in PENALTIES),
     ):
         lines += _draw(axis, log_history, name, label, color, style)
@@ -81,13 +81,13 @@ def _draw(
 
 
 def _short(name: str) -> str:
-    """A name that fits beside an axis; never a formula."""
+    """A name that fits beside an axis, never rendered as a formula."""
     name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
     return name.replace("$", r"\$")
 
 
 def plot_layers(sparsities: Mapping[str, float], path: Path | BinaryIO, title: str) -> None:
-    """One bar a tensor: the share of its weights that are zero. More than `_NAMED_TENSORS` make an outline, unnamed."""
+    """Plot a bar per tensor, the share of its weights that are zero; without names above `_NAMED_TENSORS` tensors."""
     if len(sparsities) > _NAMED_TENSORS:
         _plot_outline(list(sparsities.values()), path, title)
         return

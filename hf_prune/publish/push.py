@@ -1,13 +1,13 @@
-"""The pusher: a saved model's folder -> one commit on the Hub, read back and compared.
+"""Pushing: a saved model's folder -> one commit on the Hub, read back and compared.
 
-Order of a push, and what a failure at each point leaves behind:
+The steps of a push:
 
-    look at the Hub        read only: the repository's files and card
+    read the repository    its files and card, if it exists
     count, make the card   on disk, from the saved files; measurements of other weights are refused
     validate the card      by the Hub
     ---- a dry run ends here; nothing was written so far ----
-    create repository      if it is not there; and the branch that --revision names
-    commit                 large files first, then all files in one commit: all of them are there, or none
+    create repository      if it does not exist; and the branch that --revision names
+    commit                 large files first, then all files in one commit: all or none
     read back              sizes and hashes of every file
 """
 
@@ -39,13 +39,13 @@ from .sparsity_json import FIGURES_NAME
 
 _PUSHED_NAME = ".pushed_card.json"
 
-# How many of the last pull requests are looked at.
+# How many of the last pull requests are compared.
 _PULL_REQUESTS = 5
 
 
 @dataclass(frozen=True)
 class PushResult:
-    """What was pushed, and the commit that the Hub holds it in."""
+    """The plan that was pushed, and the commit on the Hub."""
 
     plan: PushPlan
     commit: CommitInfo
@@ -64,56 +64,56 @@ def push_model(
     show: Callable[[PushPlan], None] = lambda plan: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> PushResult:
-    """Push a saved model with a card made from what was measured, in one commit, and check what the Hub then holds.
+    """Push a saved model and its card in one commit, and check the files on the Hub afterwards.
 
     Args:
         folder: the saved model, with its `run_record.json` if it was trained with `PruningTrainer`: a path, or a
-            `SavedModel` that has been read already.
-        repo_id: `USER/REPO`; a name alone is one of the user whose token it is. Made if it is not there.
-        private: whether a repository that is made is private; None is the user's own default on the Hub. A public one
-            that is there already is refused if this is True.
-        revision: the branch to commit to; made from the main branch if it is not there.
-        create_pr: whether the commit is a pull request.
-        with_masks: whether masks and the pruning state go with it, to resume training from there.
-        also: more files of the same commit, path on the Hub -> file.
-        message: of the commit.
-        token: to be used in place of the one that the user is logged in with.
-        show: called with the plan before anything is sent.
+            `SavedModel`.
+        repo_id: `USER/REPO`; a name alone belongs to the user of the token. Created if it does not exist.
+        private: whether a new repository is private; None is the user's default on the Hub. If True, an existing
+            public repository is refused.
+        revision: the branch to commit to; created from the main branch if it does not exist.
+        create_pr: whether to open a pull request instead of committing.
+        with_masks: whether to upload masks and pruning state, to resume training from the Hub.
+        also: additional files of the same commit, path on the Hub -> file.
+        message: the commit message.
+        token: used instead of the token that the user is logged in with.
+        show: called with the plan before anything is uploaded.
         say: called with a line for each step.
 
     Raises:
-        ReportError, RecordError, StaleRecordError, CardError: what is in the folder cannot be pushed; nothing was sent.
-        PushError: the Hub did not take it; the message says what is and is not there.
+        ReportError, RecordError, StaleRecordError, CardError: if the folder cannot be pushed; nothing was uploaded.
+        PushError: if the Hub refuses the push or it fails; the message says what is on the Hub.
     """
     if create_pr and revision is not None:
-        raise PushError("revision", f"expected none for a pull request, which makes its own, got {revision!r}")
+        raise PushError("revision", f"must not be set with a pull request, which has its own, got {revision!r}")
     api = _api(token)
     plan, remote = _prepare(api, folder, repo_id, private, revision, with_masks, also or {}, token)
     repo_id = plan.repo_id
     show(plan)
     _write_card(Path(folder), plan, say)
     if remote.head is None:
-        with explained(f"{repo_id} could not be made, and nothing was sent", token):
+        with explained(f"{repo_id} could not be created, and nothing was uploaded", token):
             api.create_repo(repo_id, private=private, exist_ok=True)
-        say(f"Made the repository {repo_id}")
+        say(f"Created the repository {repo_id}")
     if revision is not None and not remote.has_branch:
-        with explained(f"The branch {revision} could not be made in {repo_id}, and nothing was sent", token):
+        with explained(f"The branch {revision} could not be created in {repo_id}, and nothing was uploaded", token):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        say(f"Made the branch {revision}")
+        say(f"Created the branch {revision}")
     if remote.head is None or not remote.has_branch:
         _, remote = _look(api, repo_id, revision, token)
     there = _pull_request_with(api, plan, token) if create_pr else None
     if there is not None:
-        say(f"{there.pr_revision} holds all of it already")
+        say(f"Nothing to upload: {there.pr_revision} has all files already")
         commit = there
     elif not plan.changed and not plan.removed:
-        say("The Hub holds all of it already")
+        say("Nothing to upload: the Hub has all files already")
         commit = _commit_of(api, repo_id, str(remote.head), message)
     else:
-        say(f"Sending {_files(len(plan.changed))} to {repo_id}")
+        say(f"Uploading {_files(len(plan.changed))} to {repo_id}")
         commit = _commit(api, plan, remote, revision, create_pr, message, token)
     _check(api, plan, commit, token)
-    say(f"Read back: {_files(len(plan.files))} as they are here")
+    say(f"Verified on the Hub: {_files(len(plan.files))}")
     if not create_pr:
         card = content_of(plan.files[CARD_NAME]).decode()
         _remember(Path(folder), _Pushed(repo_id, revision, commit.oid, card))
@@ -134,12 +134,12 @@ def _prepare(
     also: Mapping[str, Path],
     token: str | None,
 ) -> tuple[PushPlan, Remote]:
-    """Look at the Hub, plan, and let the Hub look at the card: nothing is written, here or there."""
+    """Read the repository, plan the push, and let the Hub validate the card: nothing is written, here or there."""
     repo_id, remote = _look(api, repo_id, revision, token)
     if private and remote.is_private is False:
         raise PushError(
-            f"{repo_id}: expected a private repository, it is there and public; nothing was sent. Make it private "
-            "in its settings on the Hub, or push without asking for that."
+            f"{repo_id}: a private repository was requested, but it exists and is public; nothing was uploaded. Make "
+            "it private in its settings on the Hub, or push without requesting a private one."
         )
     pushed = _card_pushed_before(api, Path(folder), repo_id, revision, token)
     plan = make_push_plan(folder, repo_id, remote, with_masks, also, pushed)
@@ -151,12 +151,12 @@ def _write_card(folder: Path, plan: PushPlan, say: Callable[[str], None]) -> Non
     try:
         write_files(folder, {name: content for name, content in plan.files.items() if isinstance(content, bytes)})
     except OSError as error:
-        say(f"The card goes to the Hub only: {folder} cannot be written to ({one_line(error)})")
+        say(f"The card is uploaded, but not saved here: {folder} is not writable ({one_line(error)})")
 
 
 @dataclass(frozen=True)
 class _Pushed:
-    """The card as it was last pushed from a folder, and where to: what differs from it was changed since."""
+    """The card that was last pushed from a folder, and where to: differences from it are later changes."""
 
     repo_id: str
     revision: str | None
@@ -165,19 +165,19 @@ class _Pushed:
 
 
 def _remember(folder: Path, pushed: _Pushed) -> None:
-    with contextlib.suppress(OSError):  # a folder that cannot be written to: both sides will be kept whole
+    with contextlib.suppress(OSError):  # a read-only folder: later merges keep both cards
         (folder / _PUSHED_NAME).write_text(json.dumps(asdict(pushed)), encoding="utf-8")
 
 
 def _card_pushed_before(api: HfApi, folder: Path, repo_id: str, revision: str | None, token: str | None) -> str | None:
-    """The card as it was last pushed from the folder to this branch; None if that commit is not there any more."""
+    """The card that was last pushed from the folder to this branch; None if that commit no longer exists."""
     try:
         pushed = _Pushed(**json.loads((folder / _PUSHED_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     if (pushed.repo_id, pushed.revision) != (repo_id, revision):
         return None
-    with explained(f"{repo_id} could not be looked at, and nothing was sent", token):
+    with explained(f"{repo_id} could not be read, and nothing was uploaded", token):
         try:
             api.model_info(repo_id, revision=pushed.commit)
         except (RevisionNotFoundError, RepositoryNotFoundError):
@@ -186,9 +186,9 @@ def _card_pushed_before(api: HfApi, folder: Path, repo_id: str, revision: str | 
 
 
 def _validate_card(api: HfApi, plan: PushPlan, token: str | None) -> None:
-    """Let the Hub look at the card's metadata before anything is made there."""
-    # Not ModelCard.validate: before 2.2 it asks one Hub only, whatever HF_ENDPOINT says.
-    refused = f"The card was not taken by the Hub, and nothing was sent to {plan.repo_id}"
+    """Let the Hub validate the card's metadata before anything is written there."""
+    # Not ModelCard.validate: before 2.2 it ignores HF_ENDPOINT.
+    refused = f"The Hub refused the card, and nothing was uploaded to {plan.repo_id}"
     with explained(refused, token):
         body = {"repoType": "model", "content": content_of(plan.files[CARD_NAME]).decode()}
         headers = build_hf_headers(token=token)
@@ -208,7 +208,7 @@ def plan_push(
     with_masks: bool = False,
     token: str | None = None,
 ) -> PushPlan:
-    """What `push_model` would do, with nothing written, here or on the Hub. Raises as it does."""
+    """What `push_model` would do; nothing is written, here or on the Hub. Raises as `push_model` does."""
     return _prepare(_api(token), folder, repo_id, private, revision, with_masks, {}, token)[0]
 
 
@@ -220,12 +220,12 @@ def _api(token: str | None) -> HfApi:
 
 
 def _look(api: HfApi, repo_id: str, revision: str | None, token: str | None) -> tuple[str, Remote]:
-    """The whole name of a repository, and its files and card, where it is there."""
+    """The full name of a repository, and its files and card, if it exists."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PushError(f"{repo_id!r}: expected USER/REPO, the name of a repository on the Hub: {error}") from error
-    with explained(f"{repo_id} could not be looked at, and nothing was sent", token):
+    with explained(f"{repo_id} could not be read, and nothing was uploaded", token):
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         try:
@@ -235,7 +235,7 @@ def _look(api: HfApi, repo_id: str, revision: str | None, token: str | None) -> 
         except RevisionNotFoundError:
             return repo_id, _remote(api, repo_id, None, has_branch=False)
         except RepositoryNotFoundError:
-            api.whoami()  # a token that the Hub does not know looks like a repository that is not there
+            api.whoami()  # an invalid token looks like a repository that does not exist
             return repo_id, NOTHING_THERE
 
 
@@ -268,7 +268,7 @@ def _files_of(api: HfApi, repo_id: str, revision: str) -> dict[str, RemoteFile]:
 
 
 def _commit_of(api: HfApi, repo_id: str, oid: str, message: str, pr_url: str | None = None) -> CommitInfo:
-    """A commit that holds everything already."""
+    """A commit that has all files already."""
     return CommitInfo(
         commit_url=f"{api.endpoint}/{repo_id}/commit/{oid}",
         commit_message=message,
@@ -280,8 +280,8 @@ def _commit_of(api: HfApi, repo_id: str, oid: str, message: str, pr_url: str | N
 
 
 def _pull_request_with(api: HfApi, plan: PushPlan, token: str | None) -> CommitInfo | None:
-    """The newest pull request that holds all of a plan, or None. So one whose answer was lost is not made twice."""
-    with explained(f"The pull requests of {plan.repo_id} could not be looked at, and nothing was sent", token):
+    """The newest pull request that has all files of a plan, or None: if its response was lost, it is not made twice."""
+    with explained(f"The pull requests of {plan.repo_id} could not be read, and nothing was uploaded", token):
         found = api.list_repo_refs(plan.repo_id, include_pull_requests=True).pull_requests or []
         numbered = sorted(((int(ref.ref.rsplit("/", 1)[-1]), ref) for ref in found), key=lambda pair: -pair[0])
         for number, ref in numbered[:_PULL_REQUESTS]:
@@ -300,7 +300,7 @@ def _commit(
     message: str,
     token: str | None,
 ) -> CommitInfo:
-    """All changes in one commit on top of the one that was looked at."""
+    """All changes in one commit on top of the one that was read."""
     additions = [CommitOperationAdd(name, _as_sent(plan.files[name])) for name in plan.changed]
     deletions = [CommitOperationDelete(name) for name in plan.removed]
     try:
@@ -320,38 +320,38 @@ def _commit(
 def _what_is_there(
     api: HfApi, plan: PushPlan, before: Remote, revision: str | None, create_pr: bool, again: bool
 ) -> str:
-    """What the Hub holds after a commit that failed, looked up, and what to do."""
-    advice = " Run the same again: what was uploaded already is not sent twice." if again else ""
+    """What is on the Hub after a failed commit, and what to do."""
+    advice = " Push again: files that were uploaded are not uploaded twice." if again else ""
     try:
         there = _pull_request_with(api, plan, None) if create_pr else None
         if there is not None:
-            return f"On the Hub: {there.pr_revision} of {plan.repo_id} holds all of it; its answer was lost."
+            return f"On the Hub: {there.pr_revision} of {plan.repo_id} has all files; only the Hub's response was lost."
         head = str(api.model_info(plan.repo_id, revision=revision).sha)
         files = _files_of(api, plan.repo_id, head)
     except HUB_ERRORS as error:
-        return f"What {plan.repo_id} holds now could not be read ({type(error).__name__}).{advice}"
+        return f"The present files of {plan.repo_id} could not be read ({type(error).__name__}).{advice}"
     wrong = differences(plan, files)
     if not wrong and not create_pr:
         return (
-            f"On the Hub: all {_files(len(plan.files))} as they are here, in commit {head[:12]}; the commit was made "
-            "and its answer lost. Run the same again to make sure: it will find nothing to send."
+            f"On the Hub: commit {head[:12]} has all {_files(len(plan.files))}; it was made, and only the Hub's "
+            "response was lost. Push again to make sure: there will be nothing to upload."
         )
     if head == before.head:
-        return f"On the Hub: {plan.repo_id} is as it was, in commit {head[:12]}; nothing of this push is in it.{advice}"
+        return f"On the Hub: {plan.repo_id} is unchanged, at commit {head[:12]}, without any file of this push.{advice}"
     return (
-        f"On the Hub: somebody else's commit {head[:12]} in {plan.repo_id}; of this push are missing or different: "
-        f"{', '.join(wrong)}.{advice}"
+        f"On the Hub: {plan.repo_id} is at somebody else's commit {head[:12]}; missing or different files of this "
+        f"push: {', '.join(wrong)}.{advice}"
     )
 
 
 def _check(api: HfApi, plan: PushPlan, commit: CommitInfo, token: str | None) -> None:
-    """Read the commit back and compare sizes and hashes. Raises PushError if anything is not as it was sent."""
-    with explained(f"All files were sent to {plan.repo_id}, but could not be read back", token):
+    """Read the commit back and compare sizes and hashes. Raises PushError if a file differs."""
+    with explained(f"All files were uploaded to {plan.repo_id}, but could not be read back", token):
         wrong = differences(plan, _files_of(api, plan.repo_id, commit.oid))
     if wrong:
         raise PushError(
-            f"{plan.repo_id}: expected what was sent in commit {commit.oid[:12]}, found otherwise: {', '.join(wrong)}. "
-            "Was the folder changed meanwhile? Run the same again."
+            f"{plan.repo_id}: files in commit {commit.oid[:12]} differ from those here: {', '.join(wrong)}. Was the "
+            "folder changed during the push? Push again."
         )
 
 

@@ -1,4 +1,4 @@
-"""What a push would do: the files that make up a saved model, its card, and how they differ from those on the Hub."""
+"""The plan of a push: the files of a saved model, its card, and how they differ from those on the Hub."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ from .sparsity_json import FIGURES_NAME, Figures
 # Folders that `save_pretrained` writes.
 _MODEL_FOLDERS = ("additional_chat_templates",)
 
-# What a model is made of, beside its weights: configuration, vocabularies, code of its own, and who made it.
+# The files of a model beside its weights: configuration, vocabularies, custom code, and license.
 _SUFFIXES = (".json", ".jinja", ".model", ".py", ".spm", ".tiktoken", ".txt")
 
 _DOCUMENTS = ("LICENSE", "NOTICE", "CITATION")
@@ -37,7 +37,7 @@ _STATE_OF_TRAINING = (
     "zero_to_torch.py",
 )
 
-# Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, our own pictures.
+# Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, our own plots.
 _REPLACED = re.compile(
     r"(model|adapter_model)[\w.-]*\.safetensors(\.index\.json)?|pytorch_model[\w.-]*\.bin(\.index\.json)?"
     rf"|pruning_masks[\w.-]*\.safetensors|{re.escape(STATE_NAME)}|{re.escape(RECORD_NAME)}|{re.escape(LAYERS_NAME)}|{re.escape(SCHEDULE_NAME)}"
@@ -46,7 +46,7 @@ _REPLACED = re.compile(
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the Hub: its size, and its SHA-256 if it is a large one, or else its hash in git."""
+    """A file on the Hub: its size, and its SHA-256 if it is large (LFS), or else its git hash."""
 
     size: int
     digest: str
@@ -55,7 +55,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository as it was seen: None for what is not there."""
+    """A repository as it was read: None for what does not exist."""
 
     head: str | None
     files: dict[str, RemoteFile]
@@ -71,10 +71,10 @@ UNKNOWN = Remote(head=None, files={}, has_branch=False, card=None, is_private=No
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push sends: path -> file or content; what it leaves out, with the reason; and what it takes away.
+    """The files that a push uploads, path -> file or content; those that it leaves out, with the reason, and removes.
 
-    `weights` are the files of weights, wherever they go, as they were when zeros were counted; `is_new` is None where
-    it is not known whether the repository is there.
+    `weights` are the weight files, under any path, as they were when zeros were counted; `is_new` is None if it is
+    unknown whether the repository exists.
     """
 
     repo_id: str
@@ -87,7 +87,7 @@ class PushPlan:
     sparsity: float
 
     def size_of(self, name: str) -> int:
-        """Bytes of a file."""
+        """The size of a file in bytes."""
         content = self.files[name]
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
@@ -100,9 +100,9 @@ def make_push_plan(
     also: Mapping[str, Path] | None = None,
     pushed: str | None = None,
 ) -> PushPlan:
-    """Count, make the card, choose the files, and compare them with those on the Hub. Nothing is written.
+    """Count zeros, make the card, choose the files, and compare them with those on the Hub. Nothing is written.
 
-    `pushed` is the card as it was last pushed there from this folder.
+    `pushed` is the card that was last pushed there from this folder.
     """
     saved = SavedModel.of(folder)
     weights = {path.name for path in saved.weight_files}
@@ -131,13 +131,13 @@ def make_push_plan(
 def _refuse_tokens(files: Mapping[str, Path | bytes]) -> None:
     for name, content in files.items():
         if looks_like_token(content_of(content).decode(errors="replace")):
-            raise CardError(f"{name}: expected no secrets in what is pushed, found what looks like a token; remove it")
+            raise CardError(f"{name}: contains what looks like a Hub token; remove it before pushing")
 
 
 def choose_files(
     folder: str | os.PathLike, weights: Collection[str], with_masks: bool
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """The files of a folder that make up the model, and why others are left out; folders are named with a slash."""
+    """The files of a folder that belong to the model, and why others are left out; folders are named with a slash."""
     chosen: dict[str, Path] = {}
     left_out: dict[str, str] = {}
     saved = SavedModel.of(folder)
@@ -151,22 +151,22 @@ def choose_files(
                 inside = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith("."))
                 chosen |= {file.relative_to(folder).as_posix(): file for file in inside}
             else:
-                left_out[f"{name}/"] = "a folder, and not part of the model"
+                left_out[f"{name}/"] = "a folder that is not part of the model"
         elif name.startswith((".", "_")) and path.suffix != ".py":
-            left_out[name] = "hidden"
+            left_out[name] = "hidden file"
         elif name in _STATE_OF_TRAINING or name.startswith("rng_state"):
-            left_out[name] = "state of the training"
+            left_out[name] = "training state"
         elif is_mask_file(name) or name == STATE_NAME:
             if with_masks:
                 chosen[name] = path
             else:
-                left_out[name] = "masks, sent with --with-masks"
+                left_out[name] = "masks, uploaded with --with-masks"
         elif path.suffix == ".safetensors" and name not in weights:
-            left_out[name] = "not among the weights that the model loads"
+            left_out[name] = "weights that the model does not load"
         elif name in known or path.suffix == ".json":
             chosen[name] = path
         elif path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-            left_out[name] = "a link to something outside of the folder"
+            left_out[name] = "a link to outside the folder"
         elif path.suffix in _SUFFIXES or name.startswith(_DOCUMENTS):
             chosen[name] = path
         else:
@@ -175,7 +175,7 @@ def choose_files(
 
 
 def differences(plan: PushPlan, files: Mapping[str, RemoteFile]) -> list[str]:
-    """Names of files that are not on the Hub as they are here, and of such that should have gone."""
+    """Names of files that are missing or different on the Hub, and of files that should have been removed."""
     wrong = [
         name for name, content in plan.files.items() if not _is_there(content, files.get(name), plan.weights.get(name))
     ]
@@ -183,7 +183,7 @@ def differences(plan: PushPlan, files: Mapping[str, RemoteFile]) -> list[str]:
 
 
 def _is_there(content: Path | bytes, remote: RemoteFile | None, known: SavedFile | None) -> bool:
-    """Whether a file on the Hub is the same as one here, whose hash may be known from counting zeros."""
+    """Whether a file on the Hub is the same as one here, whose hash may be known already."""
     if remote is None:
         return False
     if known is not None and remote.is_large:
@@ -207,5 +207,5 @@ def _pieces(content: Path | bytes) -> Iterator[bytes]:
 
 
 def content_of(content: Path | bytes) -> bytes:
-    """The bytes of a file, or those that are there already."""
+    """The content as bytes, read from the file if it is a path."""
     return content if isinstance(content, bytes) else content.read_bytes()

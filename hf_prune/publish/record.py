@@ -1,4 +1,4 @@
-"""The record of a run, `run_record.json` beside a saved model: what was measured, and no weights can tell."""
+"""The record of a run, `run_record.json` beside a saved model: what cannot be read from the weights."""
 
 import json
 import os
@@ -17,15 +17,15 @@ FORMAT_VERSION = 1
 
 
 class Frozen(BaseModel):
-    """Plain values that are checked when they are read; it cannot be changed."""
+    """A frozen model of plain values, validated when it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Frozen):
-    """A model or data set that a run began with. `name` is shown; `hub_name` is its name on the Hub, if it has one.
+    """The base model or a data set of a run. `name` is shown; `hub_name` is its name on the Hub, if it has one.
 
-    `revision`, `config` and `split` are those of `datasets`; `rows` says in words which rows of a data set were taken.
+    `revision`, `config` and `split` are those of `datasets`; `rows` describes which rows of a data set were used.
     """
 
     name: str
@@ -39,9 +39,9 @@ class Source(Frozen):
 
 
 class Evaluation(Frozen):
-    """Metrics of the saved model on one data set, and of the dense one where there are any; `samples` were evaluated.
+    """Metrics of the saved model on one data set of `samples` samples, and those of the dense model, if measured.
 
-    `part` is how the trainer called it (`eval`, `test`, `eval_news`); `not_finite` are those that were NaN or infinite.
+    `part` is the Trainer's name of the data (`eval`, `test`, `eval_news`); `not_finite` are NaN or infinite metrics.
     """
 
     metrics: dict[str, float]
@@ -60,9 +60,9 @@ class Evaluation(Frozen):
 
 
 class Distillation(Frozen):
-    """The teacher, where it has a name, and the fields of a `DistillationConfig`.
+    """The teacher, if it has a name, and the fields of a `DistillationConfig`.
 
-    `teacher_base` is what a teacher was made from that was given as a model, and may have been trained since.
+    `teacher_base` is the base of a teacher that was given as a model object, and may have been trained since.
     """
 
     teacher: Source | None = None
@@ -74,7 +74,7 @@ class Distillation(Frozen):
 
 
 class Latency(Frozen):
-    """Median seconds of a forward pass on one batch of these input shapes, over so many passes."""
+    """Median seconds of `passes` forward passes on one batch of these input shapes."""
 
     shapes: dict[str, list[int]]
     passes: int
@@ -83,7 +83,7 @@ class Latency(Frozen):
 
 
 class Sample(Frozen):
-    """What was written after a prompt, or of a text."""
+    """The texts that were generated for a prompt."""
 
     prompt: str
     pruned: str
@@ -91,7 +91,7 @@ class Sample(Frozen):
 
 
 class Generation(Frozen):
-    """Texts that the saved model and the dense one wrote from the same prompts, and their new tokens a second."""
+    """The texts that the saved and the dense model generated for the same prompts, and their new tokens per second."""
 
     samples: list[Sample]
     tokens_per_second: float
@@ -99,7 +99,7 @@ class Generation(Frozen):
 
 
 class Hardware(Frozen):
-    """Where the run was made. `threads` are those of torch on the CPU."""
+    """The machine of the run. `threads` are those of torch on the CPU."""
 
     processor: str
     cores: int
@@ -109,7 +109,7 @@ class Hardware(Frozen):
 
 
 class Emissions(Frozen):
-    """What codecarbon estimated of the training: kilograms of CO2 equivalent, for the electricity of a country."""
+    """The emissions of the training by codecarbon: kilograms of CO2 equivalent, for the electricity of a country."""
 
     kilograms: float
     kilowatt_hours: float
@@ -118,12 +118,12 @@ class Emissions(Frozen):
 
 
 class RunRecord(Frozen):
-    """All that a card says and the saved weights cannot. `weights` are the files that the measurements belong to.
+    """What a card says that cannot be read from the weights. `weights` are the files that the measurements belong to.
 
-    `steps` were trained; the weights are those after `kept_step`, which is another where the best of them were kept.
-    The first of `evaluations` is the main one.
+    `steps` is the number of trained steps; the weights are those of `kept_step`, which differs if the best model was
+    loaded at the end. The first of `evaluations` is the main one.
 
-    `chosen` is metadata that a person gave for the card: license, language, pipeline_tag; and `tags` are more tags.
+    `chosen` is metadata that a user set for the card: license, language, pipeline_tag; `tags` are additional tags.
     """
 
     format_version: int = FORMAT_VERSION
@@ -176,7 +176,7 @@ def save_record(folder: str | os.PathLike, record: RunRecord) -> None:
 
 
 def load_record(folder: str | os.PathLike) -> RunRecord | None:
-    """The record in a folder, or None if there is none. Raises RecordError, naming the file, for one that is broken."""
+    """The record in a folder, or None if there is none. Raises RecordError, naming the file, if it cannot be used."""
     path = Path(folder, RECORD_NAME)
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
@@ -204,14 +204,14 @@ _LOWER_IS_BETTER = ("loss", "perplexity", "wer", "cer", "mae", "mse", "rmse")
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a metric is an error: a loss, `perplexity`, `wer`, `cer`, `mae`, `mse` or `rmse`."""
+    """Whether lower values of a metric are better: a loss, `perplexity`, `wer`, `cer`, `mae`, `mse` or `rmse`."""
     return name in _LOWER_IS_BETTER or name.endswith("_loss")
 
 
 def recovery(name: str, dense: float, pruned: float) -> float | None:
-    """How much of a metric the pruned model keeps: pruned over dense, or dense over pruned where lower is better.
+    """The share of a metric that the pruned model keeps: pruned / dense, or dense / pruned where lower is better.
 
-    None where the quotient says nothing: a value that is zero or negative.
+    None where the quotient is meaningless: for a value that is zero or negative.
     """
     if dense <= 0 or pruned < 0 or (pruned == 0 and lower_is_better(name)):
         return None

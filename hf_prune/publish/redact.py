@@ -1,4 +1,4 @@
-"""Texts without what must not be published: tokens, secrets and paths of the machine."""
+"""Removing what must not be published: tokens, secrets and paths of the machine."""
 
 import math
 import re
@@ -9,14 +9,14 @@ _SECRETS = ("token", "apikey", "password", "secret")
 
 _TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}")
 
-# A path that tells where something lies on this machine: from the root, a home folder, a drive, or above where we are.
+# A path on this machine: from the root, a home folder, a drive, or a parent folder.
 _PATH = re.compile(
     r"""((?:^|[\s=:,"'(\[]))((?:file://)?(?:~\w*)?/(?!/)[^\s"',)\]]*|file://[^\s"']+|[A-Za-z]:\\[^\s"']*|\.\./[^\s"']*)"""
 )
 
 
 def without_tokens(value: Any) -> Any:
-    """A recipe's content without what holds tokens or passwords, at any depth: by the name of a key, or by its look."""
+    """A recipe's content without tokens and passwords, at any depth: recognised by the name of a key or their form."""
     if isinstance(value, Mapping):
         return {
             key: without_tokens(inner)
@@ -37,12 +37,12 @@ def _is_secret(value: Any) -> bool:
 
 
 def looks_like_token(text: str) -> bool:
-    """Whether a text holds what looks like a token of the Hub."""
+    """Whether a text contains what looks like a token of the Hub."""
     return _TOKEN.search(text) is not None
 
 
 def without_paths(value: Any) -> Any:
-    """A recipe's content as it may be published: of a path on this machine, only the last part."""
+    """A recipe's content with paths on this machine reduced to their last part."""
     if isinstance(value, Mapping):
         return {without_paths(key): without_paths(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -53,7 +53,7 @@ def without_paths(value: Any) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value can be shown: a number, text that holds no path, or a list or mapping of such."""
+    """Whether a value can be published: a number, text without a path, or a list or mapping of those."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and is_plain(key) and is_plain(inner) for key, inner in value.items())
     if isinstance(value, (list, tuple)):

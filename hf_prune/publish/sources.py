@@ -1,4 +1,4 @@
-"""What a run was made with and what came of it, described and measured for its record."""
+"""The sources of a run for its record: its base model and data sets."""
 
 import re
 from pathlib import Path
@@ -11,18 +11,15 @@ from huggingface_hub.utils import validate_repo_id
 
 from .record import Source
 
-# What `datasets` calls data sets that are files of these kinds.
+# The names that `datasets` gives to data sets read from files of these kinds.
 _KINDS_OF_FILES = (
     *("arrow", "audiofolder", "cache", "csv", "generator", "hdf5", "imagefolder", "json", "lance", "pandas", "parquet"),
     *("pdffolder", "spark", "sql", "text", "videofolder", "webdataset", "xml"),
 )
 
 
-# ---- What a run began with ----
-
-
 def is_hub_name(name: str | None) -> bool:
-    """Whether a name could be that of a repository on the Hub, with its namespace or without."""
+    """Whether a name could be that of a repository on the Hub, with or without its namespace."""
     try:
         validate_repo_id(name or "")
     except HFValidationError:
@@ -33,9 +30,9 @@ def is_hub_name(name: str | None) -> bool:
 def describe_base(
     name_or_path: str, hub_name: str | None = None, revision: str | None = None
 ) -> tuple[Source, str | None]:
-    """A base model as its own card describes it: license and languages; and why they are not known, where they are not.
+    """A base model with license and languages from its card; and if they are unknown, why.
 
-    `name_or_path` is a folder or a name on the Hub; `hub_name` is what a folder's model is called there.
+    `name_or_path` is a folder or a name on the Hub; `hub_name` is the name on the Hub of a folder's model.
     """
     folder = Path(name_or_path)
     card_file = folder / "README.md"
@@ -44,15 +41,15 @@ def describe_base(
     shown = hub_name or folder.name or name_or_path
     data: dict[str, Any] = {}
     if folder.is_dir() and not card_file.is_file():
-        problem: str | None = f"the folder of {shown} has no card (README.md)"
+        problem: str | None = f"the folder of {shown} has no model card (README.md)"
     else:
         try:
             card = ModelCard.load(card_file if folder.is_dir() else name_or_path, ignore_metadata_errors=True)
             data = card.data.to_dict()
-            problem = None if _texts(data.get("license")) else f"the card of {shown} names no license"
+            problem = None if _texts(data.get("license")) else f"the model card of {shown} states no license"
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-            # No network, no such name, or a card that is none.
-            problem = f"the card of {shown} cannot be read: {type(error).__name__}"
+            # No network, no such name, or not a model card.
+            problem = f"the model card of {shown} cannot be read: {type(error).__name__}"
     license_name = next(iter(_texts(data.get("license"))), None)
     source = Source(
         name=shown,
@@ -70,7 +67,7 @@ def language_codes(value: Any) -> list[str]:
 
 
 def with_norwegian(value: Any) -> Any:
-    """A card's `language`, where `no` is Norwegian: YAML 1.1 reads it as false."""
+    """A card's `language` with `no` for Norwegian, which YAML 1.1 reads as false."""
     if isinstance(value, list):
         return [with_norwegian(code) for code in value]
     return "no" if value is False else value
@@ -82,7 +79,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def describe_dataset(dataset: Any) -> Source | None:
-    """What a `datasets.Dataset` knows of where it came from: name and revision on the Hub, configuration, split."""
+    """The source that a `datasets.Dataset` records: name and revision on the Hub, configuration, split."""
     info = getattr(dataset, "info", None)
     if info is None:
         return None
@@ -90,7 +87,7 @@ def describe_dataset(dataset: Any) -> Source | None:
         filter(None, (re.match(r"hf://datasets/([^@]+)@([^/]+)/", url) for url in info.download_checksums or {})), None
     )
     name = found[1] if found else info.dataset_name
-    if name is None or (found is None and name in _KINDS_OF_FILES):  # which is a kind of file, not a name
+    if name is None or (found is None and name in _KINDS_OF_FILES):  # a kind of file, not a name
         return None
     return Source(
         name=name,

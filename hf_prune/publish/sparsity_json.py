@@ -1,4 +1,4 @@
-"""`sparsity.json`: the figures of a saved model, counted in its files, with the evaluation that belongs to them."""
+"""`sparsity.json`: the figures of a saved model, counted in its files, with its evaluations."""
 
 import os
 import shlex
@@ -17,9 +17,9 @@ FORMAT_VERSION = 1
 
 
 class Figures(Frozen):
-    """What is in `sparsity.json`: counted in the saved files, with the evaluations that belong to them.
+    """The content of `sparsity.json`: counted in the saved files, with the evaluations of these weights.
 
-    `metadata` is what was generated for the card: what differs from it there is a person's.
+    `metadata` was generated for the card: metadata in the card that differ from it were written by a person.
     """
 
     format_version: int = FORMAT_VERSION
@@ -44,18 +44,18 @@ class Figures(Frozen):
 
 
 def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) -> Figures:
-    """Count the zeros in a folder's safetensors, and put the record's evaluation beside them.
+    """Count the zeros in a folder's safetensors, and add the record's evaluations.
 
-    Raises ReportError where there is nothing to count, and StaleRecordError where the record's measurements belong to
-    other weights than those that are there.
+    Raises ReportError if nothing can be counted, and StaleRecordError if the record's measurements belong to other
+    weights.
     """
     saved = SavedModel.of(folder)
     folder, files = saved.folder, saved.hashes
     if record is not None and record.weights != files:
         different = sorted(name for name in {*files, *record.weights} if files.get(name) != record.weights.get(name))
         raise StaleRecordError(
-            f"{folder}: expected the weights that {RECORD_NAME} was written for, {different[0]} is not as it was then. "
-            "What was measured does not belong to these weights: save and evaluate again, or make a card without it, "
+            f"{folder}: {different[0]} has changed since {RECORD_NAME} was written, so the measurements in it do not "
+            "belong to these weights. Save and evaluate the model again, or make a card without measurements: "
             f"hf-prune card --without-measurements {shlex.quote(str(folder))}"
         )
     report = make_report(saved)

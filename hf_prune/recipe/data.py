@@ -1,4 +1,4 @@
-"""Data sets for recipes: what a recipe names -> checked parts for training, validation and test."""
+"""Data sets of recipes: loaded, checked, and split for training, validation and test."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ from .schema import DatasetSection
 
 
 def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.DatasetDict:
-    """The parts `train`, `validation` and `test` of a data set, as the recipe's section describes them.
+    """The splits `train`, `validation` and `test` of a data set, as the recipe's section describes them.
 
-    `columns` are those that are wanted, by the recipe's fields (`text_column`) that name them.
+    `columns` maps the recipe's fields (such as `text_column`) to the columns that they name; others are dropped.
     """
     name = resolve_name("dataset.name", section.name)
     try:
@@ -31,7 +31,7 @@ def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.D
         split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
         if (split is None) == (size is None):
             came = "neither" if split is None else "both"
-            raise RecipeError(f"dataset.{part}_split", f"expected either {part}_split or {part}_size, got {came}")
+            raise RecipeError(f"dataset.{part}_split", f"set {part}_split or {part}_size, but not both; got {came}")
         if split is not None:
             parts[part] = _rows(_part(loaded, f"{part}_split", split), part, section, columns)
     if section.validation_size is not None or section.test_size is not None:
@@ -50,14 +50,14 @@ def _check_split_names(section: DatasetSection) -> None:
     for field in ("validation_split", "test_split"):
         split = getattr(section, field)
         if split is not None and split in used:
-            raise RecipeError(f"dataset.{field}", f"expected another split than {used[split]}, got {split!r} for both")
+            raise RecipeError(f"dataset.{field}", f"must differ from {used[split]}, got {split!r} for both")
         used[split] = field
 
 
 def _open_data(name: str, config: str | None) -> datasets.DatasetDict:
     path = Path(name)
     if config is not None and (path.is_file() or _is_saved(path)):
-        raise RecipeError("dataset.config", f"expected none, for {name} has no configurations, got {config!r}")
+        raise RecipeError("dataset.config", f"must not be set with {name}, a local data set, got {config!r}")
     if path.is_file():
         builder = data_format(name)
         if builder is None:
@@ -84,37 +84,37 @@ def _check_columns_differ(columns: Mapping[str, str]) -> None:
     first: dict[str, str] = {}
     for field, column in columns.items():
         if column in first:
-            raise RecipeError(f"dataset.{first[column]}", f"expected another column than {field}, got {column!r}")
+            raise RecipeError(f"dataset.{first[column]}", f"must differ from {field}, got {column!r} for both")
         first[column] = field
 
 
 def _rows(rows: datasets.Dataset, part: str, section: DatasetSection, columns: Mapping[str, str]) -> datasets.Dataset:
-    """The rows that `where` asks for, with only the wanted columns."""
+    """The rows that `where` selects, with only these columns."""
     for field, column in columns.items():
         if column not in rows.column_names:
             found = ", ".join(rows.column_names)
-            raise RecipeError(f"dataset.{field}", f"expected one of {found} (the columns of {part}), got {column!r}")
+            raise RecipeError(f"dataset.{field}", f"expected one of {found} (columns of {part}), got {column!r}")
     for column, value in section.where.items():
         if column not in rows.column_names:
             raise RecipeError("dataset.where", f"expected one of {', '.join(rows.column_names)}, got {column!r}")
         rows = rows.select([index for index, cell in enumerate(rows[column]) if cell == value])
         if not len(rows):
-            raise RecipeError("dataset.where", f"expected rows where {column} is {value!r}, found none in {part}")
+            raise RecipeError("dataset.where", f"no row of the {part} split has {value!r} in {column!r}")
     return rows.select_columns(list(columns.values()))
 
 
 def check_texts(data: datasets.DatasetDict, field: str, column: str) -> None:
-    """A column must hold texts, one in every row of every part. `field` of the recipe has named it."""
+    """Raise RecipeError unless a column, which the recipe's `field` names, holds a text in every row of every split."""
     for part, rows in data.items():
         text = rows.features[column]
         if not isinstance(text, datasets.Value) or text.dtype not in ("string", "large_string"):
             kind = getattr(text, "dtype", type(text).__name__)
-            raise RecipeError(f"dataset.{field}", f"expected texts in {column!r}, got {kind} in {part}")
+            raise RecipeError(f"dataset.{field}", f"expected strings in {column!r}, got {kind} in {part}")
         _check_filled(rows, part, field, column)
 
 
 def check_labels(data: datasets.DatasetDict, section: DatasetSection) -> None:
-    """Labels must be single values, one in every row of every part."""
+    """Raise RecipeError unless the labels are single values, one in every row of every split."""
     for part, rows in data.items():
         label = rows.features[section.label_column]
         if not isinstance(label, (datasets.Value, datasets.ClassLabel)):
@@ -128,7 +128,7 @@ def check_labels(data: datasets.DatasetDict, section: DatasetSection) -> None:
 def _check_filled(rows: datasets.Dataset, part: str, field: str, column: str) -> None:
     empty = next((index for index, cell in enumerate(rows[column]) if cell is None), None)
     if empty is not None:
-        raise RecipeError(f"dataset.{field}", f"expected a value in every row, got none in row {empty} of {part}")
+        raise RecipeError(f"dataset.{field}", f"expected a value in every row, row {empty} of {part} has none")
 
 
 def _drop_repeated(part: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -138,12 +138,12 @@ def _drop_repeated(part: datasets.Dataset, column: str) -> datasets.Dataset:
 
 def _cut(part: datasets.Dataset, field: str, size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
     if not 0 < size < len(part):
-        raise RecipeError(f"dataset.{field}", f"expected 1 to {len(part) - 1} of the rows there are, got {size}")
+        raise RecipeError(f"dataset.{field}", f"expected 1 to {len(part) - 1} of the {len(part)} rows, got {size}")
     return part.select(range(size)), part.select(range(size, len(part)))
 
 
 def number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple[datasets.DatasetDict, list[str]]:
-    """The data with `labels` from 0 in place of the column of labels, and the labels' names."""
+    """The data with the column of labels replaced by `labels`, numbered from 0, and the labels' names."""
     column = section.label_column
     feature = data["train"].features[column]
     if isinstance(feature, datasets.ClassLabel):
@@ -152,11 +152,11 @@ def number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple[
         values = sorted(set(data["train"][column]))
         names, numbers = [str(value) for value in values], {value: index for index, value in enumerate(values)}
     if len(names) < 2:
-        raise RecipeError("dataset.label_column", f"expected two or more labels to tell apart, got {', '.join(names)}")
+        raise RecipeError("dataset.label_column", f"expected two or more different labels, got {', '.join(names)}")
     for part, rows in data.items():
         unknown = set(rows[column]) - set(numbers)
         if unknown:
-            expected = f"the labels {names} of the training part"
+            expected = f"the labels {names} of the training split"
             raise RecipeError("dataset.label_column", f"expected {expected}, got {unknown.pop()!r} in {part}")
 
     def number(rows: dict[str, list[Any]]) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Recipes: YAML -> checked objects. Nothing is loaded, downloaded or written here."""
+"""Reading recipes: YAML -> validated objects. Models and data are not loaded here."""
 
 import typing
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .yaml12 import parse
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and check it whole.
+    """Read and validate a recipe.
 
     `overrides` are `KEY=VALUE` with a dotted key, such as `pruning.sparsity=0.7`; the value is read as YAML.
     Raises RecipeError with a line for each unknown key, wrong type and value out of range.
@@ -32,12 +32,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         why = error.problem if isinstance(error, yaml.MarkedYAMLError) else one_line(error)
         raise RecipeError(f"expected YAML, got a file that does not parse: {why}", at=place) from error
     if repeated:
-        raise Places(str(path), lines).error([(repeated[0], "expected once, got twice")])
+        raise Places(str(path), lines).error([(repeated[0], "is set more than once; keep one")])
     if not isinstance(content, dict):
         raise RecipeError(f"expected a mapping of settings, got {type(content).__name__}", at=str(path))
     replaced = any(override.startswith("distillation") for override in overrides)
     if "distillation" in content and content["distillation"] is None and not replaced:
-        problem = "expected its settings, {} for the defaults, or no such line to train without, got none"
+        problem = "has no value; set {} for the defaults, or remove the line to train without distillation"
         raise Places(str(path), lines).error([(("distillation",), problem)])
     for override in overrides:
         first_set, key = _apply_override(content, override)
@@ -74,7 +74,8 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         siblings = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        found = "a folder" if path.is_dir() else "nothing" if _is_missing(error) else f"an error: {error.strerror}"
+        unreadable = f"a file that cannot be read ({error.strerror})"
+        found = "a folder" if path.is_dir() else "nothing" if _is_missing(error) else unreadable
         raise RecipeError(f"expected a recipe, found {found}{nearest(str(path), siblings)}", at=str(path)) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"expected YAML in UTF-8, got other bytes ({error})", at=str(path)) from error
@@ -85,7 +86,7 @@ def _is_missing(error: OSError) -> bool:
 
 
 def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
-    """Set one `KEY=VALUE` in the content: the outermost key that was set (a parent, where it made one), and the key."""
+    """Set one `KEY=VALUE` in the content. Returns the outermost key that was set (a parent, if new), and the key."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise RecipeError(f"expected KEY=VALUE such as pruning.sparsity=0.7, got {override!r}", at=COMMAND_LINE)
@@ -94,7 +95,7 @@ def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
     except yaml.YAMLError as error:
         raise RecipeError(name, f"expected a YAML value, got {text!r}", at=COMMAND_LINE) from error
     if repeated:
-        raise RecipeError(f"{name}.{'.'.join(map(str, repeated[0]))}", "expected once, got twice", at=COMMAND_LINE)
+        raise RecipeError(f"{name}.{'.'.join(map(str, repeated[0]))}", "is set more than once", at=COMMAND_LINE)
     key = first_set = as_key(name)
     target: Any = content
     for depth, part in enumerate(key[:-1], start=1):
@@ -106,15 +107,15 @@ def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
                 first_set = min(first_set, key[:depth], key=len)
             target = target[part]
         else:
-            raise RecipeError(name, "expected a key of the recipe, got one that leads nowhere", at=COMMAND_LINE)
+            raise RecipeError(name, "the recipe has no such key", at=COMMAND_LINE)
     if isinstance(target, list) and not (isinstance(key[-1], int) and key[-1] < len(target)):
-        raise RecipeError(name, f"expected an index below {len(target)}, got {key[-1]!r}", at=COMMAND_LINE)
+        raise RecipeError(name, f"expected a list index below {len(target)}, got {key[-1]!r}", at=COMMAND_LINE)
     target[key[-1]] = value
     return first_set, key
 
 
 def _problems(content: dict) -> list[tuple[tuple, str]]:
-    """All that is wrong with the content, as (key, message)."""
+    """All problems of the content, as (key, message)."""
     problems: dict[tuple, str] = {}
     try:
         Recipe.model_validate(content)
@@ -136,12 +137,12 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
     return [(key, message) for key, message in problems.items() if key not in inner]
 
 
-# The metrics that come with hf-prune, by the task whose answers they compare; others are loaded by their names.
+# The metrics that come with hf-prune, by task; others are loaded by their names.
 _METRICS = {"text-classification": ("accuracy", "f1"), "text-generation": ("perplexity",), "summarization": ("rouge",)}
 
 
 def _check_metrics(content: dict) -> dict[tuple, str]:
-    """Metrics of another task, and any but perplexity for text generation."""
+    """Problems with metrics: those of another task, and any but perplexity for text generation."""
     task, metrics = content.get("task"), content.get("metrics")
     if not isinstance(task, str) or task not in _METRICS or not isinstance(metrics, list):
         return {}
@@ -161,14 +162,14 @@ def _check_distillation(content: dict) -> dict[tuple, str]:
     problems = check_config(("distillation",), fields, DistillationConfig)
     section.update(fields)  # in their converted form
     if teacher is not None and (not isinstance(teacher, str) or not teacher):
-        problems[("distillation", "teacher")] = f"expected the name of a model or its folder, got {teacher!r}"
+        problems[("distillation", "teacher")] = f"expected a model name or folder, got {teacher!r}"
     if teacher is None and "dense" in content and content["dense"] is None:
-        problems[("distillation", "teacher")] = "expected a model to distil from where there is no dense run, got none"
+        problems[("distillation", "teacher")] = "must be set, as there is no dense run to distil from"
     return problems
 
 
 def _explain(error: ValidationError, content: Any) -> dict[tuple, str]:
-    """pydantic's errors in our words, those of one key put together."""
+    """pydantic's errors as our messages, one for each key."""
     entries: dict[tuple, list[Any]] = {}
     for entry in error.errors():
         entries.setdefault(_key_in(content, entry), []).append(entry)
@@ -177,14 +178,14 @@ def _explain(error: ValidationError, content: Any) -> dict[tuple, str]:
         if found[0]["type"] == "extra_forbidden":
             problems[key] = f"unknown key{nearest(str(key[-1]), _fields_at(key[:-1]))}"
         elif found[0]["type"] == "missing":
-            problems[key] = "expected a value, got none"
+            problems[key] = "is required, but missing"
         else:
             problems[key] = f"{expectation(found)}, got {found[-1]['input']!r}"
     return problems
 
 
 def _key_in(content: Any, entry: Any) -> tuple:
-    """Where an error is, without the names that pydantic gives to the branches of a union."""
+    """The key of an error, without the names that pydantic gives to the branches of a union."""
     key: list[Any] = []
     for part in entry["loc"]:
         if isinstance(content, dict) and (part in content or entry["type"] == "missing"):
@@ -204,22 +205,22 @@ def _fields_at(key: tuple) -> list[str]:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """A model is named, or made of a configuration for a tokenizer."""
+    """Raise RecipeError unless the model has either a name, or a configuration and a tokenizer."""
     model = recipe.model
     problems = []
     if (model.name is None) == (model.config is None):
         came = "neither" if model.name is None else "both"
-        problems.append(("model.name", f"expected either a name or a config, got {came}"))
+        problems.append(("model.name", f"set name or config, but not both; got {came}"))
     elif model.config is not None and (model.tokenizer is None or "model_type" not in model.config):
-        problems.append(("model.config", "expected its model_type, and a tokenizer beside it, to make a new model"))
+        problems.append(("model.config", "must have a model_type, and model.tokenizer must be set, for a new model"))
     if model.config is not None and model.gguf_file is not None:
-        problems.append(("model.gguf_file", f"expected none beside a config, got {model.gguf_file!r}"))
+        problems.append(("model.gguf_file", f"must not be set with a config, got {model.gguf_file!r}"))
     if problems:
         raise recipe.place(RecipeError(problems=problems))
 
 
 def _check_arguments(recipe: Recipe) -> None:
-    """Let TrainingArguments itself object to values of the right type."""
+    """Raise RecipeError for what TrainingArguments itself refuses."""
     for dense in (False, True):
         try:
             recipe.training_arguments(dense)

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` metrics, the common ones without a network."""
+"""Metrics as `evaluate` metrics; the common ones need no network."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -39,9 +39,9 @@ class F1(evaluate.Metric):
 
 
 class Rouge(evaluate.Metric):
-    """The mean F1 of words (`rouge1`), pairs of words (`rouge2`) and the longest common run (`rougeL`), stemmed.
+    """The mean F1 of stemmed words (`rouge1`), pairs of words (`rouge2`) and longest common sequence (`rougeL`).
 
-    By the package `rouge-score` (Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004).
+    Computed by the package `rouge-score` (Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004).
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -60,9 +60,9 @@ METRICS: dict[str, type[evaluate.Metric]] = {"accuracy": Accuracy, "f1": F1, "ro
 
 
 def load_metric(name: str) -> evaluate.EvaluationModule:
-    """A metric of the table above, or what `evaluate.load` finds: a local path, or (with a network) a Hub name.
+    """A metric of the table above, or by `evaluate.load` a local path or (with a network) a Hub name.
 
-    Raises ImportError where a metric needs a package that is not installed.
+    Raises ImportError if a metric needs a package that is not installed.
     """
     if name == "rouge" and importlib.util.find_spec("rouge_score") is None:
         raise ImportError("it needs the package rouge-score; pip install rouge-score")

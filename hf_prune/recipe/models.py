@@ -1,4 +1,4 @@
-"""Models and tokenizers of recipes: what a recipe names -> loaded, checked and ready to be trained."""
+"""Models and tokenizers of recipes: loaded, checked and ready to be trained."""
 
 import re
 from pathlib import Path
@@ -16,16 +16,16 @@ from .tasks import Task
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The tokenizer that a recipe names, or that of its model."""
+    """Load the tokenizer that a recipe names, or that of its model."""
     field = "model.name" if section.tokenizer is None else "model.tokenizer"
     name = section.tokenizer or section.name
     assert name is not None  # the recipe was checked
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_name(field, name), **_gguf(section))
     except LOADING_ERRORS as error:
-        raise RecipeError(field, f"its tokenizer cannot be loaded: {one_line(error)}") from error
+        raise RecipeError(field, f"the tokenizer cannot be loaded: {one_line(error)}") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        # What transformers makes of a folder without the files: every word would be unknown.
+        # transformers loads this from a folder without a tokenizer: every word would be unknown.
         raise RecipeError(field, "expected a tokenizer with a vocabulary, found special tokens only")
     return tokenizer
 
@@ -37,7 +37,7 @@ def _gguf(section: ModelSection) -> dict[str, Any]:
 def load_model(
     section: ModelSection, task: Task, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The model for a task, and the names of weights that are not in its file."""
+    """Load the model for a task; also returns the names of weights that its file does not contain."""
     if section.config is not None:
         return _new_model(section.config, task, tokenizer), []
     assert section.name is not None  # the recipe was checked
@@ -46,7 +46,7 @@ def load_model(
         model, loading = task.auto_class.from_pretrained(
             model_name,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # of a head for other labels, which is drawn anew; others are refused below
+            ignore_mismatched_sizes=True,  # of a head for other labels, drawn at random; others are refused below
             **task.model_options(),
             **_gguf(section),
         )
@@ -56,14 +56,14 @@ def load_model(
     base = {id(parameter) for parameter in model.base_model.parameters()}
     for name, in_file, in_model in loading["mismatched_keys"]:
         if id(model.get_parameter(name)) in base:
-            shapes = f"{tuple(in_file)} in its file and {tuple(in_model)} in its config.json"
-            raise RecipeError("model.name", f"expected weights of the shapes that its config says, {name} is {shapes}")
+            shapes = f"{tuple(in_file)} in the file and {tuple(in_model)} by its config.json"
+            raise RecipeError("model.name", f"the shape of {name} is {shapes}; the file does not fit the config")
     new_weights = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
     return _plain(model) if section.gguf_file is not None else model, new_weights
 
 
 def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A model of a configuration, its weights drawn at random, for the tokens of a tokenizer."""
+    """A new model of a configuration, its weights drawn at random, for the tokens of a tokenizer."""
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     start = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.bos_token_id
     tokens = {
@@ -78,13 +78,13 @@ def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenize
         if not unknown:
             return task.auto_class.from_config(AutoConfig.for_model(**tokens | config))
     except LOADING_ERRORS as error:
-        raise RecipeError("model.config", f"no model can be made of it: {one_line(error)}") from error
+        raise RecipeError("model.config", f"no model can be created from it: {one_line(error)}") from error
     hint = nearest(unknown[0], list(known.to_dict()))
     raise RecipeError(f"model.config.{unknown[0]}", f"unknown field of {type(known).__name__}{hint}")
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """A model that was read from a quantised file, as one that can be saved: it is float32 now."""
+    """A model that was loaded from a quantised file, as a float32 model that can be saved."""
     config = type(model.config).from_dict(
         {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
     )
@@ -103,18 +103,18 @@ def check_finite(model: PreTrainedModel) -> None:
 
 
 def set_generation(model: PreTrainedModel, recipe: Recipe) -> None:
-    """What the recipe says of generation goes into the model's own configuration of it, and is saved with it."""
+    """Set the recipe's generation options in the model's generation configuration, which is saved with it."""
     if model.can_generate():
         for name, value in recipe.generation.options.items():
             setattr(model.generation_config, name, value)
 
 
 def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A decoder is often trained without padding; its end-of-text token then serves, as is the custom."""
+    """Use the end-of-text token for padding if there is no padding token, as is usual for decoders."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise RecipeError(
-                "model.name", "expected a tokenizer with a padding or an end-of-text token, found neither"
+                "model.name", "the tokenizer must have a padding token or an end-of-text token, and has neither"
             )
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -122,7 +122,7 @@ def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
 
 
 def check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raise RecipeError if texts of so many tokens do not fit into the model, or hold special tokens only."""
+    """Raise RecipeError if texts of `max_length` tokens do not fit into the model, or hold special tokens only."""
     special = tokenizer.num_special_tokens_to_add()
     if max_length <= special:
         raise RecipeError("dataset.max_length", f"expected more than the {special} special tokens, got {max_length}")
@@ -134,7 +134,7 @@ def check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max
 
 
 def freeze(model: PreTrainedModel, expressions: list[str]) -> None:
-    """Have the parameters that the expressions match not trained. Raises RecipeError for one that matches none."""
+    """Freeze the parameters that the expressions match. Raises RecipeError for an expression that matches none."""
     parameters = dict(model.named_parameters())
     try:
         check_expressions("model.freeze", expressions, parameters)

@@ -9,9 +9,9 @@ _PACKAGE_SCHEME = "package:"
 
 
 def resolve_name(key: str, name: str) -> str:
-    """A name as recipes give it -> a Hub name or an existing path; `package:NAME/PATH` lies in an installed package.
+    """The Hub name or existing path for a name in a recipe; `package:NAME/PATH` is a path in an installed package.
 
-    Raises RecipeError, naming `key`, for a package that is not installed or a path that is not there.
+    Raises RecipeError, naming `key`, for a package that is not installed or a path that does not exist.
     """
     if name.startswith(_PACKAGE_SCHEME):
         return str(_path_in_package(key, name))
@@ -32,18 +32,16 @@ def _path_in_package(key: str, name: str) -> Path:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         pip_name = package.partition(".")[0].replace("_", "-")
-        raise RecipeError(
-            key, f"expected the Python package {package!r} ({name}), found none installed; pip install {pip_name}"
-        )
+        raise RecipeError(key, f"the Python package {package!r} of {name} is not installed; pip install {pip_name}")
     path = Path(spec.submodule_search_locations[0], inside)
     if not path.exists():
         hint = nearest_beside(path)
-        raise RecipeError(key, f"expected {inside!r} in the package {package!r}, found nothing{hint}")
+        raise RecipeError(key, f"{inside!r} does not exist in the package {package!r}{hint}")
     return path
 
 
 def package_version(package: str) -> str | None:
-    """The version of the distribution that an importable package came with, or None if that is not known."""
+    """The version of the distribution that an importable package belongs to, or None if it is unknown."""
     names = importlib.metadata.packages_distributions().get(package.partition(".")[0], [])
     return importlib.metadata.version(names[0]) if names else None
 
@@ -52,5 +50,5 @@ _DATA_FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "pa
 
 
 def data_format(path: str) -> str | None:
-    """The `datasets` builder for a file, by its ending; None if it is none of the known ones."""
+    """The `datasets` builder for a file, by its suffix; None for an unknown suffix."""
     return _DATA_FILES.get(Path(path).suffix)

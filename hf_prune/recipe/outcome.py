@@ -1,4 +1,4 @@
-"""What a run came to: its result, and its record."""
+"""The result of a run, and its record."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a recipe came to: metrics on the test part, by name; `dense` is None where no dense run was made.
+    """The result of a recipe: metrics on the test split, by name; `dense` is None without a dense run.
 
-    `groups` has the same for each group of the test part; `generation` what both wrote.
+    `groups` has the same for each group of the test split; `generation` the texts that both models wrote.
     """
 
     recipe: dict[str, Any]
@@ -46,7 +46,7 @@ class RunResult:
 
     @property
     def recovery(self) -> float | None:
-        """How much of the dense model's main metric the pruned one keeps; None where that cannot be said."""
+        """The share of the dense model's main metric that the pruned model keeps; None if it is undefined."""
         if not self.dense:
             return None
         return recovery(self.main_metric, self.dense[self.main_metric], self.pruned[self.main_metric])
@@ -122,7 +122,7 @@ def write_record(
 
 
 def _as_written(recipe: Recipe) -> dict[str, Any]:
-    """What a file would say that gives this recipe."""
+    """The content of a file that gives this recipe."""
     content = recipe.model_dump(exclude_unset=True)
     return {key: value for key, value in content.items() if key != "distillation" or value is not None}
 
@@ -142,12 +142,12 @@ def _describe_model(prepared: Prepared, say: Say) -> Source | None:
     path = resolve_name("model.name", section.name)
     source, problem = describe_base(path, section.base_model, commit_of(prepared.model.config))
     if problem is not None:
-        say(f"The model's card says nothing of a license: {problem}")
+        say(f"The model card will state no license: {problem}")
     return source
 
 
 def _describe_data(prepared: Prepared, part: str) -> Source:
-    """A part of the data: of which data set, and in words which of its rows."""
+    """The source of a split: the data set, and in words which of its rows."""
     section = prepared.recipe.dataset
     known = describe_dataset(prepared.data[part])
     package = section.name.removeprefix("package:").partition("/")[0] if section.name.startswith("package:") else None

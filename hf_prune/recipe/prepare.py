@@ -1,4 +1,4 @@
-"""All that a run needs, loaded and checked before anything is written."""
+"""Everything that a run needs, loaded and checked before anything is written."""
 
 import tempfile
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from .tasks import TASKS, Task
 
 @dataclass
 class Prepared:
-    """All that a run needs, loaded: nothing has been written yet. `new_weights` were drawn, not in the model's file."""
+    """Everything that a run needs, loaded. `new_weights` are not in the model's file and were drawn at random."""
 
     recipe: Recipe
     task: Task
@@ -45,7 +45,7 @@ class Prepared:
     new_weights: list[str]
 
     def plan(self) -> Plan:
-        """What the pruned run would prune. Raises RecipeError for pruning that does not fit."""
+        """What the pruned run would prune. Raises RecipeError for a pruning section that does not fit the model."""
         steps = training_steps(self.recipe.training_arguments(), self.data["train"])
         try:
             return Pruner(self.model, self.recipe.pruning_configs).plan(steps)
@@ -54,9 +54,9 @@ class Prepared:
 
 
 def prepare(recipe: Recipe) -> Prepared:
-    """Load and check all that a recipe names. Raises RecipeError where data or model are not what it says.
+    """Load and check everything that a recipe names. Raises RecipeError if the data or the model do not fit it.
 
-    Raises LaunchError where several processes were launched and do not train together as was asked.
+    Raises LaunchError if several processes were launched and do not train together as requested.
     """
     try:
         return _prepare(recipe)
@@ -89,7 +89,7 @@ def _prepare(recipe: Recipe) -> Prepared:
 
 
 def make_trainer(prepared: Prepared, dense: bool) -> Trainer:
-    """The Trainer of the dense run, or of the pruned one."""
+    """Make the Trainer of the dense run, or of the pruned run."""
     stock, pruning = prepared.task.trainers
     extra: dict[str, Any] = {} if dense else {"pruning_config": prepared.recipe.pruning_configs}
     if not dense and prepared.recipe.distillation_config is not None:
@@ -112,7 +112,7 @@ def make_trainer(prepared: Prepared, dense: bool) -> Trainer:
 
 
 def _try_trainer(prepared: Prepared, dense: bool) -> None:
-    """Make a Trainer and its optimizer, and let go of them: arguments that they object to are told before any run."""
+    """Make a Trainer and its optimizer and drop them: arguments that they refuse are reported before any run."""
     recipe = prepared.recipe
     if dense and recipe.dense is None:
         return
@@ -139,7 +139,7 @@ def _try_trainer(prepared: Prepared, dense: bool) -> None:
 
 
 def _check_method(prepared: Prepared, trainer: Trainer) -> None:
-    """Raise RecipeError for a method that reads what this way of training does not show."""
+    """Raise RecipeError for a method that needs data which this way of training does not provide."""
     try:
         check_needs(prepared.recipe.pruning_configs, trainer.args, trainer.is_deepspeed_enabled)
     except PruningConfigError as error:
@@ -165,7 +165,7 @@ def _check_teacher(prepared: Prepared, trainer: Trainer) -> None:
 def _try_teacher(
     student: torch.nn.Module, teacher: torch.nn.Module, trainer: Trainer, config: DistillationConfig
 ) -> None:
-    """Compare what model and teacher say of one batch. Raises as training would, and TeacherError for other errors."""
+    """Compare the outputs of model and teacher on one batch. Raises as training would, and TeacherError otherwise."""
     hidden = {"output_hidden_states": True} if config.hidden_weight else {}
     batch = {**next(iter(trainer.get_train_dataloader())), **hidden}
     outputs = []
@@ -176,7 +176,7 @@ def _try_teacher(
             outputs.append(model.eval()(**teacher_inputs(model, inputs, trainer.label_names)))
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise TeacherError(
-                "teacher_model", f"expected a model that reads the batches, got: {one_line(error)}"
+                "teacher_model", f"model and teacher must accept the training batches, got: {one_line(error)}"
             ) from error
     logits_to_compare(*outputs)
     if hidden:

@@ -1,4 +1,4 @@
-"""Run a recipe: data and model in, a dense run, a pruned run, and what came of them out."""
+"""Running a recipe: a dense run, a pruned run, and their results."""
 
 import dataclasses
 import json
@@ -26,14 +26,14 @@ from .tasks import Generated, Scores, Task, generate
 
 
 def run(recipe: Recipe, say: Say = print) -> RunResult | None:
-    """Fine-tune dense, prune from there, evaluate both on the test part, and write everything into `output_dir`.
+    """Fine-tune dense, prune from there, evaluate both on the test split, and write everything into `output_dir`.
 
-    `model/` there opens with a plain `from_pretrained`, and so does `dense/`; `model/README.md` is its card. With
-    `push_to_hub` in the training arguments, `model/` is pushed at the end. Where several processes were launched, each
-    must call it: the first says and writes things and returns the result, the others return None.
+    `model/` and `dense/` there open with a plain `from_pretrained`; `model/README.md` is the model card. With
+    `push_to_hub` in the training arguments, `model/` is pushed at the end. If several processes were launched, each
+    must call this function: the first one prints, writes files and returns the result, the others return None.
 
-    Raises RecipeError, before anything is written, where the recipe, the model and the data do not fit together,
-    LaunchError likewise where the processes do not train together as was asked, and PushError.
+    Raises RecipeError, before anything is written, if recipe, model and data do not fit together; LaunchError likewise
+    if the processes do not train together as requested; and PushError.
     """
     if not is_first_process():
         say = _say_nothing
@@ -44,14 +44,14 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise recipe.place(RecipeError("output_dir", f"it cannot be made: {one_line(error)}")) from error
+        raise recipe.place(RecipeError("output_dir", f"cannot be created: {one_line(error)}")) from error
     if prepared.new_weights:
-        say(f"Drawn at random, for they are not in the model's file: {', '.join(prepared.new_weights)}")
+        say(f"Not in the model's file and initialised at random: {', '.join(prepared.new_weights)}")
     seconds: dict[str, float] = {}
 
     dense: Scores | None = None
     if recipe.dense is not None:
-        say("Fine-tuning dense")
+        say("Fine-tuning the dense model")
         start = time.perf_counter()
         trainer = make_trainer(prepared, dense=True)
         trainer.train()
@@ -61,16 +61,16 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             prepared = _with_saved_model(prepared, output / "dense", dtype)
         seconds["dense"] = time.perf_counter() - start
-        say(f"Dense model on the test part: {_as_text(dense[''])}")
+        say(f"Dense model on the test split: {_as_text(dense[''])}")
 
-    say(f"Fine-tuning while {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights are pruned")
+    say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
     start = time.perf_counter()
     trainer = make_trainer(prepared, dense=False)
     trainer.train()
     pruned = prepared.task.evaluate(trainer, prepared.data["test"])
     trainer.save_model(str(output / "model"), _internal_call=True)
     seconds["pruned"] = time.perf_counter() - start
-    say(f"Pruned model on the test part: {_as_text(pruned[''])}")
+    say(f"Pruned model on the test split: {_as_text(pruned[''])}")
     if not is_first_process():
         return None
 
@@ -112,7 +112,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
 def _generate(
     prepared: Prepared, trainer: Trainer, model: PreTrainedModel, dense_model: PreTrainedModel | None
 ) -> Generation | None:
-    """What the saved models, pruned and dense, write from the same texts; None for tasks that generate nothing."""
+    """The texts that the saved models, pruned and dense, generate from the same prompts; None for other tasks."""
     prompts = prepared.task.samples(prepared.data, prepared.tokenizer)
     if not prompts:
         return None
@@ -140,17 +140,17 @@ def _open(task: Task, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> Prepared:
-    """The same with the model as it was saved: one that an engine has sharded cannot be trained again."""
+    """The same with the saved model: one that an engine has sharded cannot be trained again."""
     wait_for_all()  # the first process saves
     model = _open(prepared.task, folder, dtype)
-    for name in ("_name_or_path", "_commit_hash"):  # it is still made from the model that the recipe names
+    for name in ("_name_or_path", "_commit_hash"):  # its base model is still the one that the recipe names
         setattr(model.config, name, getattr(prepared.model.config, name, None))
     freeze(model, prepared.recipe.model.freeze)
     return dataclasses.replace(prepared, model=model)
 
 
 def _say_nothing(text: str) -> None:
-    """What processes other than the first say."""
+    """The `say` of processes other than the first."""
 
 
 def _as_text(metrics: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What a recipe may contain: its sections, their fields and defaults."""
+"""The schema of a recipe: its sections, their fields and defaults."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ COMMAND_LINE = "command line"  # the place of keys that are given there
 
 @dataclass(frozen=True)
 class Places:
-    """Where the keys of a recipe stand: its file, and their lines in it, or None for those of the command line."""
+    """The places of a recipe's keys: its file, and their lines in it, or None for keys of the command line."""
 
     path: str
     lines: dict[tuple, int | None]
 
     def error(self, problems: Iterable[tuple[tuple, str]]) -> RecipeError:
-        """The error for what is wrong with keys, each with the place where it stands."""
+        """The error for problems with keys, each with the place of its key."""
         found = list(problems)
         named = [(".".join(map(str, key)), message) for key, message in found]
         return RecipeError(problems=named, at=[self._place(key) for key, _ in found])
@@ -52,10 +52,10 @@ class ModelSection(_Section):
     """Which model to start from.
 
     `name` is a name on the Hub, a folder, or `package:NAME/PATH` for a folder inside an installed Python package;
-    `gguf_file` is a file there to take weights and tokenizer from. Without a name, a new model is made of `config`, the
-    fields of a configuration with its `model_type`, for the tokenizer that `tokenizer` names in the same way.
-    `freeze` lists regular expressions, matched whole, for parameters that are not trained. `base_model` is what the
-    model of a folder or package is called on the Hub, for the card.
+    `gguf_file` is a file there to read weights and tokenizer from. Without a name, a new model is made from `config`,
+    the fields of a model configuration with its `model_type`, and the tokenizer that `tokenizer` names in the same way.
+    `freeze` lists regular expressions that match the whole names of parameters that are not trained. `base_model` is
+    the name on the Hub of a model in a folder or package, for the card.
     """
 
     name: str | None = None
@@ -71,11 +71,12 @@ class DatasetSection(_Section):
 
     `name` is a name on the Hub, a folder or file (CSV, JSON, Parquet, or `save_to_disk`), or `package:NAME/PATH`;
     `config` is the configuration of a data set on the Hub. `where` keeps the rows whose columns have the given values.
-    Parts come from the data set's own splits (`validation_split`, `test_split`), or are cut from the training split
-    (`validation_size`, `test_size` rows, shuffled with `split_seed`, repeated texts dropped first, so that the parts
-    are disjoint). `max_length` is in tokens: where longer texts are cut, or for `text-generation` the length of the
-    blocks that texts are packed into. Labels are for `text-classification`, where `group_by` is a column by whose
-    values the test part is measured apart, too; summaries and `max_summary_length` for `summarization`.
+    Validation and test data are splits of the data set (`validation_split`, `test_split`), or are cut from the training
+    split (`validation_size`, `test_size` rows, after it is shuffled with `split_seed`; repeated texts are dropped
+    first, so that the splits are disjoint). `max_length` is in tokens: longer texts are truncated; for
+    `text-generation` it is the length of the blocks that texts are packed into. Labels are for `text-classification`,
+    whose metrics are also computed for each value of the column `group_by`; summaries and `max_summary_length` are for
+    `summarization`.
     """
 
     name: str
@@ -97,10 +98,10 @@ class DatasetSection(_Section):
 
 
 class GenerationSection(_Section):
-    """What the dense and the pruned model write for the card, and how; in evaluations of `summarization`, too.
+    """The texts that the dense and the pruned model generate for the card, and the options of generation.
 
-    `prompts` are texts of your own, and `samples` is how many of the test part are summarised. The other fields are
-    those of `transformers.GenerationConfig`, and are saved with the model.
+    `prompts` are your own texts; `samples` is the number of texts of the test split to summarise. The other fields are
+    those of `transformers.GenerationConfig`: they are saved with the model, and used in evaluations of `summarization`.
     """
 
     prompts: list[str] = []
@@ -122,10 +123,10 @@ class GenerationSection(_Section):
 class Recipe(_Section):
     """A whole run: fine-tune dense, then prune from there.
 
-    `training` holds `TrainingArguments` of both runs; `dense` those that differ for the dense one, or null to prune
-    from the start without a dense baseline. `pruning` is one `PruningConfig` or a list. `distillation`, if it is there,
-    holds the fields of a `DistillationConfig`, and as `teacher` the model to distil from, named as `model.name` is:
-    without one it is the model of the dense run. The first of `metrics` is the one that recovery is measured by.
+    `training` holds the `TrainingArguments` of both runs; `dense` those that differ in the dense run, or null to prune
+    from the start without a dense baseline. `pruning` is one `PruningConfig` or a list. `distillation`, if present,
+    holds the fields of a `DistillationConfig`, and in `teacher` the model to distil from, named like `model.name`; the
+    default is the model of the dense run. The first of `metrics` is the main one, which recovery is computed from.
     """
 
     task: Literal["text-classification", "text-generation", "summarization"]
@@ -141,7 +142,7 @@ class Recipe(_Section):
     _places: Places | None = PrivateAttr(default=None)
 
     def place(self, error: RecipeError) -> RecipeError:
-        """The same error, each problem with the line of the file that its key stands in."""
+        """The same error, each problem with the line of its key in the file."""
         if self._places is None:
             return error
         return self._places.error((as_key(key), message) for key, message in error.problems)
@@ -154,7 +155,7 @@ class Recipe(_Section):
 
     @property
     def distillation_config(self) -> DistillationConfig | None:
-        """How to distil, or None."""
+        """The distillation configuration as an object, or None."""
         if self.distillation is None:
             return None
         return DistillationConfig.from_dict(
@@ -163,15 +164,16 @@ class Recipe(_Section):
 
     @property
     def teacher(self) -> str | None:
-        """The model to distil from, by its name on the Hub or its path; None for that of the dense run."""
+        """The name on the Hub or the path of the teacher; None for the model of the dense run."""
         name = (self.distillation or {}).get("teacher")
         return resolve_name("distillation.teacher", name) if name is not None else None
 
     def training_arguments(self, dense: bool = False, **changes: Any) -> TrainingArguments:
-        """The arguments of the pruned run, or of the dense one, whose checkpoints and logs go into `dense/`.
+        """The arguments of the pruned run, or of the dense run, whose checkpoints and logs go into `dense/`.
 
-        Where several processes were launched, each sample counts as it would for one process that takes their batches
-        together, unless the recipe says otherwise. Raises LaunchError where they do not train together as was asked.
+        If several processes were launched, each sample has the weight that it would have in one process that trains on
+        all their batches, unless the recipe says otherwise. Raises LaunchError if the processes do not train together
+        as requested.
         """
         check_launch()
         own = {"output_dir": str(Path(self.output_dir, "dense"))} | (self.dense or {}) if dense else {}
@@ -194,7 +196,7 @@ class Recipe(_Section):
         return args
 
     def argument_error(self, dense: bool, error: Exception) -> RecipeError:
-        """What TrainingArguments or a Trainer objected to. Which argument it was, only their text tells."""
+        """The error for what TrainingArguments or a Trainer refused; the argument is found in the text of `error`."""
         section = "dense" if dense else "training"
         message = one_line(error)
         values = self.training | (self.dense or {} if dense else {})

@@ -1,4 +1,4 @@
-"""The recipes that come with the package, and templates made of them."""
+"""The recipes that come with the package, and templates made from them."""
 
 import re
 from pathlib import Path
@@ -24,21 +24,21 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def summary(path: Path) -> str:
-    """What a recipe says of itself in its first line."""
+    """The description of a recipe: its first line."""
     return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe's file: a path, or the name of one that comes with the package, where no such file is there.
+    """The file of a recipe: a path, or if there is no such file the name of a shipped recipe.
 
-    Raises RecipeError, with the nearest name, for what is neither.
+    Raises RecipeError, with the nearest name as a hint, if it is neither.
     """
     path, shipped = Path(name), shipped_recipes()
     if path.suffix or path.is_file():
         return path
     if name not in shipped and not path.exists():
         raise RecipeError(
-            name, f"expected a file or one of {', '.join(shipped)}, found neither{nearest(name, shipped)}"
+            name, f"no such file; expected a recipe file or one of {', '.join(shipped)}{nearest(name, shipped)}"
         )
     return shipped.get(name, path)
 
@@ -49,7 +49,7 @@ def template(task: str) -> str:
         raise RecipeError("task", expected_one_of(task, TEMPLATES))
     recipes = shipped_recipes()
     if TEMPLATES[task] not in recipes:
-        raise RecipeError("recipes", f"expected {TEMPLATES[task]}.yaml with the package, found none; install it anew")
+        raise RecipeError("recipes", f"{TEMPLATES[task]}.yaml is missing in the package; reinstall hf-prune")
     lines = recipes[TEMPLATES[task]].read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not line.startswith("# Run it:") and "# of the package" not in line]
     with_names = [re.sub(r"package:\S+( +)# with a network: (\S+)", r"\2", line) for line in kept]

@@ -1,4 +1,4 @@
-"""What recipes can train: for each task how texts become examples, which Trainer trains, and what is measured."""
+"""The tasks of recipes: for each, how texts become examples, which Trainer trains, and which metrics are computed."""
 
 import math
 import re
@@ -32,7 +32,7 @@ from .data import check_labels, check_texts, number_labels
 from .metrics import METRICS, load_metric
 from .schema import Recipe
 
-# Metrics of one part of the data, by name; the whole part has the name "", and others are groups of its rows.
+# Metrics by name, for the whole test split under "", and for groups of its rows under theirs.
 Scores = dict[str, dict[str, float]]
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
@@ -42,7 +42,7 @@ _SPEED = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_pr
 
 
 class PruningSeq2SeqTrainer(PruningMixin, Seq2SeqTrainer):
-    """`Seq2SeqTrainer` that prunes."""
+    """A `Seq2SeqTrainer` that prunes."""
 
 
 class TextClassification:
@@ -65,7 +65,7 @@ class TextClassification:
         return {"text_column": section.text_column, "label_column": section.label_column, **group}
 
     def read(self, data: datasets.DatasetDict) -> datasets.DatasetDict:
-        """The checked rows with `labels` from 0; the labels' names, and the groups of the test part, are kept."""
+        """The checked rows with `labels` from 0; remembers the labels' names and the groups of the test split."""
         check_texts(data, "text_column", self.section.text_column)
         check_labels(data, self.section)
         data, self.labels = number_labels(data, self.section)
@@ -75,7 +75,7 @@ class TextClassification:
         return data
 
     def model_options(self) -> dict[str, Any]:
-        """What `from_pretrained` needs to know for a new head."""
+        """The options of `from_pretrained` for a new head."""
         return {
             "num_labels": len(self.labels),
             "id2label": dict(enumerate(self.labels)),
@@ -85,7 +85,7 @@ class TextClassification:
     def tokenize(
         self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> datasets.DatasetDict:
-        """Texts cut to `max_length` tokens."""
+        """Texts truncated to `max_length` tokens."""
         column, length = self.section.text_column, self.section.max_length
 
         def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
@@ -94,11 +94,11 @@ class TextClassification:
         return data.map(tokenize, batched=True, remove_columns=[column], desc="Tokenizing")
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
-        """What makes a batch of examples."""
+        """The collator, which pads a batch of examples."""
         return DataCollatorWithPadding(tokenizer)
 
     def compute_metrics(self, tokenizer: PreTrainedTokenizerBase) -> ComputeMetrics | None:
-        """What the Trainer computes of its predictions."""
+        """The metrics that the Trainer computes from its predictions."""
 
         def compute(prediction: EvalPrediction) -> dict[str, float]:
             return self._compute(_guesses(prediction.predictions), prediction.label_ids)
@@ -112,7 +112,7 @@ class TextClassification:
         return values
 
     def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
-        """The metrics on the test part, and on each group of its rows."""
+        """The metrics on the test split, and on each group of its rows."""
         output = trainer.predict(data, metric_key_prefix="test")
         scores = {"": _unprefixed(output.metrics or {})}
         groups, guesses = np.array(self._groups), _guesses(output.predictions)
@@ -123,7 +123,7 @@ class TextClassification:
 
     @property
     def group_sizes(self) -> dict[str, int]:
-        """How many rows of the test part each group has."""
+        """The number of rows of the test split in each group."""
         return dict(Counter(self._groups))
 
     def samples(self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -134,8 +134,8 @@ class TextClassification:
 class TextGeneration:
     """Texts packed into blocks of one length for a causal language model; the metric is perplexity.
 
-    Texts follow one another, each with an end-of-text token, and are cut into blocks of `max_length` tokens, what is
-    left at the end of each part is dropped. Perplexity is `exp` of the mean loss of a token.
+    Texts are concatenated, each with an end-of-text token, and cut into blocks of `max_length` tokens; the rest at the
+    end of each split is dropped. Perplexity is `exp` of the mean loss of a token.
     """
 
     auto_class: Any = AutoModelForCausalLM
@@ -164,7 +164,7 @@ class TextGeneration:
     def tokenize(
         self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> datasets.DatasetDict:
-        """Blocks of tokens, which are their own labels. Raises RecipeError where a part gives none."""
+        """Blocks of tokens, which are their own labels. Raises RecipeError if a split gives no block."""
         column, length = self.section.text_column, self.section.max_length
         end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
 
@@ -177,20 +177,20 @@ class TextGeneration:
         for part, blocks in packed.items():
             if not len(blocks):
                 raise RecipeError(
-                    "dataset.max_length", f"expected a block of at most the tokens of the {part} part, got {length}"
+                    "dataset.max_length", f"the {part} split has too few tokens for one block of {length}; set it lower"
                 )
         return packed
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
-        """What makes a batch of blocks."""
+        """The collator, which stacks blocks into a batch."""
         return default_data_collator
 
     def compute_metrics(self, tokenizer: PreTrainedTokenizerBase) -> ComputeMetrics | None:
-        """Nothing: the loss is all that is needed, and the logits would not fit into memory."""
+        """None: only the loss is needed, and the logits would not fit into memory."""
         return None
 
     def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
-        """Perplexity and loss on the test part."""
+        """Perplexity and loss on the test split."""
         loss = trainer.evaluate(data, metric_key_prefix="test")["test_loss"]
         return {"": {"perplexity": math.exp(loss), "loss": loss}}
 
@@ -239,7 +239,7 @@ class Summarization:
         data = data.filter(lambda row: bool(row["document"] and row["summary"]), desc="Summaries")
         for part, rows in data.items():
             if not len(rows):
-                raise RecipeError("dataset.text_column", f"expected texts of two sentences, found none in {part}")
+                raise RecipeError("dataset.text_column", f"expected texts of two or more sentences, {part} has none")
         self._texts = list(data["test"]["document"])
         return data
 
@@ -250,7 +250,7 @@ class Summarization:
     def tokenize(
         self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> datasets.DatasetDict:
-        """Texts cut to `max_length` tokens, and as labels summaries cut to `max_summary_length`."""
+        """Texts truncated to `max_length` tokens, and as labels summaries truncated to `max_summary_length`."""
 
         def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
             inputs = dict(tokenizer(rows["document"], truncation=True, max_length=self.section.max_length))
@@ -262,7 +262,7 @@ class Summarization:
         return data.map(tokenize, batched=True, remove_columns=["document", "summary"], desc="Tokenizing")
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
-        """What makes a batch of examples, the labels shifted right by the model for its decoder."""
+        """The collator, which pads a batch and has the model shift the labels right for its decoder."""
         return DataCollatorForSeq2Seq(tokenizer, model=model)
 
     def compute_metrics(self, tokenizer: PreTrainedTokenizerBase) -> ComputeMetrics | None:
@@ -281,11 +281,11 @@ class Summarization:
         return compute
 
     def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
-        """The metrics on the test part."""
+        """The metrics on the test split."""
         return {"": _unprefixed(trainer.predict(data, metric_key_prefix="test").metrics or {})}
 
     def samples(self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """The first texts of the test part, and the recipe's own."""
+        """The recipe's prompts, and the first texts of the test split."""
         texts = [*self.generation.prompts, *self._texts[: self.generation.samples]]
         ids = tokenizer(texts, truncation=True, max_length=self.section.max_length)["input_ids"] if texts else []
         return tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -302,11 +302,11 @@ TASKS: dict[str, type[Task]] = {
 
 def _refuse_groups(recipe: Recipe) -> None:
     if recipe.dataset.group_by is not None:
-        raise RecipeError("dataset.group_by", f"expected none for {recipe.task}, got {recipe.dataset.group_by!r}")
+        raise RecipeError("dataset.group_by", f"must not be set for {recipe.task}, got {recipe.dataset.group_by!r}")
 
 
 def first_sentence(text: str) -> tuple[str, str]:
-    """A text's first sentence and the rest; the rest is empty where there is no other. Line breaks become spaces."""
+    """The first sentence of a text, and the rest, which may be empty. Line breaks become spaces."""
     plain = " ".join(re.sub(r"<br\s*/?>", " ", text).split())
     first, _, rest = re.sub(r"([.!?])\s+", r"\1\n", plain, count=1).partition("\n")
     return first, rest
@@ -317,7 +317,7 @@ def first_sentence(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Generated:
-    """Texts that a model wrote after prompts, or of texts, and how many new tokens it wrote in a second."""
+    """The texts that a model generated, and the number of new tokens per second."""
 
     texts: list[str]
     tokens_per_second: float
@@ -326,9 +326,9 @@ class Generated:
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], options: Mapping[str, Any]
 ) -> Generated:
-    """What a model writes for each prompt, one after another, without the prompt. Options are of `generate`.
+    """The texts that a model generates for each prompt, without the prompt. `options` are those of its `generate`.
 
-    A first word, which is not timed, lets the machine settle.
+    One token is generated beforehand to warm up, and is not timed.
     """
     texts, tokens, seconds = [], 0, 0.0
     was_training = model.training
@@ -371,6 +371,6 @@ def _guesses(predictions: Any) -> Any:
 
 
 def _unprefixed(values: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a test without the prefix and without what the Trainer says of speed."""
+    """The metrics of a test without the prefix and without the Trainer's timings."""
     names = {name.removeprefix("test_"): value for name, value in values.items() if name.startswith("test_")}
     return {name: value for name, value in names.items() if name not in _SPEED}

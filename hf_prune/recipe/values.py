@@ -1,4 +1,4 @@
-"""Values in a recipe: whether each has the type and lies in the range that its field of a dataclass wants."""
+"""Checks of the values in a recipe: the types and ranges of the dataclass fields that they set."""
 
 import dataclasses
 import enum
@@ -20,13 +20,13 @@ _OUR_ARGUMENTS = ("output_dir",)
 
 
 def check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
-    """Unknown names, wrong types and values out of range in a section; right values take their converted form."""
+    """Unknown names, wrong types and values out of range in a section; valid values are converted in place."""
     fields = {field.name: field for field in dataclasses.fields(fields_of) if field.init}
     types = typing.get_type_hints(fields_of)
     problems = {}
     for name, value in values.items():
         if name in _OUR_ARGUMENTS:
-            problems[(*key, name)] = f"expected at the top of the recipe, as {name}"
+            problems[(*key, name)] = f"must be set at the top level of the recipe, as {name}"
         elif name not in fields:
             problems[(*key, name)] = f"unknown key{nearest(name, fields)}"
         else:
@@ -39,7 +39,7 @@ def check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
     return problems
 
 
-# What makes sense, where TrainingArguments itself does not object.
+# Ranges of valid values that TrainingArguments itself does not check.
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 _NOT_NEGATIVE = (
@@ -58,7 +58,7 @@ _SEEDS = ("seed", "data_seed")  # of NumPy: 32 bits
 
 
 def _out_of_range(name: str, value: Any) -> str | None:
-    """What was expected of a value of TrainingArguments that makes no sense, or None if it does."""
+    """What is expected of a value of TrainingArguments that is out of range, or None if it is not."""
     if name == "deepspeed" and isinstance(value, str) and not Path(value).is_file():
         return "a file with a DeepSpeed configuration"  # transformers would keep one half made
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -72,20 +72,20 @@ def _out_of_range(name: str, value: Any) -> str | None:
     if name == "num_train_epochs" and value <= 0:
         return "more than 0"
     if name == "max_steps" and value < 1 and value != -1:
-        return "1 or more, or -1 to count epochs"
+        return "1 or more, or -1 to use num_train_epochs"
     if name in _SEEDS and not 0 <= value < 2**32:
         return "0 to 4294967295"
     return None
 
 
 def _converted(expected: Any, value: Any, choices: Sequence[str]) -> tuple[str | None, Any]:
-    """What is wrong with a value of a field of this type, or None; and the value as the field takes it.
+    """The problem with a value for a field of this type, or None; and the value as converted for the field.
 
-    `choices` are those of the field, where its type does not say them.
+    `choices` are those of the field, if its type does not list them.
     """
     adapter = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True))
     try:
-        # Text may stand for a number or a choice; a boolean may not stand for a number.
+        # A string may be a number or a choice; a boolean is not a number.
         converted = adapter.validate_python(value, strict=not isinstance(value, str))
     except ValidationError as error:
         return f"{expectation(error.errors())}, got {value!r}", value
@@ -100,7 +100,7 @@ def _options(part: Any) -> list[enum.Enum]:
 
 
 def check_config(key: tuple, values: dict, config: type[PruningConfig] | type[DistillationConfig]) -> dict[tuple, str]:
-    """All that is wrong with a section that holds the fields of a configuration, by its keys."""
+    """The problems of a section that holds the fields of a configuration, by key."""
     problems = check_values(key, values, config)
     if problems:
         return problems
@@ -119,7 +119,7 @@ def expectation(entries: Sequence[Any]) -> str:
             wanted[entry["ctx"]["expected"]] = None
             continue
         if entry["type"] == "too_short":
-            wanted["a list of one or more"] = None
+            wanted["a list of one or more entries"] = None
             continue
         words = entry["msg"].removeprefix("Input should be ").partition(",")[0]
         wanted[words.partition(" or instance of ")[0].replace("a valid dictionary", "a mapping")] = None

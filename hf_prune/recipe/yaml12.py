@@ -1,4 +1,4 @@
-"""YAML as recipes are written in: the scalars of YAML 1.2, the line of every key, and keys that are given twice."""
+"""The YAML of recipes: with the scalars of YAML 1.2, the line of every key, and keys that are set twice."""
 
 import re
 from collections import Counter
@@ -9,13 +9,13 @@ import yaml
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2: `no` and `2:4` are text, `1e-4` is a number and `1e2` a whole one."""
+    """A loader with the scalars of YAML 1.2: `no` and `2:4` are strings, `1e-4` is a float and `1e2` an integer."""
 
 
 def parse(text: str) -> tuple[Any, dict[tuple, int | None], list[tuple]]:
-    """The content of a YAML document, the line (from 1) of every key, and the keys that are given more than once.
+    """The content of a YAML document, the line (from 1) of every key, and the keys that are set more than once.
 
-    The last line of such a key counts. Raises yaml.YAMLError for what does not parse.
+    The last value of such a key counts. Raises yaml.YAMLError for what does not parse.
     """
     content = yaml.load(text, Loader)
     keys = list(_keys(yaml.compose(text, Loader)))

@@ -1,4 +1,4 @@
-"""The files of a saved model: where they are, what they are called, and what each of them is."""
+"""The files of a saved model: where they are and what they are called."""
 
 import hashlib
 import json
@@ -18,13 +18,13 @@ _INDEX_NAME = "model.safetensors.index.json"
 MODULES_NAME = "modules.json"  # of sentence-transformers
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 
-# The JSON files that say what a saved model is.
+# The JSON files that describe a saved model.
 READ_NAMES = ("config.json", "adapter_config.json", CONFIG_NAME, _INDEX_NAME, MODULES_NAME, *TOKENIZER_NAMES)
 
 
 @dataclass(frozen=True)
 class SavedFile:
-    """Size in bytes and SHA-256 of a file of weights."""
+    """Size in bytes and SHA-256 of a weight file."""
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}  # where a record of it is read
 
@@ -33,7 +33,7 @@ class SavedFile:
 
 
 def find_model(model: str | os.PathLike) -> Path:
-    """The folder of a model: as named, or downloaded from the Hub (weights and JSON files only)."""
+    """The folder of a model, downloaded from the Hub if `model` is a name there (weights and JSON files only)."""
     folder = Path(model)
     if folder.is_dir():
         return folder
@@ -43,7 +43,7 @@ def find_model(model: str | os.PathLike) -> Path:
         return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
     except (OSError, ValueError) as error:  # what huggingface_hub raises: no such name, no network, no right
         raise ReportError(
-            f"{model}: expected a folder or a model on the Hub; there is no such folder, and the Hub answered: "
+            f"{model}: expected a folder or a model on the Hub; the folder does not exist, and the Hub answered: "
             f"{first_line(error)}{nearest_beside(folder)}"
         ) from error
 
@@ -53,20 +53,20 @@ def _what_is_there(path: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a saved model: the one or, where that is not there, those of the index.
+    """The safetensors files of a saved model: `model.safetensors`, or else the shards that the index lists.
 
-    Raises ReportError if there is neither, or the index is broken or names a file that is missing.
+    Raises ReportError if there is neither, or the index is invalid or lists a file that does not exist.
     """
     if (folder / _WEIGHTS_NAME).exists():
         return [folder / _WEIGHTS_NAME]
     index = folder / _INDEX_NAME
     if (folder / "adapter_config.json").exists() and not index.exists():
         raise ReportError(
-            f"{folder}: expected a model, found adapters of PEFT; merge them (hf_prune.merge) and save what it returns"
+            f"{folder}: expected a model, found PEFT adapters; merge them with hf_prune.merge and save the result"
         )
     if not index.exists():
         raise ReportError(
-            f"{folder}: expected {_WEIGHTS_NAME} or {_INDEX_NAME}, found neither; save the model with save_pretrained"
+            f"{folder}: contains neither {_WEIGHTS_NAME} nor {_INDEX_NAME}; save the model with save_pretrained"
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -74,7 +74,7 @@ def weight_files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ReportError(f"{index}: expected an index of safetensors files, got a file that cannot be read") from error
     if missing:
-        raise ReportError(f"{folder}: {_INDEX_NAME} names {missing[0]}, which is not there")
+        raise ReportError(f"{folder}: {_INDEX_NAME} lists {missing[0]}, which does not exist")
     return [folder / name for name in names]
 
 

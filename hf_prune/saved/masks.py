@@ -1,7 +1,7 @@
-"""Masks on disk, and what methods remember: safetensors, masks with eight weights a byte, checked whole when read.
+"""Masks and the memory of methods on disk: safetensors, masks packed to eight weights a byte, validated when read.
 
-Where processes hold parts of the tensors, each writes the masks of its parts into a file of its own, and reads from all
-files what its parts need: the number of processes, and how they share the tensors, may be another then.
+If tensors are sharded, each process writes the masks of its shards into a file of its own, and reads from all files
+what its shards need: the number of processes and the sharding may differ from those at saving.
 """
 
 import json
@@ -26,25 +26,25 @@ FORMAT_VERSION = 1
 
 _SHARD_NAME = re.compile(r"pruning_masks-(\d{5})-of-(\d{5})\.safetensors")
 
-# Weights whose places are worked out at a time.
+# Weights whose positions are computed at a time.
 _PIECE = 1 << 22
 
 
 def mask_files(directory: Path) -> list[Path]:
-    """The files of masks in a directory: one of all, or one of each process that wrote them."""
+    """The mask files in a directory: a single one, or one of each process that wrote them."""
     if (directory / MASKS_NAME).exists():
         return [directory / MASKS_NAME]
     return sorted(path for path in directory.glob("*.safetensors") if _SHARD_NAME.fullmatch(path.name))
 
 
 def is_mask_file(name: str) -> bool:
-    """Whether a file of this name has masks."""
+    """Whether this is the name of a mask file."""
     return name == MASKS_NAME or _SHARD_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """What a method remembers of each weight of a tensor, or of a part of it: float32, of any shape."""
+    """What a method remembers of each weight of a tensor, or of a shard of it: float32, of any shape."""
 
     parameter: str
     values: torch.Tensor
@@ -55,8 +55,8 @@ def write_masks(
 ) -> None:
     """Write `pruning_masks.safetensors`: one uint8 tensor a mask, eight weights a byte, lowest bit first.
 
-    A mask is packed as (first dimension, rest), each row padded to whole bytes, so that rows can be cut anew; one of a
-    single dimension is one row. The shapes are in the file's metadata. What methods remember lies beside the masks.
+    A mask is packed as (first dimension, rest), each row padded to whole bytes, so that rows can be resharded; a single
+    dimension is one row. The shapes are in the file's metadata. What methods remember is in the same file.
     """
     _remove_others(directory, [MASKS_NAME])
     _write(directory / MASKS_NAME, masks, {name: whole(mask.shape) for name, mask in masks.items()}, memory)
@@ -70,10 +70,10 @@ def write_mask_shard(
     processes: int,
     memory: Mapping[str, Remembered] = MappingProxyType({}),
 ) -> None:
-    """Write one process's masks, of its parts of the tensors, as `pruning_masks-00001-of-00004.safetensors`.
+    """Write the masks of one process's shards as `pruning_masks-00001-of-00004.safetensors`.
 
-    Packed as in `write_masks`; the metadata say which part of which tensor each mask is. Without masks, a file of that
-    name that was there is removed. The first process removes files of other numbers of processes.
+    Packed as in `write_masks`; the metadata say which shard of which tensor each mask is. Without masks, an existing
+    file of that name is removed. The first process removes the files of other numbers of processes.
     """
     name = _shard_name(rank, processes)
     if rank == 0:
@@ -117,7 +117,7 @@ def _write(
 
 @dataclass(frozen=True)
 class _File:
-    """A file of masks: which part of which tensor each mask in it is, and of which tensor what is remembered."""
+    """A mask file: which shard of which tensor each mask is, and which tensor each remembered tensor belongs to."""
 
     path: Path
     regions: dict[str, Region]
@@ -127,13 +127,13 @@ class _File:
 def read_masks(
     directory: Path, shapes: Mapping[str, tuple[int, ...]], regions: Mapping[str, Region]
 ) -> dict[str, torch.Tensor]:
-    """The masks (bool, on the CPU) of parts of tensors of these names and shapes, from the files in a directory.
+    """The masks (bool, on the CPU) of shards of tensors of these names and shapes, from the files in a directory.
 
-    Raises PruningStateError, naming the file, if one cannot be read, or if they hold other tensors or not all of them.
+    Raises PruningStateError, naming the file, if one cannot be read, or if they hold other or not all tensors.
     """
     paths = mask_files(directory)
     if not paths:
-        raise PruningStateError(f"{directory / MASKS_NAME}: expected the saved masks, found no such file")
+        raise PruningStateError(f"{directory / MASKS_NAME}: the file with the saved masks does not exist")
     files = [_read_header(path) for path in paths]
     _check_tensors(files, shapes)
     masks = {}
@@ -147,9 +147,9 @@ def read_masks(
 
 
 def read_memory(directory: Path, regions: Mapping[str, Region]) -> dict[str, Remembered]:
-    """What methods remember of parts of tensors, flat, by key: empty where the files in a directory have nothing of it.
+    """What methods remember of shards of tensors, flat, by key; empty if the files in a directory hold none.
 
-    Raises PruningStateError, naming the file, if one cannot be read, or if not all of something is there.
+    Raises PruningStateError, naming the file, if one cannot be read, or if they do not hold every weight once.
     """
     files = [_read_header(path) for path in mask_files(directory)]
     memory: dict[str, Remembered] = {}
@@ -158,8 +158,8 @@ def read_memory(directory: Path, regions: Mapping[str, Region]) -> dict[str, Rem
         found = sum(file.regions[parameter].weights for file in holding)
         if parameter not in regions or found != regions[parameter].all_weights:
             raise PruningStateError(
-                f"{directory}: expected {key!r} for every weight of a tensor to prune, found it for {found}; there are "
-                "files missing or too many"
+                f"{directory}: expected {key!r} for every weight of {parameter!r}, found it for {found}; mask files "
+                "are missing, or left over from another run"
             )
         region = regions[parameter]
         values = torch.zeros(region.weights, dtype=torch.float32)
@@ -172,7 +172,7 @@ def read_memory(directory: Path, regions: Mapping[str, Region]) -> dict[str, Rem
 
 
 def _read_header(path: Path) -> _File:
-    """What a file says that it holds; its masks' packed shapes, and those of what is remembered, are checked."""
+    """The contents that a file declares; the shapes of its packed masks and remembered tensors are checked."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -198,7 +198,7 @@ def _read_header(path: Path) -> _File:
         size = regions[parameter].size if parameter in regions else None
         if size is None or stored.get(key) != ("F32", size):
             raise PruningStateError(
-                f"{path}: expected {key!r} as {('F32', size)}, as its mask's shape says, got {stored.get(key)}"
+                f"{path}: expected {key!r} as {('F32', size)}, the shape of its mask, got {stored.get(key)}"
             )
     return _File(path, regions, memory)
 
@@ -214,15 +214,15 @@ def _check_tensors(files: Sequence[_File], shapes: Mapping[str, tuple[int, ...]]
     different = sorted(name for name in saved.keys() | shapes.keys() if saved.get(name) != shapes.get(name))
     if different:
         raise PruningStateError(
-            f"{where}: saved for other tensors than the model's targets; the first that differs is {different[0]!r}: "
+            f"{where}: saved for other tensors than the model's targets; the first difference is {different[0]!r}: "
             f"{saved.get(different[0])} in the file, {shapes.get(different[0])} in the model"
         )
     for name, shape in shapes.items():
         found = sum(file.regions[name].weights for file in files if name in file.regions)
         if found != math.prod(shape):
             raise PruningStateError(
-                f"{where}: expected the masks of {math.prod(shape)} weights of {name!r}, found those of {found}; there "
-                "are files missing or too many"
+                f"{where}: expected the masks of {math.prod(shape)} weights of {name!r}, found those of {found}; mask "
+                "files are missing, or left over from another run"
             )
 
 
@@ -232,7 +232,7 @@ def _read_mask(file: _File, name: str) -> torch.Tensor:
 
 
 def _copy(values: torch.Tensor, region: Region, saved: torch.Tensor, saved_region: Region) -> None:
-    """Copy what two parts of a tensor have in common from one flattened tensor into another."""
+    """Copy the weights that two shards have in common from one flattened tensor into another."""
     if region == saved_region:
         values.copy_(saved)
         return
@@ -267,7 +267,7 @@ def _unpack(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def check_version(path: Path, version: str | None) -> None:
-    """Raise PruningStateError, naming the file, for a format version that is not this one."""
+    """Raise PruningStateError, naming the file, for another format version."""
     if version != str(FORMAT_VERSION):
         raise PruningStateError(
             f"{path}: expected format version {FORMAT_VERSION}, got {version}; a newer hf-prune may read it"

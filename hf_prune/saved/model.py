@@ -1,4 +1,4 @@
-"""A saved model's folder as one object: each fact in it is read once."""
+"""A saved model's folder as one object, in which everything is read once."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from .zeros import TensorReport, count_tensors, prunable_names
 
 
 class SavedModel(os.PathLike):
-    """A folder with a saved model. Each fact is read when it is first asked for, and remembered.
+    """A folder with a saved model. Each property is read when it is first accessed, and cached.
 
-    Whatever takes a folder takes one of these in its place, begins with `SavedModel.of`, and reads nothing again.
+    Functions that take a folder also take a SavedModel: they begin with `SavedModel.of`, and read nothing twice.
 
-    All facts are of the files as they were when this was made: sizes and times of change of the folder's safetensors
-    and JSON files are remembered. Where one of them has changed, `SavedModel.of` makes a new object; where one changes
-    while zeros are counted or hashes taken, that raises ReportError. A change that leaves both size and time as they
-    were is not seen. What is written from the facts (record, card, `sparsity.json`) is not one of those files.
+    The properties describe the files as they were when the object was created: it keeps the sizes and modification
+    times of the folder's safetensors and JSON files. If one has changed, `SavedModel.of` makes a new object; if one
+    changes while zeros are counted or hashes computed, ReportError is raised. A change that keeps both size and time
+    is not noticed. Files that hf-prune derives (record, card, `sparsity.json`) are not watched.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -32,7 +32,7 @@ class SavedModel(os.PathLike):
 
     @classmethod
     def of(cls, folder: str | os.PathLike) -> "SavedModel":
-        """A folder's SavedModel: the one that was given, or a new one for a path or where a file has changed."""
+        """The SavedModel of a folder: the given one, or a new one for a path or if a file has changed."""
         if isinstance(folder, SavedModel) and folder._stamps == folder._look():
             return folder
         return cls(folder)
@@ -41,7 +41,7 @@ class SavedModel(os.PathLike):
         return str(self.folder)
 
     def _look(self) -> dict[str, tuple[int, int]]:
-        """Size and time of change, in nanoseconds, of the files that the facts are read from."""
+        """Size and modification time, in nanoseconds, of the files that are read."""
         paths = [*self.folder.glob("*.safetensors"), *(self.folder / name for name in files.READ_NAMES)]
         stats = {path.name: path.stat() for path in paths if path.exists()}
         return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
@@ -51,34 +51,34 @@ class SavedModel(os.PathLike):
         changed = sorted(name for name in {*now, *self._stamps} if now.get(name) != self._stamps.get(name))
         if changed:
             raise ReportError(
-                f"{self.folder}: expected files that stay as they are while they are read, {changed[0]} was changed "
-                "meanwhile; run the same again when the model is saved"
+                f"{self.folder}: {changed[0]} was changed while the files were read; try again when nothing writes "
+                "to the folder"
             )
 
     # ---- Weights ----
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        """The files of weights. Raises ReportError where there are none, or not all that the index names."""
+        """The weight files. Raises ReportError if there are none, or the index lists a file that does not exist."""
         return files.weight_files(self.folder)
 
     @cached_property
     def file_bytes(self) -> int:
-        """The sizes of the files of weights together."""
+        """The total size of the weight files."""
         return sum(file.stat().st_size for file in self.weight_files)
 
     @cached_property
     def hashes(self) -> dict[str, files.SavedFile]:
-        """Size and SHA-256 of each file of weights, by its name. Reads all of them."""
+        """Size and SHA-256 of each weight file, by its name. Reads all weight files."""
         found = files.saved_files(self.weight_files)
         self._check_unchanged()
         return found
 
     @cached_property
     def tensors(self) -> list[TensorReport]:
-        """The parameters with their zeros. Reads all files of weights.
+        """The parameters with their zeros. Reads all weight files.
 
-        Raises ReportError for a file that is broken, and TargetError where a pruning configuration fits no parameter.
+        Raises ReportError for a broken file, and TargetError if a pruning configuration matches no parameter.
         """
         weights = self.weight_files
         prunable = set()
@@ -93,7 +93,7 @@ class SavedModel(os.PathLike):
 
     @cached_property
     def architecture(self) -> str | None:
-        """The name of the model's class in its config.json, if it is one of transformers."""
+        """The name of the model class in config.json, if transformers has it."""
         try:
             names = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["architectures"]
         except (OSError, ValueError, LookupError, TypeError):
@@ -107,17 +107,17 @@ class SavedModel(os.PathLike):
 
     @property
     def skeleton(self) -> PreTrainedModel | None:
-        """The model without its weights, on the meta device; None where its class is not known."""
+        """The model without its weights, on the meta device; None if its class is unknown."""
         return self._built[0]
 
     @property
     def note(self) -> str | None:
-        """Why there is no skeleton, where there is none."""
+        """The reason why there is no skeleton, or None."""
         return self._built[1]
 
     @cached_property
     def pruning_configs(self) -> list[PruningConfig]:
-        """The configurations that the model was pruned with; none where that is not known."""
+        """The configurations that the model was pruned with; empty if they are unknown."""
         return load_configs(self.folder) if (self.folder / CONFIG_NAME).exists() else []
 
     # ---- What lies beside them ----
@@ -129,7 +129,7 @@ class SavedModel(os.PathLike):
 
     @cached_property
     def vocabularies(self) -> set[str]:
-        """The files that the tokenizer's class reads, by whatever names."""
+        """The names of the files that the tokenizer's class reads."""
         try:
             name = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
         except (OSError, ValueError, LookupError, TypeError):
@@ -139,9 +139,9 @@ class SavedModel(os.PathLike):
 
     @cached_property
     def module_folders(self) -> list[str]:
-        """The folders of a sentence-transformers model, whose modules.json lists the modules after the first.
+        """The folders of a sentence-transformers model: modules.json lists the modules after the first.
 
-        Raises ReportError for a list that cannot be used.
+        Raises ReportError for an invalid list.
         """
         path = self.folder / files.MODULES_NAME
         try:

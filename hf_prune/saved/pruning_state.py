@@ -1,4 +1,4 @@
-"""What a pruner saves, and reads to go on: masks, configuration and state, beside a model."""
+"""What a pruner saves beside a model and reads to resume: masks, configuration and state."""
 
 import json
 import os
@@ -30,10 +30,10 @@ STATE_NAME = "pruning_state.json"
 
 @dataclass
 class PruningState:
-    """How far pruning has come.
+    """The progress of pruning.
 
-    `completed_steps` are optimizer steps. `starts` has, by the numbers of groups, the sparsity that their schedules
-    started at; `owed` the groups whose update waits for what their criterion reads.
+    `completed_steps` are optimizer steps. `starts` maps the index of a group of tensors to the sparsity at which its
+    schedule started; `owed` has the groups whose update waits for the inputs or gradients that their method reads.
     """
 
     completed_steps: int = 0
@@ -42,7 +42,7 @@ class PruningState:
 
 
 def state_files(directory: Path) -> list[Path]:
-    """What `save_pruning` has written into a directory."""
+    """The files that `save_pruning` has written into a directory."""
     others = [directory / name for name in (CONFIG_NAME, STATE_NAME)]
     return [*mask_files(directory), *(path for path in others if path.exists())]
 
@@ -56,13 +56,13 @@ def save_pruning(
     notes: Mapping[str, Any] | None = None,
     memory: Mapping[str, Remembered] = MappingProxyType({}),
 ) -> None:
-    """Write masks and memory (see `masks.py`), configuration and state into the directory, made if need be.
+    """Write masks and memory (see `masks.py`), configuration and state into a directory, which is created if needed.
 
     Args:
-        masks: of whole tensors; or with `regions`, of the parts that this process counts. Then every process must call
-            this, writes a file of its own, and returns when all have written theirs.
-        notes: what is written with the state for people to read.
-        memory: what methods remember of each weight, of what `masks` are of.
+        masks: of whole tensors; or with `regions`, of the shards that this process counts. Then every process must
+            call this; each writes a file of its own and returns when all have written theirs.
+        notes: information for people, written with the state.
+        memory: what methods remember of each weight, for the same tensors or shards as `masks`.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def load_pruning(
     shapes: Mapping[str, tuple[int, ...]],
     regions: Mapping[str, Region],
 ) -> tuple[dict[str, torch.Tensor], dict[str, Remembered], PruningState]:
-    """The masks (bool, on the CPU) of parts of tensors of these names and shapes, what is remembered, and the state.
+    """The masks (bool, on the CPU) of shards of tensors of these names and shapes, the methods' memory, and the state.
 
     Raises PruningStateError, naming the file and the difference, if a file is missing, broken or of another format
     version, or was saved for another model or configuration.
@@ -114,7 +114,7 @@ def _read_state(path: Path) -> PruningState:
             owed={int(index) for index in content.get("owed", [])},
         )
     except FileNotFoundError as error:
-        raise PruningStateError(f"{path}: expected the saved pruning state, found no such file") from error
+        raise PruningStateError(f"{path}: the file with the saved pruning state does not exist") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PruningStateError(
             f"{path}: expected the saved pruning state, got a file that cannot be used ({error!r})"
@@ -124,7 +124,7 @@ def _read_state(path: Path) -> PruningState:
 
 
 def _as_meant(config: PruningConfig) -> dict[str, Any]:
-    """The fields, with what is meant where adapters are left to the default."""
+    """The fields, with `sparse_base` and the default of `adapters` taken as the same."""
     values = config.to_dict()
     return values | {"adapters": None if values["adapters"] == "sparse_base" else values["adapters"]}
 
@@ -145,5 +145,5 @@ def _check_same_configuration(directory: Path, configs: Sequence[PruningConfig])
     if differences:
         raise PruningStateError(
             f"{directory / CONFIG_NAME}: saved with another pruning configuration ({'; '.join(differences)}); "
-            "go on with the saved one, or start a new training from these weights"
+            "resume with the saved one, or start a new training from these weights"
         )

@@ -1,4 +1,4 @@
-"""The report of a saved model: how sparse each tensor is, and all of them together."""
+"""The report of a saved model: the sparsity of each tensor, and the total."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from .zeros import TensorReport
 
 @dataclass(frozen=True)
 class Totals:
-    """Weights and zeros of several tensors."""
+    """The numbers of weights and zeros in several tensors."""
 
     weights: int
     zeros: int
@@ -24,7 +24,7 @@ class Totals:
 
 
 def totals_of(tensors: Sequence[TensorReport]) -> Totals:
-    """Weights and zeros of all the tensors."""
+    """The numbers of weights and zeros in all the tensors."""
     return Totals(weights=sum(tensor.weights for tensor in tensors), zeros=sum(tensor.zeros for tensor in tensors))
 
 
@@ -35,7 +35,7 @@ def share_of_zeros(tensors: Sequence[TensorReport]) -> float:
 
 @dataclass(frozen=True)
 class Report:
-    """All tensors of a saved model. `note` says why it is not known what is prunable, where it is not."""
+    """All tensors of a saved model. `note` is the reason if it is unknown which tensors are prunable, else None."""
 
     model: str
     tensors: list[TensorReport]
@@ -76,11 +76,11 @@ def _as_dict(counted: TensorReport | Totals) -> dict[str, Any]:
 def make_report(model: str | os.PathLike) -> Report:
     """Count the zeros in the safetensors of a saved model: a folder, or a name on the Hub, which is downloaded.
 
-    Reads one file or a sharded index, a part of a tensor at a time; nothing, of a SavedModel that has counted already.
-    Which tensors are prunable follows from the model's class in its config.json, and from the `pruning_config.json`
-    beside it where there is one.
+    Reads one file or a sharded index, some rows at a time; a SavedModel that has counted already is not read again.
+    Which tensors are prunable follows from the model class in config.json, and from `pruning_config.json` if there is
+    one.
 
-    Raises ReportError if there is no folder, no safetensors in it, or a file is broken.
+    Raises ReportError if the folder does not exist, has no safetensors, or a file is broken.
     """
     saved = SavedModel.of(model if isinstance(model, SavedModel) else find_model(model))
     return Report(os.fspath(model), saved.tensors, saved.file_bytes, saved.note)

@@ -1,4 +1,4 @@
-"""The model of a folder without its weights, and which parameter each saved tensor belongs to."""
+"""The skeleton of a saved model (on the meta device), and which parameter each saved tensor belongs to."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedModel
 from ..errors import first_line
 from ..foreign.transformers import revert_weight_conversion
 
-# What the constructors of transformers run into when a config.json does not fit its class: the note tells it.
+# What the constructors of transformers raise when a config.json does not fit its class: the note says so.
 _BUILDING_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError),
     *(RuntimeError, TypeError, ValueError, StrictDataclassError),
@@ -22,20 +22,20 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        return None, f"the model's class is not known: {first_line(error)}"
+        return None, f"the model class is unknown: {first_line(error)}"
     names = [str(name) for name in getattr(config, "architectures", None) or []]
     model_class = getattr(transformers, names[0], None) if names else None
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        return None, f"the model's class {names[0] if names else '(none named)'} is not one of transformers"
+        return None, f"the model class {names[0] if names else '(none named)'} is not part of transformers"
     try:
         with torch.device("meta"):
             return model_class(config), None
     except _BUILDING_ERRORS as error:
-        return None, f"no {names[0]} can be made from config.json: {first_line(error)}"
+        return None, f"{names[0]} cannot be created from config.json: {first_line(error)}"
 
 
 def owner_of(key: str, owners: dict[str, str], skeleton: PreTrainedModel | None) -> str:
-    """The parameter that a name in the file belongs to; the prefix of the base model may be there or not."""
+    """The parameter that a name in the file belongs to, with or without the prefix of the base model."""
     if skeleton is None or key in owners:
         return owners.get(key, key)
     prefix = f"{skeleton.base_model_prefix}."
@@ -44,7 +44,7 @@ def owner_of(key: str, owners: dict[str, str], skeleton: PreTrainedModel | None)
 
 
 def owners_of(skeleton: PreTrainedModel) -> dict[str, str]:
-    """Name in the file -> name of the parameter, as the model's own save_pretrained converts it."""
+    """Name in the file -> name of the parameter, as `save_pretrained` of the model converts it."""
     owners = {}
     for name, parameter in skeleton.named_parameters():
         owners.update(dict.fromkeys(revert_weight_conversion(skeleton, {name: parameter}), name))

@@ -1,4 +1,4 @@
-"""Zeros counted in files of weights, tensor by tensor, and which tensors are prunable."""
+"""Counting the zeros in weight files, tensor by tensor, and which tensors are prunable."""
 
 import math
 import re
@@ -23,9 +23,9 @@ _VALUES_AT_A_TIME = 1 << 24
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One parameter: fused expert weights that are saved one by one count as the one parameter they are.
+    """The zeros in one parameter; fused experts that are saved one by one count as one parameter.
 
-    `prunable` is None where the model's class is not known.
+    `prunable` is None if the model class is unknown.
     """
 
     name: str
@@ -41,9 +41,9 @@ class TensorReport:
 
 
 def count_tensors(files: Sequence[Path], skeleton: PreTrainedModel | None, prunable: set[str]) -> list[TensorReport]:
-    """The parameters of a saved model, in the skeleton's order, with the zeros that are counted in its files.
+    """The parameters of a saved model, in the skeleton's order, with the zeros in its files.
 
-    Reads a part of a tensor at a time. Raises ReportError for a file that is broken.
+    Reads some rows of a tensor at a time. Raises ReportError for a broken file.
     """
     owners = owners_of(skeleton) if skeleton is not None else {}
     shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()} if skeleton else {}
@@ -86,11 +86,11 @@ def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
 
 
 def prunable_names(skeleton: nn.Module, configs: Sequence[PruningConfig], in_first_module: bool) -> set[str]:
-    """The names of the tensors that the pruning configurations select, or else may be pruned by default.
+    """The names of the tensors that the pruning configurations select, or without any, of the default targets.
 
-    `in_first_module` says that the skeleton lies in the first module of a sentence-transformers model.
+    `in_first_module`: whether the skeleton is the first module of a sentence-transformers model.
 
-    Raises TargetError for expressions that fit no name of this model.
+    Raises TargetError for expressions that match no name of this model.
     """
     if not configs:
         return {target.name for target in find_targets(skeleton)}
@@ -100,9 +100,9 @@ def prunable_names(skeleton: nn.Module, configs: Sequence[PruningConfig], in_fir
 
 
 def _prunable_of_first_module(skeleton: nn.Module, config: PruningConfig) -> set[str]:
-    """The same of a sentence-transformers model, which is trained as a list of modules, the skeleton in the first.
+    """The same for a sentence-transformers model, trained as a list of modules with the skeleton in the first.
 
-    Expressions that fit no name are those of modules after it.
+    Expressions that match no name are taken to belong to later modules.
     """
     first = nn.Module()
     first.model = skeleton

@@ -265,7 +265,7 @@ def test_n_of_m_fixes_the_sparsity(pattern, sparsity):
     assert str(sparsity) in problem
     assert "got 0.8" in problem
     [problem] = problems_of(pattern=pattern, overrides={"a": 0.5})
-    assert problem.startswith("overrides: expected none")
+    assert problem.startswith("overrides: must not be set")
 
 
 def test_n_of_m_cannot_start_above_the_sparsity_that_it_fixes():

@@ -137,7 +137,7 @@ def test_a_configuration_lists_all_its_problems():
         "hidden_weight",
         "hidden_layers",
     ]
-    with pytest.raises(DistillationConfigError, match="nothing would be distilled"):
+    with pytest.raises(DistillationConfigError, match="or nothing is distilled"):
         DistillationConfig(weight=0)
     with pytest.raises(DistillationConfigError, match="temperature: expected a number above 0"):
         DistillationConfig(temperature=10**400)

@@ -286,7 +286,7 @@ def test_a_recipe_runs_under_accelerate_launch(tmp_path, stage):
         f"zero{stage}", "-m", "hf_prune", "run", recipe, "training.optim=adamw_torch"
     )
     assert code == 0, errors[-4000:]
-    assert output.count("Pruned model on the test part") == 1
+    assert output.count("Pruned model on the test split") == 1
     report = make_report(tmp_path / "out" / "model")
     assert report.prunable_sparsity == 0.8125
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model")

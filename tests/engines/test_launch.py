@@ -124,12 +124,12 @@ def compare(out, alone, processes=2):
 
 
 SAID = (
-    "Drawn at random, for they are not in the model's file: classifier.bias, classifier.weight",
+    "Not in the model's file and initialised at random: classifier.bias, classifier.weight",
     "Fine-tuning dense",
-    "Dense model on the test part: accuracy",
-    "Fine-tuning while 81.2% of 3,584 prunable weights are pruned",
-    "Pruned model on the test part: accuracy",
-    "Results on the test part",
+    "Dense model on the test split: accuracy",
+    "Fine-tuning and pruning 81.2% of 3,584 prunable weights",
+    "Pruned model on the test split: accuracy",
+    "Results on the test split",
     "20 test samples. Files written:",
 )
 

@@ -106,5 +106,5 @@ def test_a_part_that_is_missing_or_there_twice_is_refused(tmp_path):
     for rank, start in enumerate((0, 0)):
         region = Region(shape, (start, 0), (4, 4))
         write_mask_shard(tmp_path, {"w": torch.ones(4, 4, dtype=torch.bool)}, {"w": region}, rank, 2)
-    with pytest.raises(PruningStateError, match="found those of 32; there are files missing or too many"):
+    with pytest.raises(PruningStateError, match="found those of 32; mask files are missing, or left over"):
         read_masks(tmp_path, {"w": shape}, {"w": whole(shape)})

@@ -138,7 +138,7 @@ def test_a_solver_that_does_something_else_is_told(tmp_path, monkeypatch):
 
 
 def test_a_solver_does_not_rank_tensors_together():
-    with pytest.raises(PruningConfigError, match="scope: expected one that prunes each tensor by itself"):
+    with pytest.raises(PruningConfigError, match="scope: must not rank tensors together"):
         PruningConfig(method="rescaled", sparsity=0.5, scope="global")
 
 

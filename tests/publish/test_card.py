@@ -155,9 +155,9 @@ def test_every_row_of_the_layers_is_that_of_its_tensor(whole):
 def test_size_is_that_of_the_files(whole):
     values, zeros = recount(whole.folder)
     rows = rows_of(parts_of(whole.card)["size"])
-    assert number(rows["of these not zero"][0]) == values - zeros
+    assert number(rows["nonzero values"][0]) == values - zeros
     assert number(rows["bytes on disk"][0]) == (whole.folder / "model.safetensors").stat().st_size
-    assert (rows["a forward pass"], rows["the same, dense model"]) == (["12.5 ms"], ["12.4 ms"])
+    assert (rows["forward pass"], rows["forward pass, dense model"]) == (["12.5 ms"], ["12.4 ms"])
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
@@ -207,10 +207,10 @@ def test_every_evaluation_has_a_table_under_what_it_was_made_on(tmp_path):
     assert said == [
         f"Evaluated on {films}, split `test`, the first 1,000, 1,000 samples.",
         "Evaluated on [`news`](https://huggingface.co/datasets/ada/news).",
-        "Evaluated on what the trainer called `test`, 5 samples; the data set's name is not known.",
+        "Evaluated on the Trainer's `test` data, 5 samples; the name of the data set is unknown.",
         f"Evaluated on {films}.",
     ]
-    assert parts_of(card)["evaluation"].count("Dense baseline not measured.") == 3
+    assert parts_of(card)["evaluation"].count("The dense baseline was not measured.") == 3
     assert "`accuracy` is **0.7500**" in parts_of(card)["summary"]
 
 
@@ -249,8 +249,8 @@ def test_recovery_is_explained_where_there_is_any():
     errors = {"metrics": {"wer": 0.5}, "main_metric": "wer", "dense_metrics": {"wer": 0.5}}
     without = {"metrics": {"loss": 0.5}, "main_metric": "loss"}
     assert note(without, without) is None
-    assert note(with_dense, without) == " the pruned model's value over the dense one's."
-    assert note(with_dense, errors, errors).endswith("; of `wer`, where lower is better, the other way round.")
+    assert note(with_dense, without) == " the pruned model's value divided by the dense model's."
+    assert note(with_dense, errors, errors).endswith("; for `wer`, where lower is better, the inverse.")
 
 
 def test_a_small_value_is_not_shown_as_zero(tmp_path):
@@ -263,7 +263,7 @@ def test_training_is_that_of_the_record(whole):
     part = parts_of(whole.card)["reproduce"]
     assert "Trained for 1,234 optimizer steps, 2 epochs of 4,936 samples; seed 42." in part
     assert "python 3.11.9, torch 2.13.0." in part
-    assert "with the electricity of Canada: 1.5 g of CO2 equivalent, 0.025 kWh in 12 s." in part
+    assert "for the electricity of Canada: 1.5 g of CO2 equivalent, 0.025 kWh in 12 s." in part
     assert rows_of(part)["learning_rate"] == ["`0.001`"]
     assert yaml.safe_load(re.search(r"```yaml\n(.+?)\n```", part, re.DOTALL)[1]) == KNOWN["recipe"]
 
@@ -279,11 +279,11 @@ TRAINED = {
     "the last step": ({"kept_step": 1234}, "Trained for 1,234 optimizer steps."),
     "a best step": (
         {"kept_step": 1000},
-        "Trained for 1,234 optimizer steps. The weights are those after step 1,000, the best that were evaluated.",
+        "Trained for 1,234 optimizer steps. The weights are those of step 1,000, which had the best evaluation.",
     ),
     "before the first": (
         {"kept_step": 0},
-        "Trained for 1,234 optimizer steps. The weights are those after step 0, the best that were evaluated.",
+        "Trained for 1,234 optimizer steps. The weights are those of step 0, which had the best evaluation.",
     ),
     "a data set": (
         {
@@ -319,12 +319,12 @@ def test_every_configuration_has_a_line_with_tensors_of_its_own():
     lines = lines_of(parts_of(card)["sparsity"])
     assert len(lines) == 4
     assert lines[0] == (
-        "Method: `magnitude`; pattern: `unstructured`; scope: `layer`; schedule: `cubic`. Prunable are what matches "
-        "<code>a.&#42;</code>, `b`. Excluded: <code>a&#124;1</code>. Otherwise: `a2` at 25.00%."
+        "Method: `magnitude`; pattern: `unstructured`; scope: `layer`; schedule: `cubic`. Prunable tensors: "
+        "those matching <code>a.&#42;</code>, `b`. Excluded: <code>a&#124;1</code>. Overrides: `a2` at 25.00%."
     )
     assert "pattern: `2:4`" in lines[1]
-    assert lines[1].endswith("Prunable are what matches `c`.")
-    assert lines[2].startswith("Method: `keep`. Prunable are the linear layers and convolutions")
+    assert lines[1].endswith("Prunable tensors: those matching `c`.")
+    assert lines[2].startswith("Method: `keep`. Prunable tensors: the linear layers and convolutions")
     assert lines[2].endswith(" Excluded: `d`.")
 
 
@@ -357,7 +357,7 @@ def test_very_many_tensors_are_cut_after_the_table(whole):
     tensors = [TensorReport(name=f"t.{at}", shape=[2], weights=2, zeros=1, prunable=True) for at in range(503)]
     part = parts_of(render_card(figures_of(tensors=tensors), None, "m"))["layers"]
     assert len([line for line in part.splitlines() if line.startswith("| `t.")]) == 500
-    assert "\n\nThe other 3 are in `sparsity.json`.\n" in part
+    assert "\n\nThe other 3 tensors are in `sparsity.json`.\n" in part
 
 
 # ---- Weights that were not measured ----
@@ -385,7 +385,7 @@ def test_without_measurements_an_honest_card_is_made_of_changed_weights(tmp_path
     assert not {"model-index", "metrics", "co2_eq_emissions"} & set(metadata_of(card))
     for measured in ("0.7500", "12.5 ms", "93.8%", "1,234", "target for prunable"):
         assert measured not in card
-    assert "It was not evaluated" in card
+    assert "The model was not evaluated" in card
     assert metadata_of(card)["base_model"] == "ada/bert"
     assert "datasets" not in metadata_of(card)
     assert not (folder / "assets" / "schedule.png").exists()
@@ -520,7 +520,7 @@ def test_a_dense_model_that_was_not_measured_is_said_not_to_be(tmp_path, dense):
     evaluation = Evaluation(metrics={"f1": 0.5}, main_metric="f1", dense_metrics=dense)
     card = card_of(save_with_record(tmp_path, evaluations=[evaluation]))
     assert rows_of(parts_of(card)["evaluation"])["f1"] == ["0.5000"]
-    assert "Dense baseline not measured." in card
+    assert "The dense baseline was not measured." in card
     assert "the dense baseline was not measured" in parts_of(card)["summary"]
 
 
@@ -604,7 +604,8 @@ def test_penalties_are_said_and_cited(tmp_path):
     pruning, history = [penalised, penalised, {"sparsity": 0.3}], [{"step": 1, "loss": 1.0, "group_lasso_penalty": 0.1}]
     folder = save_with_record(tmp_path / "model", "bert", 0.3, pruning=pruning, history=history)
     card = card_of(folder)
-    assert card.count("a penalty on the weights to prune (group\\_lasso), whose weight grew towards 1e-05") == 1
+    said = "penalty on the weights to prune (group\\_lasso) was added to the loss; its weight grew towards 1e-05"
+    assert card.count(said) == 1
     assert "Model selection and estimation in regression with grouped variables" in card
     history[0]["group_lasso_penalty"] = 0.0  # as when training ends before the schedule begins
     folder = save_with_record(tmp_path / "other", "bert", 0.3, pruning=pruning, history=history)

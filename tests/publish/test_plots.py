@@ -79,8 +79,8 @@ def test_what_a_teacher_and_penalties_add_are_lines_of_their_own(tmp_path, drawn
     plot_schedule(history, tmp_path / "schedule.png", "m")
     values = {line.get_label(): list(line.get_ydata()) for axis in drawn[-1].axes for line in axis.lines}
     assert values["training loss of the task"] == [0.4] * 3
-    assert values["distance from the teacher"] == [0.3] * 3
-    assert values["difference of hidden states"] == [0.2] * 3
+    assert values["distillation loss"] == [0.3] * 3
+    assert values["hidden-state loss"] == [0.2] * 3
     assert values["penalty (group_lasso)"] == [0.1] * 3
 
 

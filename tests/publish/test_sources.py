@@ -607,7 +607,7 @@ def test_of_several_licenses_the_first_is_told(tmp_path):
 def test_a_card_without_a_license_is_said_to_be_one(tmp_path, front):
     source, problem = describe_base(base(tmp_path, f"---\n{front}\n---\n"))
     assert source.license is None
-    assert problem == f"the card of {tmp_path.name} names no license"
+    assert problem == f"the model card of {tmp_path.name} states no license"
 
 
 @pytest.mark.parametrize(
@@ -625,14 +625,14 @@ def test_a_card_without_a_license_is_said_to_be_one(tmp_path, front):
 def test_a_broken_card_is_no_obstacle(tmp_path, content):
     source, problem = describe_base(base(tmp_path, content))
     assert source == Source(name=tmp_path.name)
-    assert problem.startswith(f"the card of {tmp_path.name} cannot be read: ")
+    assert problem.startswith(f"the model card of {tmp_path.name} cannot be read: ")
     assert str(tmp_path) not in problem
 
 
 def test_a_folder_without_a_card_is_described_by_its_name(tmp_path):
     source, problem = describe_base(str(tmp_path))
     assert source == Source(name=tmp_path.name)
-    assert problem == f"the folder of {tmp_path.name} has no card (README.md)"
+    assert problem == f"the folder of {tmp_path.name} has no model card (README.md)"
 
 
 def test_a_folder_that_is_gone_is_described_by_its_name_without_where_it_was(tmp_path):
@@ -644,7 +644,7 @@ def test_a_folder_that_is_gone_is_described_by_its_name_without_where_it_was(tmp
 def test_without_a_network_a_name_on_the_hub_is_described_by_itself():
     source, problem = describe_base("google/no-such-model-here", revision="abc")
     assert source == Source(name="google/no-such-model-here", hub_name="google/no-such-model-here", revision="abc")
-    assert problem.startswith("the card of google/no-such-model-here cannot be read: ")
+    assert problem.startswith("the model card of google/no-such-model-here cannot be read: ")
 
 
 def test_norwegian_is_a_language(tmp_path):

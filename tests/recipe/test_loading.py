@@ -244,7 +244,8 @@ def test_an_unknown_key_in_a_list_of_configurations_has_its_own_line(tmp_path):
 def test_output_dir_belongs_at_the_top(tmp_path):
     text, line = with_line("output_dir", "elsewhere", "training")
     path = write(tmp_path, text)
-    assert only_problem(path).startswith(f"{path}:{line}: training.output_dir: expected at the top of the recipe")
+    expected = f"{path}:{line}: training.output_dir: must be set at the top level"
+    assert only_problem(path).startswith(expected)
 
 
 @pytest.mark.parametrize("key", ["task", "output_dir", "model", "dataset", "metrics", "training", "pruning"])
@@ -253,19 +254,19 @@ def test_a_key_that_is_needed_and_missing_is_named(tmp_path, key):
     start = next(at for at, line in enumerate(lines) if line.startswith(f"{key}:"))
     end = next((at for at in range(start + 1, len(lines)) if not lines[at].startswith("  ")), len(lines))
     path = write(tmp_path, "\n".join(lines[:start] + lines[end:]) + "\n")
-    assert only_problem(path) == f"{path}: {key}: expected a value, got none"
+    assert only_problem(path) == f"{path}: {key}: is required, but missing"
 
 
 def test_a_missing_name_is_told_at_the_line_of_its_section(tmp_path):
     path = write(tmp_path, TEXT.replace("  name: user/data\n", ""))
-    assert only_problem(path) == f"{path}:{line_of(TEXT, 'dataset:')}: dataset.name: expected a value, got none"
+    assert only_problem(path) == f"{path}:{line_of(TEXT, 'dataset:')}: dataset.name: is required, but missing"
 
 
 def test_a_key_given_twice_is_refused(tmp_path):
     path = write(tmp_path, TEXT + "pruning:\n  sparsity: 0.1\n")
-    assert only_problem(path) == f"{path}:{len(TEXT.splitlines()) + 1}: pruning: expected once, got twice"
+    assert only_problem(path) == f"{path}:{len(TEXT.splitlines()) + 1}: pruning: is set more than once; keep one"
     problem = only_problem(write(tmp_path, TEXT), "training={max_steps: 1, max_steps: 2}")
-    assert problem == "command line: training.max_steps: expected once, got twice"
+    assert problem == "command line: training.max_steps: is set more than once"
 
 
 # ---- Values of the wrong type ----
@@ -554,14 +555,14 @@ def test_an_override_whose_value_is_no_yaml_is_refused(tmp_path):
         ("task=x", "command line: task: expected 'text-classification', 'text-generation' or 'summarization', got 'x'"),
         ("metrics=[rouge]", "command line: metrics: expected [accuracy, f1] for text-classification, got ['rouge']"),
         ("task.deep=x", "command line: task"),
-        ("metrics.5=f1", "command line: metrics.5: expected an index below 1, got 5"),
-        ("metrics.first=f1", "command line: metrics.first: expected an index below 1, got 'first'"),
-        ("metrics.first.deep=f1", "command line: metrics.first.deep: expected a key of the recipe"),
-        ("metrics.²=f1", "command line: metrics.²: expected an index below 1"),
+        ("metrics.5=f1", "command line: metrics.5: expected a list index below 1, got 5"),
+        ("metrics.first=f1", "command line: metrics.first: expected a list index below 1, got 'first'"),
+        ("metrics.first.deep=f1", "command line: metrics.first.deep: the recipe has no such key"),
+        ("metrics.²=f1", "command line: metrics.²: expected a list index below 1"),
         ("training.optim=adamm", "command line: training.optim: "),
         ("training.logging_steps=0", "command line: training.logging_steps: "),
         ("dense.deepspeed=nofile.json", "command line: dense.deepspeed: "),
-        ("metrics=[]", "command line: metrics: expected a list of one or more, got []"),
+        ("metrics=[]", "command line: metrics: expected a list of one or more entries, got []"),
         ("pruning=[]", "command line: pruning: expected "),
         ("pruning=5", "command line: pruning: expected "),
         ("pruning={sparsity: 7}", "command line: pruning.sparsity: expected 0 <= s < 1, got 7"),
@@ -617,20 +618,22 @@ def test_a_name_inside_a_package_is_a_path_in_it(tmp_path, monkeypatch):
     with pytest.raises(RecipeError) as caught:
         resolve_name("model.name", "package:some_models_for_tests/depe")
     assert str(caught.value) == (
-        "model.name: expected 'depe' in the package 'some_models_for_tests', found nothing; did you mean 'deep'?"
+        "model.name: 'depe' does not exist in the package 'some_models_for_tests'; did you mean 'deep'?"
     )
 
 
 def test_a_package_that_is_not_installed_is_named_with_what_to_install():
     with pytest.raises(RecipeError) as caught:
         resolve_name("model.name", "package:no_such_package/model")
-    assert str(caught.value).startswith("model.name: expected the Python package 'no_such_package'")
+    assert str(caught.value).startswith("model.name: the Python package 'no_such_package'")
     assert str(caught.value).endswith("pip install no-such-package")
 
 
 @pytest.mark.parametrize("name", ["package:", "package:no_such_package.inside/x", "package:.a/b", "package:os.path/x"])
 def test_a_name_of_a_package_that_cannot_be_is_refused(name):
-    with pytest.raises(RecipeError, match=r"^model\.name: expected"):
+    with pytest.raises(
+        RecipeError, match=r"^model\.name: (expected package:NAME/PATH|the Python package .* is not installed)"
+    ):
         resolve_name("model.name", name)
 
 

@@ -790,7 +790,7 @@ def test_an_output_folder_that_cannot_be_is_refused(tmp_path, material, place):
 
 def test_a_column_cannot_be_text_and_label(tmp_path, material):
     line = refusal(tmp_path, material, dataset__text_column="answer", dataset__label_column="answer")
-    assert "dataset.text_column: expected another column than label_column, got 'answer'" in line
+    assert "dataset.text_column: must differ from label_column, got 'answer'" in line
 
 
 def test_labels_must_be_single_values(tmp_path, material):
@@ -937,8 +937,8 @@ def test_a_recipe_distils_from_its_own_dense_run(distilled):
     first = next(entry for entry in record.history if "loss" in entry)
     assert first["distillation_loss"] == pytest.approx(0, abs=1e-6)  # it begins as the model of the dense run
     card = (distilled["out"] / "model" / "README.md").read_text(encoding="utf-8")
-    assert "Distilled from `the dense run of the recipe`: weight of its answers 0.25, temperature 3." in card
-    assert "distilled and pruned on the way" in card
+    assert "Distilled from `the dense run of the recipe`: weight of the distillation loss 0.25, temperature 3." in card
+    assert "distilled and pruned with hf-prune" in card
     assert "Distilling the Knowledge in a Neural Network" in card
 
 
@@ -968,8 +968,8 @@ def test_what_cannot_be_distilled_is_told_before_anything_is_written(material, t
             r"distillation.hidden_layers: expected layers of the model",
         ),
         ({"teacher": str(material / "reviews.csv")}, r"distillation.teacher: expected a model at"),
-        ({"teacher": ""}, r"distillation.teacher: expected the name of a model or its folder, got ''"),
-        (None, r"recipe.yaml:\d+: distillation: expected its settings, \{\} for the defaults"),
+        ({"teacher": ""}, r"distillation.teacher: expected a model name or folder, got ''"),
+        (None, r"recipe.yaml:\d+: distillation: has no value; set \{\} for the defaults"),
     ):
         path = write_recipe(tmp_path, material, dense={}, distillation=values)
         before = before or tree(tmp_path)

@@ -377,7 +377,7 @@ def sharded(tmp_path):
 def test_a_shard_that_is_missing_is_named(sharded):
     missing = sorted(sharded.glob("*.safetensors"))[1]
     missing.unlink()
-    assert refusal(sharded) == f"{sharded}: model.safetensors.index.json names {missing.name}, which is not there"
+    assert refusal(sharded) == f"{sharded}: model.safetensors.index.json lists {missing.name}, which does not exist"
 
 
 @pytest.mark.parametrize(
@@ -416,12 +416,12 @@ def test_a_path_to_nothing_is_no_model(name):
 
 def test_a_folder_without_safetensors_is_no_model(tmp_path):
     torch.save(bert().state_dict(), tmp_path / "pytorch_model.bin")
-    assert refusal(tmp_path).startswith(f"{tmp_path}: expected model.safetensors or model.safetensors.index.json")
+    assert refusal(tmp_path).startswith(f"{tmp_path}: contains neither model.safetensors nor model.")
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing", "no body"])
 def test_a_name_on_the_hub_without_a_network_is_one_line(name):
-    start = f"{name}: expected a folder or a model on the Hub; there is no such folder, and the Hub answered: "
+    start = f"{name}: expected a folder or a model on the Hub; the folder does not exist, and the Hub answered: "
     assert refusal(name).startswith(start)
 
 

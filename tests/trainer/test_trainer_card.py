@@ -91,9 +91,9 @@ def test_the_card_says_what_a_model_learned_from(tmp_path):
     bert().save_pretrained(tmp_path / "plain")
     opened = type(bert()).from_pretrained(tmp_path / "plain")
     for teacher, said in (
-        (opened, "Distilled from a model made from `plain`"),
+        (opened, "Distilled from a model based on `plain`"),
         (tmp_path / "plain", "Distilled from `plain`"),
-        (bert(), "Distilled from a teacher whose name is not known"),
+        (bert(), "Distilled from a teacher of unknown name"),
     ):
         trainer = PruningTrainer(
             model=bert(),
@@ -107,8 +107,8 @@ def test_the_card_says_what_a_model_learned_from(tmp_path):
         trainer.create_model_card()
         card = card_of(tmp_path / "run")
         assert said in card
-        assert "of its hidden states 0.5 (layers of the model with those of the teacher: 1 with 2)." in card
-        assert "a penalty on the weights to prune (l1), whose weight grew towards 0.0001" in card
+        assert "hidden-state loss 0.5 (layers of the model with layers of the teacher: 1 with 2)." in card
+        assert "penalty on the weights to prune (l1) was added to the loss; its weight grew towards 0.0001" in card
         assert "Sparse Fine-tuning for Inference Acceleration" in card
         logged = [entry for entry in load_record(tmp_path / "run").history if "loss" in entry]
         assert all(entry["hidden_loss"] >= 0 for entry in logged)
@@ -120,7 +120,7 @@ def test_without_a_dense_baseline_the_card_says_so(tmp_path):
     trainer.train()
     trainer.evaluate()
     trainer.create_model_card()
-    assert "Dense baseline not measured." in card_of(tmp_path)
+    assert "The dense baseline was not measured." in card_of(tmp_path)
     assert "| metric | pruned |" in card_of(tmp_path)
 
 
@@ -135,7 +135,7 @@ def test_a_dense_baseline_of_other_metrics_is_refused_before_anything_is_written
         trainer.create_model_card(dense_metrics={"f1": 0.5})
     assert not (tmp_path / "README.md").exists()
     trainer.create_model_card()
-    assert "Dense baseline not measured." in card_of(tmp_path)
+    assert "The dense baseline was not measured." in card_of(tmp_path)
 
 
 def test_a_model_that_was_not_evaluated_has_no_evaluation_in_its_card(tmp_path):
@@ -144,7 +144,7 @@ def test_a_model_that_was_not_evaluated_has_no_evaluation_in_its_card(tmp_path):
     trainer.create_model_card()
     card = card_of(tmp_path)
     assert {"evaluation", "citation"} - set(sections(card)) == {"evaluation"}
-    assert "It was not evaluated" in card
+    assert "The model was not evaluated" in card
     assert load_record(tmp_path).latency is None
     assert "model-index" not in card
 
@@ -187,7 +187,7 @@ def test_the_best_model_has_the_evaluation_of_its_own_step(tmp_path):
     record = load_record(tmp_path)
     (entry,) = [entry for entry in trainer.state.log_history if entry["step"] == best and "eval_loss" in entry]
     assert (record.steps, record.kept_step) == (12, best)
-    assert f"The weights are those after step {best}, the best that were evaluated." in card_of(tmp_path)
+    assert f"The weights are those of step {best}, which had the best evaluation." in card_of(tmp_path)
     assert record.evaluation.metrics["loss"] == entry["eval_loss"] == pytest.approx(measured(trainer)["loss"])
     later = trainer.evaluate()
     trainer.create_model_card()
@@ -216,7 +216,7 @@ def test_what_predict_measured_counts_too(tmp_path):
     assert (first.part, first.samples) == ("eval", len(EVALUATION))
     assert (second.part, second.samples) == ("test", 30)
     assert second.metrics == {"accuracy": metrics["test_accuracy"], "loss": metrics["test_loss"]}
-    assert "what the trainer called `test`, 30 samples" in card_of(tmp_path)
+    assert "the Trainer's `test` data, 30 samples" in card_of(tmp_path)
 
 
 def test_the_training_data_is_no_evaluation(tmp_path):
@@ -547,7 +547,7 @@ def test_emissions_are_in_the_card_where_codecarbon_is_on(hub, client, tmp_path)
     assert emissions.kilograms > 0
     card = card_of(tmp_path / "film")
     assert f"emissions: {emissions.kilograms * 1000}\n" in card
-    assert f"as codecarbon estimates them, with the electricity of {emissions.country}: " in card
+    assert f"estimated by codecarbon for the electricity of {emissions.country}: " in card
     assert f"{emissions.kilograms * 1000:.4g} g of CO2 equivalent" in card
 
 
@@ -563,7 +563,7 @@ except PushError as error:
 """
     done = ran(client, push, tmp_path / "film")
     assert done.returncode == 0, done.stderr
-    assert "nothing of this push is in it" in done.stdout
+    assert "without any file of this push" in done.stdout
     assert done.stdout.split()[-1] == hub.repos["somebody/film"].commits()[-1].oid
 
 

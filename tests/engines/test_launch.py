@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from hf_prune.cli import commands as cli
 from hf_prune.engines.launch import check_engine, wrapping_layers
 from hf_prune.engines.launched import deepspeed_precision
-from hf_prune.errors import LaunchError, PlacementError, RecipeError
+from hf_prune.errors import LaunchError, RecipeError
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.prepare import prepare
 from hf_prune.recipe.run import run
@@ -248,7 +248,7 @@ def test_a_configuration_of_deepspeed_that_contradicts_the_recipe_is_refused(mon
     config.mismatches = []
     check_engine(trainer)
     plugin.zero_stage = 0
-    with pytest.raises(PlacementError, match=r"stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0"):
+    with pytest.raises(LaunchError, match=r"stage: expected 1, 2 or 3 for pruning under DeepSpeed, got 0"):
         check_engine(trainer)
 
 

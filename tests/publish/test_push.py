@@ -103,7 +103,7 @@ def test_a_push_is_one_commit_of_the_model_its_card_and_nothing_else(hub, client
         name: (model / name).read_bytes() for name in SENT
     }
     assert commits[-1].oid in done.stdout
-    assert f"Read back: {len(SENT)} files" in done.stdout
+    assert f"Verified on the Hub: {len(SENT)} files" in done.stdout
     assert not hub.repos[REPO].private
 
 
@@ -692,13 +692,13 @@ def test_what_the_hub_refused_is_not_to_be_run_again(hub, lfs_client, model):
 
 def test_another_users_private_repository_is_as_good_as_none(hub, lfs_client, model):
     hub.create_repo("another/secret", private=True)
-    assert "no right" in failed(lfs_client, model, repo="another/secret")
+    assert "does not permit" in failed(lfs_client, model, repo="another/secret")
 
 
 def test_access_that_must_be_granted_is_told(hub, lfs_client, model):
     hub.create_repo("another/gated", {"README.md": b"Ask first."}, gated=True)
     said = failed(lfs_client, model, repo="another/gated")
-    assert "access to it is restricted" in said
+    assert "access to the repository is restricted" in said
     assert hub.commit_posts == 0
 
 

@@ -184,10 +184,10 @@ def test_a_loop_of_ones_own_penalises_once_a_step():
     ("changes", "message"),
     [
         ({"penalty": "l3"}, "penalty: expected one of l1, l2, group_lasso or None, got 'l3'"),
-        ({"penalty_weight": None}, "penalty_weight: expected a number above 0 with a penalty, got None"),
-        ({"penalty_weight": -1}, "penalty_weight: expected a number above 0"),
-        ({"penalty": None}, "penalty_weight: expected none without a penalty, got 0.01"),
-        ({"schedule": "one_shot"}, "penalty: expected none where nothing is pruned step by step"),
+        ({"penalty_weight": None}, "penalty_weight: expected a number greater than 0 with a penalty, got None"),
+        ({"penalty_weight": -1}, "penalty_weight: expected a number greater than 0"),
+        ({"penalty": None}, "penalty_weight: must not be set without a penalty, got 0.01"),
+        ({"schedule": "one_shot"}, "penalty: must not be set with method 'keep' or schedule 'one_shot'"),
     ],
 )
 def test_a_penalty_that_makes_no_sense_is_refused(changes, message):

@@ -128,7 +128,7 @@ def test_of_a_changed_model_only_what_changed_is_sent(hub, client, model):
     config = json.loads((model / "config.json").read_text()) | {"hidden_dropout_prob": 0.25}
     (model / "config.json").write_text(json.dumps(config))
     done = pushed(client, model)
-    assert "Sending 1 file to" in done.stdout
+    assert "Uploading 1 file to" in done.stdout
     assert (hub.commit_posts, hub.lfs_puts) == (commits + 1, puts)
     assert hub.repos[REPO].files()["config.json"] == (model / "config.json").read_bytes()
 

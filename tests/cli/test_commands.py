@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from hf_prune.cli import commands as cli
 from hf_prune.cli import tables
 from hf_prune.recipe.outcome import RunResult
-from hf_prune.saved.report import Report
+from hf_prune.saved.report import Report, make_report
 from hf_prune.saved.zeros import TensorReport
 
 TIMEOUT = 240
@@ -154,7 +154,7 @@ def test_a_report_is_a_table_of_the_prunable_tensors_and_totals(sparse_bert):
 
 
 def test_a_report_as_json_is_the_report(sparse_bert):
-    expected = cli.make_report(str(sparse_bert)).to_dict()
+    expected = make_report(str(sparse_bert)).to_dict()
     assert read_json("report", sparse_bert, "--json") == json.loads(json.dumps(expected))
 
 

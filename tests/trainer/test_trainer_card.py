@@ -576,7 +576,7 @@ def test_pushes_during_training_that_failed_are_told_at_its_end(hub, client, tmp
     assert done.returncode == 0, done.stderr
     failed = json.loads(done.stdout.splitlines()[-1])
     assert [line.split(":")[0] for line in failed] == ["step 5", "step 10"]
-    assert all("the Hub is in trouble" in line for line in failed)
+    assert all("the Hub has a server error" in line for line in failed)
     assert fault.hits == 2
     assert "Of 2 pushes to the Hub during training 2 failed" in done.stderr
     hub.faults.clear()

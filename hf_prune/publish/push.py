@@ -337,7 +337,7 @@ def _what_is_there(
             "response was lost. Push again to make sure: there will be nothing to upload."
         )
     if head == before.head:
-        return f"On the Hub: {plan.repo_id} is unchanged, at commit {head[:12]}, without any file of this push.{advice}"
+        return f"On the Hub: {plan.repo_id} is unchanged, at commit {head[:12]}; it has nothing of this push.{advice}"
     return (
         f"On the Hub: {plan.repo_id} is at somebody else's commit {head[:12]}; missing or different files of this "
         f"push: {', '.join(wrong)}.{advice}"

@@ -563,7 +563,7 @@ except PushError as error:
 """
     done = ran(client, push, tmp_path / "film")
     assert done.returncode == 0, done.stderr
-    assert "without any file of this push" in done.stdout
+    assert "it has nothing of this push" in done.stdout
     assert done.stdout.split()[-1] == hub.repos["somebody/film"].commits()[-1].oid
 
 

@@ -24,6 +24,7 @@ class ZeroTwo(Engine):
 
     steps_in_backward = True
     reaches_moments = False
+    writes_weights = False  # they lie in the parameters and in the master weights
 
     def weight(self, parameter: nn.Parameter) -> torch.Tensor:
         """The whole parameter as it is trained: its master weights, or the parameter itself if it is frozen."""
@@ -32,16 +33,6 @@ class ZeroTwo(Engine):
         if not has_master_of_two(parameter):
             return parameter.detach()
         return safe_get_full_fp32_param(parameter).view(parameter.shape)
-
-    @torch.no_grad()
-    def write_weight(self, parameter: nn.Parameter, values: torch.Tensor, mask: torch.Tensor) -> None:
-        """Give all weights new values, and zero where they are masked, in the parameter and in its master weights."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
-        parameter.detach().copy_(values.view_as(parameter))
-        if hasattr(parameter, "_hp_mapping"):
-            safe_set_full_fp32_param(parameter, values.view_as(parameter).float())
-        self.mask_weight(parameter, mask)
 
     @torch.no_grad()
     def mask_weight(self, parameter: nn.Parameter, mask: torch.Tensor, positions: torch.Tensor | None = None) -> None:

@@ -203,8 +203,8 @@ def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, e
     if (solves or group.regrows) and not engine.writes_weights:
         raise PruningConfigError(
             "method",
-            f"solvers and methods that let weights come back cannot be used with adapters='sparse_merge', got "
-            f"{method!r}; use 'magnitude'",
+            f"methods that write weights cannot be used with DeepSpeed or adapters='sparse_merge', got {method!r}; "
+            "use 'magnitude'",
         )
     if solves and masks.sharded:
         raise PruningConfigError(

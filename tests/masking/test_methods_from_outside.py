@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from method_contract import check_criterion, check_solver
 from models import bert, bert_examples, training_arguments
 from transformers import AutoModelForSequenceClassification
 
-from hf_prune import PruningConfig, PruningConfigError, PruningStateError, PruningTrainer
+from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, PruningTrainer
 from hf_prune.methods.criteria import CRITERIA, Criterion
 from hf_prune.methods.scopes import SCOPES, Pool, Scope, count_of
 from hf_prune.methods.solvers import SOLVERS, Solver
@@ -147,3 +148,12 @@ def test_a_method_that_is_no_longer_registered_is_told_with_those_that_are(tmp_p
     monkeypatch.delitem(CRITERIA, "average")
     with pytest.raises(PruningConfigError, match=r"method: expected one of magnitude, .* got 'average'"):
         PruningConfig.from_pretrained(tmp_path)
+
+
+def test_a_solver_is_refused_for_weights_that_adapters_add_to():
+    model = peft.get_peft_model(bert(), peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    config = PruningConfig(method="rescaled", sparsity=0.5, adapters="sparse_merge")
+    with pytest.raises(
+        PruningConfigError, match="methods that write weights cannot be used with DeepSpeed or adapters"
+    ):
+        Pruner(model, config)

@@ -705,7 +705,7 @@ def test_access_that_must_be_granted_is_told(hub, lfs_client, model):
 def test_an_offline_client_says_so(hub, lfs_client, model):
     source = """
 from huggingface_hub import constants
-from hf_prune.cli import main
+from hf_prune.cli.commands import main
 constants.HF_HUB_OFFLINE = True
 main()
 """

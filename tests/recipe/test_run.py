@@ -967,7 +967,7 @@ def test_what_cannot_be_distilled_is_told_before_anything_is_written(material, t
             {"hidden_weight": 1.0, "hidden_layers": [[9, 1]]},
             r"distillation.hidden_layers: expected layers of the model",
         ),
-        ({"teacher": str(material / "reviews.csv")}, r"distillation.teacher: expected a model at"),
+        ({"teacher": str(material / "reviews.csv")}, r"distillation.teacher: cannot open a model at"),
         ({"teacher": ""}, r"distillation.teacher: expected a model name or folder, got ''"),
         (None, r"recipe.yaml:\d+: distillation: has no value; set \{\} for the defaults"),
     ):

@@ -232,5 +232,5 @@ def test_resuming_from_a_checkpoint_without_masks_is_an_error_that_names_the_fil
     stock_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
     (tmp_path / "checkpoint-4" / MASKS_NAME).unlink()
     resumed = stock_trainer(tmp_path)
-    with pytest.raises(PruningStateError, match=f"checkpoint-4/{MASKS_NAME}: .*no such file"):
+    with pytest.raises(PruningStateError, match=f"checkpoint-4/{MASKS_NAME}: .*does not exist"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

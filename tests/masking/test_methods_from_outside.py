@@ -153,7 +153,5 @@ def test_a_method_that_is_no_longer_registered_is_told_with_those_that_are(tmp_p
 def test_a_solver_is_refused_for_weights_that_adapters_add_to():
     model = peft.get_peft_model(bert(), peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
     config = PruningConfig(method="rescaled", sparsity=0.5, adapters="sparse_merge")
-    with pytest.raises(
-        PruningConfigError, match="methods that write weights cannot be used"
-    ):
+    with pytest.raises(PruningConfigError, match="methods that write weights cannot be used"):
         Pruner(model, config)

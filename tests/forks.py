@@ -19,7 +19,7 @@ import pytest
 import torch.distributed
 
 TESTS = Path(__file__).parent
-TIMEOUT = 300  # seconds that processes may take
+TIMEOUT = 580  # seconds that processes may take
 
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(["forked_imports"])

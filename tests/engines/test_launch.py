@@ -125,7 +125,7 @@ def compare(out, alone, processes=2):
 
 SAID = (
     "Not in the model's file and initialised at random: classifier.bias, classifier.weight",
-    "Fine-tuning dense",
+    "Fine-tuning the dense model",
     "Dense model on the test split: accuracy",
     "Fine-tuning and pruning 81.2% of 3,584 prunable weights",
     "Pruned model on the test split: accuracy",

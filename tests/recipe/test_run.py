@@ -296,7 +296,7 @@ def test_pictures_of_a_run_open(finished, name):
 
 def test_a_run_says_what_it_does_and_what_came_of_it(finished):
     said, result = "\n".join(finished["said"]), finished["result"]
-    assert "Fine-tuning dense" in said
+    assert "Fine-tuning the dense model" in said
     assert "81.2% of 3,584 prunable weights" in said
     for values in (result.dense, result.pruned):
         assert f"f1 {values['f1']:.4f}, accuracy {values['accuracy']:.4f}" in said

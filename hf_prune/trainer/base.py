@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         _loaded_best: bool  # whether the model is that of the best checkpoint, not of the last step
 
         @property
-        def pruner(self) -> Pruner | None:  # noqa: D102
-            ...
+        def pruner(self) -> Pruner | None:
+            """The pruner; None without a `pruning_config`."""
 
         def _note(self, terms: Mapping[str, torch.Tensor], shared: bool = False) -> None: ...
 

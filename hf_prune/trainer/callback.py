@@ -90,10 +90,10 @@ class PruningCallback(TrainerCallback):
             raise PruningConfigError(
                 "penalty", "must not be set with fp16 in PruningCallback; use PruningTrainer, or bf16"
             )
-        remembering = any(remembers_gradients(config.method) for config in self.pruner.configs)
+        remembering = [config.method for config in self.pruner.configs if remembers_gradients(config.method)]
         if remembering and args.fp16 and not self._in_trainer:
             raise PruningConfigError(
-                "method", "'movement' cannot be used with fp16 in PruningCallback; use PruningTrainer, or bf16"
+                "method", f"{remembering[0]!r} cannot be used with fp16 in PruningCallback; use PruningTrainer, or bf16"
             )
         self._training = True
         for hook in self._hooks:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import ARCHITECTURES, bert, bert_examples, training_arguments
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 import hf_prune
 from hf_prune import Pruner, PruningCallback, PruningConfig, PruningConfigError, PruningStateError, PruningTrainer
@@ -14,6 +14,7 @@ from hf_prune.masking.readings import check_reads
 from hf_prune.saved.masks import read_memory
 
 CONFIG = PruningConfig(method="movement", sparsity=0.6, begin=2, end=8, frequency=1)
+PENALISED = PruningConfig(sparsity=0.6, penalty="l1", penalty_weight=0.01)
 
 
 class Layers(nn.Module):
@@ -203,3 +204,16 @@ def test_an_older_package_is_told_what_it_cannot_read(tmp_path):
     state = json.loads((tmp_path / "checkpoint-5" / "pruning_state.json").read_text())
     assert state["format_version"] == 1
     hf_prune.load_masks(bert(), tmp_path / "checkpoint-5")
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"), [(CONFIG, "method: 'movement'"), (PENALISED, "penalty: must not be set")]
+)
+def test_fp16_in_a_callback_is_refused_for_what_needs_its_loss_scale(tmp_path, config, refused):
+    """The arguments alone say so: fp16 itself needs a GPU."""
+    callback = PruningCallback(config)
+    args = training_arguments(tmp_path)
+    args.fp16 = True
+    state, model = TrainerState(max_steps=12), bert()
+    with pytest.raises(PruningConfigError, match=f"{refused}.* with fp16 in PruningCallback"):
+        callback.on_train_begin(args, state, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))

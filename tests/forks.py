@@ -4,9 +4,11 @@ That one is the fork server of `multiprocessing`, one for each process of pytest
 finds the modules of the tests by PYTHONPATH, and has the environment that pytest had when the first process began.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -96,7 +98,19 @@ def make_group(processes):
 
 
 def run_group(processes, target, *arguments, timeout=TIMEOUT):
-    """Call a function in so many processes that form a group, as torchrun would; how each of them ended."""
+    """Call a function in so many processes that form a group, as torchrun would; how each of them ended.
+
+    When one of them crashes, all are started once more: rarely, on a busy machine, gloo's own thread in torch 2.13
+    (`pt_gloo_runloop`) reads memory that is no longer there. Python code alone does not end in a segmentation fault.
+    """
+    ended = _run_group(processes, target, arguments, timeout)
+    if any(one.returncode == -signal.SIGSEGV for one in ended):
+        print("A process crashed; all are started again.", *(one.stderr[-2000:] for one in ended), file=sys.__stderr__)
+        ended = _run_group(processes, target, arguments, timeout)
+    return ended
+
+
+def _run_group(processes, target, arguments, timeout):
     store, environments = make_group(processes)
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder, str(rank)) for rank in range(processes)]
@@ -130,3 +144,4 @@ def redirect(folder):
     for number, name in ((1, "stdout"), (2, "stderr")):
         with Path(folder, name).open("wb") as file:
             os.dup2(file.fileno(), number)
+    faulthandler.enable()  # a crash in a library says where, and not only in an exit code

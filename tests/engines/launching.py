@@ -50,8 +50,15 @@ def launch(processes, directory, cases):
     """Run cases one after another on so many processes; what each ended with."""
     write_cases(directory, cases)
     ended = run_group(processes, train.main, directory)
-    assert not any(one.returncode for one in ended), "".join(one.stderr for one in ended)[-20000:]
+    assert_all_succeeded(ended)
     return results_of(directory, cases)
+
+
+def assert_all_succeeded(ended):
+    """No process failed; else all exit codes (one that is -9 was killed because another failed) and what each said."""
+    codes = [one.returncode for one in ended]
+    said = [f"process {rank}, exit code {one.returncode}:\n{one.stderr[-8000:]}" for rank, one in enumerate(ended)]
+    assert not any(codes), "\n".join([f"exit codes {codes}", *said])
 
 
 def launch_failing(processes, directory, cases):
@@ -135,7 +142,7 @@ def push_from_group(client, processes, target, *arguments):
     call = partial(client.start, leave_group_after, target, *arguments, timeout=TIMEOUT, fast_retries=False)
     ended = [running.wait() for running in [call(env=environment) for environment in environments]]
     del store  # it serves until all have ended
-    assert not any(one.returncode for one in ended), "".join(one.stderr for one in ended)[-20000:]
+    assert_all_succeeded(ended)
 
 
 def assert_pushed_once(repo, result, folder):

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from ..engines.holdings import is_shared
 from ..engines.processes import all_reduce
 from ..errors import PruningStateError, TargetError
+from ..model.layouts import inputs_of
 from ..model.names import named_modules_of
 
 # The number of tokens whose inputs are squared at once.
@@ -48,12 +48,15 @@ class Statistics:
     def __init__(self, model: nn.Module, inputs: Iterable[str], gradients: Iterable[str]):
         self._model = model
         self._modules = named_modules_of(model, set(inputs))
+        self._widths: dict[str, int] = {}  # the number of input features
         for name, module in self._modules.items():
-            if not isinstance(module, (nn.Linear, Conv1D)):
+            width = inputs_of(module)
+            if width is None:
                 raise TargetError(
                     f"{name}: expected the weight of a linear layer for a method that reads inputs, got one of "
                     f"{type(module).__name__}; exclude it or choose another method"
                 )
+            self._widths[name] = width
         self.gradient_names = set(gradients)
         self._squares: dict[str, torch.Tensor] = {}
         self._gradients: dict[str, torch.Tensor] = {}
@@ -116,12 +119,11 @@ class Statistics:
         """The norm of each input feature over all processes, with one all-reduce."""
         if not self._modules:
             return {}
-        widths = [_input_features(module) for module in self._modules.values()]
         squares = [
             self._squares[name].cpu() if name in self._squares else torch.zeros(width, dtype=torch.float64)
-            for name, width in zip(self._modules, widths, strict=True)
+            for name, width in self._widths.items()
         ]
-        norms = all_reduce(torch.cat(squares)).sqrt().float().split(widths)
+        norms = all_reduce(torch.cat(squares)).sqrt().float().split(list(self._widths.values()))
         return dict(zip(self._modules, norms, strict=True))
 
     def _enter(self, model: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
@@ -141,9 +143,9 @@ class Statistics:
             if not self._in_forward:
                 return
             seen = arguments[0].detach()
-            if is_shared(seen) or seen.shape[-1] != _input_features(module):
+            if is_shared(seen) or seen.shape[-1] != self._widths[name]:
                 raise PruningStateError(
-                    f"{name}: expected all of its {_input_features(module)} input features on each process, got a "
+                    f"{name}: expected all of its {self._widths[name]} input features on each process, got a "
                     "shard of them (tensor parallelism); use a method that reads only the weights, such as 'magnitude'"
                 )
             if self._attention is not None and seen.dim() == 3 and seen.shape[:2] == self._attention.shape:
@@ -154,7 +156,3 @@ class Statistics:
             self._squares[name] = self._squares[name] + squares if name in self._squares else squares
 
         return add_squares
-
-
-def _input_features(module: nn.Module) -> int:
-    return module.nx if isinstance(module, Conv1D) else int(module.in_features)  # type: ignore[arg-type]

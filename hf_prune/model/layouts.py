@@ -53,6 +53,13 @@ def layout_of(module: nn.Module, dims: int) -> str:
     return "matrix" if dims == 2 else "flat"
 
 
+def inputs_of(module: nn.Module) -> int | None:
+    """The number of input features of a linear layer; None for other modules."""
+    if isinstance(module, Conv1D):
+        return int(module.nx)
+    return int(module.in_features) if isinstance(module, nn.Linear) else None
+
+
 def as_matrices(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     """The tensor as a stack of matrices (batch, out, in), a view wherever possible.
 

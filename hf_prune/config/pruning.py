@@ -301,11 +301,16 @@ class PruningConfig:
         return configs[0]
 
 
-def save_configs(configs: Sequence[PruningConfig], directory: str | os.PathLike) -> None:
-    """Write configurations into `pruning_config.json` in a directory, which is created if needed."""
+def save_configs(configs: Sequence[PruningConfig], directory: str | os.PathLike, frozen: Sequence[str] = ()) -> None:
+    """Write configurations into `pruning_config.json` in a directory, which is created if needed.
+
+    `frozen` are the names of weights that the default targets left out because they were not trained.
+    """
     path = Path(directory, CONFIG_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"format_version": FORMAT_VERSION, "configs": [config.to_dict() for config in configs]}
+    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "configs": [config.to_dict() for config in configs]}
+    if frozen:
+        content["frozen"] = list(frozen)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -315,11 +320,8 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
     Raises FileNotFoundError if there is none, and PruningConfigError, naming the file, if it cannot be used.
     """
     path = Path(directory, CONFIG_NAME)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PruningConfigError(f"{path}: expected JSON, got a file that does not parse ({error})") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
+    content = _read(path)
+    version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise PruningConfigError(
             f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}; a newer hf-prune may read it"
@@ -331,6 +333,23 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
         return [PruningConfig.from_dict(values) for values in sections]
     except PruningConfigError as error:
         raise PruningConfigError(problems=error.problems, at=str(path)) from error
+
+
+def load_frozen(directory: str | os.PathLike) -> list[str]:
+    """The names of frozen weights that `save_configs` wrote. Raises as `load_configs` does."""
+    path = Path(directory, CONFIG_NAME)
+    names = _read(path).get("frozen", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PruningConfigError(f"{path}: expected a list of names under frozen, got {names!r}")
+    return names
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PruningConfigError(f"{path}: expected JSON, got a file that does not parse ({error})") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _as_time(value: float | None) -> str:

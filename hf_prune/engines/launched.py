@@ -47,8 +47,8 @@ def check_processes(args: "TrainingArguments") -> None:
     if args.world_size != launched_processes():
         raise LaunchError(
             f"expected {launched_processes()} processes to train together, as were launched (WORLD_SIZE), got "
-            f"{args.world_size}, on {args.device}; set training.use_cpu=true if the machine has no accelerators "
-            "through which processes can communicate, or launch one process"
+            f"{args.world_size}, on {args.device}; set the training argument use_cpu if the machine has no "
+            "accelerators through which processes can communicate, or launch one process"
         )
 
 

@@ -49,6 +49,11 @@ def leaves_zeros(optimizer: Any) -> bool:
     return is_elementwise and all(group.get("eps", 1) for group in optimizer.param_groups)
 
 
+def is_at_step(optimizer: Any) -> bool:
+    """Whether the last call of `optimizer.step()` was a step: accelerate skips it while gradients are accumulated."""
+    return not isinstance(optimizer, AcceleratedOptimizer) or bool(optimizer.gradient_state.sync_gradients)
+
+
 def parameters_of(optimizer: Any) -> set[torch.Tensor]:
     """The parameters that the optimizer updates."""
     return {parameter for group in optimizer.param_groups for parameter in group["params"]}

@@ -16,6 +16,9 @@ def _layer(path: str, why: str, until: str = _UNTIL) -> Foreign:
 NAMES: dict[str, Foreign] = {
     "BaseTuner": _layer("tuners_utils:BaseTuner", "recognise a model with adapters", _PUBLIC),
     "BaseTunerLayer": _layer("tuners_utils:BaseTunerLayer", "recognise a layer with adapters", _PUBLIC),
+    "ModulesToSaveWrapper": Foreign(
+        "peft.utils:ModulesToSaveWrapper", "name the modules that PEFT trains whole", "when PEFT can name them"
+    ),
     "LoraLinear": _layer("lora:Linear", "mask the updates of LoRA"),
     "DoraLinearLayer": _layer("lora.dora:DoraLinearLayer", "mask the updates of DoRA"),
     "DoraLinearVariant": _layer("lora.variants:DoraLinearVariant", "recognise DoRA"),

@@ -14,6 +14,7 @@ from torch import nn
 from ..engines.holdings import is_shared
 from ..engines.processes import all_reduce
 from ..errors import PruningStateError, TargetError
+from ..model.anatomy import expert_modules
 from ..model.layouts import inputs_of
 from ..model.names import named_modules_of
 
@@ -57,6 +58,8 @@ class Statistics:
                     f"{type(module).__name__}; exclude it or choose another method"
                 )
             self._widths[name] = width
+        experts = expert_modules(model) if self._modules else set()
+        self._may_be_idle = {name for name, module in self._modules.items() if id(module) in experts}
         self.gradient_names = set(gradients)
         self._squares: dict[str, torch.Tensor] = {}
         self._gradients: dict[str, torch.Tensor] = {}
@@ -93,7 +96,8 @@ class Statistics:
     def finish(self) -> Collected:
         """Stop, and return what was collected; every process must call it.
 
-        Raises PruningStateError if nothing was collected for any parameter.
+        Raises PruningStateError if nothing was collected for any parameter, or if a layer that is no expert was not
+        called.
         """
         self.stop()
         gradient_names = sorted(self.gradient_names)
@@ -110,6 +114,13 @@ class Statistics:
                 "parameter; the parameters are frozen, the model is compiled, or there was no step: use a method that "
                 "reads only the weights, such as 'magnitude'"
             )
+        for name, is_seen in zip(self._modules, counts[0], strict=False):
+            if not is_seen and name not in self._may_be_idle:
+                raise PruningStateError(
+                    f"{name}: expected a call of its layer in the optimizer step before a mask update, saw none: its "
+                    "module uses the weight without calling the layer (as nn.MultiheadAttention does with out_proj), or "
+                    "not at all; exclude it, or use a method that reads only the weights, such as 'magnitude'"
+                )
         unusable = {name for name, is_seen, is_bad in zip(names, *counts, strict=True) if is_bad or not is_seen}
         norms = self._norms()
         unusable |= {name for name, norm in norms.items() if not norm.isfinite().all()}

@@ -25,12 +25,13 @@ class Masks:
         targets: the tensors, in the model's order.
         parameters: parameter name -> parameter.
         engine: how the parameters are held and trained.
-        fresh: names of tensors that may be initialised with zeros, to be trained; if all zeros, they are not masked.
+        trained: names of tensors that, if they are all zeros, are taken to be trained from zero and are not masked.
 
     Attributes:
         parts: parameter name -> bool tensor, True where a weight is kept: the mask of this process's shard.
         masked: parameter name -> number of masked weights, on all processes together.
         holdings: parameter name -> how this process holds it.
+        fresh: those of the `trained` tensors that were all zeros.
         sharded: whether the parameters are sharded over processes.
         all_reduce: adds up the counts of all processes, if tensors are sharded.
 
@@ -42,7 +43,7 @@ class Masks:
         targets: Sequence[Target],
         parameters: Mapping[str, nn.Parameter],
         engine: Engine,
-        fresh: Collection[str] = (),
+        trained: Collection[str] = (),
     ):
         self._targets = {target.name: target for target in targets}
         self._parameters = parameters
@@ -55,9 +56,11 @@ class Masks:
         self.masked: dict[str, int] = {}
         self._masked_here: dict[str, int] = {}
         self.take({name: (self._weight(name) != 0).contiguous() for name in parameters})
-        unpruned = {name for name in fresh if self.masked[name] == self._targets[name].weights}
-        if unpruned:
-            self.take({name: torch.ones_like(mask) if name in unpruned else mask for name, mask in self.parts.items()})
+        self.fresh = {name for name in trained if self.masked[name] == self._targets[name].weights}
+        if self.fresh:
+            self.take(
+                {name: torch.ones_like(mask) if name in self.fresh else mask for name, mask in self.parts.items()}
+            )
 
     def take(self, parts: Mapping[str, torch.Tensor]) -> None:
         """Replace the masks with these."""
@@ -82,7 +85,7 @@ class Masks:
         """Sum the numbers of masked weights of these tensors over all processes."""
         names = list(names)
         here = [self._masked_here[name] if self.counts(name) else 0 for name in names]
-        self.masked.update(zip(names, self._sum(here), strict=True))
+        self.masked.update(zip(names, self.add_up(here), strict=True))
 
     def compare(self, names: Iterable[str]) -> None:
         """Raise PruningStateError if processes that hold the same weights have different masks of these tensors."""
@@ -91,7 +94,7 @@ class Masks:
     def check_finite(self, names: Iterable[str], completed_steps: int) -> None:
         """Raise PruningStateError, naming the tensor, if a weight is NaN or infinite on any process."""
         names = list(dict.fromkeys(names))
-        bad = self._sum([int(not _is_finite(self._engine.part(self._parameters[name]))) for name in names])
+        bad = self.add_up([int(not _is_finite(self._engine.part(self._parameters[name]))) for name in names])
         for name, is_bad in zip(names, bad, strict=True):
             if is_bad:
                 raise PruningStateError(
@@ -123,12 +126,13 @@ class Masks:
     def _weight(self, name: str) -> torch.Tensor:
         return self._engine.weight(self._parameters[name])
 
-    def _sum(self, numbers: Sequence[int]) -> list[int]:
+    def add_up(self, numbers: Sequence[int]) -> list[int]:
+        """The sums of numbers over all processes, if tensors are sharded; else the numbers."""
         return self.all_reduce(torch.tensor(numbers, dtype=torch.int64)).tolist()
 
     def _check_holdings(self) -> None:
         held = [holding.region.weights * self.counts(name) for name, holding in self.holdings.items()]
-        for target, weights in zip(self._targets.values(), self._sum(held), strict=True):
+        for target, weights in zip(self._targets.values(), self.add_up(held), strict=True):
             if weights != target.weights:
                 raise PlacementError(
                     f"{target.name}: expected {target.weights} weights on all processes together, got {weights}; this "

@@ -1,6 +1,5 @@
 """Plans, made without any weights: configurations -> groups of tensors -> counts to prune at a step."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -118,13 +117,14 @@ def make_groups(index: int, config: PruningConfig, targets: Sequence[Target]) ->
     for target in targets:
         _check_shape(config, pattern, target)
     overrides = config.overrides if isinstance(config.overrides, dict) else {}
-    check_expressions("overrides", list(overrides), [target.name for target in targets])
+    names = [name for target in targets for name in (target.name, *target.aliases)]
+    check_expressions("overrides", list(overrides), names)
 
     assert config.sparsity is not None
     alone = []
     together = []
     for target in targets:
-        sparsity = next((value for key, value in overrides.items() if re.fullmatch(key, target.name)), None)
+        sparsity = next((value for key, value in overrides.items() if target.matches(key)), None)
         if sparsity is not None or config.scope == "layer":
             final = config.sparsity if sparsity is None else sparsity
             alone.append(Group(index, config, pattern, (target,), "layer", final))

@@ -12,20 +12,22 @@ from torch import nn
 
 from ..config.pruning import PruningConfig, load_configs
 from ..engines.choose import engine_of
-from ..engines.optimizers import leaves_zeros, zero_masked
+from ..engines.optimizers import is_at_step, leaves_zeros, zero_masked
 from ..errors import ArgumentError, PruningConfigError, PruningStateError
 from ..methods.patterns import count_of
 from ..methods.scopes import Pool
 from ..model.adapters import mask_additions
 from ..model.layouts import Target
 from ..model.names import named_parameters, shape_of
-from ..model.targets import find_targets
+from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
 from .masks import Masks
 from .penalty_terms import WeightPenalties
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
 from .ranking import update_masks
 from .readings import Readings
+from .resuming import continue_schedule
+from .watch import Watch, warn_of_changes
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Pruner:
         completed_steps: the number of completed optimizer steps.
         total_steps: the number of optimizer steps of the training; None before the start.
         expected_steps: what `plan` uses as `total_steps` before the start, if it is known.
+        left_out: parameter name -> why it is not pruned, for weights of layers that are not targets by default.
         target_sparsity: the share of masked weights at the end of the schedule; None before the start.
         penalties: name such as `l1_penalty` -> what was added to the loss in the current optimizer step, for the
             weights that this process counts.
@@ -87,11 +90,14 @@ class Pruner:
         if not self.configs or not all(isinstance(entry, PruningConfig) for entry in self.configs):
             raise ArgumentError("config", f"expected a PruningConfig or a list of them, got {config!r}")
         self._state = PruningState()
+        self._told_of_changes = False
         self.total_steps: int | None = None
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
         self._windows: list[Window] = []
+        refuse_reparametrised(model)
         self._attach(model)
+        self._log_left_out()
         if total_steps is not None:
             self.start(total_steps)
 
@@ -100,27 +106,50 @@ class Pruner:
         self.model = model
         self._groups: list[Group] = []
         chosen: dict[str, Target] = {}
-        fresh: set[str] = set()  # adapters are initialised with zeros
+        adapters: set[str] = set()  # names of PEFT's own matrices, which are initialised with zeros
+        kept: set[str] = set()  # names of tensors whose zeros a configuration keeps
         for index, config in enumerate(self.configs):
             found = find_targets(model, config.targets, config.exclude, config.adapters)
             self._groups += make_groups(index, config, found)
             chosen.update({target.name: target for target in found})
             if config.adapters == "sparse_adapters":
-                fresh.update(target.name for target in found)
+                adapters.update(target.name for target in found)
+            if config.method == "keep":
+                kept.update(target.name for target in found)
             if config.adapters == "sparse_merge":
                 mask_additions(model, {target.name for target in found})
+        by_default = any(config.targets is None and config.adapters != "sparse_adapters" for config in self.configs)
+        reasons = left_out_of(model) if by_default else {}
+        self.left_out = {name: reason for name, reason in reasons.items() if name not in chosen}
         self._engine = engine_of(model, optimizer)
         self._engine.prepare(model)
         self._moments_known = self._engine.reaches_moments
         self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in chosen}
         self.targets = [chosen[name] for name in self.parameters]
-        self._masks = Masks(self.targets, self.parameters, self._engine, fresh)
+        trained = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
+        self._masks = Masks(self.targets, self.parameters, self._engine, adapters | (trained - kept))
+        self._fresh = sorted(self._masks.fresh - adapters)
         self._state = PruningState(self.completed_steps)
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
         self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
+        self._watch = Watch()
         if not self.targets:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
+
+    def _log_left_out(self) -> None:
+        """Log which weights of layers are not pruned by default, once; as a warning where users may not expect it."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            logger.log(
+                logging.WARNING if reason == FROZEN else logging.INFO,
+                "Not pruned by default (%s): %s%s; name tensors in targets to prune them.",
+                reason,
+                ", ".join(names[:2]),
+                f" and {len(names) - 2} more tensors" if len(names) > 2 else "",
+            )
 
     # ---- When ----
 
@@ -140,13 +169,14 @@ class Pruner:
         self.stop_collecting()
         self._attach(model if model is not None else self.model, optimizer)
         self._windows = make_windows(self.configs, self._groups, total_steps)
-        self.total_steps = total_steps
+        self.total_steps = self._state.total_steps = total_steps
         self._state.completed_steps = completed_steps
         self.target_sparsity = self.plan().final_sparsity
         self._log_zeros()
         self._masks.check_finite(self._names(range(len(self._groups))), completed_steps)
         self._mask_moments(optimizer, self.parameters)
         self.mask_weights()
+        self._watch.sample(self.masks, self.parameters)
         self._masks.compare(self.parameters)
         begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
         self._state.owed = {index for index in begun if self._groups[index].needs_a_step}
@@ -154,7 +184,14 @@ class Pruner:
         self._begin_step()
 
     def _log_zeros(self) -> None:
-        """Log how many weights are zero already, and which tensors are above their target sparsity."""
+        """Log how many weights are zero already, and what was decided about tensors of zeros and sparse ones."""
+        if self._fresh:
+            logger.warning(
+                "%s%s: all weights are zero, as in a tensor that is trained from zero; they are not masked. To keep "
+                "such zeros, use the method 'keep'.",
+                self._fresh[0],
+                f" and {len(self._fresh) - 1} more tensors" if len(self._fresh) > 1 else "",
+            )
         zeros = sum(self.masked.values())
         if zeros:
             logger.info("%s prunable weights are already zero; they are masked and stay zero.", f"{zeros:,}")
@@ -176,7 +213,11 @@ class Pruner:
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """Resume a training whose masks and state `save` wrote into `directory`; see `load` for the errors."""
+        """Resume a training whose masks and state `save` wrote into `directory`; see `load` for the errors.
+
+        `total_steps` may differ from those of the training that saved them: what the schedule would have pruned by now
+        is then pruned after the next optimizer step.
+        """
         self.stop_collecting()
         self._attach(model if model is not None else self.model, optimizer)
         self._windows = make_windows(self.configs, self._groups, total_steps)
@@ -202,15 +243,28 @@ class Pruner:
         return make_plan(self._groups, windows, tensors, total_steps, all_weights)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Count one completed optimizer step, and update masks if due; call it right after `optimizer.step()`."""
+        """Count one completed optimizer step, and update masks if due; call it right after `optimizer.step()`.
+
+        Under `accelerator.accumulate`, with the optimizer that accelerate has prepared, a micro-batch that does not end
+        an optimizer step is not counted. Raises PruningStateError for more steps than `total_steps`.
+        """
+        if not is_at_step(optimizer):
+            return
+        if self.total_steps is not None and self.completed_steps >= self.total_steps:
+            raise PruningStateError(
+                f"expected at most the {self.total_steps} optimizer steps that pruning was started for (total_steps), "
+                "got one more; count optimizer steps, not micro-batches, and pass the optimizer that accelerate has "
+                "prepared to step()"
+            )
         self.after_optimizer_step(optimizer)
         self.update(self.completed_steps + 1, optimizer)
 
     def after_optimizer_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Set masked weights back to zero if the optimizer may have changed them.
+        """Set masked weights back to zero if the optimizer, or anything else, may have changed them.
 
-        It may have if it does not work element by element, if gradients were not masked before the step, if the weights
-        are not this optimizer's, or if its moments could not be zeroed before.
+        The optimizer may have if it does not work element by element, if gradients were not masked before the step, if
+        the weights are not this optimizer's, or if its moments could not be zeroed before. What else changes weights,
+        such as an EMA or `load_state_dict`, is noticed from a sample of the masked weights, with a warning.
         """
         names = list(self.parameters)
         if optimizer is not None and leaves_zeros(optimizer) and self._moments_known:
@@ -220,6 +274,7 @@ class Pruner:
                 for name, parameter in self.parameters.items()
                 if parameter.requires_grad and not (name in self._gradients_masked and parameter in safe)
             ]
+            names += self._came_back(set(self.parameters).difference(names))
         if not getattr(optimizer, "step_was_skipped", False):  # by accelerate, for gradients that are not finite
             self._moments_known = True
         self.mask_weights(names)
@@ -243,21 +298,20 @@ class Pruner:
         return changed
 
     def _due(self, step: int) -> list[int]:
-        due = (index for index, group in enumerate(self._groups) if self._window(group).due(step))
+        due = (index for index in self._unfinished() if self._window(self._groups[index]).due(step))
         return sorted(self._state.owed.union(due))
+
+    def _unfinished(self) -> list[int]:
+        """The groups whose last update is still to be made."""
+        return [index for index in range(len(self._groups)) if index not in (self._state.finished or ())]
 
     def _begin_step(self) -> None:
         """Start to collect and remember what methods need from the next step."""
-        step = self.completed_steps + 1
-        self._readings.begin_step(self._due(step), self._remembering(step))
+        self._readings.begin_step(self._due(self.completed_steps + 1), self._remembering())
 
-    def _remembering(self, step: int) -> list[int]:
-        """The groups whose methods remember something from a step, because an update follows at or after it."""
-        return [
-            index
-            for index, group in enumerate(self._groups)
-            if group.remembers and self._windows and (step <= self._window(group).end or index in self._state.owed)
-        ]
+    def _remembering(self) -> list[int]:
+        """The groups whose methods remember something of the next step, because an update follows at or after it."""
+        return [index for index in self._unfinished() if self._groups[index].remembers and self._windows]
 
     def stop_collecting(self) -> None:
         """Remove the hooks that collect what methods read, when training is over."""
@@ -279,6 +333,10 @@ class Pruner:
             names = self._update_batch(batch, completed_steps, optimizer)
             self._masks.count(names)
             changed += names
+        self._state.finished = (self._state.finished or set()).union(
+            index for index in due if completed_steps >= self._window(self._groups[index]).end
+        )
+        self._watch.sample(self.masks, changed)
         self._masks.compare(changed)
         return bool(changed)
 
@@ -339,8 +397,8 @@ class Pruner:
 
     @property
     def at_final_sparsity(self) -> bool:
-        """Whether the schedule has ended for every tensor: no mask will change any more."""
-        return self.total_steps is not None and self.completed_steps >= self.last_update_step and not self._state.owed
+        """Whether the last update of every tensor was made: no mask will change any more."""
+        return self.total_steps is not None and not self._unfinished()
 
     @property
     def last_update_step(self) -> int:
@@ -423,6 +481,38 @@ class Pruner:
             parameter = self.parameters[name]
             self._engine.mask_weight(parameter, self._masks.for_tensor(name, self._engine.part(parameter)))
 
+    def hold_zeros(self) -> int:
+        """Set masked weights to zero that something has changed since the last step, such as an EMA, with a warning.
+
+        Call it before a model is saved; every process must. Returns the number of weights that were not zero, on all
+        processes together if tensors are sharded.
+        """
+        self._engine.prepare(self.model)
+        here = []
+        for name, parameter in self.parameters.items():
+            part = self._engine.part(parameter).reshape(-1)
+            mask = self._masks.for_tensor(name, part).reshape(-1)
+            here.append(int(((part != 0) & ~mask).sum()) if self._masks.counts(name) and not part.is_meta else 0)
+        counts = dict(zip(self.parameters, self._masks.add_up(here), strict=True))
+        found = {name: count for name, count in counts.items() if count}
+        if found:
+            self.mask_weights()
+            warn_of_changes(found)
+        return sum(found.values())
+
+    def _came_back(self, names: Iterable[str]) -> list[str]:
+        """Which of these tensors have masked weights that are not zero, in a sample."""
+        if self._engine.steps_in_backward:  # DeepSpeed writes its own master weights into the parameters
+            return []
+        found = self._watch.changed(lambda name: self._engine.part(self.parameters[name]), names)
+        if found and not self._told_of_changes:
+            self._told_of_changes = True
+            parts = {name: self._engine.part(self.parameters[name]) for name in found}
+            warn_of_changes(
+                {name: int(((part != 0) & ~self._masks.for_tensor(name, part)).sum()) for name, part in parts.items()}
+            )
+        return found
+
     def _mask_moments(self, optimizer: torch.optim.Optimizer | None, names: Iterable[str]) -> None:
         for name in names if self._moments_known else ():
             parameter = self.parameters[name]
@@ -466,13 +556,14 @@ class Pruner:
         If tensors are sharded, every process must call it: each writes the masks of its shards, and returns when all
         have. Without sharding, the process that calls it writes everything.
         """
-        notes = {"total_steps": self.total_steps, "sparsity": self.sparsity}
+        notes = {"sparsity": self.sparsity}
         masks, regions = self.masks, None
         if self.sharded:
             masks = {name: mask for name, mask in self.masks.items() if self._masks.counts(name) and mask.numel()}
             regions = self._masks.regions
-        memory = self._readings.memory.saved(masks) if self._remembering(self.completed_steps + 1) else {}
-        save_pruning(directory, self.configs, self._state, masks, regions, notes, memory)
+        memory = self._readings.memory.saved(masks) if self._remembering() else {}
+        frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
+        save_pruning(directory, self.configs, self._state, masks, regions, notes, memory, frozen)
 
     def save_from_all(self, directory: str | os.PathLike, should_save: bool) -> None:
         """Save when all processes call this: every process if tensors are sharded, else those with `should_save`."""
@@ -483,19 +574,18 @@ class Pruner:
         """Load masks and state from a directory that `save` wrote, and set masked weights to zero.
 
         Raises PruningStateError, naming the file and the difference, if a file is missing, broken or of another format
-        version, or was saved for another model or configuration. Nothing is changed then.
+        version, or was saved for another model or configuration, or if pruning has not ended and no step is left for
+        it. Nothing is changed then.
         """
         shapes = {target.name: target.shape for target in self.targets}
         masks, memory, state = load_pruning(directory, self.configs, shapes, self._masks.regions)
-        if state.completed_steps and not memory and self._remembering(state.completed_steps + 1):
-            raise PruningStateError(
-                f"{directory}: saved after pruning had ended, without what the method remembers from earlier steps, so "
-                "pruning cannot continue over more steps; train for as many optimizer steps as before"
-            )
+        if self.total_steps is not None:
+            state = continue_schedule(state, self.configs, self._groups, self._windows, self.total_steps, directory)
         self._state = state
         self._masks.take(masks)
         self._readings.memory.take(memory, self.parameters)
         self.mask_weights()
+        self._watch.sample(self.masks, self.parameters)
         self._masks.compare(self.parameters)
         self.stop_collecting()
         if self.total_steps is not None:

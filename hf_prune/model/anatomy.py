@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from peft import PeftModel
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -70,18 +71,39 @@ def stacked_modules(model: nn.Module) -> set[int]:
     return inside
 
 
+def how_to_undo(module: nn.Module) -> str | None:
+    """If a layer's weight is computed from other tensors, the call that makes it a parameter again; else None."""
+    names = {name for name, _ in module.named_parameters(recurse=False)}
+    if "weight_g" in names:
+        return "torch.nn.utils.remove_weight_norm(module)"
+    if "weight_orig" in names:
+        pruned = hasattr(module, "weight_mask")
+        return f"torch.nn.utils.{'prune.remove' if pruned else 'remove_spectral_norm'}(module, 'weight')"
+    if is_parametrized(module, "weight"):
+        return "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+    return None
+
+
 def router_modules(model: nn.Module) -> set[int]:
     """The ids of linear modules beside experts with one output per expert, or a single output: routers and gates."""
-    routers = set()
-    for parent in model.modules():
-        experts = {id(child): number for child in parent.children() if (number := _number_of_experts(child))}
-        for child in parent.children():
-            if id(child) in experts:
-                continue
-            linears = [module for module in child.modules() if isinstance(module, nn.Linear)]
-            if experts and len(linears) == 1 and linears[0].out_features in (*experts.values(), 1):
-                routers.add(id(linears[0]))
-    return routers
+    return {id(router) for parent in model.modules() for router in _experts_and_routers(parent)[1]}
+
+
+def expert_modules(model: nn.Module) -> set[int]:
+    """The ids of the modules inside experts that have a router: a step may call only some of them."""
+    routed = [experts for experts, routers in map(_experts_and_routers, model.modules()) if routers]
+    return {id(part) for experts in routed for expert in experts for part in expert.modules()}
+
+
+def _experts_and_routers(parent: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The children of a module that hold experts, and the linear modules beside them that are routers or gates."""
+    numbers = {child: number for child in parent.children() if (number := _number_of_experts(child))}
+    routers = []
+    for child in parent.children() if numbers else ():
+        linears = [module for module in child.modules() if isinstance(module, nn.Linear)]
+        if child not in numbers and len(linears) == 1 and linears[0].out_features in (*numbers.values(), 1):
+            routers.append(linears[0])
+    return list(numbers), routers
 
 
 def _number_of_experts(module: nn.Module) -> int:
@@ -107,6 +129,11 @@ def head_modules(model: nn.Module) -> set[int]:
 def has_adapters(model: nn.Module) -> bool:
     """Whether a model has PEFT adapters; it is then saved without the weights under them."""
     return any(isinstance(module, (PeftModel, BaseTunerLayer)) for module in model.modules())
+
+
+def adapted_modules(model: nn.Module) -> set[int]:
+    """The ids of the base layers that PEFT adapters lie over."""
+    return {id(module.get_base_layer()) for module in model.modules() if isinstance(module, BaseTunerLayer)}
 
 
 def adapter_modules(model: nn.Module) -> set[int]:

@@ -1,6 +1,7 @@
 """How the dimensions of a tensor are interpreted: as a stack of matrices (batch, out, in)."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,17 @@ class Target:
 
     `layout` is `matrix` (out, in), `transposed` (in, out: Conv1D of GPT-2), `convolution` (out, in, kernel...),
     `experts` (expert, out, in), `experts_transposed` (expert, in, out), or `flat` (no input dimension is known).
+    `aliases` are the other names of a tied tensor.
     """
 
     name: str
     shape: tuple[int, ...]
     layout: str
+    aliases: tuple[str, ...] = ()
+
+    def matches(self, expression: str) -> bool:
+        """Whether an expression matches one of the tensor's names."""
+        return any(re.fullmatch(expression, name) for name in (self.name, *self.aliases))
 
     @property
     def weights(self) -> int:

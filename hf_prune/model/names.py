@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..foreign.peft import BaseTuner, BaseTunerLayer
+from ..foreign.peft import BaseTuner, BaseTunerLayer, ModulesToSaveWrapper
 
 # Modules that torch puts around others, which do not appear in what is saved.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
@@ -53,6 +53,15 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield plain_name(name, added), parameter
 
 
+def all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The names of each parameter by its first one: a tied parameter has several."""
+    added = added_paths(model)
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(plain_name(name, added))
+    return {of_one[0]: tuple(of_one) for of_one in names.values()}
+
+
 def added_paths(model: nn.Module) -> set[str]:
     """The paths of modules that only wrap others or that PEFT wraps; the last component of each is in no plain name."""
     added = set()
@@ -64,6 +73,9 @@ def added_paths(model: nn.Module) -> set[str]:
             added.update((f"{prefix}base_model", f"{prefix}base_model.model"))
         if isinstance(module, BaseTunerLayer):
             added.add(f"{prefix}base_layer")
+        if isinstance(module, ModulesToSaveWrapper):
+            trained = f"{prefix}modules_to_save"
+            added.update((trained, *(f"{trained}.{adapter}" for adapter in module.active_adapters)))
     return added
 
 

@@ -2,14 +2,18 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import TargetError
 from .anatomy import (
+    adapted_modules,
     adapter_modules,
     head_modules,
+    how_to_undo,
     is_experts,
     is_layer,
     is_quantized,
@@ -17,7 +21,7 @@ from .anatomy import (
     stacked_modules,
 )
 from .layouts import Target, layout_of
-from .names import added_paths, named_parameters, plain_name, shape_of
+from .names import added_paths, all_names, named_parameters, plain_name, shape_of
 
 # Parameters of bitsandbytes: quantised codes, which may be stored as floats.
 _PACKED = ("Params4bit", "Int8Params")
@@ -32,11 +36,12 @@ def find_targets(
     """The tensors to prune, in the model's order; tied ones once.
 
     By default: weights of Linear, Conv1D, Conv1d and Conv2d, and of other modules with a weight of `(out_features,
-    in_features)`, inside a repeated stack of layers, and the 3-D weights of expert modules there; not task heads,
-    routers or adapters, nor weights that are shared with an embedding, parametrised or quantised. With
-    `adapters="sparse_adapters"`, the matrices of PEFT's adapters instead.
+    in_features)`, inside a repeated stack of layers, and the 3-D weights of experts and of attention (XLNet) there;
+    what is left out, and why, is in `left_out_of`. With `adapters="sparse_adapters"`, the matrices of PEFT's adapters
+    instead.
     `targets` replaces this choice with regular expressions that must match a whole parameter name; a 1-D parameter is
-    selected only by an expression that is its name. `exclude` removes what such expressions match.
+    selected only by an expression that is its name. `exclude` removes what such expressions match. A tied parameter is
+    matched by each of its names.
 
     Raises TargetError if an expression is no regular expression or matches no parameter of the model, if `adapters` is
     given and the model has none, or if all candidates are quantised.
@@ -45,29 +50,32 @@ def find_targets(
         raise TargetError("adapters", f"{adapters!r} requires a model with PEFT adapters, got one without")
     layouts = _layouts(model)
     parameters = dict(named_parameters(model))
-    shapes = {name: shape_of(parameter) for name, parameter in parameters.items()}
-    check_expressions("targets", targets or (), shapes)
-    check_expressions("exclude", exclude, shapes)
-    if targets is None:
-        chosen = _adapter_names(model) if adapters == "sparse_adapters" else _default_names(model)
-    else:
-        floating = {name for name, parameter in parameters.items() if parameter.is_floating_point()}
+    names = all_names(model)
+    known = [name for of_one in names.values() for name in of_one]
+    check_expressions("targets", targets or (), known)
+    check_expressions("exclude", exclude, known)
+    if targets is not None:
         chosen = {
             name
-            for name, shape in shapes.items()
-            if name in floating and any(_selects(expression, name, shape) for expression in targets)
+            for name, parameter in parameters.items()
+            if parameter.is_floating_point() and _is_selected(targets, names[name], shape_of(parameter))
         }
+    elif adapters == "sparse_adapters":
+        chosen = _adapter_names(model)
+    else:
+        chosen = {name for name, reason in _candidates(model).items() if reason is None}
     if not chosen and is_quantized(model):
         raise TargetError(
             f"{type(model).__name__}: expected floating-point weights, got quantised ones, whose codes cannot be "
             "ranked and set to zero; load the model without quantization_config, or prune the adapters alone "
             "(adapters='sparse_adapters')"
         )
-    return [
-        Target(name, shape, layouts.get(name, "flat"))
-        for name, shape in shapes.items()
-        if name in chosen and not any(re.fullmatch(expression, name) for expression in exclude)
+    found = [
+        Target(name, shape_of(parameter), layouts.get(name, "flat"), names[name][1:])
+        for name, parameter in parameters.items()
+        if name in chosen
     ]
+    return [target for target in found if not any(map(target.matches, exclude))]
 
 
 def check_expressions(field: str, expressions: Sequence[str], names: Sequence[str] | dict) -> None:
@@ -103,10 +111,10 @@ def _letters_in_common(first: str, second: str) -> int:
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
-def _selects(expression: str, name: str, shape: tuple[int, ...]) -> bool:
-    if len(shape) < 2 and expression.replace("\\", "") != name:
-        return False
-    return re.fullmatch(expression, name) is not None
+def _is_selected(expressions: Sequence[str], names: Sequence[str], shape: tuple[int, ...]) -> bool:
+    if len(shape) < 2:
+        return any(expression.replace("\\", "") in names for expression in expressions)
+    return any(re.fullmatch(expression, name) for expression in expressions for name in names)
 
 
 def _layouts(model: nn.Module) -> dict[str, str]:
@@ -119,23 +127,84 @@ def _layouts(model: nn.Module) -> dict[str, str]:
     return layouts
 
 
-def _default_names(model: nn.Module) -> set[str]:
+FROZEN = "frozen"
+
+
+def left_out_of(model: nn.Module) -> dict[str, str]:
+    """The weights of layers that are not pruned by default -> the reason."""
+    return {name: reason for name, reason in _candidates(model).items() if reason is not None}
+
+
+def _candidates(model: nn.Module) -> dict[str, str | None]:
+    """The weights of layers that could be pruned -> why they are left out by default, or None.
+
+    A frozen weight is left out if others are trained, and if no adapter lies over it.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    left_alone = router_modules(model) | adapter_modules(model) | head_modules(model)
-    candidates = stacked_modules(model) - left_alone
+    of_adapters, adapted = adapter_modules(model), adapted_modules(model)
+    places = ((head_modules(model), "task head"), (router_modules(model), "router"))
+    stacked = stacked_modules(model)
+    some_are_trained = any(parameter.requires_grad for parameter in model.parameters())
     added = added_paths(model)
-    names = set()
+    found: dict[str, str | None] = {}
     for module_name, module in model.named_modules():
-        if id(module) not in candidates:
-            continue
         for parameter_name, parameter in module.named_parameters(prefix=module_name, recurse=False):
-            own_name = parameter_name.rsplit(".", 1)[-1]
-            is_weight = own_name == "weight" and is_layer(module)
-            is_expert_weight = is_experts(module) and len(shape_of(parameter)) == 3
-            is_plain = parameter.is_floating_point() and type(parameter).__name__ not in _PACKED
-            if (is_weight or is_expert_weight) and is_plain and id(parameter) not in embeddings:
-                names.add(plain_name(parameter_name, added))
-    return names
+            if id(module) in of_adapters or not _is_weight(module, parameter_name, shape_of(parameter)):
+                continue
+            reason = next((words for modules, words in places if id(module) in modules), None)
+            if reason is None and id(module) not in stacked:
+                reason = "outside the repeated layers"
+            elif reason is None and id(parameter) in embeddings:
+                reason = "shared with an embedding"
+            elif reason is None and (not parameter.is_floating_point() or type(parameter).__name__ in _PACKED):
+                reason = "quantised"
+            elif reason is None and some_are_trained and not parameter.requires_grad and id(module) not in adapted:
+                reason = FROZEN
+            found[plain_name(parameter_name, added)] = reason
+    return found
+
+
+def _is_weight(module: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a module's own parameter is the weight of a layer, of experts, or of attention with heads (XLNet)."""
+    if name.rpartition(".")[2] == "weight" and is_layer(module):
+        return True
+    if len(shape) != 3:
+        return False
+    return is_experts(module) or shape == tuple(getattr(module, side, None) for side in ("d_model", "n_head", "d_head"))
+
+
+def refuse_reparametrised(model: nn.Module) -> None:
+    """Raise TargetError for a layer in the repeated stack whose weight is computed from other tensors.
+
+    It would be left out, and the model would be saved under names that `from_pretrained` does not know. Layers that the
+    model's own class makes so are accepted, and left out. The same for a part of a model that is wrapped by
+    `torch.compile`.
+    """
+    stacked = stacked_modules(model)
+    found = {}
+    for path, module in model.named_modules():
+        if path.rpartition(".")[2] == "_orig_mod" and "." in path:
+            raise TargetError(
+                f"{path.removesuffix('._orig_mod')}: is wrapped by torch.compile, which changes the names of the saved "
+                "tensors; call module.compile() on it instead, or train with torch_compile=True"
+            )
+        how = how_to_undo(module) if id(module) in stacked else None
+        if how is not None:
+            found[path] = how
+    for path, how in found.items() if not _makes_them_itself(model, found) else ():
+        raise TargetError(
+            f"{path}.weight: expected a weight of its own, got one that is computed from other tensors, under whose "
+            f"names it would be saved; call {how} first"
+        )
+
+
+def _makes_them_itself(model: nn.Module, paths: Collection[str]) -> bool:
+    """Whether a new model of the same class and configuration has its reparametrised layers at the same paths."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    with torch.device("meta"):
+        modules = dict(type(model)(model.config).named_modules())
+    return all(path in modules and how_to_undo(modules[path]) is not None for path in paths)
 
 
 def _adapter_names(model: nn.Module) -> set[str]:

@@ -135,7 +135,7 @@ def check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max
 
 def freeze(model: PreTrainedModel, expressions: list[str]) -> None:
     """Freeze the parameters that the expressions match. Raises RecipeError for an expression that matches none."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))  # a tied one by each of its names
     try:
         check_expressions("model.freeze", expressions, parameters)
     except TargetError as error:

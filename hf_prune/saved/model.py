@@ -8,7 +8,7 @@ from pathlib import Path
 import transformers
 from transformers import PreTrainedModel
 
-from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs
+from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, load_frozen
 from ..errors import ReportError, one_line
 from . import files
 from .skeleton import build_skeleton
@@ -84,7 +84,8 @@ class SavedModel(os.PathLike):
         prunable = set()
         if self.skeleton is not None:
             in_first_module = (self.folder / files.MODULES_NAME).exists()
-            prunable = prunable_names(self.skeleton, self.pruning_configs, in_first_module)
+            frozen = load_frozen(self.folder) if self.pruning_configs else []
+            prunable = prunable_names(self.skeleton, self.pruning_configs, in_first_module, frozen)
         found = count_tensors(weights, self.skeleton, prunable)
         self._check_unchanged()
         return found

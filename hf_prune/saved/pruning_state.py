@@ -32,13 +32,17 @@ STATE_NAME = "pruning_state.json"
 class PruningState:
     """The progress of pruning.
 
-    `completed_steps` are optimizer steps. `starts` maps the index of a group of tensors to the sparsity at which its
-    schedule started; `owed` has the groups whose update waits for the inputs or gradients that their method reads.
+    `completed_steps` are optimizer steps, `total_steps` those of the whole training, if known. `starts` maps the index
+    of a group of tensors to the sparsity at which its schedule started; `owed` has the groups with an update that is to
+    be made after the next step, such as those that wait for the inputs or gradients that their method reads; `finished`
+    has the groups whose last update was made; files of earlier versions do not say (None).
     """
 
     completed_steps: int = 0
+    total_steps: int | None = None
     starts: dict[int, float] = field(default_factory=dict)
     owed: set[int] = field(default_factory=set)
+    finished: set[int] | None = field(default_factory=set)
 
 
 def state_files(directory: Path) -> list[Path]:
@@ -55,6 +59,7 @@ def save_pruning(
     regions: Mapping[str, Region] | None = None,
     notes: Mapping[str, Any] | None = None,
     memory: Mapping[str, Remembered] = MappingProxyType({}),
+    frozen: Sequence[str] = (),
 ) -> None:
     """Write masks and memory (see `masks.py`), configuration and state into a directory, which is created if needed.
 
@@ -63,6 +68,7 @@ def save_pruning(
             call this; each writes a file of its own and returns when all have written theirs.
         notes: information for people, written with the state.
         memory: what methods remember of each weight, for the same tensors or shards as `masks`.
+        frozen: see `save_configs`.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
@@ -71,7 +77,7 @@ def save_pruning(
     else:
         write_mask_shard(path, masks, regions, rank(), processes(), memory)
     if regions is None or rank() == 0:
-        save_configs(configs, path)
+        save_configs(configs, path, frozen)
         _write_state(path / STATE_NAME, state, notes or {})
     if regions is not None:
         wait_for_all()
@@ -97,9 +103,11 @@ def _write_state(path: Path, state: PruningState, notes: Mapping[str, Any]) -> N
     content = {
         "format_version": FORMAT_VERSION,
         "completed_steps": state.completed_steps,
+        "total_steps": state.total_steps,
         **notes,
         "starts": {str(index): start for index, start in state.starts.items()},
         "owed": sorted(state.owed),
+        "finished": sorted(state.finished or ()),
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -110,8 +118,10 @@ def _read_state(path: Path) -> PruningState:
         version = str(content["format_version"])
         state = PruningState(
             completed_steps=int(content["completed_steps"]),
+            total_steps=int(content["total_steps"]) if content.get("total_steps") is not None else None,
             starts={int(index): float(start) for index, start in content["starts"].items()},
             owed={int(index) for index in content.get("owed", [])},
+            finished={int(index) for index in content["finished"]} if "finished" in content else None,
         )
     except FileNotFoundError as error:
         raise PruningStateError(f"{path}: the file with the saved pruning state does not exist") from error

@@ -85,18 +85,27 @@ def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
         yield rows if rows.dtype.itemsize > 1 else rows.float()
 
 
-def prunable_names(skeleton: nn.Module, configs: Sequence[PruningConfig], in_first_module: bool) -> set[str]:
+def prunable_names(
+    skeleton: nn.Module, configs: Sequence[PruningConfig], in_first_module: bool, frozen: Sequence[str] = ()
+) -> set[str]:
     """The names of the tensors that the pruning configurations select, or without any, of the default targets.
 
-    `in_first_module`: whether the skeleton is the first module of a sentence-transformers model.
+    `in_first_module`: whether the skeleton is the first module of a sentence-transformers model; `frozen`: the names of
+    weights that were left out of the default targets.
 
     Raises TargetError for expressions that match no name of this model.
     """
     if not configs:
         return {target.name for target in find_targets(skeleton)}
-    if in_first_module:
-        return {name for config in configs for name in _prunable_of_first_module(skeleton, config)}
-    return {target.name for config in configs for target in find_targets(skeleton, config.targets, config.exclude)}
+    found: set[str] = set()
+    for config in configs:
+        if in_first_module:
+            names = _prunable_of_first_module(skeleton, config)
+        else:
+            names = {target.name for target in find_targets(skeleton, config.targets, config.exclude)}
+        left_out = {name.removeprefix("0.model.") for name in frozen} if config.targets is None else set()
+        found |= names - left_out
+    return found
 
 
 def _prunable_of_first_module(skeleton: nn.Module, config: PruningConfig) -> set[str]:

@@ -146,7 +146,12 @@ class PruningCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save masks, configuration and state in the checkpoint, if the trainer does not do it."""
         if self.pruner is not None and not self._in_trainer:
-            self.pruner.save_from_all(_checkpoint_directory(args, state), args.should_save)
+            directory = _checkpoint_directory(args, state)
+            if self.pruner.hold_zeros():
+                logger.warning(
+                    "%s: its model was saved before, with these weights; PruningTrainer saves zeros", directory
+                )
+            self.pruner.save_from_all(directory, args.should_save)
         if self.pruner is not None and not self.pruner.at_final_sparsity:
             _forget_best(state)
 

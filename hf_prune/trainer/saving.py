@@ -36,6 +36,7 @@ class SavingMixin(TrainerBase):
             super().save_model(output_dir, _internal_call)
             return
         folder = output_dir or str(self.args.output_dir)
+        self.pruner.hold_zeros()
         self.pruner.save_from_all(folder, self.args.should_save)
         with (
             whole_state_dict(self.accelerator) if self._unfinished is None else nullcontext(),

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
+from ..engines.launched import check_processes
 from ..errors import ArgumentError, TeacherError
 from ..foreign.transformers import check_trainer
 from ..masking.pruner import Pruner
@@ -66,6 +67,7 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
 
     Raises:
         TargetError: the configuration does not fit the model.
+        LaunchError: several processes were launched, and do not train together.
     """
 
     __signature__: inspect.Signature | None
@@ -89,6 +91,8 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
         if own_teacher:  # a Trainer class with distillation of its own
             kwargs["teacher_model"], teacher_model = teacher_model, None
         super().__init__(*args, **kwargs)
+        if pruning_config is not None:
+            check_processes(self.args)
         if teacher_model is not None:
             self._distil_from(teacher_model, distillation_config)
         if pruning_config is None:

@@ -33,7 +33,6 @@ def pytest_configure(config):
 
 # The files that take longest, each more than ten seconds.
 LONGEST = (
-    "test_sharded_training",
     "test_push",
     "test_launch",
     "test_card",

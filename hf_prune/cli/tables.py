@@ -32,7 +32,10 @@ def print_push_plan(plan: "PushPlan") -> None:
         for name, reason in plan.left_out.items():
             left_out.add_row(name, reason)
         console.print(left_out)
-    console.print(f"\n{plan.sparsity:.2%} of all weights are zero, counted in these files.")
+    if plan.sparsity is not None:
+        console.print(f"\n{plan.sparsity:.2%} of all weights are zero, counted in these files.")
+    else:
+        console.print("\nThe zeros in these files could not be counted; the card says why.")
 
 
 def print_push(result: "PushResult") -> None:
@@ -96,6 +99,9 @@ def print_plan(plan: "Plan") -> None:
 
 def print_report(report: "Report") -> None:
     """Print the zeros of a saved model, tensor by tensor, with totals."""
+    if not report.tensors:
+        console.print(f"{report.model}: {report.note}.", soft_wrap=True)
+        return
     table = _table(report.model, "tensor", "shape", "zeros", "sparsity")
     for tensor in report.tensors:
         if tensor.prunable or tensor.prunable is None:
@@ -127,10 +133,9 @@ def print_result(result: "RunResult") -> None:
             dense = result.dense[name]
             kept = recovery(name, dense, value)
             table.add_row(name, f"{dense:.4f}", f"{value:.4f}", f"{kept:.1%}" if kept is not None else "-")
-    zeros = f"{result.report.prunable_sparsity:.2%}"
     empty = [""] if result.dense else []
-    table.add_row("zeros in prunable tensors", *empty, zeros, *empty)
-    table.add_row("zeros in all tensors", *empty, f"{result.report.sparsity:.2%}", *empty)
+    for name, share in (("prunable", result.report.prunable_sparsity), ("all", result.report.sparsity)):
+        table.add_row(f"zeros in {name} tensors", *empty, f"{share:.2%}" if share is not None else "-", *empty)
     table.add_row(
         "seconds",
         *([f"{result.seconds['dense']:.0f}"] if result.dense else []),

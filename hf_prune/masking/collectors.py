@@ -4,7 +4,7 @@ They are summed over the micro-batches of the step and over processes, so that t
 on how it was split.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,9 @@ from ..model.names import named_modules_of
 
 # The number of tokens whose inputs are squared at once.
 _ROWS = 4096
+
+# For how many collected steps in a row a layer may be skipped: LayerDrop with 0.2 reaches that once in millions.
+_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ class Statistics:
                 )
             self._widths[name] = width
         experts = expert_modules(model) if self._modules else set()
-        self._may_be_idle = {name for name, module in self._modules.items() if id(module) in experts}
+        self._experts = {name for name, module in self._modules.items() if id(module) in experts}
+        self._around = _modules_around(model, self._modules)
+        self._called_around: set[str] = set()
+        self._idle: dict[str, int] = {}  # for how many collected steps in a row a layer was not called
         self.gradient_names = set(gradients)
         self._squares: dict[str, torch.Tensor] = {}
         self._gradients: dict[str, torch.Tensor] = {}
@@ -75,11 +81,12 @@ class Statistics:
     def begin(self) -> None:
         """Start to collect, for the next optimizer step."""
         self.stop()
-        self._squares, self._gradients = {}, {}
+        self._squares, self._gradients, self._called_around = {}, {}, set()
         self._hooks = [
             self._model.register_forward_pre_hook(self._enter, with_kwargs=True),
             self._model.register_forward_hook(self._leave, always_call=True),
             *(module.register_forward_pre_hook(self._see(name)) for name, module in self._modules.items()),
+            *(module.register_forward_pre_hook(self._see_around(name)) for name, module in self._around.items()),
         ]
 
     def stop(self) -> None:
@@ -106,7 +113,8 @@ class Statistics:
         seen += [int(name in self._gradients) for name in gradient_names]
         bad = [0] * len(self._modules)
         bad += [int(name in self._gradients and not self._gradients[name].isfinite().all()) for name in gradient_names]
-        counts = all_reduce(torch.tensor([seen, bad], dtype=torch.int64)).tolist()
+        around = [int(name in self._called_around) for name in names]
+        counts = all_reduce(torch.tensor([seen, bad, around], dtype=torch.int64)).tolist()
         if names and not any(counts[0]):
             what = "gradient" if names[0] in self.gradient_names else "inputs"
             raise PruningStateError(
@@ -114,17 +122,29 @@ class Statistics:
                 "parameter; the parameters are frozen, the model is compiled, or there was no step: use a method that "
                 "reads only the weights, such as 'magnitude'"
             )
-        for name, is_seen in zip(self._modules, counts[0], strict=False):
-            if not is_seen and name not in self._may_be_idle:
-                raise PruningStateError(
-                    f"{name}: expected a call of its layer in the optimizer step before a mask update, saw none: its "
-                    "module uses the weight without calling the layer (as nn.MultiheadAttention does with out_proj), or "
-                    "not at all; exclude it, or use a method that reads only the weights, such as 'magnitude'"
-                )
-        unusable = {name for name, is_seen, is_bad in zip(names, *counts, strict=True) if is_bad or not is_seen}
+        self._check_called(counts[0], counts[2])
+        unusable = {
+            name for name, is_seen, is_bad in zip(names, counts[0], counts[1], strict=True) if is_bad or not is_seen
+        }
         norms = self._norms()
         unusable |= {name for name, norm in norms.items() if not norm.isfinite().all()}
         return Collected(norms, self._gradients, unusable)
+
+    def _check_called(self, seen: Sequence[int], around: Sequence[int]) -> None:
+        """Raise PruningStateError for a layer that is never called, from what was seen on all processes in a step.
+
+        A layer that is not called although the module around it is, is none that this step skipped (LayerDrop, experts
+        without tokens). One that is skipped again and again is none either, unless it is an expert.
+        """
+        for name, is_seen, is_around in zip(self._modules, seen, around, strict=False):
+            self._idle[name] = 0 if is_seen else self._idle.get(name, 0) + 1
+            is_idle = self._idle[name] > _PATIENCE and name not in self._experts
+            if not is_seen and (is_around or is_idle):
+                raise PruningStateError(
+                    f"{name}: expected a call of its layer in the optimizer step before a mask update, saw none: its "
+                    "module uses the weight without calling the layer, as nn.MultiheadAttention does, or not at all; "
+                    "exclude it, or use a method that reads only the weights, such as 'magnitude'"
+                )
 
     def _norms(self) -> dict[str, torch.Tensor]:
         """The norm of each input feature over all processes, with one all-reduce."""
@@ -148,6 +168,13 @@ class Statistics:
     def _leave(self, *arguments: Any) -> None:
         self._in_forward = False  # activation checkpointing runs layers again in backward
 
+    def _see_around(self, name: str) -> Callable[[nn.Module, Any], None]:
+        def note(module: nn.Module, arguments: Any) -> None:
+            if self._in_forward:
+                self._called_around.add(name)
+
+        return note
+
     def _see(self, name: str) -> Callable[[nn.Module, Any], None]:
         @torch.no_grad()
         def add_squares(module: nn.Module, arguments: Any) -> None:
@@ -167,3 +194,9 @@ class Statistics:
             self._squares[name] = self._squares[name] + squares if name in self._squares else squares
 
         return add_squares
+
+
+def _modules_around(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The module that each of these layers is a child of, by the names of their parameters."""
+    parents = {id(child): parent for parent in model.modules() for child in parent.children()}
+    return {name: parents[id(layer)] for name, layer in layers.items() if id(layer) in parents}

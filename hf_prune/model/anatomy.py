@@ -98,7 +98,7 @@ def expert_modules(model: nn.Module) -> set[int]:
 def _experts_and_routers(parent: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """The children of a module that hold experts, and the linear modules beside them that are routers or gates."""
     numbers = {child: number for child in parent.children() if (number := _number_of_experts(child))}
-    routers = []
+    routers: list[nn.Module] = []
     for child in parent.children() if numbers else ():
         linears = [module for module in child.modules() if isinstance(module, nn.Linear)]
         if child not in numbers and len(linears) == 1 and linears[0].out_features in (*numbers.values(), 1):

@@ -41,7 +41,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
         "summary": _summary(figures, record),
         "headline": _headline(record.evaluation),
         "prunable": totals_of(figures.prunable) if figures.prunable else None,
-        "overall": totals_of(figures.tensors),
+        "overall": totals_of(figures.tensors) if figures.tensors else None,
         "others": totals_of([tensor for tensor in figures.tensors if not tensor.prunable]),
         "target": figures.target_sparsity,
         "how_pruned": _how_pruned(figures),
@@ -223,7 +223,9 @@ def _how_pruned(figures: Figures) -> list[str]:
     lines = [_configuration(config) for config in figures.pruning]
     if not lines and figures.prunable:
         lines.append(f"Prunable tensors: {_DEFAULT_TARGETS}.")
-    if figures.note:
+    if figures.note and not figures.tensors:
+        lines.append(f"The zeros are not counted: {inline(figures.note)}.")
+    elif figures.note:
         lines.append(f"It is unknown which tensors are prunable: {inline(figures.note)}.")
     return lines
 

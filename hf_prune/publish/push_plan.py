@@ -84,7 +84,7 @@ class PushPlan:
     changed: list[str]
     removed: list[str]
     is_new: bool | None
-    sparsity: float
+    sparsity: float | None
 
     def size_of(self, name: str) -> int:
         """The size of a file in bytes."""

@@ -29,7 +29,7 @@ class Figures(Frozen):
     pruning: list[dict[str, Any]]
     target_sparsity: float | None
     prunable_sparsity: float | None
-    overall_sparsity: float
+    overall_sparsity: float | None
     file_bytes: int
     note: str | None
     files: dict[str, SavedFile]
@@ -65,7 +65,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         has_tokenizer=saved.has_tokenizer,
         pruning=[config.to_dict() for config in saved.pruning_configs] if record is None else record.pruning,
         target_sparsity=record.target_sparsity if record is not None else None,
-        prunable_sparsity=report.prunable_sparsity if report.prunable else None,
+        prunable_sparsity=report.prunable_sparsity,
         overall_sparsity=report.sparsity,
         file_bytes=report.file_bytes,
         note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,

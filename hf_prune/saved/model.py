@@ -74,12 +74,16 @@ class SavedModel(os.PathLike):
         self._check_unchanged()
         return found
 
-    @cached_property
+    @property
     def tensors(self) -> list[TensorReport]:
-        """The parameters with their zeros. Reads all weight files.
+        """The parameters with their zeros; none if the files do not fit the class (`misfit`). Reads all weight files.
 
         Raises ReportError for a broken file, and TargetError if a pruning configuration matches no parameter.
         """
+        return self._counted[0]
+
+    @cached_property
+    def _counted(self) -> tuple[list[TensorReport], str | None]:
         weights = self.weight_files
         prunable = set()
         if self.skeleton is not None:
@@ -115,6 +119,11 @@ class SavedModel(os.PathLike):
     def note(self) -> str | None:
         """The reason why there is no skeleton, or None."""
         return self._built[1]
+
+    @property
+    def misfit(self) -> str | None:
+        """The reason why zeros cannot be counted in these files, or None. Reads all weight files."""
+        return self._counted[1]
 
     @cached_property
     def pruning_configs(self) -> list[PruningConfig]:

@@ -35,7 +35,10 @@ def share_of_zeros(tensors: Sequence[TensorReport]) -> float:
 
 @dataclass(frozen=True)
 class Report:
-    """All tensors of a saved model. `note` is the reason if it is unknown which tensors are prunable, else None."""
+    """All tensors of a saved model; none if its files do not fit its class.
+
+    `note` is the reason if nothing could be counted, or if it is unknown which tensors are prunable; else None.
+    """
 
     model: str
     tensors: list[TensorReport]
@@ -48,14 +51,14 @@ class Report:
         return [tensor for tensor in self.tensors if tensor.prunable]
 
     @property
-    def prunable_sparsity(self) -> float:
-        """The share of zeros in all prunable tensors together."""
-        return share_of_zeros(self.prunable)
+    def prunable_sparsity(self) -> float | None:
+        """The share of zeros in all prunable tensors together; None if there are none, or they are unknown."""
+        return share_of_zeros(self.prunable) if self.prunable else None
 
     @property
-    def sparsity(self) -> float:
-        """The share of zeros in all tensors together."""
-        return share_of_zeros(self.tensors)
+    def sparsity(self) -> float | None:
+        """The share of zeros in all tensors together; None if nothing was counted."""
+        return share_of_zeros(self.tensors) if self.tensors else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -63,8 +66,8 @@ class Report:
             "model": self.model,
             "file_bytes": self.file_bytes,
             "note": self.note,
-            "prunable": _as_dict(totals_of(self.prunable)),
-            "overall": _as_dict(totals_of(self.tensors)),
+            "prunable": _as_dict(totals_of(self.prunable)) if self.prunable else None,
+            "overall": _as_dict(totals_of(self.tensors)) if self.tensors else None,
             "tensors": [_as_dict(tensor) for tensor in self.tensors],
         }
 
@@ -83,4 +86,4 @@ def make_report(model: str | os.PathLike) -> Report:
     Raises ReportError if the folder does not exist, has no safetensors, or a file is broken.
     """
     saved = SavedModel.of(model if isinstance(model, SavedModel) else find_model(model))
-    return Report(os.fspath(model), saved.tensors, saved.file_bytes, saved.note)
+    return Report(os.fspath(model), saved.tensors, saved.file_bytes, saved.note or saved.misfit)

@@ -40,37 +40,61 @@ class TensorReport:
         return self.zeros / max(self.weights, 1)
 
 
-def count_tensors(files: Sequence[Path], skeleton: PreTrainedModel | None, prunable: set[str]) -> list[TensorReport]:
+def count_tensors(
+    files: Sequence[Path], skeleton: PreTrainedModel | None, prunable: set[str]
+) -> tuple[list[TensorReport], str | None]:
     """The parameters of a saved model, in the skeleton's order, with the zeros in its files.
+
+    If the files do not have all of the prunable weights, as floating-point numbers, nothing is counted, and the reason
+    is returned: they are packed, quantised, incomplete, or saved under other names.
 
     Reads some rows of a tensor at a time. Raises ReportError for a broken file.
     """
     owners = owners_of(skeleton) if skeleton is not None else {}
     shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()} if skeleton else {}
     counts: dict[str, list[Any]] = {}
+    packed = set()
     for file in files:
-        for key, shape, zeros in count_zeros(file):
+        for key, shape, dtype, zeros in count_zeros(file):
             name = owner_of(key, owners, skeleton)
             entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0])
             entry[1] += math.prod(shape)
             entry[2] += zeros
+            if not dtype.startswith(("F", "BF")):
+                packed.add(name)
+    if skeleton is not None:
+        usable = {name for name, (_, weights, _) in counts.items() if weights == math.prod(shapes.get(name, ()))}
+        lacking = sorted(prunable - (usable - packed))
+        if lacking:
+            known = {*shapes, *(name for name, _ in skeleton.named_buffers())}
+            return [], _misfit(type(skeleton).__name__, lacking, len(prunable), sorted(counts.keys() - known))
     tensors = [
         TensorReport(name, tuple(shape), weights, zeros, name in prunable if skeleton is not None else None)
         for name, (shape, weights, zeros) in counts.items()
     ]
     order = {name: index for index, name in enumerate(shapes)}
-    return sorted(tensors, key=lambda tensor: order.get(tensor.name, len(order)))
+    return sorted(tensors, key=lambda tensor: order.get(tensor.name, len(order))), None
 
 
-def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Name, shape and number of zeros of each tensor in a safetensors file."""
+def _misfit(model_class: str, lacking: Sequence[str], expected: int, others: Sequence[str]) -> str:
+    found = f"; of no parameter of the class are {len(others)} tensors, such as {others[0]}" if others else ""
+    return (
+        f"{len(lacking)} of the {expected} prunable tensors of {model_class} are not in the files as floating-point "
+        f"weights, such as {lacking[0]}{found}; the model may be packed, quantised, incomplete, or saved under other "
+        "names, so zeros were not counted"
+    )
+
+
+def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], str, int]]:
+    """Name, shape, data type (as safetensors calls it) and number of zeros of each tensor in a safetensors file."""
     try:
         with safe_open(file, framework="pt") as tensors:
             names = tensors.keys()
             for name in names:
                 part = tensors.get_slice(name)
                 shape = tuple(part.get_shape())
-                yield name, shape, math.prod(shape) - sum(int(rows.count_nonzero()) for rows in _rows(part, shape))
+                zeros = math.prod(shape) - sum(int(rows.count_nonzero()) for rows in _rows(part, shape))
+                yield name, shape, str(part.get_dtype()), zeros
     except SafetensorError as error:
         raise ReportError(f"{file}: expected safetensors, got a file that cannot be read ({error})") from error
 

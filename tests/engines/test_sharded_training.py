@@ -30,6 +30,9 @@ from transformers import AutoModelForSequenceClassification
 from hf_prune.saved.masks import mask_files
 from hf_prune.trainer.checkpoints import is_complete, newest_complete
 
+# Slow by nature: some thirty trainings, each on up to four processes. test_sharded_selection and test_launch stay.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

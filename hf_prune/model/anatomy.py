@@ -131,11 +131,6 @@ def has_adapters(model: nn.Module) -> bool:
     return any(isinstance(module, (PeftModel, BaseTunerLayer)) for module in model.modules())
 
 
-def adapted_modules(model: nn.Module) -> set[int]:
-    """The ids of the base layers that PEFT adapters lie over."""
-    return {id(module.get_base_layer()) for module in model.modules() if isinstance(module, BaseTunerLayer)}
-
-
 def adapter_modules(model: nn.Module) -> set[int]:
     """The ids of the modules that PEFT has added to base layers: all of a tuner layer except the base layer."""
 

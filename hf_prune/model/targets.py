@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from ..errors import TargetError
 from .anatomy import (
-    adapted_modules,
     adapter_modules,
     head_modules,
     how_to_undo,
@@ -138,13 +137,13 @@ def left_out_of(model: nn.Module) -> dict[str, str]:
 def _candidates(model: nn.Module) -> dict[str, str | None]:
     """The weights of layers that could be pruned -> why they are left out by default, or None.
 
-    A frozen weight is left out if others are trained, and if no adapter lies over it.
+    A frozen weight is left out if others are trained; not in a model with PEFT adapters, whose base PEFT has frozen.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    of_adapters, adapted = adapter_modules(model), adapted_modules(model)
+    of_adapters = adapter_modules(model)
     places = ((head_modules(model), "task head"), (router_modules(model), "router"))
     stacked = stacked_modules(model)
-    some_are_trained = any(parameter.requires_grad for parameter in model.parameters())
+    some_are_trained = not of_adapters and any(parameter.requires_grad for parameter in model.parameters())
     added = added_paths(model)
     found: dict[str, str | None] = {}
     for module_name, module in model.named_modules():
@@ -158,7 +157,7 @@ def _candidates(model: nn.Module) -> dict[str, str | None]:
                 reason = "shared with an embedding"
             elif reason is None and (not parameter.is_floating_point() or type(parameter).__name__ in _PACKED):
                 reason = "quantised"
-            elif reason is None and some_are_trained and not parameter.requires_grad and id(module) not in adapted:
+            elif reason is None and some_are_trained and not parameter.requires_grad:
                 reason = FROZEN
             found[plain_name(parameter_name, added)] = reason
     return found

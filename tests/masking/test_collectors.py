@@ -190,6 +190,54 @@ def test_an_update_waits_where_what_it_reads_is_not_finite(method):
     assert all(mask.any(dim=1).sum() > 3 for mask in pruner.masks.values())
 
 
+class UsesWeights(Layer):
+    """Its second layer is never called: its weight is used as it is, as nn.MultiheadAttention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers[1] = Unused()
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, hidden):
+        return nn.functional.linear(hidden, self.inner.weight)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_layer_that_is_never_called_is_named_at_the_first_update(scope):
+    torch.manual_seed(0)
+    model = UsesWeights()
+    config = PruningConfig(method="wanda", sparsity=0.5, scope=scope, schedule="one_shot", begin=1)
+    pruner = Pruner(model, config, total_steps=4)
+    model(torch.randn(2, 3, 6))
+    with pytest.raises(PruningStateError, match=r"layers\.1\.inner\.weight: expected a call of its layer.*exclude it"):
+        pruner.step(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert pruner.sparsity == 0.0
+
+
+def test_a_layer_that_is_skipped_as_a_whole_is_named_after_some_steps():
+    torch.manual_seed(0)
+    model = Layer()
+    pruner = Pruner(model, PruningConfig(method="wanda", sparsity=0.5, schedule="one_shot", begin=1), total_steps=40)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    used, whole = model.layers[:1], model.layers
+
+    def skip():
+        model.layers = used
+        model(torch.randn(2, 3, 6))
+        model.layers = whole
+        pruner.step(optimizer)
+
+    for _ in range(10):
+        skip()
+    with pytest.raises(PruningStateError, match=r"layers\.1\.0\.weight: expected a call"):
+        skip()
+
+
 def test_an_update_waits_for_a_layer_that_was_not_used():
     torch.manual_seed(0)
     model = Layer()

@@ -3,13 +3,14 @@ import re
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, bert, gpt2, llama
+from models import ARCHITECTURES, bert, gpt2, llama, mixtral
 from torch import nn
 
 from hf_prune import Pruner, PruningConfig, TargetError
 from hf_prune.model.anatomy import layer_classes
 from hf_prune.model.layouts import LAYOUTS, Target, as_matrices, from_matrices
-from hf_prune.model.targets import find_targets
+from hf_prune.model.names import named_parameters
+from hf_prune.model.targets import find_targets, left_out_of, refuse_reparametrised
 
 
 def names_of(targets):
@@ -267,9 +268,113 @@ def test_quantised_weights_are_not_targets_even_by_expression():
     assert names_of(find_targets(model, [r"layers\..*weight"])) == ["layers.1.dense.weight"]
 
 
-def test_frozen_weights_are_targets():
+def test_frozen_weights_are_targets_where_nothing_is_trained():
     model = Stack().requires_grad_(False)
     assert names_of(find_targets(model)) == ["layers.0.dense.weight", "layers.1.dense.weight"]
+
+
+def test_frozen_weights_beside_trained_ones_are_left_alone_unless_they_are_named():
+    model = Stack()
+    model.layers[0].requires_grad_(False)
+    assert names_of(find_targets(model)) == ["layers.1.dense.weight"]
+    assert left_out_of(model) == {"layers.0.dense.weight": "frozen", "head.weight": "outside the repeated layers"}
+    assert names_of(find_targets(model, [r"layers\.0\..*weight"])) == ["layers.0.dense.weight"]
+
+
+def test_what_is_left_out_by_default_has_a_reason():
+    model = bert()
+    assert left_out_of(model) == {
+        "bert.pooler.dense.weight": "outside the repeated layers",
+        "classifier.weight": "task head",
+    }
+    routed = left_out_of(mixtral())
+    assert routed["model.layers.0.mlp.gate.weight"] == "router"
+
+
+def test_attention_weights_with_heads_are_targets():
+    """XLNet's are parameters of three dimensions: (width, heads, width of a head)."""
+    model = transformers.XLNetLMHeadModel(
+        transformers.XLNetConfig(vocab_size=64, d_model=16, n_layer=2, n_head=2, d_inner=24)
+    )
+    found = {target.name: target.shape for target in find_targets(model)}
+    for letter in "qkvor":
+        assert found[f"transformer.layer.1.rel_attn.{letter}"] == (16, 2, 8)
+    assert not [name for name in found if "bias" in name or "seg_embed" in name]
+
+
+# ---- Layers whose weight is computed ----
+
+
+def pruned_by_torch(layer):
+    torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.3)
+
+
+REPARAMETRISED = {
+    "prune": (pruned_by_torch, r"torch\.nn\.utils\.prune\.remove\(module, 'weight'\)"),
+    "old weight norm": (torch.nn.utils.weight_norm, "remove_weight_norm"),
+    "old spectral norm": (torch.nn.utils.spectral_norm, "remove_spectral_norm"),
+    "weight norm": (nn.utils.parametrizations.weight_norm, "remove_parametrizations"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("way", REPARAMETRISED)
+def test_a_layer_whose_weight_is_computed_is_refused_with_what_to_call(way):
+    reparametrise, call = REPARAMETRISED[way]
+    for model, name in ((bert(), r"bert\.encoder\.layer\.1\.output\.dense"), (Stack(), r"layers\.0\.dense")):
+        reparametrise(dict(model.named_modules())[name.replace("\\", "")])
+        with pytest.raises(TargetError, match=f"{name}\\.weight: expected a weight of its own.*call .*{call}"):
+            refuse_reparametrised(model)
+
+
+def test_a_compiled_part_of_a_model_is_refused_and_one_compiled_in_place_is_not():
+    model = bert()
+    model.bert.encoder.layer[0].compile()
+    refuse_reparametrised(model)
+    refuse_reparametrised(torch.compile(model))
+    model.bert.encoder.layer[1] = torch.compile(model.bert.encoder.layer[1])
+    with pytest.raises(TargetError, match=r"bert\.encoder\.layer\.1: is wrapped by torch\.compile"):
+        refuse_reparametrised(model)
+
+
+def test_layers_that_the_models_own_class_reparametrises_are_left_out():
+    config = transformers.EncodecConfig(
+        hidden_size=8,
+        num_filters=4,
+        num_residual_layers=1,
+        upsampling_ratios=[2, 2],
+        num_lstm_layers=1,
+        codebook_size=8,
+    )
+    model = transformers.EncodecModel(config)
+    refuse_reparametrised(model)
+    norms = [path for path, module in model.named_modules() if nn.utils.parametrize.is_parametrized(module)]
+    assert norms
+    assert not [name for name in names_of(find_targets(model)) if name.removesuffix(".weight") in norms]
+
+
+# ---- Names ----
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_tensor_is_known_by_each_of_its_names(tied):
+    model = llama(tie_word_embeddings=tied)
+    assert len(find_targets(model, exclude=[r"lm_head\.weight"])) == 14
+    [target] = find_targets(model, [r"lm_head\.weight"])
+    assert target.name == ("model.embed_tokens.weight" if tied else "lm_head.weight")
+    assert find_targets(model, [r"lm_head\.weight"], exclude=[r"lm_head\.weight"]) == []
+    with pytest.raises(TargetError, match=r"the nearest is 'lm_head\.weight'"):
+        find_targets(model, exclude=[r"lm_heads\.weight"])
+
+
+def test_a_head_that_peft_trains_whole_has_the_name_of_the_plain_model():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(bert(), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    [target] = find_targets(model, [r"classifier\.weight"])
+    parameters = dict(named_parameters(model))
+    assert target.name == "classifier.weight"
+    assert parameters["classifier.weight"].requires_grad
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from models import ARCHITECTURES, albert, bert, gpt2, gpt_oss, llama, mixtral, resnet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,8 @@ from hf_prune import PruningConfig, TargetError
 from hf_prune.config.pruning import save_configs
 from hf_prune.errors import ReportError
 from hf_prune.model.targets import find_targets
+from hf_prune.publish.card import write_card
+from hf_prune.publish.sparsity_json import count_figures
 from hf_prune.saved import zeros
 from hf_prune.saved.report import Report, make_report, share_of_zeros
 from hf_prune.saved.zeros import TensorReport
@@ -45,6 +48,54 @@ def counts(found):
 def change_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+# ---- Files that are not what the class expects ----
+
+
+def change_tensors(folder, change):
+    file = folder / "model.safetensors"
+    save_file(dict(change(load_file(file))), file, metadata={"format": "pt"})
+
+
+def packed(tensors):
+    for name, tensor in tensors.items():
+        if "encoder" in name and name.endswith("dense.weight"):
+            yield name.replace("weight", "weight_packed"), tensor.to(torch.int8)
+            yield name.replace("weight", "weight_scale"), torch.ones(len(tensor), 1)
+        else:
+            yield name, tensor
+
+
+MISFITS = {
+    "packed": (packed, "weight_packed"),
+    "integers": (lambda ts: ((n, t.to(torch.int8) if "query.weight" in n else t) for n, t in ts.items()), None),
+    "compiled": (lambda ts: ((f"_orig_mod.{n}", t) for n, t in ts.items()), "_orig_mod."),
+    "pruned by torch": (
+        lambda ts: ((n.replace("dense.weight", "dense.weight_orig"), t) for n, t in ts.items()),
+        "_orig",
+    ),
+    "half of the layers": (lambda ts: ((n, t) for n, t in ts.items() if "layer.1" not in n), None),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_files_that_do_not_fit_the_class_have_a_note_and_no_share(kind, tmp_path):
+    change, other = MISFITS[kind]
+    saved(tmp_path, bert())
+    change_tensors(tmp_path, change)
+    found = make_report(tmp_path)
+    assert re.search(r"of the 12 prunable tensors of BertForSequenceClassification are not in the files", found.note)
+    assert other is None or other in found.note
+    assert (found.sparsity, found.prunable_sparsity, found.tensors) == (None, None, [])
+    plain = json.dumps(found.to_dict())
+    assert '"sparsity": 0' not in plain
+    figures = count_figures(tmp_path)
+    assert (figures.overall_sparsity, figures.prunable_sparsity) == (None, None)
+    card = write_card(tmp_path).read_text(encoding="utf-8")
+    assert "%" not in card.partition("## ")[0]
+    assert "The zeros are not counted: " in card
+    assert "pruned" not in ModelCard(card).data.tags
 
 
 # ---- What is counted ----

@@ -274,7 +274,8 @@ class Pruner:
                 for name, parameter in self.parameters.items()
                 if parameter.requires_grad and not (name in self._gradients_masked and parameter in safe)
             ]
-            names += self._came_back(set(self.parameters).difference(names))
+            unsafe = set(names)
+            names += self._came_back([name for name in self.parameters if name not in unsafe])
         if not getattr(optimizer, "step_was_skipped", False):  # by accelerate, for gradients that are not finite
             self._moments_known = True
         self.mask_weights(names)

@@ -35,6 +35,7 @@ def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.D
         if split is not None:
             parts[part] = _rows(_part(loaded, f"{part}_split", split), part, section, columns)
     if section.validation_size is not None or section.test_size is not None:
+        check_texts(datasets.DatasetDict(train=parts["train"]), "text_column", section.text_column)
         parts["train"] = _drop_repeated(parts["train"], section.text_column).shuffle(seed=section.split_seed)
     for part in ("test", "validation"):
         size = getattr(section, f"{part}_size")

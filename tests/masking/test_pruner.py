@@ -11,6 +11,7 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, TargetError
+from hf_prune.config.pruning import load_frozen
 from hf_prune.engines.optimizers import ELEMENTWISE_OPTIMIZERS
 from hf_prune.masking import selection
 from hf_prune.methods.criteria import Piece, random
@@ -645,10 +646,35 @@ def test_hooks_follow_masks_that_change():
         assert torch.count_nonzero(parameter.grad[~pruner.masks[name]]) == 0
 
 
-def test_frozen_weights_are_pruned_and_need_no_gradient():
+def test_frozen_weights_are_left_alone_and_told_once(caplog, tmp_path):
     model = Stack()
     model.layers[0].requires_grad_(False)
-    pruner = Pruner(model, PruningConfig(sparsity=0.5, schedule="one_shot", begin=1), 4)
+    with caplog.at_level(logging.WARNING, "hf_prune"):
+        pruner = Pruner(model, PruningConfig(sparsity=0.5, **ONE_SHOT), 4)
+    assert pruner.masked == {SECOND: 32}
+    assert pruner.left_out == {FIRST: "frozen"}
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told == f"Not pruned by default (frozen): {FIRST}; name tensors in targets to prune them."
+    pruner.save(tmp_path)
+    assert load_frozen(tmp_path) == [FIRST]
+
+
+def test_a_tensor_that_is_trained_from_zero_is_not_taken_for_sparse(caplog):
+    model = Stack()
+    nn.init.zeros_(model.layers[0].dense.weight)
+    model.layers[1].dense.weight.data[:2] = 0
+    with caplog.at_level(logging.WARNING, "hf_prune"):
+        pruner = Pruner(model, PruningConfig(sparsity=0.5, begin=2, end=4), 4)
+    assert pruner.masked == {FIRST: 0, SECOND: 16}
+    assert any(record.getMessage().startswith(f"{FIRST}: all weights are zero") for record in caplog.records)
+    assert Pruner(model, PruningConfig(method="keep"), 4).masked == {FIRST: 64, SECOND: 16}
+
+
+def test_frozen_weights_that_are_named_are_pruned_and_need_no_gradient():
+    model = Stack()
+    model.layers[0].requires_grad_(False)
+    config = PruningConfig(sparsity=0.5, schedule="one_shot", begin=1, targets=[r"layers\..*weight"])
+    pruner = Pruner(model, config, 4)
     hooks = pruner.mask_gradients_in_backward()
     assert len(hooks) == 1
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)

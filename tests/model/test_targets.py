@@ -3,8 +3,9 @@ import re
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, bert, gpt2, llama, mixtral
+from models import ARCHITECTURES, bert, gpt2, llama
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 from hf_prune import Pruner, PruningConfig, TargetError
 from hf_prune.model.anatomy import layer_classes
@@ -287,8 +288,6 @@ def test_what_is_left_out_by_default_has_a_reason():
         "bert.pooler.dense.weight": "outside the repeated layers",
         "classifier.weight": "task head",
     }
-    routed = left_out_of(mixtral())
-    assert routed["model.layers.0.mlp.gate.weight"] == "router"
 
 
 def test_attention_weights_with_heads_are_targets():
@@ -306,7 +305,7 @@ def test_attention_weights_with_heads_are_targets():
 
 
 def pruned_by_torch(layer):
-    torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.3)
+    l1_unstructured(layer, "weight", 0.3)
 
 
 REPARAMETRISED = {
@@ -329,10 +328,10 @@ def test_a_layer_whose_weight_is_computed_is_refused_with_what_to_call(way):
 
 def test_a_compiled_part_of_a_model_is_refused_and_one_compiled_in_place_is_not():
     model = bert()
-    model.bert.encoder.layer[0].compile()
+    model.bert.encoder.layer[0].compile(backend="eager")
     refuse_reparametrised(model)
-    refuse_reparametrised(torch.compile(model))
-    model.bert.encoder.layer[1] = torch.compile(model.bert.encoder.layer[1])
+    refuse_reparametrised(torch.compile(model, backend="eager"))
+    model.bert.encoder.layer[1] = torch.compile(model.bert.encoder.layer[1], backend="eager")
     with pytest.raises(TargetError, match=r"bert\.encoder\.layer\.1: is wrapped by torch\.compile"):
         refuse_reparametrised(model)
 

@@ -274,6 +274,9 @@ class WatchedSlice:
     def get_shape(self):
         return self.part.get_shape()
 
+    def get_dtype(self):
+        return self.part.get_dtype()
+
     def __getitem__(self, index):
         values = self.part[index]
         self.watch["now"] += values.numel()

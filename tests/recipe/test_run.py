@@ -753,6 +753,14 @@ def test_cells_that_cannot_be_learned_from_are_refused_by_their_column(tmp_path,
     assert f"dataset.{column}" in line
 
 
+def test_lists_where_texts_are_expected_are_refused_in_one_line(tmp_path, material):
+    lines = [json.dumps({**row, "text": [row["text"]]}) for row in reviews()]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    name = str(tmp_path / "reviews.jsonl")
+    line = refusal(tmp_path, material, dataset__name=name, dataset__label_column="answer")
+    assert "dataset.text_column: expected strings in 'text', got " in line
+
+
 @pytest.mark.parametrize(
     ("change", "column"),
     [({"label": 7}, "label_column"), ({"label": None}, "label_column"), ({"text": None}, "text_column")],

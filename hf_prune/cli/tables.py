@@ -81,6 +81,12 @@ def print_plan(plan: "Plan") -> None:
         table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
     console.print(table)
     console.print()
+    if plan.left_out:
+        left_out = _table("Not pruned by default", "tensor", "reason")
+        for name, reason in plan.left_out.items():
+            left_out.add_row(_name(name), reason)
+        console.print(left_out)
+        console.print()
     updates = _table("Mask updates", "after optimizer step", "sparsity")
     shown = plan.updates if len(plan.updates) <= 12 else [*plan.updates[:6], None, *plan.updates[-5:]]
     for update in shown:

@@ -1,7 +1,7 @@
 """Plans, made without any weights: configurations -> groups of tensors -> counts to prune at a step."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -189,13 +189,17 @@ class PlannedUpdate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be pruned, how much and when. `weights` counts those of the targets, `all_weights` the model's."""
+    """What would be pruned, how much and when. `weights` counts those of the targets, `all_weights` the model's.
+
+    `left_out` maps the names of weights of layers that are not pruned by default to the reason.
+    """
 
     tensors: list[PlannedTensor]
     updates: list[PlannedUpdate]
     total_steps: int
     weights: int
     all_weights: int
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def final_sparsity(self) -> float:

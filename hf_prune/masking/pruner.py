@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,8 @@ class Pruner:
             for target in self.targets
         ]
         all_weights = sum(math.prod(shape_of(parameter)) for parameter in self.model.parameters())
-        return make_plan(self._groups, windows, tensors, total_steps, all_weights)
+        plan = make_plan(self._groups, windows, tensors, total_steps, all_weights)
+        return replace(plan, left_out=self.left_out)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Count one completed optimizer step, and update masks if due; call it right after `optimizer.step()`.

@@ -25,6 +25,7 @@ from hf_prune import (
     PruningTrainer,
     TargetError,
 )
+from hf_prune.errors import LaunchError
 from hf_prune.model.names import named_parameters
 from hf_prune.saved.masks import MASKS_NAME
 
@@ -647,3 +648,13 @@ def test_the_mixin_without_a_configuration_leaves_the_other_trainer_as_it_is(tmp
     trainer.train()
     assert trainer.pruner is None
     assert "sparsity" not in trainer.state.log_history[0]
+
+
+def test_launched_processes_that_do_not_train_together_are_refused(tmp_path, monkeypatch):
+    """As `accelerate launch` on a machine without accelerators does without use_cpu: each would train alone."""
+    args = training_arguments(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LaunchError, match=r"expected 2 processes to train together.*got 1.*use_cpu"):
+        PruningTrainer(
+            model=bert(), args=args, train_dataset=bert_examples(), pruning_config=PruningConfig(sparsity=0.5)
+        )

@@ -143,12 +143,14 @@ def test_a_checkpoint_remembers_until_pruning_ends(tmp_path):
     assert after == {}
 
 
-def test_resuming_with_more_steps_once_the_memory_is_gone_is_refused(tmp_path):
+def test_masks_stay_where_a_finished_run_is_resumed_with_more_steps(tmp_path):
     trainer = trainer_of(tmp_path, PruningConfig(method="movement", sparsity=0.5, end=0.5))
     trainer.train()
     longer = trainer_of(tmp_path / "longer", PruningConfig(method="movement", sparsity=0.5, end=0.5), max_steps=40)
-    with pytest.raises(PruningStateError, match="saved after pruning had ended, without what the method remembers"):
-        longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert longer.state.global_step == 40
+    assert all(torch.equal(mask, longer.pruner.masks[name]) for name, mask in trainer.pruner.masks.items())
+    assert longer.pruner.at_final_sparsity
 
 
 def test_memory_of_which_a_part_is_missing_is_refused(tmp_path):

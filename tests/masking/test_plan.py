@@ -413,5 +413,6 @@ def test_a_plan_can_be_written_as_json():
         "total_steps": 2,
         "weights": 4,
         "all_weights": 9,
+        "left_out": {},
         "final_sparsity": 0.5,
     }

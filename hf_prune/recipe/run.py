@@ -136,7 +136,7 @@ def _generate(
 
 
 def _open(task: Task, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    return task.auto_class.from_pretrained(folder, dtype=dtype)
+    return task.auto_class.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
 
 
 def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> Prepared:

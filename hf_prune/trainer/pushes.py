@@ -15,6 +15,7 @@ from ..foreign.transformers import HubStrategy, PushInProgress
 from ..publish.hub_errors import explain_error
 from ..publish.push import push_model
 from ..publish.record import RunRecord, save_record
+from ..saved.files import lies_inside
 from ..saved.model import SavedModel
 from ..saved.pruning_state import state_files
 from .base import TrainerBase
@@ -83,10 +84,11 @@ class PushesMixin(TrainerBase):
         """Start a push of model and card in one commit, with the checkpoint if `hub_strategy` includes it."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         copy = Path(tempfile.mkdtemp(prefix="_push_", dir=str(self.args.output_dir)))
-        shutil.copytree(folder, copy, copy_function=link_or_copy, dirs_exist_ok=True)
+        shutil.copytree(folder, copy, symlinks=True, copy_function=link_or_copy, dirs_exist_ok=True)
         places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: folder.name}
         place = places.get(HubStrategy(self.args.hub_strategy))
         files = [path for path in copy.rglob("*") if path.is_file()] if place is not None else []
+        files = [path for path in files if lies_inside(path, copy)]
         also = {f"{place}/{path.relative_to(copy).as_posix()}": path for path in files}
         said = {name: value for name, value in self._said.items() if name != "dense_metrics"}  # of the end of training
         record = self._make_record(said, digest)

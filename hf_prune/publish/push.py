@@ -250,7 +250,7 @@ def _why_not_created(owner: str, user: dict[str, Any]) -> str | None:
     scopes = (token.get("fineGrained") or {}).get("scoped") or []
     rights = [scope["permissions"] for scope in scopes if scope["entity"].get("name", "").lower() == owner.lower()]
     if token.get("role") == "fineGrained" and not any("repo.write" in one for one in rights):
-        return f"the token does not permit writing to the repositories of {owner}; permit it, or use another"
+        return f"the token permits no writing to repositories of {owner}; permit it, or use another"
     return None
 
 

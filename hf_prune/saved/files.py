@@ -54,7 +54,7 @@ def _what_is_there(path: Path) -> str:
 
 def lies_inside(path: Path, folder: Path) -> bool:
     """Whether a file lies in a folder, with every link followed; in the Hub's cache, also a blob of the snapshot."""
-    real, root = path.resolve(), folder.resolve()
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     homes = [root]
     for place in (root, *root.parents):
         if place.parent.name == "snapshots" and place.parents[1].name.startswith("models--"):

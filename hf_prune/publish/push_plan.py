@@ -173,7 +173,7 @@ def choose_files(
     left_out: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         inner = [path]
-        if path.is_dir() and any(name.startswith(f"{path.name}/") for name in chosen):
+        if path.is_dir() and any(name.startswith(f"{path.name}/") for name in there):
             inner = [file for file in sorted(path.rglob("*")) if file.is_file()]
         for file in inner:
             name = file.relative_to(folder).as_posix()

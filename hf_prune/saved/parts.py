@@ -32,9 +32,7 @@ _READ = (
 )
 
 # The weights of a sentence-transformers module; those of the model itself are known.
-_WEIGHTS_OF_MODULES = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-
-_WITH_AUTO_MAP = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+_WEIGHTS_OF_MODULES = ("model*.safetensors", "model.safetensors.index.json")
 
 
 def files_of_classes(folder: Path) -> set[str]:
@@ -54,7 +52,8 @@ def files_of_classes(folder: Path) -> set[str]:
     for inner in (*tops, *(path for top in tops for path in top.rglob("*"))):
         if inner.is_dir() and lies_inside(inner, folder):
             place = inner.relative_to(folder).as_posix()
-            found |= {f"{place}/{name}" for name in _read_in(inner, _WEIGHTS_OF_MODULES)}
+            weights = _WEIGHTS_OF_MODULES if any(inner.glob("model*.safetensors")) else ("pytorch_model.bin",)
+            found |= {f"{place}/{name}" for name in _read_in(inner, weights)}
     return found
 
 
@@ -107,12 +106,21 @@ def _vocabularies(folder: Path) -> Iterator[str]:
 
 def _code(folder: Path) -> list[str]:
     """The files with code that `auto_map` names: `modeling_own.Model` is in modeling_own.py."""
-    maps = [_content(folder / name).get("auto_map") for name in _WITH_AUTO_MAP]
+    maps = [one for path in folder.glob("*config.json") for one in _auto_maps(_content(path))]
     # A dict of names and of lists of names, or an older list of names.
     values = [one for each in maps for one in (each.values() if isinstance(each, dict) else [each])]
     references = [one for value in values for one in (value if isinstance(value, list) else [value])]
     # A name with -- is that of code in another repository.
     return _files_of(str(reference) for reference in references if "--" not in str(reference))
+
+
+def _auto_maps(content: dict[str, Any]) -> Iterator[Any]:
+    """What is called `auto_map` in a configuration, at any depth: parts of processors have one of their own."""
+    for name, value in content.items():
+        if name == "auto_map":
+            yield value
+        elif isinstance(value, dict):
+            yield from _auto_maps(value)
 
 
 def _files_of(classes: Iterable[str]) -> list[str]:

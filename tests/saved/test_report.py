@@ -303,7 +303,6 @@ def test_without_a_known_class_all_is_counted_and_a_note_says_why(tmp_path, chan
     assert found.to_dict()["overall"] == {"weights": values, "zeros": zeros, "sparsity": zeros / values}
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_a_models_own_code_is_neither_run_nor_asked_about(tmp_path, capsys):
     saved(tmp_path, bert())
     change_config(tmp_path, model_type="own", auto_map={"AutoConfig": "configuration_own.Own"})
@@ -313,6 +312,7 @@ def test_a_models_own_code_is_neither_run_nor_asked_about(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_without_a_readable_config_all_is_counted_and_a_note_says_why(tmp_path, content):
     saved(tmp_path, bert())
     (tmp_path / "config.json").unlink()

@@ -256,6 +256,8 @@ def test_what_was_pushed_opens_by_its_name_and_is_as_sparse_as_its_card_says(hub
     content = {name: (model / name).read_bytes() for name in ("README.md", "sparsity.json")}
     assert figures(content) == (f"{counted.prunable_sparsity:.2%}", f"{counted.sparsity:.2%}") == ("75.00%", "51.50%")
     assert figures(hub.repos[REPO].files()) == figures(content)
+    pushed(client, folder, repo="somebody/again")  # a snapshot in the cache, all links
+    assert set(hub.repos["somebody/again"].files()) == set(hub.repos[REPO].files())
 
 
 def test_the_snippets_of_a_pushed_card_run_as_they_stand(hub, lfs_client, model):

@@ -118,18 +118,22 @@ class Repo:
 
 @dataclass
 class User:
-    """Whom a token speaks for."""
+    """Whom a token speaks for; one with the role fineGrained writes only what belongs to those in `scoped`."""
 
     name: str
     role: str
     organisations: dict[str, str] = field(default_factory=dict)
+    scoped: tuple[str, ...] = ()
 
     def may_read(self, owner: str) -> bool:
         return owner == self.name or owner in self.organisations
 
     def may_write(self, owner: str) -> bool:
         roles = {**self.organisations, self.name: "admin"}
-        return self.role == "write" and roles.get(owner) in ("write", "admin")
+        return self.writes(owner) and roles.get(owner) in ("contributor", "write", "admin")
+
+    def writes(self, owner: str) -> bool:
+        return self.role == "write" or owner in self.scoped
 
 
 @dataclass
@@ -305,7 +309,7 @@ class HubServer:
 
     def writable(self, request: Request, name: str, pull_request: bool = False) -> tuple[Repo, User]:
         repo, user = self.readable(request, name), self.someone(request)
-        if user.role != "write":
+        if not user.writes(repo.owner):
             raise HubError(403, "Forbidden: you must use a write token to upload to a repository.")
         if not pull_request and not user.may_write(repo.owner):
             raise HubError(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
@@ -512,6 +516,15 @@ def whoami(hub, request):
         {"type": "org", "name": name, "fullname": name, "roleInOrg": role} for name, role in user.organisations.items()
     ]
     token = {"displayName": f"{user.role} token", "role": user.role, "createdAt": DATE}
+    if user.role == "fineGrained":
+        scoped = [
+            {
+                "entity": {"_id": name, "type": "user" if name == user.name else "org", "name": name},
+                "permissions": ["repo.content.read", "repo.write"],
+            }
+            for name in user.scoped
+        ]
+        token["fineGrained"] = {"canReadGatedRepos": False, "global": [], "scoped": scoped}
     auth = {"type": "access_token", "accessToken": token}
     return reply({"type": "user", "id": user.name, "name": user.name, "orgs": organisations, "auth": auth})
 
@@ -674,6 +687,16 @@ def info(hub, request, name, revision="main"):
     return reply(content | ({"cardData": card} if card else {}))
 
 
+def auth_check(hub, request, name):
+    hub.readable(request, name, files=True)
+    return Response("OK")
+
+
+def auth_check_write(hub, request, name):
+    hub.writable(request, name)
+    return Response("OK")
+
+
 def sibling_sizes(blob):
     lfs = {"sha256": blob.sha256, "size": len(blob.data), "pointerSize": len(blob.pointer)}
     return {"blobId": blob.oid, "size": len(blob.data)} | ({"lfs": lfs} if blob.lfs else {})
@@ -791,6 +814,8 @@ HUB_ROUTES = [
     ("GET", f"{API}/commits/{REVISION}", history),
     ("GET", API, info),
     ("GET", f"{API}/revision/{REVISION}", info),
+    ("GET", f"{API}/auth-check", auth_check),
+    ("GET", f"{API}/auth-check/write", auth_check_write),
     ("GET", f"{API}/tree/{REVISION}", tree),
     ("GET", f"{API}/tree/{REVISION}/(.+)", tree),
     ("POST", f"{API}/paths-info/{REVISION}", paths_info),

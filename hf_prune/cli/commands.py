@@ -222,6 +222,10 @@ def push_command(
     revision: Annotated[str | None, typer.Option(help="Branch to commit to; created if it does not exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     with_masks: Annotated[bool, typer.Option("--with-masks", help="Also upload masks, to resume training.")] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Also upload these files of the folder, such as '*.csv'."),
+    ] = None,
     message: Annotated[str, typer.Option(help="Commit message.")] = "Upload pruned model",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded, and stop.")] = False,
 ) -> None:
@@ -233,7 +237,7 @@ def push_command(
         _check_folder(model)
         _quiet(progress=True)
         if dry_run:
-            print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks))
+            print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks, include or []))
             console.print("\nDry run: nothing was uploaded.")
             return
         from ..publish.push import push_model
@@ -246,13 +250,16 @@ def push_command(
             create_pr=create_pr,
             with_masks=with_masks,
             message=message,
+            include=include or [],
             show=print_push_plan,
             say=console.print,
         )
     print_push(result)
 
 
-def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None, with_masks: bool) -> "PushPlan":
+def _plan_of_dry_run(
+    model: Path, repo: str, private: bool, revision: str | None, with_masks: bool, include: list[str]
+) -> "PushPlan":
     """The plan of a push; if the Hub cannot be read, that of a push to an empty repository, with a note."""
     from ..publish.push import plan_push
     from ..publish.push_plan import UNKNOWN, make_push_plan
@@ -260,10 +267,10 @@ def _plan_of_dry_run(model: Path, repo: str, private: bool, revision: str | None
 
     saved = SavedModel(model)
     try:
-        return plan_push(saved, repo, private, revision, with_masks)
+        return plan_push(saved, repo, private, revision, with_masks, include=include)
     except PushError as error:
         console.print(f"The state of the repository on the Hub is unknown. {error}", soft_wrap=True)
-        return make_push_plan(saved, repo, UNKNOWN, with_masks)
+        return make_push_plan(saved, repo, UNKNOWN, with_masks, include=include)
 
 
 def _check_folder(folder: Path) -> None:

@@ -32,6 +32,7 @@ def print_push_plan(plan: "PushPlan") -> None:
         for name, reason in plan.left_out.items():
             left_out.add_row(name, reason)
         console.print(left_out)
+        console.print("\nhf-prune push --include NAME uploads a file of these too.", soft_wrap=True)
     if plan.sparsity is not None:
         console.print(f"\n{plan.sparsity:.2%} of all weights are zero, counted in these files.")
     else:

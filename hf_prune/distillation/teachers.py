@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..errors import TeacherError, one_line
+from ..errors import TeacherError
 from ..foreign.transformers import task_mappings
 from ..model.names import plain_model
-from ..model.opening import LOADING_ERRORS
+from ..model.opening import LOADING_ERRORS, why_not_opened
 
 
 def find_teacher(given: nn.Module | str | os.PathLike, model: nn.Module) -> nn.Module:
@@ -48,12 +48,14 @@ def _open_teacher(given: Any, student: nn.Module) -> nn.Module:
             "or give the base model with its adapters",
         )
     try:
-        config = AutoConfig.from_pretrained(given)
+        config = AutoConfig.from_pretrained(given, trust_remote_code=False)
         opened, found = _class_for(student, config).from_pretrained(
             given, config=config, dtype=student.dtype, output_loading_info=True
         )
     except LOADING_ERRORS as error:
-        raise TeacherError("teacher_model", f"cannot open a model at {str(given)!r}: {one_line(error)}") from error
+        raise TeacherError(
+            "teacher_model", f"cannot open a model at {str(given)!r}: {why_not_opened(error)}"
+        ) from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")

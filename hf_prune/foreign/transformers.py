@@ -116,6 +116,11 @@ NAMES: dict[str, Foreign] = {
         "map the tensors in a file to parameters",
         "when a model can list the names of its saved tensors",
     ),
+    "get_relative_imports": Foreign(
+        "transformers.dynamic_module_utils:get_relative_imports",
+        "push the files that a model's own code imports",
+        "when a model can list the files of its code",
+    ),
     "TASK_MAPPING": Foreign(
         "transformers.modelcard:TASK_MAPPING", "use the Hub's task names in cards", "when huggingface_hub has them"
     ),

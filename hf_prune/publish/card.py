@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CardError, one_line
+from ..saved.files import check_inside, write_file
 from ..saved.model import SavedModel
 from .card_merge import Existing, merge_cards
 from .card_text import generated_metadata, render_card
 from .plots import plot_layers, plot_schedule
-from .record import RunRecord, load_record, save_record
+from .record import RECORD_NAME, RunRecord, load_record, save_record
 from .sparsity_json import FIGURES_NAME, Figures, count_figures
 
 CARD_NAME = "README.md"
 
-ASSETS_FOLDER = "assets"
+LAYERS_NAME = "assets/layers.png"
 
-LAYERS_NAME = f"{ASSETS_FOLDER}/layers.png"
-
-SCHEDULE_NAME = f"{ASSETS_FOLDER}/schedule.png"
+SCHEDULE_NAME = "assets/schedule.png"
 
 
 def make_files(
@@ -43,6 +42,7 @@ def make_files(
     Raises ReportError, RecordError, StaleRecordError and CardError.
     """
     saved = SavedModel.of(folder)
+    check_inside(saved.folder, (RECORD_NAME, CARD_NAME, FIGURES_NAME, LAYERS_NAME, SCHEDULE_NAME))
     record = load_record(saved)
     figures = count_figures(saved, record)
     if repo_id is not None:
@@ -86,7 +86,7 @@ def write_files(folder: str | os.PathLike, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_file(path, content)
 
 
 def forget_measurements(folder: str | os.PathLike) -> None:

@@ -3,6 +3,7 @@
 The steps of a push:
 
     read the repository    its files and card, if it exists
+    choose the files       those that the model's own classes read; secrets are refused
     count, make the card   on disk, from the saved files; measurements of other weights are refused
     validate the card      by the Hub
     ---- a dry run ends here; nothing was written so far ----
@@ -14,10 +15,12 @@ The steps of a push:
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -38,6 +41,9 @@ from .push_plan import NOTHING_THERE, PushPlan, Remote, RemoteFile, content_of, 
 from .sparsity_json import FIGURES_NAME
 
 _PUSHED_NAME = ".pushed_card.json"
+
+# What git allows in the name of a branch, roughly.
+_BRANCH = re.compile(r"(?![-/.])(?!.*(?://|\.\.|@\{|/\.))[^\s~^:?*\[\\]+(?<![/.])(?<!\.lock)")
 
 # How many of the last pull requests are compared.
 _PULL_REQUESTS = 5
@@ -61,6 +67,7 @@ def push_model(
     also: Mapping[str, Path] | None = None,
     message: str = "Upload pruned model",
     token: str | None = None,
+    include: Collection[str] = (),
     show: Callable[[PushPlan], None] = lambda plan: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> PushResult:
@@ -78,6 +85,7 @@ def push_model(
         also: additional files of the same commit, path on the Hub -> file.
         message: the commit message.
         token: used instead of the token that the user is logged in with.
+        include: names, or patterns such as `*.csv`, of further files of the folder to upload, relative to it.
         show: called with the plan before anything is uploaded.
         say: called with a line for each step.
 
@@ -88,8 +96,9 @@ def push_model(
     if create_pr and revision is not None:
         raise PushError("revision", f"must not be set with a pull request, which has its own, got {revision!r}")
     api = _api(token)
-    plan, remote = _prepare(api, folder, repo_id, private, revision, with_masks, also or {}, token)
+    plan, remote = _prepare(api, folder, repo_id, private, revision, with_masks, also or {}, token, include)
     repo_id = plan.repo_id
+    operations = _operations(plan)
     show(plan)
     _write_card(Path(folder), plan, say)
     if remote.head is None:
@@ -101,7 +110,7 @@ def push_model(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         say(f"Created the branch {revision}")
     if remote.head is None or not remote.has_branch:
-        _, remote = _look(api, repo_id, revision, token)
+        _, remote = _read(api, repo_id, revision, token)
     there = _pull_request_with(api, plan, token) if create_pr else None
     if there is not None:
         say(f"Nothing to upload: {there.pr_revision} has all files already")
@@ -111,7 +120,7 @@ def push_model(
         commit = _commit_of(api, repo_id, str(remote.head), message)
     else:
         say(f"Uploading {_files(len(plan.changed))} to {repo_id}")
-        commit = _commit(api, plan, remote, revision, create_pr, message, token)
+        commit = _commit(api, plan, operations, remote, revision, create_pr, message, token)
     _check(api, plan, commit, token)
     say(f"Verified on the Hub: {_files(len(plan.files))}")
     if not create_pr:
@@ -133,16 +142,12 @@ def _prepare(
     with_masks: bool,
     also: Mapping[str, Path],
     token: str | None,
+    include: Collection[str],
 ) -> tuple[PushPlan, Remote]:
     """Read the repository, plan the push, and let the Hub validate the card: nothing is written, here or there."""
-    repo_id, remote = _look(api, repo_id, revision, token)
-    if private and remote.is_private is False:
-        raise PushError(
-            f"{repo_id}: a private repository was requested, but it exists and is public; nothing was uploaded. Make "
-            "it private in its settings on the Hub, or push without requesting a private one."
-        )
+    repo_id, remote = _look(api, repo_id, private, revision, token)
     pushed = _card_pushed_before(api, Path(folder), repo_id, revision, token)
-    plan = make_push_plan(folder, repo_id, remote, with_masks, also, pushed)
+    plan = make_push_plan(folder, repo_id, remote, with_masks, also, pushed, include)
     _validate_card(api, plan, token)
     return plan, remote
 
@@ -207,9 +212,46 @@ def plan_push(
     revision: str | None = None,
     with_masks: bool = False,
     token: str | None = None,
+    include: Collection[str] = (),
 ) -> PushPlan:
     """What `push_model` would do; nothing is written, here or on the Hub. Raises as `push_model` does."""
-    return _prepare(_api(token), folder, repo_id, private, revision, with_masks, {}, token)[0]
+    return _prepare(_api(token), folder, repo_id, private, revision, with_masks, {}, token, include)[0]
+
+
+def check_push(
+    repo_id: str, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> None:
+    """Ask the Hub whether a push may be made later: for the name, the login and the right to write there.
+
+    Nothing is written there. Raises PushError, which says what to do.
+    """
+    api = _api(token)
+    repo_id, remote = _look(api, repo_id, private, revision, token)
+    with explained(f"{repo_id} cannot be pushed to", token):
+        if remote.head is not None:
+            api.auth_check(repo_id, write=True)
+            return
+        user = api.whoami()
+    why = _why_not_created(repo_id.split("/")[0], user)
+    if why is not None:
+        raise PushError(f"{repo_id} cannot be created: {why}")
+
+
+def _why_not_created(owner: str, user: dict[str, Any]) -> str | None:
+    """Why a user, as `whoami` describes it, may not create a repository of an owner; None if nothing forbids it."""
+    token = (user.get("auth") or {}).get("accessToken") or {}
+    roles = {org["name"].lower(): org.get("roleInOrg") for org in user.get("orgs") or []}
+    if token.get("role") == "read":
+        return "the token permits only reading; use one with write access"
+    if owner.lower() not in (user["name"].lower(), *roles):
+        return f"{owner} is neither {user['name']}, the user of the token, nor one of its organizations"
+    if roles.get(owner.lower()) == "read":
+        return f"{user['name']} may only read what belongs to {owner}; its administrators grant write access"
+    scopes = (token.get("fineGrained") or {}).get("scoped") or []
+    rights = [scope["permissions"] for scope in scopes if scope["entity"].get("name", "").lower() == owner.lower()]
+    if token.get("role") == "fineGrained" and not any("repo.write" in one for one in rights):
+        return f"the token permits no writing to repositories of {owner}; permit it, or use another"
+    return None
 
 
 # ---- What is on the Hub ----
@@ -219,8 +261,26 @@ def _api(token: str | None) -> HfApi:
     return HfApi(token=token, library_name="hf-prune", library_version=version("hf-prune"))
 
 
-def _look(api: HfApi, repo_id: str, revision: str | None, token: str | None) -> tuple[str, Remote]:
-    """The full name of a repository, and its files and card, if it exists."""
+def _look(
+    api: HfApi, repo_id: str, private: bool | None, revision: str | None, token: str | None
+) -> tuple[str, Remote]:
+    """The full name of a repository, and its files and card, if it exists.
+
+    Raises PushError for a name that cannot be one of a repository or a branch, and for a public repository if a private
+    one is requested.
+    """
+    if revision is not None and not _BRANCH.fullmatch(revision):
+        raise PushError("revision", f"expected the name of a branch, got {revision!r}")
+    repo_id, remote = _read(api, repo_id, revision, token)
+    if private and remote.is_private is False:
+        raise PushError(
+            f"{repo_id}: a private repository was requested, but it exists and is public; nothing was uploaded. Make "
+            "it private in its settings on the Hub, or push without requesting a private one."
+        )
+    return repo_id, remote
+
+
+def _read(api: HfApi, repo_id: str, revision: str | None, token: str | None) -> tuple[str, Remote]:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -291,9 +351,16 @@ def _pull_request_with(api: HfApi, plan: PushPlan, token: str | None) -> CommitI
     return None
 
 
+def _operations(plan: PushPlan) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """The changes of a commit; the client checks names here, and reads each file that is added."""
+    additions = [CommitOperationAdd(name, _as_sent(plan.files[name])) for name in plan.changed]
+    return [*additions, *(CommitOperationDelete(name) for name in plan.removed)]
+
+
 def _commit(
     api: HfApi,
     plan: PushPlan,
+    operations: Sequence[CommitOperationAdd | CommitOperationDelete],
     remote: Remote,
     revision: str | None,
     create_pr: bool,
@@ -301,12 +368,10 @@ def _commit(
     token: str | None,
 ) -> CommitInfo:
     """All changes in one commit on top of the one that was read."""
-    additions = [CommitOperationAdd(name, _as_sent(plan.files[name])) for name in plan.changed]
-    deletions = [CommitOperationDelete(name) for name in plan.removed]
     try:
         return api.create_commit(
             plan.repo_id,
-            [*additions, *deletions],
+            operations,
             commit_message=message,
             revision=revision,
             create_pr=create_pr,

@@ -5,37 +5,39 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import unquote
 
-from ..errors import CardError
-from ..saved.files import SavedFile
+from ..config.pruning import CONFIG_NAME
+from ..errors import CardError, PushError
+from ..saved.files import INDEX_NAME, WEIGHTS_NAME, SavedFile, lies_inside
 from ..saved.masks import is_mask_file
 from ..saved.model import SavedModel
+from ..saved.parts import files_of_classes
 from ..saved.pruning_state import STATE_NAME
-from .card import ASSETS_FOLDER, CARD_NAME, LAYERS_NAME, SCHEDULE_NAME, make_files
+from .card import CARD_NAME, LAYERS_NAME, SCHEDULE_NAME, make_files
 from .card_merge import Existing
 from .record import RECORD_NAME
-from .redact import looks_like_token
+from .redact import find_secret
 from .sparsity_json import FIGURES_NAME, Figures
 
-# Folders that `save_pretrained` writes.
-_MODEL_FOLDERS = ("additional_chat_templates",)
+_DOCUMENTS = ("LICENSE*", "LICENCE*", "NOTICE*", "CITATION*")
 
-# The files of a model beside its weights: configuration, vocabularies, custom code, and license.
-_SUFFIXES = (".json", ".jinja", ".model", ".py", ".spm", ".tiktoken", ".txt")
+_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 
-_DOCUMENTS = ("LICENSE", "NOTICE", "CITATION")
+# An image in a card: in Markdown, or in HTML.
+_IMAGE = re.compile(r"""!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img\s[^>]*?src=["']([^"']+)""")
 
 _STATE_OF_TRAINING = (
-    "trainer_state.json",
-    "training_args.bin",
-    "optimizer.pt",
-    "optimizer.bin",
-    "scheduler.pt",
-    "scaler.pt",
-    "zero_to_fp32.py",  # DeepSpeed's, for its own checkpoints
-    "zero_to_torch.py",
+    *("trainer_state.json", "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt"),
+    *("zero_to_fp32.py", "zero_to_torch.py", "rng_state*"),  # the former: DeepSpeed's, for its own checkpoints
 )
+
+# Files that hf-prune itself writes.
+_OWN_FILES = (CARD_NAME, FIGURES_NAME, RECORD_NAME, CONFIG_NAME, LAYERS_NAME, SCHEDULE_NAME)
+
+_SEARCHED_BYTES = 100 << 20
 
 # Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, our own plots.
 _REPLACED = re.compile(
@@ -99,6 +101,7 @@ def make_push_plan(
     with_masks: bool = False,
     also: Mapping[str, Path] | None = None,
     pushed: str | None = None,
+    include: Collection[str] = (),
 ) -> PushPlan:
     """Count zeros, make the card, choose the files, and compare them with those on the Hub. Nothing is written.
 
@@ -107,12 +110,11 @@ def make_push_plan(
     saved = SavedModel.of(folder)
     weights = {path.name for path in saved.weight_files}
     made = make_files(saved, repo_id, remote.card, pushed)
-    chosen, left_out = choose_files(saved, weights, with_masks)
+    chosen, left_out = choose_files(saved, weights, with_masks, include, made[CARD_NAME].decode())
     earlier = {LAYERS_NAME, SCHEDULE_NAME} - made.keys()
     files: dict[str, Path | bytes] = {name: path for name, path in chosen.items() if name not in earlier}
     files |= {**(also or {}), **made}
-    texts = files.keys() - weights - (also or {}).keys()
-    _refuse_tokens({name: files[name] for name in sorted(texts)})
+    _refuse_secrets(files)
     figures = Figures.model_validate_json(made[FIGURES_NAME])
     sent_again = {name: path.name for name, path in (also or {}).items() if path in saved.weight_files}
     known = figures.files | {name: figures.files[original] for name, original in sent_again.items()}
@@ -128,50 +130,93 @@ def make_push_plan(
     )
 
 
-def _refuse_tokens(files: Mapping[str, Path | bytes]) -> None:
-    for name, content in files.items():
-        if looks_like_token(content_of(content).decode(errors="replace")):
-            raise CardError(f"{name}: contains what looks like a Hub token; remove it before pushing")
+def _refuse_secrets(files: Mapping[str, Path | bytes]) -> None:
+    for name in sorted(files):
+        kind = find_secret(_searched(files[name]))
+        if kind is not None:
+            raise CardError(f"{name}: contains what looks like {kind}; remove it before pushing")
+
+
+def _searched(content: Path | bytes) -> bytes:
+    """The part of a file that is searched for secrets: of safetensors the header, of others the first 100 MB."""
+    if isinstance(content, bytes):
+        return content
+    with content.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little") if content.suffix == ".safetensors" else _SEARCHED_BYTES
+        file.seek(0)
+        return file.read(min(header + 8, _SEARCHED_BYTES))
 
 
 def choose_files(
-    folder: str | os.PathLike, weights: Collection[str], with_masks: bool
+    folder: str | os.PathLike,
+    weights: Collection[str],
+    with_masks: bool,
+    include: Collection[str] = (),
+    card: str = "",
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """The files of a folder that belong to the model, and why others are left out; folders are named with a slash."""
-    chosen: dict[str, Path] = {}
+    """The files of a folder that belong to the model, and why others are left out; folders are named with a slash.
+
+    Chosen are the weights, what the model's own classes read, card, license and images that the card shows, and what
+    the patterns of `include` match; never hidden files, and nothing outside the folder.
+
+    Raises PushError for a pattern that matches no file, and ReportError for an invalid list of modules.
+    """
+    folder = SavedModel.of(folder).folder
+    wanted = {*weights, *files_of_classes(folder), *_images_in(card), *_OWN_FILES}
+    wanted |= {INDEX_NAME} if weights and WEIGHTS_NAME not in weights else set()
+    wanted |= {path.name for pattern in _DOCUMENTS for path in folder.glob(pattern)}
+    if with_masks:
+        wanted |= {path.name for path in folder.iterdir() if _is_state(path.name)}
+    wanted |= _included(folder, include)
+    there = {name: folder / name for name in sorted(wanted) if (folder / name).is_file()}
+    chosen = {name: path for name, path in there.items() if lies_inside(path, folder)}
     left_out: dict[str, str] = {}
-    saved = SavedModel.of(folder)
-    folder = saved.folder
-    folders = {ASSETS_FOLDER, *_MODEL_FOLDERS, *saved.module_folders}
-    known = {*weights, CARD_NAME, *saved.vocabularies}
     for path in sorted(folder.iterdir()):
-        name = path.name
-        if path.is_dir():
-            if name in folders:
-                inside = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith("."))
-                chosen |= {file.relative_to(folder).as_posix(): file for file in inside}
-            else:
-                left_out[f"{name}/"] = "a folder that is not part of the model"
-        elif name.startswith((".", "_")) and path.suffix != ".py":
-            left_out[name] = "hidden file"
-        elif name in _STATE_OF_TRAINING or name.startswith("rng_state"):
-            left_out[name] = "training state"
-        elif is_mask_file(name) or name == STATE_NAME:
-            if with_masks:
-                chosen[name] = path
-            else:
-                left_out[name] = "masks, uploaded with --with-masks"
-        elif path.suffix == ".safetensors" and name not in weights:
-            left_out[name] = "weights that the model does not load"
-        elif name in known or path.suffix == ".json":
-            chosen[name] = path
-        elif path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-            left_out[name] = "a link to outside the folder"
-        elif path.suffix in _SUFFIXES or name.startswith(_DOCUMENTS):
-            chosen[name] = path
-        else:
-            left_out[name] = "not part of the model"
+        inner = [path]
+        if path.is_dir() and any(name.startswith(f"{path.name}/") for name in there):
+            inner = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        for file in inner:
+            name = file.relative_to(folder).as_posix()
+            if name not in chosen:
+                left_out[f"{name}/" if file.is_dir() else name] = _why_left_out(file, folder)
     return chosen, left_out
+
+
+def _why_left_out(path: Path, folder: Path) -> str:
+    name = path.name
+    if not lies_inside(path, folder):
+        return "a link to outside the folder"
+    if name.startswith("."):
+        return "hidden file"
+    if any(fnmatchcase(name, pattern) for pattern in _STATE_OF_TRAINING):
+        return "training state"
+    if _is_state(name):
+        return "masks, uploaded with --with-masks"
+    if path.suffix == ".safetensors" or name == INDEX_NAME:
+        return "weights that the model does not load"
+    return "a folder that is not part of the model" if path.is_dir() else "not read by the model's classes"
+
+
+def _is_state(name: str) -> bool:
+    return is_mask_file(name) or name == STATE_NAME
+
+
+def _included(folder: Path, patterns: Collection[str]) -> set[str]:
+    """The names of the files that the patterns match."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()] if patterns else []
+    names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
+    found = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in patterns}
+    for pattern, matched in found.items():
+        if not matched:
+            raise PushError("include", f"expected names or patterns of files in {folder}, {pattern!r} matches none")
+    return {name for matched in found.values() for name in matched}
+
+
+def _images_in(card: str) -> set[str]:
+    """The names of images that a card shows, as they would be in the folder."""
+    shown = (unquote(in_markdown or in_html) for in_markdown, in_html in _IMAGE.findall(card))
+    names = {name.removeprefix("./") for name in shown if name.lower().endswith(_IMAGES)}
+    return {name for name in names if not name.startswith("/") and ".." not in Path(name).parts}
 
 
 def differences(plan: PushPlan, files: Mapping[str, RemoteFile]) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from ..config.pruning import PruningConfig
 from ..errors import RecordError, one_line
-from ..saved.files import SavedFile
+from ..saved.files import SavedFile, write_file
 
 RECORD_NAME = "run_record.json"
 
@@ -172,7 +172,7 @@ class RunRecord(Frozen):
 def save_record(folder: str | os.PathLike, record: RunRecord) -> None:
     """Write `run_record.json` into the folder."""
     text = json.dumps(record.model_dump(), indent=1, allow_nan=False)
-    Path(folder, RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+    write_file(Path(folder, RECORD_NAME), f"{text}\n".encode())
 
 
 def load_record(folder: str | os.PathLike) -> RunRecord | None:

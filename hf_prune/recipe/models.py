@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import RecipeError, TargetError, nearest, nearest_beside, one_line
-from ..model.opening import LOADING_ERRORS
+from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..model.targets import check_expressions
 from .names import resolve_name
 from .schema import ModelSection, Recipe
@@ -21,9 +21,9 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     name = section.tokenizer or section.name
     assert name is not None  # the recipe was checked
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_name(field, name), **_gguf(section))
+        tokenizer = AutoTokenizer.from_pretrained(resolve_name(field, name), trust_remote_code=False, **_gguf(section))
     except LOADING_ERRORS as error:
-        raise RecipeError(field, f"the tokenizer cannot be loaded: {one_line(error)}") from error
+        raise RecipeError(field, f"the tokenizer cannot be loaded: {why_not_opened(error)}") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # transformers loads this from a folder without a tokenizer: every word would be unknown.
         raise RecipeError(field, "expected a tokenizer with a vocabulary, found special tokens only")
@@ -45,6 +45,7 @@ def load_model(
     try:
         model, loading = task.auto_class.from_pretrained(
             model_name,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # of a head for other labels, drawn at random; others are refused below
             **task.model_options(),
@@ -52,7 +53,7 @@ def load_model(
         )
     except LOADING_ERRORS as error:
         hint = "" if Path(model_name).exists() else nearest_beside(Path(model_name))
-        raise RecipeError("model.name", f"{one_line(error)}{hint}") from error
+        raise RecipeError("model.name", f"{why_not_opened(error)}{hint}") from error
     base = {id(parameter) for parameter in model.base_model.parameters()}
     for name, in_file, in_model in loading["mismatched_keys"]:
         if id(model.get_parameter(name)) in base:

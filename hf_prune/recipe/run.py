@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, Trainer, set_seed
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from ..engines.launched import is_first_process
-from ..engines.processes import wait_for_all
-from ..errors import RecipeError, one_line
-from ..publish.push import push_model
+from ..engines.processes import all_reduce, wait_for_all
+from ..errors import PushError, RecipeError, one_line
+from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample
 from ..publish.redact import without_tokens
 from ..saved.model import SavedModel
@@ -29,14 +29,16 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     """Fine-tune dense, prune from there, evaluate both on the test split, and write everything into `output_dir`.
 
     `model/` and `dense/` there open with a plain `from_pretrained`; `model/README.md` is the model card. With
-    `push_to_hub` in the training arguments, `model/` is pushed at the end. If several processes were launched, each
+    `push_to_hub` in the training arguments, the Hub is asked at the start whether it may be pushed to, and `model/` is
+    pushed at the end. If several processes were launched, each
     must call this function: the first one prints, writes files and returns the result, the others return None.
 
     Raises RecipeError, before anything is written, if recipe, model and data do not fit together; LaunchError likewise
-    if the processes do not train together as requested; and PushError.
+    if the processes do not train together as requested; and PushError, at the start or at the end.
     """
     if not is_first_process():
         say = _say_nothing
+    _check_push(recipe)
     prepared = prepare(recipe)
     dtype = prepared.model.dtype
     plan = prepared.plan()
@@ -102,11 +104,30 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
     (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     args = trainer.args
     if args.push_to_hub:
-        repo_id = args.hub_model_id or output.resolve().name
+        repo_id = _repo_id(args)
         say(f"Pushing to {repo_id}")
         pushed = push_model(saved, repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say)
         result = dataclasses.replace(result, pushed=pushed)
     return result
+
+
+def _repo_id(args: TrainingArguments) -> str:
+    return args.hub_model_id or Path(str(args.output_dir)).resolve().name
+
+
+def _check_push(recipe: Recipe) -> None:
+    """Raise PushError, on every process, if the Hub says now that the push at the end would be refused."""
+    args = recipe.training_arguments()
+    if not args.push_to_hub:
+        return
+    error = None
+    if is_first_process():
+        try:
+            check_push(_repo_id(args), args.hub_private_repo, args.hub_revision, args.hub_token)
+        except PushError as refused:
+            error = refused
+    if bool(all_reduce(torch.tensor(int(error is not None)))):
+        raise error or PushError("the first process asked the Hub whether the model may be pushed, and was refused")
 
 
 def _generate(
@@ -136,7 +157,7 @@ def _generate(
 
 
 def _open(task: Task, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    return task.auto_class.from_pretrained(folder, dtype=dtype)
+    return task.auto_class.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
 
 
 def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> Prepared:

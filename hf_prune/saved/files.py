@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,13 +13,13 @@ from huggingface_hub import snapshot_download
 from ..config.pruning import CONFIG_NAME
 from ..errors import ReportError, first_line, nearest_beside
 
-_WEIGHTS_NAME = "model.safetensors"
-_INDEX_NAME = "model.safetensors.index.json"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
 MODULES_NAME = "modules.json"  # of sentence-transformers
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 
 # The JSON files that describe a saved model.
-READ_NAMES = ("config.json", "adapter_config.json", CONFIG_NAME, _INDEX_NAME, MODULES_NAME, *TOKENIZER_NAMES)
+READ_NAMES = ("config.json", "adapter_config.json", CONFIG_NAME, INDEX_NAME, MODULES_NAME, *TOKENIZER_NAMES)
 
 
 @dataclass(frozen=True)
@@ -52,29 +52,64 @@ def _what_is_there(path: Path) -> str:
     return "a file" if path.is_file() else "nothing"
 
 
+def lies_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, with every link followed; in the Hub's cache, also a blob of the snapshot."""
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    homes = [root]
+    for place in (root, *root.parents):
+        if place.parent.name == "snapshots" and place.parents[1].name.startswith("models--"):
+            repository = place.parents[1]
+            homes += [repository / "blobs", repository.parent / "blobs"]  # the latter: shared by several repositories
+    return any(real.is_relative_to(home) for home in homes)
+
+
+def check_inside(folder: Path, names: Iterable[str]) -> None:
+    """Raise ReportError if one of the files of a folder is a link to outside it."""
+    for name in names:
+        if not lies_inside(folder / name, folder):
+            raise ReportError(
+                f"{folder / name}: expected a file in the folder, got a link to outside; copy the file there"
+            )
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file; a link is replaced by the file, and not followed: in the Hub's cache it leads to a blob."""
+    if path.is_symlink():
+        path.unlink()
+    path.write_bytes(content)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a saved model: `model.safetensors`, or else the shards that the index lists.
 
-    Raises ReportError if there is neither, or the index is invalid or lists a file that does not exist.
+    Raises ReportError if there is neither, if the index is invalid or lists a file that does not exist or has no place
+    in the folder, or if a file is a link to outside the folder.
     """
-    if (folder / _WEIGHTS_NAME).exists():
-        return [folder / _WEIGHTS_NAME]
-    index = folder / _INDEX_NAME
+    if (folder / WEIGHTS_NAME).exists():
+        check_inside(folder, [WEIGHTS_NAME])
+        return [folder / WEIGHTS_NAME]
+    index = folder / INDEX_NAME
     if (folder / "adapter_config.json").exists() and not index.exists():
         raise ReportError(
             f"{folder}: expected a model, found PEFT adapters; merge them with hf_prune.merge and save the result"
         )
     if not index.exists():
         raise ReportError(
-            f"{folder}: contains neither {_WEIGHTS_NAME} nor {_INDEX_NAME}; save the model with save_pretrained"
+            f"{folder}: contains neither {WEIGHTS_NAME} nor {INDEX_NAME}; save the model with save_pretrained"
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        elsewhere = [name for name in names if name != Path(name).name or not name.endswith(".safetensors")]
         missing = [name for name in names if not (folder / name).is_file()]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ReportError(f"{index}: expected an index of safetensors files, got a file that cannot be read") from error
+    if elsewhere:
+        raise ReportError(
+            f"{folder}: {INDEX_NAME} lists {elsewhere[0]!r}; expected names of safetensors files in the same folder"
+        )
     if missing:
-        raise ReportError(f"{folder}: {_INDEX_NAME} lists {missing[0]}, which does not exist")
+        raise ReportError(f"{folder}: {INDEX_NAME} lists {missing[0]}, which does not exist")
+    check_inside(folder, names)
     return [folder / name for name in names]
 
 

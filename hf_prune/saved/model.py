@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, load_frozen
-from ..errors import ReportError, one_line
+from ..errors import ReportError
 from . import files
 from .skeleton import build_skeleton
 from .zeros import TensorReport, count_tensors, prunable_names
@@ -24,10 +24,13 @@ class SavedModel(os.PathLike):
     times of the folder's safetensors and JSON files. If one has changed, `SavedModel.of` makes a new object; if one
     changes while zeros are counted or hashes computed, ReportError is raised. A change that keeps both size and time
     is not noticed. Files that hf-prune derives (record, card, `sparsity.json`) are not watched.
+
+    Raises ReportError if a file that is read is a link to outside the folder.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
+        files.check_inside(self.folder, files.READ_NAMES)
         self._stamps = self._look()
 
     @classmethod
@@ -59,7 +62,7 @@ class SavedModel(os.PathLike):
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        """The weight files. Raises ReportError if there are none, or the index lists a file that does not exist."""
+        """The weight files. Raises ReportError if there are none, or the index lists a file that is not there."""
         return files.weight_files(self.folder)
 
     @cached_property
@@ -136,27 +139,3 @@ class SavedModel(os.PathLike):
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer was saved with the model."""
         return any((self.folder / name).exists() for name in files.TOKENIZER_NAMES)
-
-    @cached_property
-    def vocabularies(self) -> set[str]:
-        """The names of the files that the tokenizer's class reads."""
-        try:
-            name = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
-        except (OSError, ValueError, LookupError, TypeError):
-            return set()
-        tokenizer_class = getattr(transformers, name, None) if isinstance(name, str) else None
-        return set(getattr(tokenizer_class, "vocab_files_names", {}).values())
-
-    @cached_property
-    def module_folders(self) -> list[str]:
-        """The folders of a sentence-transformers model: modules.json lists the modules after the first.
-
-        Raises ReportError for an invalid list.
-        """
-        path = self.folder / files.MODULES_NAME
-        try:
-            modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-            return [module["path"] for module in modules if module["path"]]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            why = one_line(error)
-            raise ReportError(f"{path}: expected a list of modules, got a file that cannot be used ({why})") from error

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..errors import first_line
 from ..foreign.transformers import revert_weight_conversion
+from ..model.opening import why_not_opened
 
 # What the constructors of transformers raise when a config.json does not fit its class: the note says so.
 _BUILDING_ERRORS = (
@@ -20,9 +21,9 @@ _BUILDING_ERRORS = (
 def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
     """The model of a folder's config.json without weights (on the meta device), or None and the reason."""
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        return None, f"the model class is unknown: {first_line(error)}"
+        return None, f"the model class is unknown: {why_not_opened(error, first_line)}"
     names = [str(name) for name in getattr(config, "architectures", None) or []]
     model_class = getattr(transformers, names[0], None) if names else None
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):

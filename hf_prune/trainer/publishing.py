@@ -7,7 +7,7 @@ push_to_hub              does the same, and pushes all of it in one commit
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,7 @@ class PublishingMixin(TrainerBase):
         *,
         create_pr: bool = False,
         with_masks: bool = False,
+        include: Collection[str] = (),
         **kwargs: Any,
     ) -> Any:
         """Save the model, make its card, push both in one commit, and check what the Hub then holds.
@@ -173,6 +174,7 @@ class PublishingMixin(TrainerBase):
             **kwargs: arguments of `create_model_card`.
             create_pr: whether to open a pull request with the commit.
             with_masks: whether to push masks and pruning state as well, so that training can be resumed from them.
+            include: names, or patterns such as `*.csv`, of further files in `output_dir` to push.
 
         Returns: the commit, or its future if not `blocking`; None on processes other than the first.
 
@@ -197,6 +199,7 @@ class PublishingMixin(TrainerBase):
                 with_masks=with_masks,
                 message=commit_message or "End of training",
                 token=token if token is not None else self.args.hub_token,
+                include=include,
             ).commit
 
         return push() if blocking else self._hub.run_as_future(push)

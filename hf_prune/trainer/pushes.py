@@ -15,6 +15,7 @@ from ..foreign.transformers import HubStrategy, PushInProgress
 from ..publish.hub_errors import explain_error
 from ..publish.push import push_model
 from ..publish.record import RunRecord, save_record
+from ..saved.files import lies_inside
 from ..saved.model import SavedModel
 from ..saved.pruning_state import state_files
 from .base import TrainerBase
@@ -83,11 +84,10 @@ class PushesMixin(TrainerBase):
         """Start a push of model and card in one commit, with the checkpoint if `hub_strategy` includes it."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         copy = Path(tempfile.mkdtemp(prefix="_push_", dir=str(self.args.output_dir)))
-        shutil.copytree(folder, copy, copy_function=link_or_copy, dirs_exist_ok=True)
+        files = copy_folder(folder, copy)
         places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: folder.name}
         place = places.get(HubStrategy(self.args.hub_strategy))
-        files = [path for path in copy.rglob("*") if path.is_file()] if place is not None else []
-        also = {f"{place}/{path.relative_to(copy).as_posix()}": path for path in files}
+        also = {f"{place}/{path.relative_to(copy).as_posix()}": path for path in files if place is not None}
         said = {name: value for name, value in self._said.items() if name != "dense_metrics"}  # of the end of training
         record = self._make_record(said, digest)
         when = f"step {self.state.global_step}"
@@ -139,6 +139,12 @@ class UnsavedToken(str):
 
     def __deepcopy__(self, memo: dict) -> "UnsavedToken":
         return self
+
+
+def copy_folder(folder: Path, copy: Path) -> list[Path]:
+    """Copy a folder by hard links where possible. Returns the files of the copy, without links to outside."""
+    shutil.copytree(folder, copy, symlinks=True, copy_function=link_or_copy, dirs_exist_ok=True)
+    return [path for path in copy.rglob("*") if path.is_file() and lies_inside(path, copy)]
 
 
 def link_or_copy(source: str, target: str) -> None:

@@ -851,6 +851,9 @@ def test_a_teacher_without_all_weights_is_refused(tmp_path):
     assert "the DistilBertForSequenceClassification at" in message
     (tmp_path / "three" / "model.safetensors").write_bytes(b"junk" * 100)
     assert "cannot open a model at" in _refusal(tmp_path, bert(num_labels=3), tmp_path / "three")
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (tmp_path / "three" / "config.json").write_text(json.dumps(own))
+    assert "it needs the model's own code" in _refusal(tmp_path, bert(num_labels=3), tmp_path / "three")
     adapted = get_peft_model(bert(), LoraConfig(target_modules=["query"]))
     adapted.save_pretrained(tmp_path / "adapters")
     assert "expected a full model, got only adapters" in _refusal(tmp_path, bert(), tmp_path / "adapters")

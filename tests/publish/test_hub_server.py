@@ -145,6 +145,9 @@ def test_who_may_do_what(hub, client, folder):
     assert "you must use a write token" in failed(client, "HfHubHTTPError", push, folder, token=READ_TOKEN)
     assert "pass `create_pr=1`" in failed(client, "HfHubHTTPError", push, folder, token=OTHER_TOKEN)
     failed(client, "GatedRepoError", "hf_hub_download(name, 'config.json')", token=OTHER_TOKEN)
+    done(client, "api.auth_check(name); api.auth_check(name, write=True)")
+    failed(client, "GatedRepoError", "api.auth_check(name)", token=OTHER_TOKEN)
+    assert "403" in failed(client, "HfHubHTTPError", "api.auth_check(name, write=True)", token=READ_TOKEN)
     done(client, "hf_hub_download(name, 'config.json'); api.create_repo('lab/model')")
     for owner in ("another", "audience"):
         assert "don't have the rights" in failed(client, "HfHubHTTPError", f"api.create_repo('{owner}/model')")

@@ -8,14 +8,12 @@ import signal
 import time
 
 import pytest
-from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN
+from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, User
 from reads import of_weights
 from safetensors.torch import load_file, save_file
 from test_run import quiet_run, reviews, save_tiny_bert, write_csv, write_recipe
 
-from hf_prune.errors import ReportError
 from hf_prune.publish.card import forget_measurements
-from hf_prune.publish.push_plan import choose_files
 from hf_prune.saved.report import make_report
 
 REPO = "somebody/sparse"
@@ -111,6 +109,14 @@ def test_what_is_left_out_is_listed(hub, lfs_client, model):
     done = pushed(lfs_client, model)
     listed = done.stdout.split("Not uploaded")[1]
     assert {name for name in LEFT_OUT if f"{name} " not in listed} == set()
+
+
+def test_a_file_that_is_left_out_is_sent_if_it_is_named(hub, lfs_client, model):
+    done = pushed(lfs_client, model, "--include", "notes.*", "--dry-run")
+    assert "notes.log" in done.stdout.split("Not uploaded")[0]
+    assert "hf-prune push --include NAME uploads" in done.stdout
+    pushed(lfs_client, model, "--include", "notes.*")
+    assert set(hub.repos[REPO].files()) - {".gitattributes"} == {*SENT, "notes.log"}
 
 
 def test_an_unchanged_model_is_not_sent_again(hub, client, model):
@@ -250,6 +256,8 @@ def test_what_was_pushed_opens_by_its_name_and_is_as_sparse_as_its_card_says(hub
     content = {name: (model / name).read_bytes() for name in ("README.md", "sparsity.json")}
     assert figures(content) == (f"{counted.prunable_sparsity:.2%}", f"{counted.sparsity:.2%}") == ("75.00%", "51.50%")
     assert figures(hub.repos[REPO].files()) == figures(content)
+    pushed(client, folder, repo="somebody/again")  # a snapshot in the cache, all links
+    assert set(hub.repos["somebody/again"].files()) == set(hub.repos[REPO].files())
 
 
 def test_the_snippets_of_a_pushed_card_run_as_they_stand(hub, lfs_client, model):
@@ -289,6 +297,59 @@ def test_a_recipe_pushes_the_pruned_model_at_its_end(hub, lfs_client, recipe):
     written = [path.read_bytes() for path in (recipe.parent / "out").rglob("*") if path.is_file()]
     assert [content for content in [*written, *repo.files().values()] if WRITE_TOKEN.encode() in content] == []
     assert WRITE_TOKEN not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "expected"),
+    [
+        (READ_TOKEN, "somebody/film", "the token permits only reading"),
+        (READ_TOKEN, "somebody/there", "the token does not permit this"),
+        (OTHER_TOKEN, "somebody/there", "the token does not permit this"),
+        (
+            WRITE_TOKEN,
+            "another/film",
+            "another is neither somebody, the user of the token, nor one of its organizations",
+        ),
+        (WRITE_TOKEN, "audience/film", "somebody may only read what belongs to audience"),
+        (WRITE_TOKEN, "a/b/c", "expected USER/REPO"),
+        (False, "somebody/film", "log in with `hf auth login`"),
+        (False, "somebody/there", "log in with `hf auth login`"),
+    ],
+)
+def test_a_recipe_that_may_not_push_is_refused_before_it_trains(hub, lfs_client, recipe, token, repo, expected):
+    hub.create_repo("somebody/there")
+    options = ["training.push_to_hub=true", f"training.hub_model_id={repo}"]
+    done = lfs_client.cli("run", recipe, *options, token=token)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert set(hub.repos) == {"somebody/there"}
+    assert len(hub.repos["somebody/there"].commits()) == 1
+    assert not (recipe.parent / "out").exists()
+
+
+CHECK = """
+import sys
+from hf_prune.errors import PushError
+from hf_prune.publish.push import check_push
+for name in sys.argv[1:]:
+    try:
+        check_push(name)
+    except PushError as error:
+        print(error)
+    else:
+        print("yes")
+"""
+
+
+def test_a_token_may_create_repositories_where_it_says_so(hub, lfs_client):
+    hub.users["hf_fine"] = User("somebody", "fineGrained", {"lab": "contributor"}, scoped=("lab",))
+    names = ["lab/new", "somebody/new", "Lab/new", "new"]
+    no = "cannot be created: the token permits no writing to repositories of somebody; permit it, or use another"
+    expected = ["yes", f"somebody/new {no}", "yes", f"somebody/new {no}"]
+    assert lfs_client.python(CHECK, *names, token="hf_fine").stdout.splitlines() == expected
+    assert lfs_client.python(CHECK, *names).stdout.splitlines() == ["yes"] * 4
+    assert {verb for verb, _ in hub.requests} == {"GET"}
 
 
 RUN_AND_COUNT = """
@@ -483,9 +544,11 @@ def test_a_card_that_the_hub_does_not_take_is_told_before_anything_is_sent(hub, 
         (["{model}/config.json", REPO], "found a file"),
         (["{model}", "a/b/c"], "expected USER/REPO"),
         (["{model}", REPO, "--create-pr", "--revision", "x"], "revision: must not be set with a pull request"),
+        (["{model}", REPO, "--revision", "a b"], "revision: expected the name of a branch, got 'a b'"),
+        (["{model}", REPO, "--include", "nothing.*"], "'nothing.*' matches none"),
         (["{model}/assets", REPO], "contains neither model.safetensors"),
     ],
-    ids=["no folder", "a file", "no name", "both", "no model"],
+    ids=["no folder", "a file", "no name", "both", "no branch", "no file", "no model"],
 )
 def test_arguments_that_make_no_sense_are_told_in_a_line(hub, lfs_client, model, arguments, expected):
     done = lfs_client.cli("push", *(argument.format(model=model) for argument in arguments))
@@ -720,12 +783,11 @@ def test_signed_addresses_are_not_shown(hub, lfs_client, model):
     assert "signature" not in said
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "secrets.json", "README.md"])
-def test_a_file_that_holds_a_token_is_refused(hub, lfs_client, model, name):
-    with (model / name).open("a") as file:
+def test_a_file_that_holds_a_token_is_refused(hub, lfs_client, model):
+    with (model / "README.md").open("a") as file:
         file.write("hf_" + "aB3" * 11)
     said = failed(lfs_client, model, returncode=2)
-    assert f"{name}: contains what looks like a Hub token" in said
+    assert "README.md: contains what looks like a Hub token" in said
     assert hub.repos == {}
 
 
@@ -745,54 +807,3 @@ def test_a_dry_run_tells_what_the_push_would_be_refused_for(hub, lfs_client, mod
     card = (model / "README.md").read_text().replace("library_name:", "license: '%%%'\nlibrary_name:")
     (model / "README.md").write_text(card)
     assert "The Hub refused the card" in pushed(lfs_client, model, "--dry-run").stdout
-
-
-@pytest.mark.parametrize("content", ["{", '{"a": 1}', '["a"]', '[{"path": 1}, 2]'])
-def test_modules_that_cannot_be_read_are_told(tmp_path, content):
-    (tmp_path / "modules.json").write_text(content)
-    with pytest.raises(ReportError, match=r"modules\.json: expected a list of modules"):
-        choose_files(tmp_path, [], with_masks=False)
-
-
-def test_a_link_out_of_the_folder_is_left_out(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "outside.txt").write_text("x")
-    (tmp_path / "model" / "link.txt").symlink_to(tmp_path / "outside.txt")
-    (tmp_path / "model" / "vocab.txt").write_text("x")
-    (tmp_path / "model" / "inner.txt").symlink_to("vocab.txt")
-    chosen, left_out = choose_files(tmp_path / "model", [], with_masks=False)
-    assert set(chosen) == {"vocab.txt", "inner.txt"}
-    assert "a link to outside" in left_out["link.txt"]
-
-
-def test_vocabularies_of_other_names_are_part_of_the_model(tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PhobertTokenizer"}))
-    for name in ("vocab.txt", "bpe.codes", "_modeling_own.py", "additional_chat_templates/tools.jinja"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    chosen, left_out = choose_files(tmp_path, [], with_masks=False)
-    assert {"vocab.txt", "bpe.codes", "_modeling_own.py", "additional_chat_templates/tools.jinja"} <= set(chosen)
-    assert left_out == {}
-
-
-# ---- Which files make up a model ----
-
-
-def test_what_makes_up_a_model_is_chosen_by_what_it_is(tmp_path):
-    belongs = [
-        "model.safetensors",
-        "config.json",
-        "vocab.txt",
-        "spiece.model",
-        "chat_template.jinja",
-        "modeling_own.py",
-    ]
-    belongs += ["LICENSE", "assets/own.png", "1_Pooling/config.json"]
-    not_part = ["training_args.bin", "rng_state_0.pth", "events.out.tfevents.1", "other.safetensors", ".env", "_x.json"]
-    for name in [*belongs, *not_part, "runs/log", "dense/model.safetensors"]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    (tmp_path / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}]))
-    chosen, left_out = choose_files(tmp_path, ["model.safetensors"], with_masks=False)
-    assert set(chosen) == {*belongs, "modules.json"}
-    assert set(left_out) == {*not_part, "runs/", "dense/"}

@@ -915,6 +915,15 @@ def test_a_model_folder_that_lacks_something_is_refused(tmp_path, material, spoi
     assert "model.name: " in refusal(tmp_path, material, model__name=str(tmp_path / "model"))
 
 
+def test_a_models_own_code_is_neither_run_nor_asked_about(tmp_path, material, capsys):
+    shutil.copytree(material / "model", tmp_path / "model")
+    spoil_config(tmp_path / "model", model_type="own", auto_map=dict.fromkeys(("AutoConfig", "AutoModel"), "own.Own"))
+    (tmp_path / "model" / "own.py").write_text("raise SystemExit('it ran')")
+    said = refusal(tmp_path, material, model__name=str(tmp_path / "model"))
+    assert said.endswith("model.name: it needs the model's own code, which hf-prune does not run")
+    assert capsys.readouterr().out == ""
+
+
 def test_texts_that_are_longer_than_the_model_can_take_are_refused_before_training(tmp_path, material):
     rows = [{**row, "text": row["text"] + " good" * 60} for row in reviews()]
     name = str(write_csv(tmp_path / "reviews.csv", rows))

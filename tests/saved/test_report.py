@@ -357,6 +357,15 @@ def test_without_a_known_class_all_is_counted_and_a_note_says_why(tmp_path, chan
     assert found.to_dict()["overall"] == {"weights": values, "zeros": zeros, "sparsity": zeros / values}
 
 
+def test_a_models_own_code_is_neither_run_nor_asked_about(tmp_path, capsys):
+    saved(tmp_path, bert())
+    change_config(tmp_path, model_type="own", auto_map={"AutoConfig": "configuration_own.Own"})
+    (tmp_path / "configuration_own.py").write_text("raise SystemExit('it ran')")
+    note = make_report(tmp_path).note
+    assert note == "the model class is unknown: it needs the model's own code, which hf-prune does not run"
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_without_a_readable_config_all_is_counted_and_a_note_says_why(tmp_path, content):
     saved(tmp_path, bert())
@@ -432,6 +441,16 @@ def test_a_shard_that_is_missing_is_named(sharded):
     missing = sorted(sharded.glob("*.safetensors"))[1]
     missing.unlink()
     assert refusal(sharded) == f"{sharded}: model.safetensors.index.json lists {missing.name}, which does not exist"
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "inner/x.safetensors", "/x.safetensors", "config.json"])
+def test_a_shard_that_is_no_safetensors_file_of_the_folder_is_refused(sharded, name):
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["classifier.weight"] = name
+    index.write_text(json.dumps(content))
+    assert refusal(sharded).startswith(f"{sharded}: model.safetensors.index.json lists ")
+    assert refusal(sharded).endswith("; expected names of safetensors files in the same folder")
 
 
 @pytest.mark.parametrize(

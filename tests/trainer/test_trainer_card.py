@@ -20,7 +20,7 @@ from transformers import Seq2SeqTrainingArguments
 from hf_prune import DistillationConfig, PruningConfig, PruningTrainer
 from hf_prune.publish.record import load_record
 from hf_prune.saved.report import make_report
-from hf_prune.trainer.pushes import UnsavedToken
+from hf_prune.trainer.pushes import UnsavedToken, copy_folder
 
 EVALUATION = bert_examples(12)
 
@@ -638,6 +638,17 @@ def test_a_token_is_in_no_file_here_or_on_the_hub(hub, client, tmp_path):
     sent = [content for commit in repo.commits() for content in repo.files(commit.oid).values()]
     assert [content for content in written + sent if WRITE_TOKEN.encode() in content] == []
     assert WRITE_TOKEN not in done.stdout + done.stderr
+
+
+def test_a_checkpoint_is_pushed_without_what_links_lead_to(tmp_path):
+    folder, copy = tmp_path / "checkpoint-2", tmp_path / "copy"
+    folder.mkdir()
+    (tmp_path / "outside.json").write_text("{}")
+    (folder / "inside.json").write_text("{}")
+    (folder / "link.json").symlink_to("inside.json")
+    (folder / "secret.json").symlink_to(tmp_path / "outside.json")
+    assert {path.name for path in copy_folder(folder, copy)} == {"inside.json", "link.json"}
+    assert (copy / "inside.json").samefile(folder / "inside.json")
 
 
 def test_a_token_is_the_same_for_all_that_use_it():

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..model.adapters import mask_additions
 from ..model.layouts import Target
 from ..model.names import named_parameters, shape_of
 from ..model.targets import find_targets
-from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
+from ..saved.pruning_state import STATE_NAME, PruningState, load_pruning, save_pruning, state_files
 from .masks import Masks
 from .penalty_terms import WeightPenalties
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
@@ -486,7 +486,8 @@ class Pruner:
         version, or was saved for another model or configuration. Nothing is changed then.
         """
         shapes = {target.name: target.shape for target in self.targets}
-        masks, memory, state = load_pruning(directory, self.configs, shapes, self._masks.regions)
+        masks, memory, state, sparsity = load_pruning(directory, self.configs, shapes, self._masks.regions)
+        self._check_state(Path(directory, STATE_NAME), masks, state, sparsity)
         if state.completed_steps and not memory and self._remembering(state.completed_steps + 1):
             raise PruningStateError(
                 f"{directory}: saved after pruning had ended, without what the method remembers from earlier steps, so "
@@ -500,6 +501,21 @@ class Pruner:
         self.stop_collecting()
         if self.total_steps is not None:
             self._begin_step()
+
+    def _check_state(
+        self, path: Path, masks: Mapping[str, torch.Tensor], state: PruningState, sparsity: float | None
+    ) -> None:
+        """Raise PruningStateError, naming the file, if a saved state contradicts these masks or the groups."""
+        here = sum(mask.numel() - int(mask.sum()) for name, mask in masks.items() if self._masks.counts(name))
+        masked = int(self._masks.all_reduce(torch.tensor([here], dtype=torch.int64)))
+        share = masked / max(sum(target.weights for target in self.targets), 1)
+        if sparsity is not None and abs(share - sparsity) > 1e-9:
+            raise PruningStateError(
+                f"{path}: expected a sparsity of {share}, that of the masks beside it, got {sparsity}"
+            )
+        unknown = sorted(index for index in {*state.starts, *state.owed} if index >= len(self._groups))
+        if unknown:
+            raise PruningStateError(f"{path}: expected groups of tensors below {len(self._groups)}, got {unknown[0]}")
 
 
 def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:

@@ -69,9 +69,14 @@ def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
     return PruningConfig.from_dict(values)
 
 
+# Characters of a recipe; PyYAML reads about a hundred thousand a second.
+_LONGEST = 200_000
+
+
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
     except OSError as error:
         siblings = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
         unreadable = f"a file that cannot be read ({error.strerror})"
@@ -79,6 +84,9 @@ def _read(path: Path) -> str:
         raise RecipeError(f"expected a recipe, found {found}{nearest(str(path), siblings)}", at=str(path)) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"expected YAML in UTF-8, got other bytes ({error})", at=str(path)) from error
+    if len(text) > _LONGEST:
+        raise RecipeError(f"expected a recipe of at most {_LONGEST:,} characters, got more", at=str(path))
+    return text
 
 
 def _is_missing(error: OSError) -> bool:

@@ -7,18 +7,23 @@ from typing import Any
 
 import yaml
 
+from ..config.safe_yaml import LimitedLoader
 
-class Loader(yaml.SafeLoader):
+
+class Loader(LimitedLoader):
     """A loader with the scalars of YAML 1.2: `no` and `2:4` are strings, `1e-4` is a float and `1e2` an integer."""
 
 
 def parse(text: str) -> tuple[Any, dict[tuple, int | None], list[tuple]]:
     """The content of a YAML document, the line (from 1) of every key, and the keys that are set more than once.
 
-    The last value of such a key counts. Raises yaml.YAMLError for what does not parse.
+    The last value of such a key counts. Raises yaml.YAMLError for what does not parse, or is beyond the limits of
+    `LimitedLoader`.
     """
-    content = yaml.load(text, Loader)
-    keys = list(_keys(yaml.compose(text, Loader)))
+    loader = Loader(text)
+    node = loader.get_single_node()
+    keys = list(_keys(node))
+    content = loader.construct_document(node) if node is not None else None
     counts = Counter(key for key, _ in keys)
     return content, dict(keys), [key for key, count in counts.items() if count > 1]
 
@@ -53,15 +58,12 @@ Loader.add_implicit_resolver(
 )
 
 
-def _keys(node: yaml.Node | None, prefix: tuple = (), above: tuple = ()) -> Iterator[tuple[tuple, int]]:
-    if any(node is one for one in above):
-        raise yaml.MarkedYAMLError(problem="found a value that contains itself", problem_mark=above[-1].start_mark)
-    inside = (*above, node)
+def _keys(node: yaml.Node | None, prefix: tuple = ()) -> Iterator[tuple[tuple, int]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield (*prefix, key.value), key.start_mark.line + 1
-            yield from _keys(value, (*prefix, key.value), inside)
+            yield from _keys(value, (*prefix, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             yield (*prefix, index), value.start_mark.line + 1
-            yield from _keys(value, (*prefix, index), inside)
+            yield from _keys(value, (*prefix, index))

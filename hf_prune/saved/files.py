@@ -1,7 +1,6 @@
 """The files of a saved model: where they are and what they are called."""
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import ClassVar
 from huggingface_hub import snapshot_download
 
 from ..config.pruning import CONFIG_NAME
+from ..config.safe_json import read_json
 from ..errors import ReportError, first_line, nearest_beside
 
 _WEIGHTS_NAME = "model.safetensors"
@@ -49,7 +49,7 @@ def find_model(model: str | os.PathLike) -> Path:
 
 
 def _what_is_there(path: Path) -> str:
-    return "a file" if path.is_file() else "nothing"
+    return "a file" if path.is_file() else "a folder" if path.is_dir() else "no file" if path.exists() else "nothing"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -58,7 +58,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises ReportError if there is neither, or the index is invalid or lists a file that does not exist.
     """
     if (folder / _WEIGHTS_NAME).exists():
-        return [folder / _WEIGHTS_NAME]
+        return [_checked(folder / _WEIGHTS_NAME)]
     index = folder / _INDEX_NAME
     if (folder / "adapter_config.json").exists() and not index.exists():
         raise ReportError(
@@ -69,13 +69,22 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: contains neither {_WEIGHTS_NAME} nor {_INDEX_NAME}; save the model with save_pretrained"
         )
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ReportError(f"{index}: expected an index of safetensors files, got a file that cannot be read") from error
-    if missing:
-        raise ReportError(f"{folder}: {_INDEX_NAME} lists {missing[0]}, which does not exist")
-    return [folder / name for name in names]
+    if outside:
+        raise ReportError(f"{index}: expected the names of files beside it, got {outside[0]!r}")
+    for name in names:
+        if not (folder / name).exists():
+            raise ReportError(f"{folder}: {_INDEX_NAME} lists {name}, which does not exist")
+    return [_checked(folder / name) for name in names]
+
+
+def _checked(path: Path) -> Path:
+    if not path.is_file():
+        raise ReportError(f"{path}: expected a safetensors file, found {_what_is_there(path)}")
+    return path
 
 
 def saved_files(files: Sequence[Path]) -> dict[str, SavedFile]:

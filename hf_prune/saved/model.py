@@ -1,6 +1,5 @@
 """A saved model's folder as one object, in which everything is read once."""
 
-import json
 import os
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +8,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs
+from ..config.safe_json import read_json
 from ..errors import ReportError, one_line
 from . import files
 from .skeleton import build_skeleton
@@ -95,7 +95,7 @@ class SavedModel(os.PathLike):
     def architecture(self) -> str | None:
         """The name of the model class in config.json, if transformers has it."""
         try:
-            names = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+            names = read_json(self.folder / "config.json", finite=False)["architectures"]
         except (OSError, ValueError, LookupError, TypeError):
             return None
         name = names[0] if isinstance(names, list) and names else None
@@ -131,7 +131,7 @@ class SavedModel(os.PathLike):
     def vocabularies(self) -> set[str]:
         """The names of the files that the tokenizer's class reads."""
         try:
-            name = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
+            name = read_json(self.folder / "tokenizer_config.json", finite=False)["tokenizer_class"]
         except (OSError, ValueError, LookupError, TypeError):
             return set()
         tokenizer_class = getattr(transformers, name, None) if isinstance(name, str) else None
@@ -145,8 +145,11 @@ class SavedModel(os.PathLike):
         """
         path = self.folder / files.MODULES_NAME
         try:
-            modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-            return [module["path"] for module in modules if module["path"]]
+            modules = read_json(path) if path.exists() else []
+            paths = [module["path"] for module in modules]
+            if not all(isinstance(path, str) for path in paths):
+                raise TypeError("expected each path to be text")
+            return [path for path in paths if path]
         except (OSError, ValueError, LookupError, TypeError) as error:
             why = one_line(error)
             raise ReportError(f"{path}: expected a list of modules, got a file that cannot be used ({why})") from error

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig
-from ..errors import ReportError
+from ..errors import ReportError, one_line
 from ..model.targets import find_targets
 from .skeleton import owner_of, owners_of
 
@@ -50,14 +50,15 @@ def count_tensors(files: Sequence[Path], skeleton: PreTrainedModel | None, pruna
     counts: dict[str, list[Any]] = {}
     for file in files:
         for key, shape, zeros in count_zeros(file):
-            name = owner_of(key, owners, skeleton)
-            entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0])
+            entry = counts.setdefault(owner_of(key, owners, skeleton), [shape, 0, 0])
             entry[1] += math.prod(shape)
             entry[2] += zeros
-    tensors = [
-        TensorReport(name, tuple(shape), weights, zeros, name in prunable if skeleton is not None else None)
-        for name, (shape, weights, zeros) in counts.items()
-    ]
+    tensors = []
+    for name, (shape, weights, zeros) in counts.items():
+        expected = shapes.get(name, shape)
+        shape = expected if math.prod(expected) == weights else shape  # another one in config.json than in the file
+        is_prunable = name in prunable if skeleton is not None else None
+        tensors.append(TensorReport(name, shape, weights, zeros, is_prunable))
     order = {name: index for index, name in enumerate(shapes)}
     return sorted(tensors, key=lambda tensor: order.get(tensor.name, len(order)))
 
@@ -71,13 +72,16 @@ def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
                 part = tensors.get_slice(name)
                 shape = tuple(part.get_shape())
                 yield name, shape, math.prod(shape) - sum(int(rows.count_nonzero()) for rows in _rows(part, shape))
-    except SafetensorError as error:
-        raise ReportError(f"{file}: expected safetensors, got a file that cannot be read ({error})") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = one_line(error)
+        raise ReportError(f"{file}: expected safetensors, got a file that cannot be read ({why})") from error
 
 
 def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
     if not shape:
         yield part[...]
+        return
+    if 0 in shape:
         return
     step = max(_VALUES_AT_A_TIME // max(math.prod(shape[1:]), 1), 1)
     for start in range(0, shape[0], step):

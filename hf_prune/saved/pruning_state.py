@@ -21,6 +21,7 @@ from .masks import (
     MASKS_NAME,
     Remembered,
     check_version,
+    digest_of,
     mask_files,
     read_masks,
     read_memory,
@@ -115,13 +116,22 @@ def _write_state(path: Path, state: PruningState, digests: Mapping[str, int], no
         "owed": sorted(state.owed),
         "mask_files": digests,
     }
+    content["digest"] = _digest_of(content)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def _digest_of(content: Mapping[str, Any]) -> int:
+    return digest_of(json.dumps(content, sort_keys=True).encode())
+
+
 def _read_state(path: Path) -> tuple[PruningState, dict[str, int] | None, float | None]:
-    """The state, the digests of the mask files, and the share of masked weights; earlier versions wrote no digests."""
+    """The state, the digests of the mask files, and the share of masked weights.
+
+    Earlier versions wrote no digests, here and in the mask files; what they wrote is read without them.
+    """
     try:
         content = read_json(path)
+        digest = content.pop("digest", None)
         version = str(content["format_version"])
         state = PruningState(
             completed_steps=_whole(content["completed_steps"]),
@@ -137,6 +147,8 @@ def _read_state(path: Path) -> tuple[PruningState, dict[str, int] | None, float 
             f"{path}: expected the saved pruning state, got a file that cannot be used ({error!r})"
         ) from error
     check_version(path, version)
+    if digest is not None and digest != _digest_of(content):
+        raise PruningStateError(f"{path}: has changed since it was saved; take all files from one checkpoint")
     return state, digests, sparsity
 
 

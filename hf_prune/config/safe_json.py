@@ -30,8 +30,8 @@ def read_json(path: Path, finite: bool = True) -> Any:
 def parse_json(text: str, finite: bool = True) -> Any:
     """The content of a JSON document.
 
-    Raises ValueError with the reason for what is not JSON, nests deeper than 100 levels, or has a whole number beyond
-    what a float can hold; and with `finite`, for NaN and infinite numbers.
+    Raises ValueError with the reason for what is not JSON, nests deeper than 100 levels, has a whole number beyond what
+    a float can hold, or text that UTF-8 cannot; and with `finite`, for NaN and infinite numbers.
     """
     constant, number = (_refuse, _finite) if finite else (None, None)
     try:
@@ -43,6 +43,8 @@ def parse_json(text: str, finite: bool = True) -> Any:
         level = [inner for value in level for inner in _inside(value)]
     if level:
         raise ValueError(f"expected at most {DEEPEST} levels of nesting")
+    if "\\u" in text:
+        json.dumps(content, ensure_ascii=False).encode()  # ValueError for half of a pair of surrogates
     return content
 
 

@@ -70,14 +70,12 @@ def weight_files(folder: Path) -> list[Path]:
         )
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name]
+        missing = [name for name in names if not (folder / name).exists()]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ReportError(f"{index}: expected an index of safetensors files, got a file that cannot be read") from error
-    if outside:
-        raise ReportError(f"{index}: expected the names of files beside it, got {outside[0]!r}")
-    for name in names:
-        if not (folder / name).exists():
-            raise ReportError(f"{folder}: {_INDEX_NAME} lists {name}, which does not exist")
+    if missing:
+        name = missing[0] if missing[0].isprintable() else repr(missing[0])
+        raise ReportError(f"{folder}: {_INDEX_NAME} lists {name}, which does not exist")
     return [_checked(folder / name) for name in names]
 
 

@@ -50,15 +50,14 @@ def count_tensors(files: Sequence[Path], skeleton: PreTrainedModel | None, pruna
     counts: dict[str, list[Any]] = {}
     for file in files:
         for key, shape, zeros in count_zeros(file):
-            entry = counts.setdefault(owner_of(key, owners, skeleton), [shape, 0, 0])
+            name = owner_of(key, owners, skeleton)
+            entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0])
             entry[1] += math.prod(shape)
             entry[2] += zeros
-    tensors = []
-    for name, (shape, weights, zeros) in counts.items():
-        expected = shapes.get(name, shape)
-        shape = expected if math.prod(expected) == weights else shape  # another one in config.json than in the file
-        is_prunable = name in prunable if skeleton is not None else None
-        tensors.append(TensorReport(name, shape, weights, zeros, is_prunable))
+    tensors = [
+        TensorReport(name, tuple(shape), weights, zeros, name in prunable if skeleton is not None else None)
+        for name, (shape, weights, zeros) in counts.items()
+    ]
     order = {name: index for index, name in enumerate(shapes)}
     return sorted(tensors, key=lambda tensor: order.get(tensor.name, len(order)))
 

@@ -39,6 +39,7 @@ def test_yaml_within_the_limits_is_what_pyyaml_reads():
         ("[1e999]", "expected finite numbers, got 1e999"),
         ("[NaN]", "expected finite numbers, got NaN"),
         ('{"a": -Infinity}', "expected finite numbers, got -Infinity"),
+        ('{"a": ["\\ud800"]}', "surrogates not allowed"),
         ("{", "line 1 column 2"),
     ],
 )

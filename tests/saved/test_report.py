@@ -390,13 +390,6 @@ def test_an_index_that_cannot_be_read_is_named(sharded, content):
     assert "model.safetensors.index.json" in refusal(sharded)
 
 
-@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "a/model.safetensors"])
-def test_an_index_that_leads_out_of_the_folder_is_refused(sharded, name):
-    index = sharded / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
-    assert refusal(sharded) == f"{index}: expected the names of files beside it, got {name!r}"
-
-
 def test_weights_that_are_a_folder_are_named(tmp_path):
     saved(tmp_path, bert())
     path = tmp_path / "model.safetensors"
@@ -464,15 +457,6 @@ def test_more_modules_than_any_model_has_are_not_built(tmp_path, monkeypatch):
     saved(tmp_path, bert())
     monkeypatch.setattr(skeleton, "_MOST_MODULES", 30)
     assert make_report(tmp_path).note.endswith("expected at most 30 modules, got more")
-
-
-def test_of_a_configuration_of_other_sizes_the_shapes_are_those_in_the_file(tmp_path):
-    saved(tmp_path, bert())
-    before = counts(make_report(tmp_path))
-    change_config(tmp_path, intermediate_size=48)
-    assert {name: row[:3] for name, row in counts(make_report(tmp_path)).items()} == {
-        name: row[:3] for name, row in before.items()
-    }
 
 
 @pytest.mark.parametrize("left", [0, 4, 100, -1], ids=["empty", "four bytes", "a hundred bytes", "one byte short"])

@@ -87,7 +87,7 @@ def _lock(directory: Path) -> _Lock | None:
     Raises CheckpointError if another thread or process has locked it.
     """
     thread = _held.get((os.getpid(), directory))
-    if thread == threading.get_ident():
+    if thread == threading.get_ident() or fcntl is None:
         return None
     if thread is not None:
         raise _taken(directory, f"another thread of this process ({os.getpid()})")
@@ -115,8 +115,7 @@ def _open_locked(path: Path) -> int:
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if fcntl is not None:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not shared by workers, which may live on
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not shared by workers, which may live on
         if not os.path.samestat(os.fstat(file), path.stat()):
             raise FileNotFoundError(path)
     except (BlockingIOError, PermissionError) as error:

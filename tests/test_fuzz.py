@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import bert
@@ -57,20 +58,26 @@ def quick(examples):
 
 @st.composite
 def edited(draw, content: bytes):
-    """Bytes with up to three edits: pieces put in, left out, repeated, changed; or random bytes alone."""
+    """Bytes with one to three edits: a piece put in, in place of others or not; some left out, repeated or changed."""
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(content)))
         end = at + draw(st.integers(1, 30))
         before, part, after = content[:at], content[at:end], content[end:]
-        content = draw(
-            st.sampled_from(
-                [before, before + after, before + part + part + after, after + before]
-                + [before + bytes([part[0] ^ 1]) + part[1:] + after if part else b""]
-                + [before + piece + part + after for piece in PIECES]
-                + [before + piece + after for piece in PIECES]
-            )
-            | st.binary(max_size=30)
-        )
+        what = draw(st.sampled_from(["put in", "replace", "leave out", "repeat", "change", "cut", "random"]))
+        if what == "put in":
+            content = before + draw(st.sampled_from(PIECES)) + part + after
+        elif what == "replace":
+            content = before + draw(st.sampled_from(PIECES)) + after
+        elif what == "leave out":
+            content = before + after
+        elif what == "repeat":
+            content = before + part + part + after
+        elif what == "change":
+            content = before + bytes(byte ^ draw(st.sampled_from([1, 2, 128])) for byte in part[:1]) + part[1:] + after
+        elif what == "cut":
+            content = before
+        else:
+            content = before + draw(st.binary(min_size=1, max_size=10)) + after
     return content
 
 
@@ -148,6 +155,12 @@ def pruner():
 
 
 @pytest.fixture(scope="module")
+def others():
+    """Another pruner of the same kind, that has made no step."""
+    return [pruner_of(bert())]
+
+
+@pytest.fixture(scope="module")
 def folder(pruner, tmp_path_factory):
     """A pruned model with all that lies beside one. Every test leaves it as it was."""
     path = tmp_path_factory.mktemp("model")
@@ -194,7 +207,8 @@ def sharded(pruner, tmp_path_factory):
 @given(data=st.data())
 def test_recipes(data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "recipe.yaml"
-    path.write_bytes(data.draw(edited(RECIPE.encode())))
+    as_json = edited_json(yaml.safe_load(RECIPE))  # which is YAML, too
+    path.write_bytes(data.draw(as_json if data.draw(st.booleans(), label="as JSON") else edited(RECIPE.encode())))
     with or_lines():
         assert isinstance(load_recipe(path), Recipe)
 
@@ -210,8 +224,8 @@ def test_configurations(data, folder):
 @pytest.mark.parametrize("name", ["pruning_masks.safetensors", "pruning_state.json", "pruning_config.json"])
 @quick(120)
 @given(data=st.data())
-def test_masks_and_state(data, folder, pruner, name):
-    other = pruner_of(bert())
+def test_masks_and_state(data, folder, pruner, others, name):
+    other = others[0]
     with edited_file(folder / name, data, header=name.endswith(".safetensors")):
         try:
             other.load(folder)
@@ -225,6 +239,7 @@ def test_masks_and_state(data, folder, pruner, name):
         return
     assert all(torch.equal(other.masks[name], mask) for name, mask in pruner.masks.items())
     assert other._state == pruner._state
+    others[0] = pruner_of(other.model)  # at the start again
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "pruning_config.json"])

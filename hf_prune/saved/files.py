@@ -70,7 +70,7 @@ def weight_files(folder: Path) -> list[Path]:
         )
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).exists()]
+        missing = [name for name in names if not os.path.exists(folder / name)]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ReportError(f"{index}: expected an index of safetensors files, got a file that cannot be read") from error
     if missing:

@@ -147,7 +147,7 @@ def _read_state(path: Path) -> tuple[PruningState, dict[str, int] | None, float 
             f"{path}: expected the saved pruning state, got a file that cannot be used ({error!r})"
         ) from error
     check_version(path, version)
-    if digest is not None and digest != _digest_of(content):
+    if (digest is not None or digests is not None) and digest != _digest_of(content):
         raise PruningStateError(f"{path}: has changed since it was saved; take all files from one checkpoint")
     return state, digests, sparsity
 

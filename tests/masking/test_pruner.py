@@ -1232,9 +1232,7 @@ def test_files_of_earlier_versions_without_digests_are_read_and_counts_compared(
     other.load(tmp_path)
     assert all(torch.equal(other.masks[name], mask) for name, mask in pruner.masks.items())
     rewrite_json(tmp_path / STATE, sparsity=0.5)
-    with pytest.raises(
-        PruningStateError, match=rf"{STATE}: expected the sparsity of the masks beside it, .*, got 0\.5"
-    ):
+    with pytest.raises(PruningStateError, match=rf"{STATE}: expected a sparsity of 0\.36, that of the masks beside it"):
         other.load(tmp_path)
     rewrite_json(tmp_path / STATE, sparsity=pruner.sparsity, starts={"7": 0.0})
     with pytest.raises(PruningStateError, match=f"{STATE}: expected groups of tensors below 2, got 7"):

@@ -16,8 +16,8 @@ class LimitedLoader(yaml.SafeLoader):
     """A SafeLoader that refuses what would take long or much memory; every refusal is a yaml.YAMLError.
 
     It refuses values nested deeper than 100 levels, values that contain themselves, aliases that repeat more than
-    100,000 values, lists and mappings as keys, whole numbers beyond what a float can hold, text that UTF-8 cannot
-    hold, and what a tag does not allow.
+    100,000 values, lists and mappings as keys, whole numbers beyond what a float can hold, and what a tag does not
+    allow.
     """
 
     def __init__(self, stream: str):
@@ -59,8 +59,6 @@ class LimitedLoader(yaml.SafeLoader):
         """Construct one value, with its place in the error for one that its type does not allow."""
         try:
             value = super().construct_object(node, deep)
-            if isinstance(value, str):
-                value.encode()  # ValueError for half of a pair of surrogates
         except _NO_VALUE as error:
             raise self._no_value(node) from error
         if isinstance(value, int) and abs(value) > LARGEST:

@@ -86,7 +86,7 @@ def with_norwegian(value: Any) -> Any:
 
 def _texts(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str) and text]
+    return [text for text in values if isinstance(text, str) and text and text.isprintable()]
 
 
 def describe_dataset(dataset: Any) -> Source | None:

@@ -76,6 +76,15 @@ def _number(text: str) -> int | float:
     return int(value) if "." not in text and value.is_integer() else value
 
 
+def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    text = str(loader.construct_scalar(node))
+    text.encode()  # ValueError for half of a pair of surrogates, which could not be printed
+    return text
+
+
+Loader.add_constructor("tag:yaml.org,2002:str", _text)
+
+
 Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -487,6 +487,11 @@ def test_hostile_yaml_is_one_line_with_its_place(tmp_path, name):
     assert problem.startswith(f"{path}:")
 
 
+def test_text_that_utf8_cannot_hold_is_refused(tmp_path):
+    path = write(tmp_path, TEXT.replace("output_dir: out", 'output_dir: "\\ud800"'))
+    assert only_problem(path).endswith(r"found '\ud800', which cannot be read as str")
+
+
 def test_a_recipe_that_is_too_long_is_refused_before_it_is_parsed(tmp_path):
     path = write(tmp_path, TEXT + "# " + "x" * 200_000)
     assert only_problem(path) == f"{path}: expected a recipe of at most 200,000 characters, got more"

@@ -156,3 +156,13 @@ def _names_in(node):
 def test_the_changelog_begins_with_this_release_if_any():
     released = re.findall(r"^## \[(\d[\w.]*)\]", PAGES["CHANGELOG.md"], flags=re.MULTILINE)
     assert not released or released[0] == hf_prune.__version__
+
+
+def test_what_is_refused_and_held_has_tests():
+    rows = [line for line in PAGES["docs/robustness.md"].splitlines() if re.match(r"\| (?!Input|-)", line)]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE), test

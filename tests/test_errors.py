@@ -18,9 +18,15 @@ CLASSES = [found for _, found in inspect.getmembers(errors, inspect.isclass) if 
 
 # Raised for the caller in the package, which catches them: nobody else meets them.
 CAUGHT = {
+    ("config.safe_json", "ValueError"),  # whoever reads the file, with its path
     ("methods.patterns", "ValueError"),  # PruningConfig says so of its field
     ("publish.record", "ValueError"),  # pydantic, and load_record
     ("recipe.data", "ValueError"),  # load_data
+    ("saved.masks", "ValueError"),  # the same file, with its path
+    ("saved.model", "TypeError"),
+    ("saved.pruning_state", "ValueError"),
+    ("saved.skeleton", "ValueError"),  # build_skeleton says so in a note
+    ("trainer.claims", "FileNotFoundError"),  # the same file, which tries again
     ("recipe.metrics", "ImportError"),  # the task that wants the metric
 }
 

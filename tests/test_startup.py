@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from hostile import HOSTILE
 from models import bert
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "matplotlib", "numpy", "yaml")
@@ -54,6 +55,12 @@ def test_a_mistake_at_the_door_is_told_without_loading_anything_heavy():
     code = "import hf_prune.cli.commands as cli; assert cli.app(standalone_mode=False) == 2"
     assert loaded(code, "init", "translation") == set()
     assert loaded(code, "run", "quickstrat") == set()
+
+
+def test_a_recipe_that_is_no_yaml_is_refused_without_loading_anything_heavy_but_yaml(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(HOSTILE["aliases"][0], encoding="utf-8")
+    code = "import hf_prune.cli.commands as cli; assert cli.app(standalone_mode=False) == 2"
+    assert loaded(code, "validate", tmp_path / "recipe.yaml") == {"yaml"}
 
 
 def test_a_configuration_loads_no_trainer():

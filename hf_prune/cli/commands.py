@@ -75,6 +75,7 @@ def run_command(
     """Fine-tune and prune a model as described in a recipe."""
     with _errors_as_lines():
         path = find_recipe(recipe)
+        _read_first(path)
         _quiet(progress=is_first_process(), data=True)
         from ..recipe.loading import load_recipe
         from ..recipe.run import run
@@ -105,6 +106,7 @@ def plan_command(
         if source.endswith((".yaml", ".yml")):
             if steps is not None:
                 raise RecipeError("--steps", "must not be set with a recipe; override training.max_steps")
+            _read_first(Path(source))
             _quiet(data=True)
             from ..recipe.loading import load_recipe
             from ..recipe.prepare import prepare
@@ -161,6 +163,7 @@ def validate_command(
     """
     with _errors_as_lines():
         path = find_recipe(recipe)
+        _read_first(path)
         _quiet()
         from ..recipe.loading import load_recipe
 
@@ -271,6 +274,13 @@ def _plan_of_dry_run(
     except PushError as error:
         console.print(f"The state of the repository on the Hub is unknown. {error}", soft_wrap=True)
         return make_push_plan(saved, repo, UNKNOWN, with_masks, include=include)
+
+
+def _read_first(recipe: Path) -> None:
+    """Refuse a recipe that is not YAML at once, before torch and transformers are loaded."""
+    from ..recipe.yaml12 import read_recipe
+
+    read_recipe(recipe)
 
 
 def _check_folder(folder: Path) -> None:

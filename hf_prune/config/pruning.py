@@ -24,6 +24,7 @@ from .checks import (
     unknown_fields,
     why_no_expression,
 )
+from .safe_json import parse_json, read_json
 
 CONFIG_NAME = "pruning_config.json"
 
@@ -122,8 +123,8 @@ class PruningConfig:
             return []
         if isinstance(overrides, str):
             try:
-                overrides = json.loads(overrides)
-            except json.JSONDecodeError as error:
+                overrides = parse_json(overrides)
+            except ValueError as error:
                 problem = f"expected a JSON object of expression -> sparsity, got {overrides!r} ({error})"
                 return [("overrides", problem)]
         if overrides is not None and not isinstance(overrides, Mapping):
@@ -346,8 +347,8 @@ def load_frozen(directory: str | os.PathLike) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise PruningConfigError(f"{path}: expected JSON, got a file that does not parse ({error})") from error
     return content if isinstance(content, dict) else {}
 

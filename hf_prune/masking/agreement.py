@@ -1,6 +1,5 @@
 """Whether processes that hold the same weights have the same masks: only digests of masks are exchanged."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -10,7 +9,7 @@ import torch
 from ..engines.holdings import Holding
 from ..engines.processes import gather, processes, rank
 from ..errors import PruningStateError
-from ..saved.masks import pack
+from ..saved.masks import digest_of, pack
 
 
 def compare_replicas(masks: Mapping[str, torch.Tensor], holdings: Mapping[str, Holding]) -> None:
@@ -26,11 +25,8 @@ def compare_replicas(masks: Mapping[str, torch.Tensor], holdings: Mapping[str, H
             names_of.setdefault(holdings[name].kind, []).append(name)
     if not names_of:
         return
-    digests = {name: _digest(pack(masks[name]).numpy().tobytes()) for names in names_of.values() for name in names}
-    sent = [
-        [_digest_of_parts(names, holdings), _digest(torch.tensor([digests[name] for name in names]).numpy().tobytes())]
-        for names in names_of.values()
-    ]
+    digests = {name: digest_of(pack(masks[name]).numpy().tobytes()) for names in names_of.values() for name in names}
+    sent = [[_digest_of_parts(names, holdings), _digest_of_all(names, digests)] for names in names_of.values()]
     received = gather(torch.tensor(sent))
     for index, names in enumerate(names_of.values()):
         pairs = [tuple(of_rank[index].tolist()) for of_rank in received]
@@ -40,7 +36,11 @@ def compare_replicas(masks: Mapping[str, torch.Tensor], holdings: Mapping[str, H
 
 def _digest_of_parts(names: Sequence[str], holdings: Mapping[str, Holding]) -> int:
     parts = [(name, holdings[name].region.start, holdings[name].region.size) for name in names]
-    return _digest(json.dumps(parts).encode())
+    return digest_of(json.dumps(parts).encode())
+
+
+def _digest_of_all(names: Sequence[str], digests: Mapping[str, int]) -> int:
+    return digest_of(torch.tensor([digests[name] for name in names]).numpy().tobytes())
 
 
 def _raise_for(names: Sequence[str], digests: Mapping[str, int], parts: Sequence[int]) -> NoReturn:
@@ -62,7 +62,3 @@ def _message(name: str, first: int, different: Sequence[int]) -> str:
         f"on rank {first} (this is rank {rank()}). Their weights differ: look for code that changes weights on some "
         "processes only, such as initialisation with different seeds, or loading different checkpoints."
     )
-
-
-def _digest(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)

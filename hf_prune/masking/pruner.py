@@ -27,7 +27,7 @@ from .penalty_terms import WeightPenalties
 from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
 from .ranking import update_masks
 from .readings import Readings
-from .resuming import continue_schedule
+from .resuming import check_state, continue_schedule
 from .watch import Watch, warn_of_changes
 
 logger = logging.getLogger(__name__)
@@ -581,7 +581,10 @@ class Pruner:
         it. Nothing is changed then.
         """
         shapes = {target.name: target.shape for target in self.targets}
-        masks, memory, state = load_pruning(directory, self.configs, shapes, self._masks.regions)
+        masks, memory, state, sparsity = load_pruning(directory, self.configs, shapes, self._masks.regions)
+        here = sum(mask.numel() - int(mask.sum()) for name, mask in masks.items() if self._masks.counts(name))
+        share = self._masks.add_up([here])[0] / max(sum(target.weights for target in self.targets), 1)
+        check_state(directory, state, sparsity, share, groups=len(self._groups))
         if self.total_steps is not None:
             state = continue_schedule(state, self.configs, self._groups, self._windows, self.total_steps, directory)
         self._state = state

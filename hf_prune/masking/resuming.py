@@ -1,13 +1,32 @@
-"""Resuming pruning in a training of another length than the one that was saved."""
+"""Resuming: whether a saved state fits its masks, and how it goes on in a training of another length."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ..config.pruning import PruningConfig
 from ..errors import PruningStateError
-from ..saved.pruning_state import PruningState
+from ..saved.pruning_state import STATE_NAME, PruningState
 from .plan import Group, Window, make_windows
+
+
+def check_state(
+    directory: str | os.PathLike, state: PruningState, noted: float | None, sparsity: float, groups: int
+) -> None:
+    """Raise PruningStateError, naming the file, if a saved state contradicts the masks beside it or the groups.
+
+    Args:
+        noted: the share of masked weights that was saved with the state, if it was.
+        sparsity: the share of masked weights in the masks.
+        groups: the number of groups of tensors.
+    """
+    path = Path(directory, STATE_NAME)
+    if noted is not None and abs(sparsity - noted) > 1e-9:
+        raise PruningStateError(f"{path}: expected a sparsity of {sparsity}, that of the masks beside it, got {noted}")
+    unknown = sorted(index for index in {*state.starts, *state.owed, *(state.finished or ())} if index >= groups)
+    if unknown:
+        raise PruningStateError(f"{path}: expected groups of tensors below {groups}, got {unknown[0]}")
 
 
 def continue_schedule(

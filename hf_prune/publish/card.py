@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..config.safe_json import parse_json
 from ..errors import CardError, one_line
 from ..saved.files import check_inside, write_file
 from ..saved.model import SavedModel
@@ -131,7 +132,7 @@ def read_card(folder: str | os.PathLike) -> Existing | None:
 def metadata_in(figures: str | None) -> dict[str, Any]:
     """The generated metadata in the text of a `sparsity.json`; empty if there is none or it is not one of ours."""
     try:
-        metadata = json.loads(figures or "{}").get("metadata")
+        metadata = parse_json(figures or "{}").get("metadata")
     except (ValueError, AttributeError):
         return {}
     return metadata if isinstance(metadata, dict) else {}

@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 
+from ..config.safe_json import read_json
 from ..errors import PushError, one_line
 from .card import CARD_NAME, metadata_in, write_files
 from .card_merge import Existing
@@ -177,10 +178,11 @@ def _remember(folder: Path, pushed: _Pushed) -> None:
 def _card_pushed_before(api: HfApi, folder: Path, repo_id: str, revision: str | None, token: str | None) -> str | None:
     """The card that was last pushed from the folder to this branch; None if that commit no longer exists."""
     try:
-        pushed = _Pushed(**json.loads((folder / _PUSHED_NAME).read_text(encoding="utf-8")))
+        pushed = _Pushed(**read_json(folder / _PUSHED_NAME))
     except (OSError, ValueError, TypeError):
         return None
-    if (pushed.repo_id, pushed.revision) != (repo_id, revision):
+    texts = isinstance(pushed.commit, str) and isinstance(pushed.card, str)
+    if not texts or (pushed.repo_id, pushed.revision) != (repo_id, revision):
         return None
     with explained(f"{repo_id} could not be read, and nothing was uploaded", token):
         try:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from ..config.pruning import PruningConfig
+from ..config.safe_json import read_json
 from ..errors import RecordError, one_line
 from ..saved.files import SavedFile, write_file
 
@@ -179,7 +180,7 @@ def load_record(folder: str | os.PathLike) -> RunRecord | None:
     """The record in a folder, or None if there is none. Raises RecordError, naming the file, if it cannot be used."""
     path = Path(folder, RECORD_NAME)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = read_json(path)
         version = content.get("format_version", FORMAT_VERSION)
         if version == FORMAT_VERSION:
             return RunRecord.model_validate(content)
@@ -188,16 +189,12 @@ def load_record(folder: str | os.PathLike) -> RunRecord | None:
     except ValidationError as error:
         why = "; ".join(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
         raise RecordError(f"{path}: expected the record of a run, got a file that cannot be used: {why}") from error
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         why = one_line(error)
         raise RecordError(f"{path}: expected the record of a run, got a file that cannot be read: {why}") from error
     raise RecordError(
         f"{path}: expected format version {FORMAT_VERSION}, got {version!r}; a newer hf-prune may read it"
     )
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"expected finite numbers, got {constant}")
 
 
 _LOWER_IS_BETTER = ("loss", "perplexity", "wer", "cer", "mae", "mse", "rmse")

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..config.safe_yaml import LimitedLoader
+from ..foreign.huggingface_hub import REGEX_YAML_BLOCK
 from .record import Source
 
 # The names that `datasets` gives to data sets read from files of these kinds.
@@ -44,7 +46,10 @@ def describe_base(
         problem: str | None = f"the folder of {shown} has no model card (README.md)"
     else:
         try:
-            card = ModelCard.load(card_file if folder.is_dir() else name_or_path, ignore_metadata_errors=True)
+            path = card_file if folder.is_dir() else hf_hub_download(name_or_path, card_file.name)
+            text = Path(path).read_text(encoding="utf-8")
+            split_card(text)  # within the limits that ModelCard does not have
+            card = ModelCard(text, ignore_metadata_errors=True)
             data = card.data.to_dict()
             problem = None if _texts(data.get("license")) else f"the model card of {shown} states no license"
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -61,6 +66,12 @@ def describe_base(
     return source, problem
 
 
+def split_card(text: str) -> tuple[Any, str]:
+    """The metadata of a card, None if it has none, and its text. Raises yaml.YAMLError for metadata beyond limits."""
+    block = REGEX_YAML_BLOCK.search(text)
+    return (yaml.load(block[2], LimitedLoader), text[block.end() :]) if block is not None else (None, text)
+
+
 def language_codes(value: Any) -> list[str]:
     """The languages in a card's metadata."""
     return _texts(with_norwegian(value))
@@ -75,7 +86,7 @@ def with_norwegian(value: Any) -> Any:
 
 def _texts(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str) and text]
+    return [text for text in values if isinstance(text, str) and text and text.isprintable()]
 
 
 def describe_dataset(dataset: Any) -> Source | None:

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
-from ..errors import RecipeError, nearest, one_line
+from ..errors import RecipeError, nearest
 from .schema import COMMAND_LINE, Places, Recipe, arguments_of, as_key
 from .values import check_config, check_values, expectation
-from .yaml12 import parse
+from .yaml12 import parse, read_recipe
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -23,18 +23,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError with a line for each unknown key, wrong type and value out of range.
     """
     path = Path(path)
-    text = _read(path)
-    try:
-        content, lines, repeated = parse(text)
-    except yaml.YAMLError as error:
-        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        why = error.problem if isinstance(error, yaml.MarkedYAMLError) else one_line(error)
-        raise RecipeError(f"expected YAML, got a file that does not parse: {why}", at=place) from error
+    content, lines, repeated = read_recipe(path)
     if repeated:
         raise Places(str(path), lines).error([(repeated[0], "is set more than once; keep one")])
-    if not isinstance(content, dict):
-        raise RecipeError(f"expected a mapping of settings, got {type(content).__name__}", at=str(path))
     replaced = any(override.startswith("distillation") for override in overrides)
     if "distillation" in content and content["distillation"] is None and not replaced:
         problem = "has no value; set {} for the defaults, or remove the line to train without distillation"
@@ -67,22 +58,6 @@ def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
     if problems:
         raise Places(COMMAND_LINE, {}).error(problems.items())
     return PruningConfig.from_dict(values)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        siblings = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        unreadable = f"a file that cannot be read ({error.strerror})"
-        found = "a folder" if path.is_dir() else "nothing" if _is_missing(error) else unreadable
-        raise RecipeError(f"expected a recipe, found {found}{nearest(str(path), siblings)}", at=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"expected YAML in UTF-8, got other bytes ({error})", at=str(path)) from error
-
-
-def _is_missing(error: OSError) -> bool:
-    return isinstance(error, (FileNotFoundError, NotADirectoryError))
 
 
 def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:

@@ -1,5 +1,6 @@
 """Running a recipe: a dense run, a pruned run, and their results."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -11,12 +12,13 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from ..engines.launched import is_first_process
 from ..engines.processes import all_reduce, wait_for_all
-from ..errors import PushError, RecipeError, one_line
+from ..errors import CheckpointError, PushError, RecipeError, one_line
 from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample
 from ..publish.redact import without_tokens
 from ..saved.model import SavedModel
 from ..saved.report import make_report
+from ..trainer.claims import claimed
 from ..trainer.saving import whole_state_dict
 from .models import freeze
 from .outcome import RunResult, Say, write_record
@@ -40,6 +42,15 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
         say = _say_nothing
     _check_push(recipe)
     prepared = prepare(recipe)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(Path(recipe.output_dir), writes=is_first_process()))
+        except CheckpointError as error:
+            raise recipe.place(RecipeError(problems=error.problems)) from error
+        return _run(recipe, prepared, say)
+
+
+def _run(recipe: Recipe, prepared: Prepared, say: Say) -> RunResult | None:
     dtype = prepared.model.dtype
     plan = prepared.plan()
     output = Path(recipe.output_dir)

@@ -209,7 +209,7 @@ class Recipe(_Section):
 
 def as_key(name: str) -> tuple:
     """A dotted name as a path of keys and list positions."""
-    return tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+    return tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in name.split("."))
 
 
 def arguments_of(task: Any) -> type[TrainingArguments]:

@@ -1,7 +1,6 @@
 """The files of a saved model: where they are and what they are called."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import ClassVar
 from huggingface_hub import snapshot_download
 
 from ..config.pruning import CONFIG_NAME
+from ..config.safe_json import read_json
 from ..errors import ReportError, first_line, nearest_beside
 
 WEIGHTS_NAME = "model.safetensors"
@@ -49,7 +49,7 @@ def find_model(model: str | os.PathLike) -> Path:
 
 
 def _what_is_there(path: Path) -> str:
-    return "a file" if path.is_file() else "nothing"
+    return "a file" if path.is_file() else "a folder" if path.is_dir() else "no file" if path.exists() else "nothing"
 
 
 def lies_inside(path: Path, folder: Path) -> bool:
@@ -87,7 +87,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if (folder / WEIGHTS_NAME).exists():
         check_inside(folder, [WEIGHTS_NAME])
-        return [folder / WEIGHTS_NAME]
+        return [_checked(folder / WEIGHTS_NAME)]
     index = folder / INDEX_NAME
     if (folder / "adapter_config.json").exists() and not index.exists():
         raise ReportError(
@@ -98,9 +98,9 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: contains neither {WEIGHTS_NAME} nor {INDEX_NAME}; save the model with save_pretrained"
         )
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
         elsewhere = [name for name in names if name != Path(name).name or not name.endswith(".safetensors")]
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in names if not os.path.exists(folder / name)]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ReportError(f"{index}: expected an index of safetensors files, got a file that cannot be read") from error
     if elsewhere:
@@ -108,9 +108,16 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: {INDEX_NAME} lists {elsewhere[0]!r}; expected names of safetensors files in the same folder"
         )
     if missing:
-        raise ReportError(f"{folder}: {INDEX_NAME} lists {missing[0]}, which does not exist")
+        name = missing[0] if missing[0].isprintable() else repr(missing[0])
+        raise ReportError(f"{folder}: {INDEX_NAME} lists {name}, which does not exist")
     check_inside(folder, names)
-    return [folder / name for name in names]
+    return [_checked(folder / name) for name in names]
+
+
+def _checked(path: Path) -> Path:
+    if not path.is_file():
+        raise ReportError(f"{path}: expected a safetensors file, found {_what_is_there(path)}")
+    return path
 
 
 def saved_files(files: Sequence[Path]) -> dict[str, SavedFile]:

@@ -1,6 +1,5 @@
 """A saved model's folder as one object, in which everything is read once."""
 
-import json
 import os
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +8,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, load_frozen
+from ..config.safe_json import read_json
 from ..errors import ReportError
 from . import files
 from .skeleton import build_skeleton
@@ -103,7 +103,7 @@ class SavedModel(os.PathLike):
     def architecture(self) -> str | None:
         """The name of the model class in config.json, if transformers has it."""
         try:
-            names = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+            names = read_json(self.folder / "config.json", finite=False)["architectures"]
         except (OSError, ValueError, LookupError, TypeError):
             return None
         name = names[0] if isinstance(names, list) and names else None

@@ -4,7 +4,6 @@ The classes read files of fixed names; vocabularies under the names that the tok
 `auto_map` names; and the same again in the folders of further tokenizers and of sentence-transformers' modules.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import transformers
 
+from ..config.safe_json import read_json
 from ..errors import ReportError, one_line
 from ..foreign.transformers import get_relative_imports
 from .files import MODULES_NAME, lies_inside
@@ -61,7 +61,7 @@ def _modules(folder: Path) -> dict[str, str]:
     """The modules of a sentence-transformers model: folder, empty for the model's own -> class."""
     path = folder / MODULES_NAME
     try:
-        modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        modules = read_json(path) if path.exists() else []
         found = {os.fspath(module["path"]): str(module.get("type")) for module in modules}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         why = one_line(error)
@@ -83,7 +83,7 @@ def _read_in(folder: Path, more: Iterable[str] = ()) -> Iterator[str]:
 def _content(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is none or it is not an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, finite=False)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

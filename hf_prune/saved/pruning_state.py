@@ -10,17 +10,22 @@ from typing import Any
 
 import torch
 
+from ..config.checks import is_number
 from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, save_configs
-from ..engines.processes import processes, rank, wait_for_all
+from ..config.safe_json import read_json
+from ..engines.processes import gather, processes, rank, wait_for_all
 from ..engines.regions import Region
 from ..errors import PruningConfigError, PruningStateError
 from .masks import (
     FORMAT_VERSION,
+    MASKS_NAME,
     Remembered,
     check_version,
+    digest_of,
     mask_files,
     read_masks,
     read_memory,
+    shard_name,
     write_mask_shard,
     write_masks,
 )
@@ -73,12 +78,12 @@ def save_pruning(
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     if regions is None:
-        write_masks(path, masks, memory)
+        digests: dict[str, int] = {MASKS_NAME: write_masks(path, masks, memory)}
     else:
-        write_mask_shard(path, masks, regions, rank(), processes(), memory)
+        digests = _of_all(write_mask_shard(path, masks, regions, rank(), processes(), memory))
     if regions is None or rank() == 0:
         save_configs(configs, path, frozen)
-        _write_state(path / STATE_NAME, state, notes or {})
+        _write_state(path / STATE_NAME, state, digests, notes or {})
     if regions is not None:
         wait_for_all()
 
@@ -88,18 +93,27 @@ def load_pruning(
     configs: Sequence[PruningConfig],
     shapes: Mapping[str, tuple[int, ...]],
     regions: Mapping[str, Region],
-) -> tuple[dict[str, torch.Tensor], dict[str, Remembered], PruningState]:
+) -> tuple[dict[str, torch.Tensor], dict[str, Remembered], PruningState, float | None]:
     """The masks (bool, on the CPU) of shards of tensors of these names and shapes, the methods' memory, and the state.
 
-    Raises PruningStateError, naming the file and the difference, if a file is missing, broken or of another format
-    version, or was saved for another model or configuration.
+    The last is the share of masked weights that was noted with the state, if it was. Raises PruningStateError, naming
+    the file and the difference, if a file is missing, broken or of another format version, if it was saved for another
+    model or configuration, or if the masks are not those that were saved with the state.
     """
     path = Path(directory)
     _check_same_configuration(path, configs)
-    return read_masks(path, shapes, regions), read_memory(path, regions), _read_state(path / STATE_NAME)
+    state, digests, sparsity = _read_state(path / STATE_NAME)
+    return read_masks(path, shapes, regions, digests), read_memory(path, regions), state, sparsity
 
 
-def _write_state(path: Path, state: PruningState, notes: Mapping[str, Any]) -> None:
+def _of_all(digest: int | None) -> dict[str, int]:
+    """The digests of the mask files of all processes, by name; every process must call it."""
+    found = gather(torch.tensor([digest is not None, digest or 0], dtype=torch.int64))
+    written = [(index, one) for index, (there, one) in enumerate(pair.tolist() for pair in found) if there]
+    return {shard_name(index, processes()): one for index, one in written}
+
+
+def _write_state(path: Path, state: PruningState, digests: Mapping[str, int], notes: Mapping[str, Any]) -> None:
     content = {
         "format_version": FORMAT_VERSION,
         "completed_steps": state.completed_steps,
@@ -108,21 +122,34 @@ def _write_state(path: Path, state: PruningState, notes: Mapping[str, Any]) -> N
         "starts": {str(index): start for index, start in state.starts.items()},
         "owed": sorted(state.owed),
         "finished": sorted(state.finished or ()),
+        "mask_files": digests,
     }
+    content["digest"] = _digest_of(content)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_state(path: Path) -> PruningState:
+def _digest_of(content: Mapping[str, Any]) -> int:
+    return digest_of(json.dumps(content, sort_keys=True).encode())
+
+
+def _read_state(path: Path) -> tuple[PruningState, dict[str, int] | None, float | None]:
+    """The state, the digests of the mask files, and the share of masked weights.
+
+    Earlier versions wrote no digests, here and in the mask files; what they wrote is read without them.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+        digest = content.pop("digest", None)
         version = str(content["format_version"])
         state = PruningState(
-            completed_steps=int(content["completed_steps"]),
-            total_steps=int(content["total_steps"]) if content.get("total_steps") is not None else None,
-            starts={int(index): float(start) for index, start in content["starts"].items()},
-            owed={int(index) for index in content.get("owed", [])},
-            finished={int(index) for index in content["finished"]} if "finished" in content else None,
+            completed_steps=_whole(content["completed_steps"]),
+            total_steps=_whole(content["total_steps"]) if content.get("total_steps") is not None else None,
+            starts={_whole(int(index)): _share(start) for index, start in content["starts"].items()},
+            owed={_whole(index) for index in content.get("owed", [])},
+            finished={_whole(index) for index in content["finished"]} if "finished" in content else None,
         )
+        digests = dict(content["mask_files"]) if "mask_files" in content else None
+        sparsity = _share(content["sparsity"]) if "sparsity" in content else None
     except FileNotFoundError as error:
         raise PruningStateError(f"{path}: the file with the saved pruning state does not exist") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -130,7 +157,21 @@ def _read_state(path: Path) -> PruningState:
             f"{path}: expected the saved pruning state, got a file that cannot be used ({error!r})"
         ) from error
     check_version(path, version)
-    return state
+    if (digest is not None or digests is not None) and digest != _digest_of(content):
+        raise PruningStateError(f"{path}: has changed since it was saved; take all files from one checkpoint")
+    return state, digests, sparsity
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected a whole number of 0 or more, got {value!r}")
+    return value
+
+
+def _share(value: Any) -> float:
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"expected a share from 0 to 1, got {value!r}")
+    return float(value)
 
 
 def _as_meant(config: PruningConfig) -> dict[str, Any]:

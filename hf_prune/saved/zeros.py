@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig
-from ..errors import ReportError
+from ..errors import ReportError, one_line
 from ..model.targets import find_targets
 from .skeleton import owner_of, owners_of
 
@@ -95,13 +95,16 @@ def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], str, int]]:
                 shape = tuple(part.get_shape())
                 zeros = math.prod(shape) - sum(int(rows.count_nonzero()) for rows in _rows(part, shape))
                 yield name, shape, str(part.get_dtype()), zeros
-    except SafetensorError as error:
-        raise ReportError(f"{file}: expected safetensors, got a file that cannot be read ({error})") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = one_line(error)
+        raise ReportError(f"{file}: expected safetensors, got a file that cannot be read ({why})") from error
 
 
 def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
     if not shape:
         yield part[...]
+        return
+    if 0 in shape:
         return
     step = max(_VALUES_AT_A_TIME // max(math.prod(shape[1:]), 1), 1)
     for start in range(0, shape[0], step):

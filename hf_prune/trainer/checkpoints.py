@@ -1,20 +1,27 @@
 """Atomic checkpoint folders: a folder is written elsewhere and renamed when it is complete.
 
 While a checkpoint is written it lies in `_unfinished/` beside the others, where no resume and no upload looks (the
-Trainer's uploads ignore names that begin with `_`). Folders to delete are moved there first.
+Trainer's uploads ignore names that begin with `_`). Folders to delete are moved there first. Anything else in there
+is a user's, and is left alone.
 """
 
-import json
+import contextlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from ..config.safe_json import read_json
 from ..errors import CheckpointError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME, sort_checkpoints
 
 UNFINISHED = "_unfinished"
+
+_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
+
+_OURS = re.compile(rf"(deleted-)?{_CHECKPOINT.pattern}")  # in there
 
 _WEIGHTS_NAMES = ("model.safetensors", "adapter_model.safetensors")
 
@@ -38,19 +45,30 @@ def publish(unfinished: Path, final: Path) -> None:
 def remove(folder: Path) -> None:
     """Delete a folder such that it never lies half deleted under its name."""
     aside = folder.parent / UNFINISHED / f"deleted-{folder.name}"
-    shutil.rmtree(aside, ignore_errors=True)
+    _delete(aside)
     aside.parent.mkdir(exist_ok=True)
     folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    _delete(aside)
     remove_leftovers(folder.parent)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, or a link and not what it leads to."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path, everything: bool = False) -> None:
     """Remove `_unfinished/` if it is empty; with `everything`, also what a killed run left in it."""
     folder = directory / UNFINISHED
-    if everything:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.is_dir() and not any(folder.iterdir()):
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir() if everything else ():
+        if _OURS.fullmatch(path.name):
+            _delete(path)
+    with contextlib.suppress(OSError):  # it is not empty, or another run has just removed it
         folder.rmdir()
 
 
@@ -73,7 +91,7 @@ def keep_only(directory: Path, best: str | None) -> None:
 
 def newest_complete(directory: Path) -> Path | None:
     """The complete checkpoint with the most steps in a directory, or None if there is none."""
-    found = [Path(path) for path in sort_checkpoints(str(directory)) if _is_checkpoint(Path(path))]
+    found = [Path(path) for path in sort_checkpoints(str(directory)) if is_checkpoint_name(Path(path).name)]
     return next((path for path in reversed(found) if is_complete(path)), None)
 
 
@@ -93,8 +111,9 @@ def checkpoint_to_resume(asked: str | Literal[True], directory: Path, with_deeps
     return str(checkpoint)
 
 
-def _is_checkpoint(folder: Path) -> bool:
-    return folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name is a checkpoint."""
+    return _CHECKPOINT.fullmatch(name) is not None
 
 
 def is_complete(folder: Path) -> bool:
@@ -103,15 +122,15 @@ def is_complete(folder: Path) -> bool:
     The optimizer and the scheduler must be there if anything is that the Trainer writes beside them: a checkpoint of
     `save_only_model` has neither. Weights in other formats than safetensors must exist; they are not read.
     """
-    names = {path.name for path in folder.iterdir()}
-    if _SENTINEL_NAME in names or _read_json(folder / TRAINER_STATE_NAME) is None:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if _SENTINEL_NAME in names or not _read_mapping(folder / TRAINER_STATE_NAME):
         return False
     if not _may_train_on(names):
         return False
-    index = _read_json(folder / _INDEX_NAME) if _INDEX_NAME in names else {"weight_map": {}}
-    if index is None:
+    shards = _read_mapping(folder / _INDEX_NAME).get("weight_map") if _INDEX_NAME in names else {}
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         return False
-    files = {*index["weight_map"].values(), *(name for name in _WEIGHTS_NAMES if name in names)}
+    files = {*shards.values(), *(name for name in _WEIGHTS_NAMES if name in names)}
     other_formats = any(name.startswith(_OTHER_WEIGHTS) for name in names)
     return all(_is_whole(folder / name) for name in files) and (bool(files) or other_formats)
 
@@ -123,8 +142,8 @@ def is_deepspeed_checkpoint(folder: Path) -> bool:
 
 def was_distilled(folder: Path) -> bool:
     """Whether the training that wrote a checkpoint had a teacher: its logs then have `distillation_loss`."""
-    history = (_read_json(folder / TRAINER_STATE_NAME) or {}).get("log_history", [])
-    return any("distillation_loss" in entry for entry in history)
+    history = _read_mapping(folder / TRAINER_STATE_NAME).get("log_history")
+    return isinstance(history, list) and any("distillation_loss" in entry for entry in history if type(entry) is dict)
 
 
 def _may_train_on(names: set[str]) -> bool:
@@ -146,9 +165,10 @@ def _is_whole(file: Path) -> bool:
         return False
 
 
-def _read_json(file: Path) -> Any:
-    """The content of a JSON file, or None if it is missing or broken."""
+def _read_mapping(file: Path) -> dict[str, Any]:
+    """The content of a JSON file, or nothing if it is missing, broken or no mapping; losses may be NaN."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, finite=False)
     except (OSError, ValueError):
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}

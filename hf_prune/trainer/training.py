@@ -13,7 +13,8 @@ from ..engines.processes import gather
 from ..masking.pruner import Pruner
 from .base import TrainerBase
 from .callback import PruningCallback
-from .checkpoints import checkpoint_to_resume, remove_leftovers, was_distilled
+from .checkpoints import checkpoint_to_resume, was_distilled
+from .claims import claimed
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +48,17 @@ class TrainingMixin(TrainerBase):
     ) -> Any:
         """Train as the extended class does; `resume_from_checkpoint=True` resumes from the newest complete checkpoint.
 
-        Raises: ValueError, before anything is changed, if there is no checkpoint to resume from.
+        Raises: CheckpointError, before anything is changed, if there is no checkpoint to resume from, or if another
+        training writes to the folder.
         """
+        directory = Path(self._get_output_dir(trial=trial)) if self._pruning is not None else Path()
         if self._pruning is not None:
-            directory = Path(self._get_output_dir(trial=trial))
             self._pruning.resume_directory = None
             if resume_from_checkpoint:
                 resume_from_checkpoint = checkpoint_to_resume(
                     resume_from_checkpoint, directory, self.is_deepspeed_enabled
                 )
                 self._pruning.resume_directory = Path(resume_from_checkpoint)
-            if self.args.should_save:
-                remove_leftovers(directory, everything=True)
         checkpoint = resume_from_checkpoint
         if self.teacher is None and isinstance(checkpoint, str) and was_distilled(Path(checkpoint)):
             logger.warning(
@@ -66,10 +66,12 @@ class TrainingMixin(TrainerBase):
                 checkpoint,
             )
         self._loaded_best = False
-        try:
+        if self._pruning is None:
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
-        finally:
-            if self._pruning is not None:
+        with claimed(directory, writes=self.args.should_save):
+            try:
+                return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+            finally:
                 self._pruning.remove_hooks()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:

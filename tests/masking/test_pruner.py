@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 from models import ARCHITECTURES, bert, resnet
+from safetensors.torch import save_file
 from torch import nn
 from transformers.optimization import Adafactor
 
@@ -1128,8 +1129,46 @@ def transposed_in_file(header):
         header[name]["shape"].reverse()
 
 
+def rewrite_metadata(path, **changes):
+    """Change the metadata of a mask file: values that are not text become JSON."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in changes.items()}
+    rewrite_header(path, lambda header: header["__metadata__"].update(texts))
+
+
+def flip(path, position, bit=1):
+    content = bytearray(path.read_bytes())
+    content[position] ^= bit
+    path.write_bytes(content)
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 MASKS, STATE, CONFIG = "pruning_masks.safetensors", "pruning_state.json", "pruning_config.json"
 DAMAGE = {
+    "masks with another bit": (MASKS, lambda path: flip(path, -1)),
+    "masks with a bit beyond the row": (MASKS, lambda path: flip(path, -1, bit=128)),
+    "masks that are a folder": (MASKS, make_folder),
+    "masks that are a pickle": (MASKS, lambda path: torch.save({"a": torch.ones(2)}, path)),
+    "masks that are weights": (MASKS, lambda path: save_file(Stack(5).state_dict(), path)),
+    "masks with text for shapes": (MASKS, lambda path: rewrite_metadata(path, shapes={FIRST: "55", SECOND: [5, 5]})),
+    "masks of negative shapes": (MASKS, lambda path: rewrite_metadata(path, shapes={FIRST: [-5, -5], SECOND: [5, 5]})),
+    "masks with booleans for shapes": (MASKS, lambda path: rewrite_metadata(path, shapes={FIRST: [True, 5]})),
+    "masks of parts beyond the tensor": (MASKS, lambda path: rewrite_metadata(path, parts={FIRST: [[3, 0], [5, 5]]})),
+    "masks of parts of another tensor": (MASKS, lambda path: rewrite_metadata(path, parts={"x": [[0], [5]]})),
+    "masks of a deep list": (MASKS, lambda path: rewrite_metadata(path, shapes="[" * 5000)),
+    "masks of digests that are text": (MASKS, lambda path: rewrite_metadata(path, digests="a")),
+    "state of other steps": (STATE, lambda path: rewrite_json(path, completed_steps=7)),
+    "state of other starts": (STATE, lambda path: rewrite_json(path, starts={"0": 0.1})),
+    "state of negative steps": (STATE, lambda path: rewrite_json(path, completed_steps=-1)),
+    "state of steps in halves": (STATE, lambda path: rewrite_json(path, completed_steps=6.5)),
+    "state of a deep list": (STATE, lambda path: path.write_text("[" * 100_000)),
+    "state of endless steps": (STATE, lambda path: path.write_text(f'{{"completed_steps": {"9" * 5000}}}')),
+    "state that is a folder": (STATE, make_folder),
+    "configuration that is a folder": (CONFIG, make_folder),
+    "configuration of a deep list": (CONFIG, lambda path: path.write_text("[" * 100_000)),
     "masks missing": (MASKS, lambda path: path.unlink()),
     "masks empty": (MASKS, lambda path: cut(path, 0)),
     "masks cut in the length": (MASKS, lambda path: cut(path, 5)),
@@ -1190,6 +1229,43 @@ def test_a_file_that_cannot_be_used_is_an_error_that_names_it_and_nothing_change
     assert all(pruner.masks[name] is mask for name, mask in masks.items())
     assert pruner.completed_steps == 8
     assert pruner._state.starts == starts
+
+
+def test_masks_of_another_checkpoint_are_refused_though_they_are_as_many(tmp_path):
+    pruner = saved(tmp_path / "a")
+    other = Pruner(Stack(5), pruner.configs, TOTAL_STEPS)
+    for _ in range(6):
+        other.step()
+    other.save(tmp_path / "b")
+    assert other.sparsity == pruner.sparsity
+    (tmp_path / "b" / MASKS).replace(tmp_path / "a" / MASKS)
+    with pytest.raises(
+        PruningStateError, match=f"a/{MASKS}: expected the masks that were saved with the pruning state"
+    ):
+        pruner.load(tmp_path / "a")
+
+
+def without_digests(folder):
+    """Files as earlier versions wrote them."""
+    rewrite_header(folder / MASKS, lambda header: header["__metadata__"].pop("digests"))
+    rewrite_json(folder / STATE, digest=None, mask_files=None)
+
+
+def test_files_of_earlier_versions_without_digests_are_read_and_counts_compared(tmp_path):
+    pruner = saved(tmp_path)
+    without_digests(tmp_path)
+    other = Pruner(Stack(5), pruner.configs, TOTAL_STEPS)
+    other.load(tmp_path)
+    assert all(torch.equal(other.masks[name], mask) for name, mask in pruner.masks.items())
+    rewrite_json(tmp_path / STATE, sparsity=0.5)
+    with pytest.raises(PruningStateError, match=rf"{STATE}: expected a sparsity of 0\.36, that of the masks beside it"):
+        other.load(tmp_path)
+    rewrite_json(tmp_path / STATE, sparsity=pruner.sparsity, starts={"7": 0.0})
+    with pytest.raises(PruningStateError, match=f"{STATE}: expected groups of tensors below 2, got 7"):
+        other.load(tmp_path)
+    flip(tmp_path / MASKS, -1, bit=128)
+    with pytest.raises(PruningStateError, match=f"{MASKS}: the mask of .* has changed since it was saved"):
+        other.load(tmp_path)
 
 
 def test_masks_of_another_model_are_refused_with_the_tensor_that_differs(tmp_path):

@@ -2,6 +2,7 @@ import datetime
 
 import pytest
 import yaml
+from hostile import HOSTILE
 from huggingface_hub import ModelCard
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -752,6 +753,15 @@ def test_parts_are_those_that_were_generated_and_metadata_can_be_read(persons):
     assert [(name, text) for name, text, _ in split_body(read.text).parts] == [(name, part(name)) for name in NAMES]
     front = merged.removeprefix("---\n").split("\n---\n")[0]
     assert yaml.safe_load(front)["tags"][:2] == ["hf-prune", "pruned"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_metadata_is_one_line(name):
+    text, words = HOSTILE[name]
+    with pytest.raises(CardError, match=r"^README.md: the metadata cannot be parsed: ") as error:
+        merge(GENERATED, [f"---\n{text}\n---\n\n# Mine\n"])
+    assert words in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
 
 
 persons_lists = st.fixed_dictionaries(

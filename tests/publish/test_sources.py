@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from hostile import HOSTILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import bert, bert_examples, training_arguments
@@ -627,6 +628,13 @@ def test_a_broken_card_is_no_obstacle(tmp_path, content):
     assert source == Source(name=tmp_path.name)
     assert problem.startswith(f"the model card of {tmp_path.name} cannot be read: ")
     assert str(tmp_path) not in problem
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_card_is_no_obstacle(tmp_path, name):
+    source, problem = describe_base(base(tmp_path, f"---\n{HOSTILE[name][0]}\n---\n"))
+    assert source == Source(name=tmp_path.name)
+    assert problem == f"the model card of {tmp_path.name} cannot be read: MarkedYAMLError"
 
 
 def test_a_folder_without_a_card_is_described_by_its_name(tmp_path):

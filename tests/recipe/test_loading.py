@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hostile import HOSTILE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -475,6 +476,32 @@ def test_yaml_that_does_not_parse_is_one_line_with_its_place(tmp_path, broken, l
 def test_yaml_that_contains_itself_is_refused(tmp_path):
     text = TEXT + "generation: &generation {prompts: [*generation]}\n"
     assert only_problem(write(tmp_path, text)).endswith("found a value that contains itself")
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name not in ("a date that is none", "sexagesimals")])
+def test_hostile_yaml_is_one_line_with_its_place(tmp_path, name):
+    text, words = HOSTILE[name]
+    path = write(tmp_path, text)
+    problem = only_problem(path)
+    assert words in problem
+    assert problem.startswith(f"{path}:")
+
+
+def test_text_that_utf8_cannot_hold_is_refused(tmp_path):
+    path = write(tmp_path, TEXT.replace("output_dir: out", 'output_dir: "\\ud800"'))
+    assert only_problem(path).endswith(r"found '\ud800', which cannot be read as str")
+
+
+def test_a_recipe_that_is_too_long_is_refused_before_it_is_parsed(tmp_path):
+    path = write(tmp_path, TEXT + "# " + "x" * 200_000)
+    assert only_problem(path) == f"{path}: expected a recipe of at most 200,000 characters, got more"
+
+
+@pytest.mark.parametrize(
+    "override", ["pruning=[[" + "[" * 5000, f"pruning.{'9' * 5000}=1", "seed=" + "9" * 5000, "a: &a [*a]=1"]
+)
+def test_a_hostile_override_is_refused(tmp_path, override):
+    assert only_problem(write(tmp_path), override).startswith("command line: ")
 
 
 def test_an_anchor_and_a_merge_are_followed(tmp_path):

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 
 import datasets
 import numpy as np
@@ -28,6 +29,7 @@ from hf_prune.recipe.run import run
 from hf_prune.recipe.schema import DatasetSection, Recipe
 from hf_prune.saved.report import Report
 from hf_prune.saved.zeros import TensorReport
+from hf_prune.trainer.checkpoints import UNFINISHED
 
 USER_ERRORS = (PruningConfigError, RecipeError, ReportError, TargetError)
 
@@ -785,6 +787,28 @@ def test_a_test_part_that_does_not_fit_the_training_part_is_refused(tmp_path, ma
     )
     assert f"dataset.{column}" in line
     assert "test" in line
+
+
+def test_a_second_run_into_a_folder_is_refused(tmp_path, material):
+    path = write_recipe(tmp_path, material, dense={})
+    refused = []
+
+    def second():
+        try:
+            quiet_run(path)
+        except RecipeError as error:
+            refused.append(str(error))
+
+    def say(text):
+        if text.startswith("Fine-tuning the dense model"):
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+
+    assert run(load_recipe(path), say=say) is not None
+    (line,) = refused
+    assert line.startswith(f"{path}:2: output_dir: expected a folder that no other run writes to, got {tmp_path}/out, ")
+    assert not (tmp_path / "out" / UNFINISHED).exists()
 
 
 @pytest.mark.parametrize("place", ["a file", "inside a file"])

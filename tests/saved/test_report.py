@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import weakref
@@ -17,7 +18,7 @@ from hf_prune.errors import ReportError
 from hf_prune.model.targets import find_targets
 from hf_prune.publish.card import write_card
 from hf_prune.publish.sparsity_json import count_figures
-from hf_prune.saved import zeros
+from hf_prune.saved import skeleton, zeros
 from hf_prune.saved.report import Report, make_report, share_of_zeros
 from hf_prune.saved.zeros import TensorReport
 
@@ -460,6 +461,75 @@ def test_a_shard_that_is_no_safetensors_file_of_the_folder_is_refused(sharded, n
 def test_an_index_that_cannot_be_read_is_named(sharded, content):
     (sharded / "model.safetensors.index.json").write_bytes(content)
     assert "model.safetensors.index.json" in refusal(sharded)
+
+
+def test_weights_that_are_a_folder_are_named(tmp_path):
+    saved(tmp_path, bert())
+    path = tmp_path / "model.safetensors"
+    path.unlink()
+    path.mkdir()
+    assert refusal(tmp_path) == f"{path}: expected a safetensors file, found a folder"
+    os.mkfifo(tmp_path / "pipe")
+    path.rmdir()
+    path.symlink_to(tmp_path / "pipe")
+    assert refusal(tmp_path) == f"{path}: expected a safetensors file, found no file"
+
+
+def rewrite_header(path, change):
+    """Change the JSON header of a safetensors file and leave its data as it is."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+
+def test_a_type_whose_zeros_cannot_be_counted_is_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(4, dtype=torch.int8)}, path)
+    rewrite_header(path, lambda header: header["a"].update(dtype="F4", shape=[8]))
+    assert refusal(tmp_path).startswith(f"{path}: expected safetensors, got a file that cannot be read")
+
+
+def test_an_empty_tensor_of_endless_shape_is_counted_at_once(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(0, 4), "b": torch.ones(2)}, path)
+    rewrite_header(path, lambda header: header["a"].update(shape=[10**15, 0]))
+    assert counts(make_report(tmp_path))["a"] == ((10**15, 0), 0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 10**7}, "config.json: expected num_hidden_layers of at most 2,000, got 10,000,000"),
+        ({"text_config": {"depths": [2, 10**7]}}, "config.json: expected depths of at most 2,000, got 10,000,000"),
+        ({"num_labels": 10**9}, "config.json: expected num_labels of at most 1,000,000, got 1,000,000,000"),
+        ({"hidden_size": 10**300}, "BertForSequenceClassification cannot be created from config.json: "),
+        ({"architectures": 5}, "the model class "),
+        ({"auto_map": {"AutoConfig": "a.B"}, "model_type": "c"}, "the model class is unknown: "),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_a_note_and_all_is_counted(tmp_path, changes, words):
+    saved(tmp_path, bert())
+    before = make_report(tmp_path)
+    change_config(tmp_path, **changes)
+    found = make_report(tmp_path)
+    assert words in found.note
+    assert len(found.note.splitlines()) == 1
+    assert (found.sparsity, len(found.tensors)) == (before.sparsity, len(before.tensors))
+
+
+def test_a_configuration_nested_thousands_deep_is_a_note_with_its_path(tmp_path):
+    saved(tmp_path, bert())
+    (tmp_path / "config.json").write_text('{"a": ' + "[" * 5000 + "]" * 5000 + "}", encoding="utf-8")
+    assert f"{tmp_path / 'config.json'}: expected at most 100 levels of nesting" in make_report(tmp_path).note
+
+
+def test_more_modules_than_any_model_has_are_not_built(tmp_path, monkeypatch):
+    saved(tmp_path, bert())
+    monkeypatch.setattr(skeleton, "_MOST_MODULES", 30)
+    assert make_report(tmp_path).note.endswith("expected at most 30 modules, got more")
 
 
 @pytest.mark.parametrize("left", [0, 4, 100, -1], ids=["empty", "four bytes", "a hundred bytes", "one byte short"])

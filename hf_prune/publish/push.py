@@ -3,8 +3,8 @@
 The steps of a push:
 
     read the repository    its files and card, if it exists
-    choose the files       those that the model's own classes read; secrets are refused
     count, make the card   on disk, from the saved files; measurements of other weights are refused
+    choose the files       those that the model's own classes read; secrets are refused
     validate the card      by the Hub
     ---- a dry run ends here; nothing was written so far ----
     create repository      if it does not exist; and the branch that --revision names
@@ -274,6 +274,8 @@ def _look(
     if revision is not None and not _BRANCH.fullmatch(revision):
         raise PushError("revision", f"expected the name of a branch, got {revision!r}")
     repo_id, remote = _read(api, repo_id, revision, token)
+    if revision is not None and revision.startswith("refs/") and not remote.has_branch:
+        raise PushError("revision", f"{revision!r} does not exist in {repo_id}; give the name of a branch")
     if private and remote.is_private is False:
         raise PushError(
             f"{repo_id}: a private repository was requested, but it exists and is public; nothing was uploaded. Make "

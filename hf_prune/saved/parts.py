@@ -47,8 +47,8 @@ def files_of_classes(folder: Path) -> set[str]:
         if lies_inside(tokenizer, folder):
             found |= {f"{tokenizer.name}/{name}" for name in _read_in(tokenizer)}
     routes = _content(folder / "router_config.json").get("types")
-    tops = [folder / name for name in (*modules, *(routes if isinstance(routes, dict) else {}))]
-    tops = [top for top in tops if top != folder and lies_inside(top, folder)]
+    names = [*modules, *(routes if isinstance(routes, dict) else {})]
+    tops = [folder / name for name in names if _is_in(folder, name) and folder / name != folder]
     for inner in (*tops, *(path for top in tops for path in top.rglob("*"))):
         if inner.is_dir() and lies_inside(inner, folder):
             place = inner.relative_to(folder).as_posix()
@@ -67,9 +67,13 @@ def _modules(folder: Path) -> dict[str, str]:
         why = one_line(error)
         raise ReportError(f"{path}: expected a list of modules, got a file that cannot be used ({why})") from error
     for name in found:
-        if ".." in Path(name).parts or not lies_inside(folder / name, folder):
+        if not _is_in(folder, name):
             raise ReportError(f"{path}: expected modules in this folder, got {name!r}; copy it there")
     return found
+
+
+def _is_in(folder: Path, name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts and lies_inside(folder / name, folder)
 
 
 def _read_in(folder: Path, more: Iterable[str] = ()) -> Iterator[str]:

@@ -7,6 +7,17 @@ from models import bert, bert_examples, training_arguments
 from transformers import set_seed
 
 from hf_prune import PruningConfig, PruningTrainer
+from hf_prune.errors import PushError
+from hf_prune.recipe.loading import load_recipe
+from hf_prune.recipe.run import run
+
+
+def print_refusal(recipe: Path) -> None:
+    """Run a recipe that the Hub refuses at the start, and print why."""
+    try:
+        run(load_recipe(recipe))
+    except PushError as error:
+        print(error)
 
 
 def main(directory: Path) -> None:

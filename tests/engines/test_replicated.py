@@ -6,7 +6,9 @@ from pathlib import Path
 
 import push_replicated
 import torch
+from forks import run_group
 from launching import push_from_group
+from test_run import write_recipe
 from transformers import AutoModelForSequenceClassification
 
 from hf_prune.saved.masks import MASKS_NAME
@@ -44,6 +46,14 @@ def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
     assert (checkpoint / MASKS_NAME).exists()
     saved = dict(AutoModelForSequenceClassification.from_pretrained(checkpoint).named_parameters())
     assert sum(int((saved[name] == 0).sum()) for name in first["masks"]) == round(0.5 * total)
+
+
+def test_two_processes_are_refused_together_before_they_train(tmp_path):
+    recipe = write_recipe(tmp_path, tmp_path / "nowhere", training__push_to_hub=True, training__hub_model_id="a/b")
+    first, second = run_group(2, push_replicated.print_refusal, recipe)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "HF_HUB_OFFLINE is set" in first.stdout  # for all tests
+    assert "the first process asked the Hub whether the model may be pushed, and was refused" in second.stdout
 
 
 def test_of_two_processes_one_pushes(hub, lfs_client, tmp_path):

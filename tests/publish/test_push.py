@@ -545,10 +545,11 @@ def test_a_card_that_the_hub_does_not_take_is_told_before_anything_is_sent(hub, 
         (["{model}", "a/b/c"], "expected USER/REPO"),
         (["{model}", REPO, "--create-pr", "--revision", "x"], "revision: must not be set with a pull request"),
         (["{model}", REPO, "--revision", "a b"], "revision: expected the name of a branch, got 'a b'"),
+        (["{model}", REPO, "--revision", "refs/pr/7"], "revision: 'refs/pr/7' does not exist in somebody/sparse"),
         (["{model}", REPO, "--include", "nothing.*"], "'nothing.*' matches none"),
         (["{model}/assets", REPO], "contains neither model.safetensors"),
     ],
-    ids=["no folder", "a file", "no name", "both", "no branch", "no file", "no model"],
+    ids=["no folder", "a file", "no name", "both", "no branch", "no pull request", "no file", "no model"],
 )
 def test_arguments_that_make_no_sense_are_told_in_a_line(hub, lfs_client, model, arguments, expected):
     done = lfs_client.cli("push", *(argument.format(model=model) for argument in arguments))

@@ -522,7 +522,9 @@ def test_a_push_during_training_hashes_its_copy_once_wherever_it_goes(hub, clien
 
 def test_a_trainer_pushes_where_and_as_it_is_told(hub, client, tmp_path):
     push = """
-future = trainer.push_to_hub("Mine", blocking=False, revision="v1", private=True, with_masks=True, license="mit")
+open(f"{sys.argv[2]}/words.csv", "w").close()
+how = {"blocking": False, "revision": "v1", "private": True, "with_masks": True, "include": ["*.csv"], "license": "mit"}
+future = trainer.push_to_hub("Mine", **how)
 print(future.result().oid)
 """
     done = ran(client, push, tmp_path / "film", hub_model_id="lab/film")
@@ -530,7 +532,7 @@ print(future.result().oid)
     repo = hub.repos["lab/film"]
     assert repo.private
     assert repo.commits("v1")[-1].summary == "Mine"
-    assert "pruning_masks.safetensors" in repo.files("v1")
+    assert {"pruning_masks.safetensors", "words.csv"} <= set(repo.files("v1"))
     assert "license: mit" in repo.files("v1")["README.md"].decode()
     done = ran(
         client, "print(trainer.push_to_hub(create_pr=True).pr_revision)", tmp_path / "b", hub_model_id="lab/film"

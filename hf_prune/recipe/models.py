@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..config.safe_json import read_json
 from ..errors import RecipeError, TargetError, nearest, nearest_beside, one_line
+from ..model.limits import too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..model.targets import check_expressions
 from .names import resolve_name
@@ -39,9 +41,13 @@ def load_model(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the model for a task; also returns the names of weights that its file does not contain."""
     if section.config is not None:
+        problem = too_large(section.config)
+        if problem is not None:
+            raise RecipeError("model.config", problem)
         return _new_model(section.config, task, tokenizer), []
     assert section.name is not None  # the recipe was checked
     model_name = resolve_name("model.name", section.name)
+    _check_config(Path(model_name, "config.json"))
     try:
         model, loading = task.auto_class.from_pretrained(
             model_name,
@@ -61,6 +67,16 @@ def load_model(
             raise RecipeError("model.name", f"the shape of {name} is {shapes}; the file does not fit the config")
     new_weights = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
     return _plain(model) if section.gguf_file is not None else model, new_weights
+
+
+def _check_config(path: Path) -> None:
+    """Raise RecipeError for a model's config.json that cannot be read or asks for too many layers."""
+    try:
+        problem = too_large(read_json(path, finite=False)) if path.is_file() else None
+    except ValueError as error:
+        problem = one_line(error)
+    if problem is not None:
+        raise RecipeError("model.name", f"{path}: {problem}")
 
 
 def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

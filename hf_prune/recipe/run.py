@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from ..engines.launched import is_first_process
 from ..engines.processes import all_reduce, wait_for_all
 from ..errors import CheckpointError, PushError, RecipeError, one_line
+from ..masking.plan import Plan
 from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample
 from ..publish.redact import without_tokens
@@ -42,17 +43,17 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
         say = _say_nothing
     _check_push(recipe)
     prepared = prepare(recipe)
+    plan = prepared.plan()
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(claimed(Path(recipe.output_dir), writes=is_first_process()))
         except CheckpointError as error:
             raise recipe.place(RecipeError(problems=error.problems)) from error
-        return _run(recipe, prepared, say)
+        return _run(recipe, prepared, plan, say)
 
 
-def _run(recipe: Recipe, prepared: Prepared, say: Say) -> RunResult | None:
+def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult | None:
     dtype = prepared.model.dtype
-    plan = prepared.plan()
     output = Path(recipe.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)

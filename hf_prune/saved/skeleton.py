@@ -1,21 +1,16 @@
 """The skeleton of a saved model (on the meta device), and which parameter each saved tensor belongs to."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoConfig, PreTrainedModel
 
 from ..config.safe_json import read_json
 from ..errors import first_line
 from ..foreign.transformers import revert_weight_conversion
+from ..model.limits import few_modules, too_large
 from ..model.opening import why_not_opened
 
 # What the constructors of transformers raise when a config.json does not fit its class: the note says so.
@@ -24,11 +19,6 @@ _BUILDING_ERRORS = (
     *(RuntimeError, TypeError, ValueError, StrictDataclassError),
 )
 
-# Fields of a configuration that say how often something is built, and the most that is believed: the largest models of
-# today have some hundred layers, and each takes a millisecond.
-_REPEATED = re.compile(r".*(layers?|depths?|blocks|stages)")
-_MOST_LAYERS, _MOST_LABELS, _MOST_MODULES = 2000, 1_000_000, 200_000
-
 
 def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
     """The model of a folder's config.json without weights (on the meta device), or None and the reason.
@@ -36,7 +26,7 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
     The reason is also a model of more than 2,000 layers, a million labels or 200,000 modules: it is not built.
     """
     try:
-        problem = _too_large(read_json(folder / "config.json", finite=False))
+        problem = too_large(read_json(folder / "config.json", finite=False))
         if problem is not None:
             return None, f"{folder / 'config.json'}: {problem}"
     except FileNotFoundError:
@@ -53,41 +43,10 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         return None, f"the model class {names[0] if names else '(none named)'} is not part of transformers"
     try:
-        with torch.device("meta"), _few_modules():
+        with torch.device("meta"), few_modules():
             return model_class(config), None
     except _BUILDING_ERRORS as error:
         return None, f"{names[0]} cannot be created from config.json: {first_line(error)}"
-
-
-def _too_large(content: Any, name: str = "") -> str | None:
-    """Which field of a configuration asks for more than is built, or None."""
-    if isinstance(content, dict):
-        found = (_too_large(value, str(key)) for key, value in content.items())
-        return next(filter(None, found), None)
-    if isinstance(content, list):
-        return next(filter(None, (_too_large(value, name) for value in content)), None)
-    most = _MOST_LABELS if name == "num_labels" else _MOST_LAYERS if _REPEATED.fullmatch(name) else None
-    if most is None or not isinstance(content, int) or content <= most:
-        return None
-    return f"expected {name} of at most {most:,}, got {content:,}"
-
-
-@contextmanager
-def _few_modules() -> Iterator[None]:
-    """Raise ValueError once more modules than the limit are put together here."""
-    number = 0
-
-    def count(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
-        nonlocal number
-        number += 1
-        if number > _MOST_MODULES:
-            raise ValueError(f"expected at most {_MOST_MODULES:,} modules, got more")
-
-    handle = register_module_module_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def owner_of(key: str, owners: dict[str, str], skeleton: PreTrainedModel | None) -> str:

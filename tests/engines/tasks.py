@@ -6,6 +6,7 @@ from fractions import Fraction
 import torch
 import torch.distributed
 from collectives import CountedCollectives
+from models import bert
 from torch import nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -14,13 +15,14 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from hf_prune import Pruner, PruningConfig, PruningStateError
 from hf_prune.engines.holdings import Holding, holding_of
 from hf_prune.engines.processes import all_reduce
-from hf_prune.errors import PlacementError
+from hf_prune.errors import CheckpointError, PlacementError
 from hf_prune.masking.agreement import compare_replicas
 from hf_prune.masking.plan import make_groups
 from hf_prune.masking.ranking import LocalTensor, update_masks
 from hf_prune.masking.selection import alone
 from hf_prune.methods.scopes import SCOPES, Prunable
 from hf_prune.model.layouts import Target
+from hf_prune.trainer.claims import claimed
 
 
 def masks_of_parts(config, targets, sparsities, parts, sharded=True):
@@ -132,6 +134,26 @@ def refusal_of_a_different_mask_beside_a_sharded_one(mask):
     except PruningStateError as error:
         return str(error)
     return None
+
+
+def save_shards(folder):
+    """Save the masks of a sharded model, and load them again; the sparsity."""
+    torch.manual_seed(0)
+    model = bert()
+    fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    pruner = Pruner(model, PruningConfig(sparsity=0.5, schedule="one_shot", begin=0), 10)
+    pruner.save(folder)
+    pruner.load(folder)
+    return pruner.sparsity
+
+
+def refusal_of_a_claim(folder):
+    """What this process is told when it may not train into a folder."""
+    try:
+        with claimed(folder, writes=torch.distributed.get_rank() == 0):
+            return None
+    except CheckpointError as error:
+        return str(error)
 
 
 def update_with_nan(config, bad_rank):

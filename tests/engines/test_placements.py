@@ -1,12 +1,17 @@
 """Where the parts of a tensor lie, what processes say when something is wrong, and how little they send."""
 
 import math
+import os
 
 import pytest
 import torch
+from models import bert
 from workers import Workers
 
+from hf_prune import Pruner, PruningConfig, PruningStateError
 from hf_prune.engines.regions import Region, flat_range
+from hf_prune.saved.masks import mask_files
+from hf_prune.trainer.claims import claimed
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +161,30 @@ def test_of_blocks_that_lie_across_parts_seventeen_bytes_a_weight_are_sent(four,
 def test_a_range_is_cut_to_the_end_of_the_tensor():
     assert flat_range(10, 8, 4) == Region((10,), (8,), (2,))
     assert flat_range(10, 12, 4) == Region((10,), (10,), (0,))
+
+
+def test_masks_that_processes_have_saved_are_those_that_their_state_was_saved_with(four, tmp_path):
+    sparsities = four.run("save_shards", [(tmp_path,)] * 4)
+    torch.manual_seed(0)
+    whole = Pruner(bert(), PruningConfig(sparsity=0.5, schedule="one_shot", begin=0), 10)
+    assert sparsities == [whole.sparsity] * 4
+    other = Pruner(bert(), whole.configs)
+    other.load(tmp_path)
+    assert all(torch.equal(other.masks[name], mask) for name, mask in whole.masks.items())
+    second = mask_files(tmp_path)[1]
+    content = second.read_bytes()
+    second.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(PruningStateError, match=f"{second.name}: the mask of .* has changed since it was saved"):
+        other.load(tmp_path)
+    second.unlink()
+    with pytest.raises(PruningStateError, match=r"expected the masks of .* weights"):
+        other.load(tmp_path)
+
+
+def test_a_folder_that_another_process_has_claimed_is_refused_by_every_process(four, tmp_path):
+    with claimed(tmp_path, writes=True):
+        first, *others = four.run("refusal_of_a_claim", [(tmp_path,)] * 4)
+    assert f"{tmp_path}, where process {os.getpid()} on " in first
+    assert others == [f"output_dir: the process that writes to {tmp_path} cannot use it"] * 3
+    assert four.run("refusal_of_a_claim", [(tmp_path,)] * 4) == [None] * 4
+    assert list(tmp_path.iterdir()) == []

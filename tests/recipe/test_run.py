@@ -789,6 +789,17 @@ def test_a_test_part_that_does_not_fit_the_training_part_is_refused(tmp_path, ma
     assert "test" in line
 
 
+def test_a_model_of_millions_of_layers_is_refused_and_not_built(tmp_path, material):
+    shutil.copytree(material / "model", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"num_hidden_layers": 10**7}), encoding="utf-8")
+    problem = "expected num_hidden_layers of at most 2,000, got 10,000,000"
+    assert refusal(tmp_path, material, model__name=str(tmp_path / "model")).endswith(f"model.name: {path}: {problem}")
+    model = {"config": {"model_type": "bert", "num_hidden_layers": 10**7}, "tokenizer": str(material / "model")}
+    assert refusal(tmp_path, material, model=model).endswith(f"model.config: {problem}")
+
+
 def test_a_second_run_into_a_folder_is_refused(tmp_path, material):
     path = write_recipe(tmp_path, material, dense={})
     refused = []

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from hf_prune import PruningConfig, TargetError
 from hf_prune.config.pruning import save_configs
 from hf_prune.errors import ReportError
+from hf_prune.model import limits
 from hf_prune.model.targets import find_targets
 from hf_prune.publish.card import write_card
 from hf_prune.publish.sparsity_json import count_figures
-from hf_prune.saved import skeleton, zeros
+from hf_prune.saved import zeros
 from hf_prune.saved.report import Report, make_report, share_of_zeros
 from hf_prune.saved.zeros import TensorReport
 
@@ -528,7 +529,7 @@ def test_a_configuration_nested_thousands_deep_is_a_note_with_its_path(tmp_path)
 
 def test_more_modules_than_any_model_has_are_not_built(tmp_path, monkeypatch):
     saved(tmp_path, bert())
-    monkeypatch.setattr(skeleton, "_MOST_MODULES", 30)
+    monkeypatch.setattr(limits, "_MOST_MODULES", 30)
     assert make_report(tmp_path).note.endswith("expected at most 30 modules, got more")
 
 

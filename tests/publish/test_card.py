@@ -220,7 +220,7 @@ def test_a_metric_that_is_no_finite_number_is_said_to_be_none(tmp_path):
     assert "| `loss` | not a finite number |" in part
 
 
-def test_metadata_have_the_results_of_every_evaluation_of_a_known_data_set(tmp_path):
+def test_metadata_have_the_results_of_every_evaluation(tmp_path):
     metadata = metadata_of(card_of(save_with_record(tmp_path, evaluations=SEVERAL)))
     results = metadata["model-index"][0]["results"]
     found = [
@@ -234,6 +234,7 @@ def test_metadata_have_the_results_of_every_evaluation_of_a_known_data_set(tmp_p
     assert found == [
         ("ada/films", "test", {"loss": 0.625, "accuracy": 0.75}),
         ("ada/news", None, {"f1": 0.5}),
+        ("unknown", "test", {"f1": 0.25}),
         ("ada/films", None, {"f1": 0.125}),
     ]
     assert metadata["datasets"] == ["ada/films", "ada/news"]

@@ -56,8 +56,10 @@ class PublishingMixin(TrainerBase):
                 self._last_saved = (self._identity(digest), SavedModel(own))
 
     def _identity(self, digest: str) -> tuple:
+        """What tells whether a model is saved: where, its weights, the step of its masks, and its configuration."""
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
-        return digest, self.state.global_step, config.to_json_string() if config is not None else None
+        written = config.to_json_string() if config is not None else None
+        return Path(str(self.args.output_dir)).resolve(), digest, self.state.global_step, written
 
     def _save_if_changed(self, digest: str) -> None:
         """Save the model, with this digest, in `output_dir`, unless it is what was last saved there."""

@@ -223,7 +223,7 @@ def card_command(
         if base_model is not None or evaluations or dataset is not None:
             problem = add_to_record(saved, base_model, evaluations, dataset)
             if problem is not None:
-                print_line(f"The model card will state no license: {problem}")
+                print_line(f"The license of the base model is unknown: {problem}")
         path = write_card(saved)
     console.print(str(path), soft_wrap=True)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo
 
+from ..engines.choose import is_shared_model
 from ..engines.processes import all_reduce
 from ..foreign.transformers import finish_current_push
 from ..publish.card import keep_generation_config, write_card
@@ -58,15 +59,16 @@ class PublishingMixin(TrainerBase):
     def _identity(self, digest: str) -> tuple:
         """What tells whether a model is saved: where, its weights, the step of its masks, and its configuration."""
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
-        written = config.to_json_string() if config is not None else None
+        written = config.to_json_string() if hasattr(config, "to_json_string") else None
         return Path(str(self.args.output_dir)).resolve(), digest, self.state.global_step, written
 
     def _save_if_changed(self, digest: str) -> None:
         """Save the model, with this digest, in `output_dir`, unless it is what was last saved there."""
         known = self._last_saved
-        is_saved = known is not None and known[0] == self._identity(digest) and known[1].has_its_weights
-        changed = self.is_world_process_zero() and not is_saved
-        if int(all_reduce(torch.tensor(int(changed)))):
+        changed = known is None or known[0] != self._identity(digest) or not known[1].has_its_weights
+        if is_shared_model(self.accelerator.unwrap_model(self.model)):  # all processes save, or none
+            changed = bool(all_reduce(torch.tensor(int(changed and self.is_world_process_zero()))))
+        if changed:
             with keep_generation_config(str(self.args.output_dir)) if self.args.should_save else nullcontext():
                 self.save_model(_internal_call=True)
 

@@ -34,7 +34,9 @@ def test_a_loop_of_ones_own_has_a_whole_card(tmp_path, monkeypatch):
     words = ["--base-model", "ada/bert", "--metrics", tmp_path / "results.json", "--dataset", "ada/films"]
     done = run(folder, *words)
     assert done.exit_code == 0, done.output
-    assert "the model card of ada/bert cannot be read" in " ".join(done.output.split())
+    assert "The license of the base model is unknown: the model card of ada/bert cannot be read" in " ".join(
+        done.output.split()
+    )
     card = (folder / "README.md").read_text(encoding="utf-8")
     metadata = metadata_of(card)
     assert (metadata["base_model"], metadata["datasets"], metadata["metrics"]) == (

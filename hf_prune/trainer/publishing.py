@@ -58,7 +58,7 @@ class PublishingMixin(TrainerBase):
 
     def _identity(self, digest: str) -> tuple:
         """What tells whether a model is saved: where, its weights, the step of its masks, and its configuration."""
-        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        config: Any = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         written = config.to_json_string() if hasattr(config, "to_json_string") else None
         return Path(str(self.args.output_dir)).resolve(), digest, self.state.global_step, written
 

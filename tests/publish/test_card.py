@@ -581,6 +581,19 @@ def test_results_on_an_unknown_data_set_say_so_and_a_loss_is_no_result(tmp_path)
     assert not {"model-index", "metrics"} & set(metadata)
 
 
+def test_a_task_that_the_hub_hides_is_that_of_results_only_and_a_chosen_one_is_both():
+    def tasks_of(architecture, **chosen):
+        evaluation = Evaluation(metrics={"accuracy": 0.5}, main_metric="accuracy")
+        record = RunRecord(name="m", evaluations=[evaluation], chosen=chosen)
+        metadata = metadata_of(render_card(figures_of(architecture=architecture), record, "m"))
+        (result,) = metadata["model-index"][0]["results"] if "model-index" in metadata else ({"task": {"type": None}},)
+        return metadata.get("pipeline_tag"), result["task"]["type"]
+
+    assert tasks_of("BertForMultipleChoice") == (None, "multiple-choice")
+    assert tasks_of("ViTMAEForPreTraining") == (None, None)
+    assert tasks_of("T5ForConditionalGeneration", pipeline_tag="summarization") == ("summarization", "summarization")
+
+
 def test_without_a_main_metric_the_summary_names_none(tmp_path):
     evaluation = Evaluation(metrics={"LOC_precision": 0.5, "loss": 1.0}, dense_metrics={"loss": 0.5})
     card = card_of(save_with_record(tmp_path, history=HISTORY, evaluations=[evaluation]))

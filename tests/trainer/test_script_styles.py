@@ -184,6 +184,25 @@ def test_metrics_without_a_loop_count_for_the_weights_that_the_model_has_then(tm
     assert load_record(tmp_path).evaluations == []
 
 
+def test_each_of_several_data_sets_has_what_evaluate_returned_for_it(tmp_path):
+    class Adding(PruningTrainer):
+        def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return metrics | {f"{metric_key_prefix}_f1": float(len(metric_key_prefix))}
+
+    trainer = Adding(
+        model=transformers.BertForQuestionAnswering(transformers.BertConfig(**_ENCODER)),
+        args=training_arguments(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1),
+        train_dataset=examples(answered),
+        eval_dataset={"news": examples(answered, 4), "films": examples(answered, 6)},
+        pruning_config=HALF,
+    )
+    trainer.train()
+    trainer.create_model_card()
+    found = {one.part: (one.metrics["f1"], one.samples) for one in load_record(tmp_path).evaluations}
+    assert found == {"eval_news": (9.0, 4), "eval_films": (10.0, 6)}
+
+
 # ---- Token classification: metrics of entities, the best model by its loss, a base in a folder ----
 
 

@@ -15,6 +15,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .config.arguments import PruningArguments
     from .config.distillation import DistillationConfig
     from .config.pruning import PruningConfig, load_configs
     from .masking.pruner import Pruner, load_masks
@@ -31,6 +32,7 @@ __all__ = [
     "MergeError",
     "PlacementError",
     "Pruner",
+    "PruningArguments",
     "PruningCallback",
     "PruningConfig",
     "PruningConfigError",
@@ -48,6 +50,7 @@ __all__ = [
 _MODULES = {
     "DistillationConfig": ".config.distillation",
     "Pruner": ".masking.pruner",
+    "PruningArguments": ".config.arguments",
     "PruningCallback": ".trainer.callback",
     "PruningConfig": ".config.pruning",
     "PruningMixin": ".trainer.trainer",

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from trl import DPOConfig, DPOTrainer
 
-from hf_prune import PruningConfig, PruningMixin
+from hf_prune import PruningArguments, PruningMixin
 
 
 @dataclass
@@ -30,8 +30,8 @@ class PruningDPOTrainer(PruningMixin, DPOTrainer):
 
 
 def main() -> None:
-    data_args, args, pruning_config = HfArgumentParser(
-        (DataArguments, DPOConfig, PruningConfig)
+    data_args, args, pruning = HfArgumentParser(
+        (DataArguments, DPOConfig, PruningArguments)
     ).parse_args_into_dataclasses()
     args.precompute_ref_log_probs = args.precompute_ref_log_probs or data_args.lora_r > 0
 
@@ -41,7 +41,7 @@ def main() -> None:
         train_dataset=load_dataset(data_args.dataset_name, split="train"),
         processing_class=AutoTokenizer.from_pretrained(data_args.model_name),
         peft_config=LoraConfig(r=data_args.lora_r, task_type="CAUSAL_LM") if data_args.lora_r else None,
-        pruning_config=pruning_config,
+        pruning_config=pruning.config,
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.create_model_card()  # saves the model, too; of adapters, it is TRL's card

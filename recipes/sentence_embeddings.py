@@ -16,7 +16,7 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import HfArgumentParser
 
-from hf_prune import PruningConfig, PruningMixin
+from hf_prune import PruningArguments, PruningMixin
 
 
 @dataclass
@@ -31,8 +31,8 @@ class PruningSentenceTransformerTrainer(PruningMixin, SentenceTransformerTrainer
 
 
 def main() -> None:
-    parser = HfArgumentParser((DataArguments, SentenceTransformerTrainingArguments, PruningConfig))
-    data_args, args, pruning_config = parser.parse_args_into_dataclasses()
+    parser = HfArgumentParser((DataArguments, SentenceTransformerTrainingArguments, PruningArguments))
+    data_args, args, pruning = parser.parse_args_into_dataclasses()
 
     data = load_dataset(data_args.dataset_name, split="train").train_test_split(data_args.test_size, seed=args.seed)
     model = SentenceTransformer(data_args.model_name, device=str(args.device))
@@ -42,7 +42,7 @@ def main() -> None:
         train_dataset=data["train"],
         eval_dataset=data["test"],
         loss=MultipleNegativesRankingLoss(model),
-        pruning_config=pruning_config,
+        pruning_config=pruning.config,
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.log_metrics("eval", trainer.evaluate())

@@ -18,7 +18,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from hf_prune import PruningConfig, PruningMixin
+from hf_prune import PruningArguments, PruningMixin
 
 
 @dataclass
@@ -35,8 +35,8 @@ class PruningSeq2SeqTrainer(PruningMixin, Seq2SeqTrainer):
 
 
 def main() -> None:
-    parser = HfArgumentParser((DataArguments, Seq2SeqTrainingArguments, PruningConfig))
-    data_args, args, pruning_config = parser.parse_args_into_dataclasses()
+    parser = HfArgumentParser((DataArguments, Seq2SeqTrainingArguments, PruningArguments))
+    data_args, args, pruning = parser.parse_args_into_dataclasses()
     args.predict_with_generate = True
 
     data = load_dataset(data_args.dataset_name)
@@ -63,7 +63,7 @@ def main() -> None:
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         compute_metrics=exact_matches,
-        pruning_config=pruning_config,
+        pruning_config=pruning.config,
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.log_metrics("eval", trainer.evaluate())

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from trl import SFTConfig, SFTTrainer
 
-from hf_prune import PruningConfig, PruningMixin, merge
+from hf_prune import PruningArguments, PruningMixin, merge
 
 
 @dataclass
@@ -30,8 +30,8 @@ class PruningSFTTrainer(PruningMixin, SFTTrainer):
 
 
 def main() -> None:
-    data_args, args, pruning_config = HfArgumentParser(
-        (DataArguments, SFTConfig, PruningConfig)
+    data_args, args, pruning = HfArgumentParser(
+        (DataArguments, SFTConfig, PruningArguments)
     ).parse_args_into_dataclasses()
 
     trainer = PruningSFTTrainer(
@@ -40,10 +40,10 @@ def main() -> None:
         train_dataset=load_dataset(data_args.dataset_name, split="train"),
         processing_class=AutoTokenizer.from_pretrained(data_args.model_name),
         peft_config=LoraConfig(r=data_args.lora_r, task_type="CAUSAL_LM") if data_args.lora_r else None,
-        pruning_config=pruning_config,
+        pruning_config=pruning.config,
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if data_args.lora_r and pruning_config.adapters == "sparse_merge":
+    if data_args.lora_r and pruning.adapters == "sparse_merge":
         merge(trainer.model).save_pretrained(args.output_dir)
         trainer.processing_class.save_pretrained(args.output_dir)
     else:

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_prune import PruningConfig, PruningTrainer
+from hf_prune import PruningArguments, PruningTrainer
 
 
 @dataclass
@@ -41,8 +41,8 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = HfArgumentParser((DataArguments, TrainingArguments, PruningConfig))
-    data_args, args, pruning_config = parser.parse_args_into_dataclasses()
+    parser = HfArgumentParser((DataArguments, TrainingArguments, PruningArguments))
+    data_args, args, pruning = parser.parse_args_into_dataclasses()
 
     data = load_dataset(data_args.dataset_name)
     labels = sorted(set(data["train"][data_args.label_column]))
@@ -64,7 +64,7 @@ def main() -> None:
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=accuracy,
-        pruning_config=pruning_config,  # and this line is new
+        pruning_config=pruning.config,  # and this line is new
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.log_metrics("eval", trainer.evaluate())

@@ -4,10 +4,11 @@ import ast
 import dataclasses
 import re
 import shlex
+import sys
 from pathlib import PurePosixPath
 
 import pytest
-from pages import PAGES, ROOT, blocks_of, run_page
+from pages import PAGES, ROOT, blocks_of, names_for, run_page
 from typer.main import get_command
 
 import hf_prune
@@ -15,6 +16,7 @@ from hf_prune import DistillationConfig, PruningConfig
 from hf_prune.cli.commands import app
 
 README = PAGES["README.md"]
+SCRIPT = ["script.py", "--output_dir", "outputs", "--max_steps", "2", "--use_cpu", "true", "--report_to", "none"]
 WITH_PYTHON = [name for name, text in PAGES.items() if any(block.language == "python" for block in blocks_of(text))]
 
 
@@ -25,10 +27,23 @@ def test_the_pages_are_found():
 @pytest.mark.parametrize("name", [name for name in WITH_PYTHON if not name.startswith("docs/reference/")])
 def test_python_blocks_run(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*SCRIPT, "--sparsity", "0.8"])
     names, _ = run_page(name, tmp_path)
     if name == "README.md":
+        assert names["trainer"].pruner.target_sparsity == pytest.approx(0.8, abs=0.01)
         assert names["pruner"].sparsity == pytest.approx(0.8, abs=0.01)
         assert (tmp_path / "outputs" / "trained" / "model.safetensors").exists()
+
+
+def test_the_script_in_the_readme_trains_dense_without_a_sparsity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", SCRIPT)
+    (block,) = (block for block in blocks_of(README) if "HfArgumentParser" in block.text)
+    assert len([line for line in block.text.splitlines() if line]) == 6
+    names = names_for(tmp_path)
+    exec(block.text, names)
+    assert names["trainer"].pruner is None
+    assert names["trainer"].state.global_step == 2
 
 
 def test_few_python_blocks_are_not_run():

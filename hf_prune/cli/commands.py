@@ -192,6 +192,13 @@ def report_command(
 @app.command("card")
 def card_command(
     model: Annotated[Path, typer.Argument(help="A folder with a saved model.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="The model that was fine-tuned or pruned: a name on the Hub, or a folder.")
+    ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="A JSON file of metric -> number, such as eval_results.json.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="The data set of the metrics: a name on the Hub, or any.")] = None,
     without_measurements: Annotated[
         bool,
         typer.Option(
@@ -202,17 +209,24 @@ def card_command(
 ) -> None:
     """Write the model card (README.md) of a saved model.
 
-    Also writes sparsity.json and assets/. Text that people added to the card is kept.
+    Also writes sparsity.json and assets/. Text that people added to the card is kept. What the options say is kept in
+    run_record.json, for these weights.
     """
     with _errors_as_lines():
         _check_folder(model)
         _quiet()
         from ..publish.card import forget_measurements, write_card
+        from ..publish.given import add_to_record, read_metrics
         from ..saved.model import SavedModel
 
         saved = SavedModel(model)
+        evaluations = read_metrics(metrics, saved.architecture) if metrics is not None else []
         if without_measurements:
             forget_measurements(saved)
+        if base_model is not None or evaluations or dataset is not None:
+            problem = add_to_record(saved, base_model, evaluations, dataset)
+            if problem is not None:
+                print_line(f"The license of the base model is unknown: {problem}")
         path = write_card(saved)
     console.print(str(path), soft_wrap=True)
 

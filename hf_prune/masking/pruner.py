@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config.arguments import PruningArguments
 from ..config.pruning import PruningConfig, load_configs
 from ..engines.choose import engine_of
 from ..engines.optimizers import is_at_step, leaves_zeros, zero_masked
@@ -90,6 +91,8 @@ class Pruner:
         self.configs = [config] if isinstance(config, PruningConfig) else list(config)
         if not self.configs or not all(isinstance(entry, PruningConfig) for entry in self.configs):
             raise ArgumentError("config", f"expected a PruningConfig or a list of them, got {config!r}")
+        if any(isinstance(entry, PruningArguments) for entry in self.configs):
+            raise ArgumentError("config", "expected a PruningConfig, got PruningArguments; pass its attribute config")
         self._state = PruningState()
         self._told_of_changes = False
         self.total_steps: int | None = None

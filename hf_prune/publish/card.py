@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config.safe_json import parse_json
 from ..errors import CardError, one_line
-from ..saved.files import check_inside, write_file
+from ..saved.files import check_inside, saved_files, write_file
 from ..saved.model import SavedModel
 from .card_merge import Existing, merge_cards
 from .card_text import generated_metadata, render_card
@@ -60,7 +60,7 @@ def make_files(
     files = {CARD_NAME: card.encode(), FIGURES_NAME: _as_json(figures)}
     if figures.prunable:
         image = io.BytesIO()
-        shares = {tensor.name: tensor.sparsity for tensor in figures.prunable}
+        shares = {tensor.saved_as or tensor.name: tensor.sparsity for tensor in figures.prunable}
         plot_layers(shares, image, "Zeros by tensor, counted in the saved files")
         files[LAYERS_NAME] = image.getvalue()
     if known.history:
@@ -117,6 +117,17 @@ def keep_card(folder: str | os.PathLike) -> Iterator[None]:
     finally:
         if b"<!-- hf-prune: begin " in before:
             path.write_bytes(before)
+
+
+@contextmanager
+def keep_generation_config(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep generation_config.json as it is if the weights that are saved meanwhile are those that the folder has."""
+    path = Path(folder, "generation_config.json")
+    before = path.read_bytes() if path.exists() else None
+    weights = saved_files(sorted(Path(folder).glob("model*.safetensors"))) if before is not None else {}
+    yield
+    if before is not None and saved_files([Path(folder, name) for name in weights]) == weights != {}:
+        path.write_bytes(before)
 
 
 def read_card(folder: str | os.PathLike) -> Existing | None:

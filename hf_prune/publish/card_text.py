@@ -11,7 +11,6 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from ..foreign.huggingface_hub import eval_results_to_model_index
-from ..foreign.transformers import TASK_MAPPING
 from ..methods.citations import citations
 from ..methods.patterns import parse_pattern
 from ..methods.scopes import SCOPES
@@ -20,6 +19,7 @@ from ..saved.report import totals_of
 from .markdown import code, fence, inline, single_line
 from .record import Distillation, Evaluation, Generation, RunRecord, Source, lower_is_better, recovery
 from .sparsity_json import Figures
+from .tasks import HUB_TASKS, task_of
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -84,8 +84,9 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
 
 def generated_metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
     """The generated metadata of a card: what is known, and what the user chose."""
-    task, base, evaluation = task_of(figures.architecture), record.base_model, record.evaluation
-    found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
+    task, base, evaluation = record.chosen.get("pipeline_tag"), record.base_model, record.evaluation
+    task = task or task_of(figures.architecture)
+    found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task if task in HUB_TASKS else None}
     if base is not None:
         found |= {"license": base.license, "language": base.languages or None}
         if base.hub_name:
@@ -132,9 +133,9 @@ def _clean(value: Any) -> Any:
 
 
 def _eval_results(task: str, evaluation: Evaluation) -> list[EvalResult]:
-    """Results for the `model-index`; none for a data set of unknown name, as the Hub requires one."""
-    dataset = evaluation.dataset
-    if dataset is None:
+    """Results for the `model-index`, which needs the name of a data set; none if there is a loss only."""
+    dataset = evaluation.dataset or Source(name="Unknown", hub_name="unknown", split=evaluation.part or None)
+    if all(name == "loss" or name.endswith("_loss") for name in evaluation.metrics):
         return []
     return [
         EvalResult(
@@ -150,16 +151,6 @@ def _eval_results(task: str, evaluation: Evaluation) -> list[EvalResult]:
         )
         for name, value in evaluation.metrics.items()
     ]
-
-
-def task_of(architecture: str | None) -> str | None:
-    """The Hub's name for the task of a transformers class, or None if it is unknown."""
-    mappings: Mapping[str, Any] = TASK_MAPPING
-    for task, classes in mappings.items():
-        for names in classes.values():
-            if architecture in ((names,) if isinstance(names, str) else names):
-                return task
-    return None
 
 
 def _method_tags(pruning: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -204,8 +195,8 @@ def _figure(value: float, sign: str = "") -> str:
 
 
 def _headline(evaluation: Evaluation | None) -> str | None:
-    """The main metric, and how much of the dense model's it is."""
-    if evaluation is None:
+    """The main metric, and how much of the dense model's it is; None without one."""
+    if evaluation is None or evaluation.main_metric is None:
         return None
     name = evaluation.main_metric
     value = evaluation.metrics[name]
@@ -274,6 +265,9 @@ def _schedule_alt(history: Sequence[Mapping[str, float]]) -> str:
 def _evaluated_on(evaluation: Evaluation) -> str:
     samples = f", {evaluation.samples:,} samples" if evaluation.samples is not None else ""
     dataset = evaluation.dataset
+    if evaluation.given_in is not None:
+        on = f"on {_described(dataset)}" if dataset is not None else "on a data set of unknown name"
+        return f"Evaluated {on}{samples}; the metrics are those of {code(evaluation.given_in)}, given by the author."
     if dataset is None:
         return f"Evaluated on the Trainer's {code(evaluation.part)} data{samples}; the name of the data set is unknown."
     return f"Evaluated on {_described(dataset)}{samples}."

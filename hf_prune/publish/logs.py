@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainingArguments
@@ -18,7 +19,7 @@ _LOGGED_STEPS = 1000
 # What a Trainer logs with an evaluation beside its metrics.
 _NOT_METRICS = (
     *("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time"),
-    *("epoch", "step", "num_input_tokens_seen", "mem_cpu_alloc_delta", "mem_cpu_peaked_delta"),
+    *("epoch", "step", "samples", "num_input_tokens_seen", "mem_cpu_alloc_delta", "mem_cpu_peaked_delta"),
     *("mem_gpu_alloc_delta", "mem_gpu_peaked_delta"),
 )
 
@@ -30,6 +31,17 @@ _NOT_REPRODUCED = (
 
 
 # ---- What a Trainer logged ----
+
+
+@dataclass(frozen=True)
+class MeasuredEvaluation:
+    """The metrics of one evaluation, with a digest of the weights, the metric prefix, and the data, if known."""
+
+    digest: str
+    prefix: str
+    values: dict[str, Any]
+    samples: int | None
+    dataset: Any
 
 
 def metrics_of(values: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:

@@ -42,12 +42,15 @@ class Source(Frozen):
 class Evaluation(Frozen):
     """Metrics of the saved model on one data set of `samples` samples, and those of the dense model, if measured.
 
-    `part` is the Trainer's name of the data (`eval`, `test`, `eval_news`); `not_finite` are NaN or infinite metrics.
+    `main_metric` is None if none of the metrics is one that is usually reported. `part` is the Trainer's name of the
+    data (`eval`, `test`, `eval_news`); `not_finite` are NaN or infinite metrics; `given_in` is the file of metrics that
+    the model's author measured, not the Trainer.
     """
 
     metrics: dict[str, float]
-    main_metric: str
+    main_metric: str | None = None
     part: str = "eval"
+    given_in: str | None = None
     not_finite: list[str] = []
     dense_metrics: dict[str, float] | None = None
     samples: int | None = None
@@ -55,7 +58,7 @@ class Evaluation(Frozen):
 
     @model_validator(mode="after")
     def _main_metric_is_one(self) -> "Evaluation":
-        if self.main_metric not in self.metrics:
+        if self.main_metric is not None and self.main_metric not in self.metrics:
             raise ValueError(f"main_metric: expected one of {', '.join(self.metrics)}, got {self.main_metric!r}")
         return self
 
@@ -124,7 +127,8 @@ class RunRecord(Frozen):
     `steps` is the number of trained steps; the weights are those of `kept_step`, which differs if the best model was
     loaded at the end. The first of `evaluations` is the main one.
 
-    `chosen` is metadata that a user set for the card: license, language, pipeline_tag; `tags` are additional tags.
+    `chosen` is metadata that a user set for the card: license, language, pipeline_tag, base_model; `tags` are more
+    tags.
     """
 
     format_version: int = FORMAT_VERSION

@@ -21,12 +21,27 @@ _KINDS_OF_FILES = (
 
 
 def is_hub_name(name: str | None) -> bool:
-    """Whether a name could be that of a repository on the Hub, with or without its namespace."""
+    """Whether a name could be that of a repository on the Hub, with or without its namespace: no path that exists."""
     try:
         validate_repo_id(name or "")
     except HFValidationError:
         return False
-    return bool(name)
+    return bool(name) and not Path(name or "").exists()
+
+
+def shown_name(name: str) -> str:
+    """A name for a card: of a path on this machine, only the last part."""
+    is_path = Path(name).exists() or re.match(r"[/\\~]|\.{1,2}[/\\]|\w:\\", name)
+    return _last_part(name) if is_path else name
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] if Path(path).name.strip(".") else Path(path).resolve().name
+
+
+def describe_name(name: str) -> Source:
+    """A model or data set by a name alone: on the Hub, of a folder or file, or any other."""
+    return Source(name=shown_name(name), hub_name=name if is_hub_name(name) else None)
 
 
 def describe_base(
@@ -34,13 +49,16 @@ def describe_base(
 ) -> tuple[Source, str | None]:
     """A base model with license and languages from its card; and if they are unknown, why.
 
-    `name_or_path` is a folder or a name on the Hub; `hub_name` is the name on the Hub of a folder's model.
+    `name_or_path` is a folder or a name on the Hub; `hub_name` is the name on the Hub of a folder's model, or a path,
+    of which only the last part is shown.
     """
+    if hub_name is not None and not is_hub_name(hub_name):
+        name_or_path, hub_name = hub_name, None
     folder = Path(name_or_path)
     card_file = folder / "README.md"
     if not folder.is_dir() and hub_name is None:
         hub_name = name_or_path if is_hub_name(name_or_path) else None
-    shown = hub_name or folder.name or name_or_path
+    shown = hub_name or _last_part(name_or_path) or name_or_path
     data: dict[str, Any] = {}
     if folder.is_dir() and not card_file.is_file():
         problem: str | None = f"the folder of {shown} has no model card (README.md)"

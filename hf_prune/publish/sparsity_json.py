@@ -43,6 +43,18 @@ class Figures(Frozen):
         return [tensor for tensor in self.tensors if tensor.prunable]
 
 
+def check_weights(saved: SavedModel, record: RunRecord | None) -> None:
+    """Raise StaleRecordError if the record's measurements belong to other weights than those in the folder."""
+    files = saved.hashes
+    if record is not None and record.weights != files:
+        different = sorted(name for name in {*files, *record.weights} if files.get(name) != record.weights.get(name))
+        raise StaleRecordError(
+            f"{saved.folder}: {different[0]} has changed since {RECORD_NAME} was written, so the measurements in it do "
+            "not belong to these weights. Save and evaluate the model again, or make a card without measurements: "
+            f"hf-prune card --without-measurements {shlex.quote(str(saved.folder))}"
+        )
+
+
 def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) -> Figures:
     """Count the zeros in a folder's safetensors, and add the record's evaluations.
 
@@ -50,14 +62,8 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
     weights.
     """
     saved = SavedModel.of(folder)
-    folder, files = saved.folder, saved.hashes
-    if record is not None and record.weights != files:
-        different = sorted(name for name in {*files, *record.weights} if files.get(name) != record.weights.get(name))
-        raise StaleRecordError(
-            f"{folder}: {different[0]} has changed since {RECORD_NAME} was written, so the measurements in it do not "
-            "belong to these weights. Save and evaluate the model again, or make a card without measurements: "
-            f"hf-prune card --without-measurements {shlex.quote(str(folder))}"
-        )
+    folder = saved.folder
+    check_weights(saved, record)
     report = make_report(saved)
     return Figures(
         model=record.name if record is not None else folder.resolve().name,
@@ -69,7 +75,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         overall_sparsity=report.sparsity,
         file_bytes=report.file_bytes,
         note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,
-        files=files,
+        files=saved.hashes,
         evaluations=record.evaluations if record is not None else [],
         metadata={},
         tensors=report.tensors,

@@ -49,6 +49,15 @@ class SavedModel(os.PathLike):
         stats = {path.name: path.stat() for path in paths if path.exists()}
         return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
+    @property
+    def has_its_weights(self) -> bool:
+        """Whether the folder's safetensors are as they were when the object was created."""
+        before, now = (
+            {name: stamp for name, stamp in stamps.items() if name.endswith(".safetensors")}
+            for stamps in (self._stamps, self._look())
+        )
+        return before == now
+
     def _check_unchanged(self) -> None:
         now = self._look()
         changed = sorted(name for name in {*now, *self._stamps} if now.get(name) != self._stamps.get(name))

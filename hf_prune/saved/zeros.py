@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ _VALUES_AT_A_TIME = 1 << 24
 class TensorReport:
     """The zeros in one parameter; fused experts that are saved one by one count as one parameter.
 
-    `prunable` is None if the model class is unknown.
+    `prunable` is None if the model class is unknown. `saved_as` is the name in the file; of a parameter that is saved
+    as several tensors, their names with `*` where they differ.
     """
 
     name: str
@@ -33,6 +35,7 @@ class TensorReport:
     weights: int
     zeros: int
     prunable: bool | None
+    saved_as: str = ""
 
     @property
     def sparsity(self) -> float:
@@ -57,20 +60,21 @@ def count_tensors(
     for file in files:
         for key, shape, dtype, zeros in count_zeros(file):
             name = owner_of(key, owners, skeleton)
-            entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0])
+            entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0, key])
             entry[1] += math.prod(shape)
             entry[2] += zeros
+            entry[3] = _together(entry[3], key)
             if not dtype.startswith(("F", "BF")):
                 packed.add(name)
     if skeleton is not None:
-        usable = {name for name, (_, weights, _) in counts.items() if weights == math.prod(shapes.get(name, ()))}
+        usable = {name for name, (_, weights, *_) in counts.items() if weights == math.prod(shapes.get(name, ()))}
         lacking = sorted(prunable - (usable - packed))
         if lacking:
             known = {*shapes, *(name for name, _ in skeleton.named_buffers())}
             return [], _misfit(type(skeleton).__name__, lacking, len(prunable), sorted(counts.keys() - known))
     tensors = [
-        TensorReport(name, tuple(shape), weights, zeros, name in prunable if skeleton is not None else None)
-        for name, (shape, weights, zeros) in counts.items()
+        TensorReport(name, tuple(shape), weights, zeros, name in prunable if skeleton is not None else None, saved_as)
+        for name, (shape, weights, zeros, saved_as) in counts.items()
     ]
     order = {name: index for index, name in enumerate(shapes)}
     return sorted(tensors, key=lambda tensor: order.get(tensor.name, len(order))), None
@@ -83,6 +87,12 @@ def _misfit(model_class: str, lacking: Sequence[str], expected: int, others: Seq
         f"weights, such as {lacking[0]}{found}; the model may be packed, quantised, incomplete, or saved under other "
         "names, so zeros were not counted"
     )
+
+
+def _together(name: str, other: str) -> str:
+    """Two names of tensors as one, with `*` in place of the components that differ."""
+    pairs = zip_longest(name.split("."), other.split("."))
+    return ".".join(part if part == same else "*" for part, same in pairs)
 
 
 def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], str, int]]:

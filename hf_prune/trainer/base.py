@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from ..config.distillation import DistillationConfig
 from ..masking.pruner import Pruner
+from ..publish.logs import MeasuredEvaluation
 from ..publish.record import Latency, RunRecord
 from ..saved.files import SavedFile
 from .callback import PruningCallback
@@ -39,17 +40,20 @@ if TYPE_CHECKING:
         teacher_name: str | None
         distillation: DistillationConfig | None
 
+        # Of measuring
+        _evaluated: list[MeasuredEvaluation]
+
+        @property
+        def _makes_card(self) -> bool: ...
+
+        def _digest(self) -> str: ...
+
         # Of publishing
         _hub: HfApi  # its background pushes run one after another
         _said: dict[str, Any]  # what was passed to the last create_model_card
 
         @property
         def _repo_id(self) -> str: ...
-
-        @property
-        def _makes_card(self) -> bool: ...
-
-        def _digest(self) -> str: ...
 
         def _make_record(
             self,

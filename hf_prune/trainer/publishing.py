@@ -1,29 +1,30 @@
 """`PublishingMixin`: a Trainer's model card, made from what was measured, and its push to the Hub.
 
-evaluation_loop          records each evaluation with the digest of the weights that were evaluated
-create_model_card        saves the model; the evaluations of these weights go into record and card
+create_model_card        saves the model if that was not done; the evaluations of these weights go into record and card
 push_to_hub              does the same, and pushes all of it in one commit
 """
 
 import inspect
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitInfo
 
-from ..engines.choose import is_shared_model, weights_digest
+from ..engines.choose import is_shared_model
+from ..engines.processes import all_reduce
 from ..foreign.transformers import finish_current_push
-from ..model.anatomy import has_adapters
-from ..publish.card import write_card
+from ..publish.card import keep_generation_config, write_card
 from ..publish.push import push_model
 from ..publish.record import Latency, RunRecord, load_record, save_record
 from ..saved.files import SavedFile
 from ..saved.model import SavedModel
 from .base import TrainerBase
 from .latency import measure_trainer
-from .recording import CardInput, MeasuredEvaluation, record_of, said_in
+from .recording import CardInput, record_of, said_in
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ class PublishingMixin(TrainerBase):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self._evaluated: list[MeasuredEvaluation] = []
         self._said: dict[str, Any] = {}  # what was passed to the last create_model_card
+        self._last_saved: tuple[tuple, SavedModel] | None = None  # the model that was last saved in `output_dir`
         self._saved: SavedModel | None = None  # the model of the last card
         super().__init__(*args, **kwargs)
 
@@ -44,44 +45,37 @@ class PublishingMixin(TrainerBase):
     def _repo_id(self) -> str:
         return self.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
 
-    @property
-    def _makes_card(self) -> bool:
-        """Whether this class makes card and push: with pruning, and not for adapters, whose zeros are elsewhere."""
-        return self.pruner is not None and not has_adapters(self.accelerator.unwrap_model(self.model))
+    # ---- The saved model ----
 
-    # ---- Measurements ----
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as the extended class does; in `output_dir` of the arguments, remember which one it is."""
+        super().save_model(output_dir, _internal_call)
+        own = Path(str(self.args.output_dir)).resolve()
+        if self._makes_card and self._unfinished is None and Path(output_dir or own).resolve() == own:
+            digest = self._digest()
+            if self.is_world_process_zero():
+                self._last_saved = (self._identity(digest), SavedModel(own))
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate as the extended class does, and record the metrics with a digest of the weights, for the card."""
-        output = super().evaluation_loop(*args, **kwargs)
-        if not self._makes_card or not output.metrics:
-            return output
-        digest = self._digest()
-        if self.is_world_process_zero():
-            bound = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments
-            of_its_own = getattr(self, "evaluator", None) is not None  # sentence-transformers: it has data of its own
-            self._evaluated.append(
-                MeasuredEvaluation(
-                    digest=digest,
-                    prefix=bound.get("metric_key_prefix", "eval"),
-                    values=dict(output.metrics),
-                    samples=None if of_its_own else output.num_samples,
-                    dataset=None if of_its_own else getattr(bound["dataloader"], "dataset", None),
-                )
-            )
-        return output
+    def _identity(self, digest: str) -> tuple:
+        """What tells whether a model is saved: where, its weights, the step of its masks, and its configuration."""
+        config: Any = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        written = config.to_json_string() if hasattr(config, "to_json_string") else None
+        return Path(str(self.args.output_dir)).resolve(), digest, self.state.global_step, written
 
-    def _digest(self) -> str:
-        """The digest of the model's current weights, on the first process; every process must call it."""
-        model = self.accelerator.unwrap_model(self.model)
-        if not self.is_world_process_zero() and not is_shared_model(model):
-            return ""
-        return weights_digest(model)
+    def _save_if_changed(self, digest: str) -> None:
+        """Save the model, with this digest, in `output_dir`, unless it is what was last saved there."""
+        known = self._last_saved
+        changed = known is None or known[0] != self._identity(digest) or not known[1].has_its_weights
+        if is_shared_model(self.accelerator.unwrap_model(self.model)):  # all processes save, or none
+            changed = bool(all_reduce(torch.tensor(int(changed and self.is_world_process_zero()))))
+        if changed:
+            with keep_generation_config(str(self.args.output_dir)) if self.args.should_save else nullcontext():
+                self.save_model(_internal_call=True)
 
     # ---- The card ----
 
     def create_model_card(self, *args: Any, dense_metrics: Mapping[str, float] | None = None, **kwargs: Any) -> None:
-        """Save the model into `output_dir`, and write its card there.
+        """Write the card of the model in `output_dir`; the model is saved there first if that is not done yet.
 
         README.md has only what was counted in the saved files or measured by this trainer; beside it are
         `sparsity.json`, `run_record.json` and `assets/`. Your own additions to README.md are kept.
@@ -108,13 +102,15 @@ class PublishingMixin(TrainerBase):
         said = self._said | {name: value for name, value in said.items() if value is not None}
         folder = Path(str(self.args.output_dir))
         earlier = load_record(folder) if self.state.global_step == 0 else None
-        self.save_model(_internal_call=True)
         digest = self._digest()
+        self._save_if_changed(digest)
         if not self.is_world_process_zero():
             return
         self._saved = SavedModel(folder)
         record = self._make_record(said, digest, self._saved.hashes, measure_trainer(self))
         self._said = said  # also for later cards
+        if said.get("tasks") and "pipeline_tag" not in record.chosen:
+            logger.warning("The card does not name the task %r, which the Hub does not have.", said["tasks"])
         base = record.base_model
         if base is not None and base.license is None and not record.chosen.get("license"):
             logger.warning(
@@ -167,7 +163,7 @@ class PublishingMixin(TrainerBase):
         include: Collection[str] = (),
         **kwargs: Any,
     ) -> Any:
-        """Save the model, make its card, push both in one commit, and check what the Hub then holds.
+        """Make the card (see `create_model_card`), push it with the model in one commit, and check what the Hub holds.
 
         Args:
             commit_message: as in the extended class, like `blocking`, `token`, `revision` and `private`.

@@ -12,23 +12,13 @@ from ..config.pruning import PruningConfig
 from ..errors import CardError
 from ..foreign.transformers import commit_of
 from ..model.names import plain_model
-from ..publish.logs import changed_arguments, metrics_of, not_finite, thin_history
+from ..publish.logs import MeasuredEvaluation, changed_arguments, metrics_of, not_finite, thin_history
 from ..publish.measure import emissions_of, hardware, versions
 from ..publish.record import Distillation, Evaluation, Latency, RunRecord, Source
-from ..publish.sources import describe_base, describe_dataset, is_hub_name
+from ..publish.sources import describe_base, describe_dataset, is_hub_name, shown_name
+from ..publish.tasks import HUB_TASKS, main_metric, task_of
 from ..saved.files import SavedFile
 from .distilling import DistillingMixin
-
-
-@dataclass(frozen=True)
-class MeasuredEvaluation:
-    """The metrics of one evaluation, with a digest of the weights, the metric prefix, and the data, if known."""
-
-    digest: str
-    prefix: str
-    values: dict[str, Any]
-    samples: int | None
-    dataset: Any
 
 
 @dataclass(frozen=True)
@@ -52,8 +42,9 @@ class CardInput:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What goes unchanged into the card's metadata."""
-        values = {"license": self.license, "language": _as_list(self.language), "pipeline_tag": _first(self.tasks)}
+        """What goes unchanged into the card's metadata: as `pipeline_tag` the first of the tasks that the Hub has."""
+        task = next((task for task in _as_list(self.tasks) if task in HUB_TASKS), None)
+        values = {"license": self.license, "language": _as_list(self.language), "pipeline_tag": task}
         return {name: value for name, value in values.items() if value}
 
 
@@ -92,7 +83,7 @@ def record_of(
         chosen=given.chosen,
         tags=list(dict.fromkeys([*_as_list(given.tags), *_tags_of(trainer)])),
         base_model=_base_model(trainer, given),
-        evaluations=make_evaluations(evaluated, given, trainer.args.metric_for_best_model),
+        evaluations=make_evaluations(evaluated, given, _task(trainer, given), trainer.args.metric_for_best_model),
         latency=latency,
         hardware=hardware(trainer.args.device, trainer.args.world_size),
         versions=versions(),
@@ -128,6 +119,12 @@ def _base_model(trainer: Trainer, given: CardInput) -> Source | None:
     return describe_base(name_or_path, given.finetuned_from, revision)[0]
 
 
+def _task(trainer: Trainer, given: CardInput) -> str | None:
+    """The task of a Trainer's model: as chosen, or else that of its class."""
+    chosen: str | None = given.chosen.get("pipeline_tag")
+    return chosen or task_of(type(trainer.accelerator.unwrap_model(trainer.model)).__name__.removeprefix("FSDP"))
+
+
 def _distillation(trainer: Trainer) -> Distillation | None:
     """How a Trainer distilled, and from which model: its name, or for a given model object that of its base."""
     if not isinstance(trainer, DistillingMixin) or trainer.teacher is None or trainer.distillation is None:
@@ -146,15 +143,18 @@ def _tags_of(trainer: Trainer) -> list[str]:
     return _as_list(getattr(trainer.accelerator.unwrap_model(trainer.model), "model_tags", None))
 
 
-def make_evaluations(evaluated: Sequence[MeasuredEvaluation], given: CardInput, wanted: str | None) -> list[Evaluation]:
+def make_evaluations(
+    evaluated: Sequence[MeasuredEvaluation], given: CardInput, task: str | None, wanted: str | None
+) -> list[Evaluation]:
     """The last evaluation with each prefix, `eval` first, except those on training data.
 
-    `wanted` is the main metric, if an evaluation has it. Raises CardError if `dense_metrics` has no metric of any
+    `wanted` is the metric that the best model was chosen by. Raises CardError if `dense_metrics` has no metric of any
     evaluation.
     """
     with_metrics = [one for one in evaluated if metrics_of(one.values, one.prefix)]
     last = {one.prefix: one for one in with_metrics if not one.prefix.startswith("train")}
-    made = [_evaluation(last[prefix], given, wanted) for prefix in sorted(last, key=lambda prefix: prefix != "eval")]
+    prefixes = sorted(last, key=lambda prefix: prefix != "eval")
+    made = [_evaluation(last[prefix], given, task, wanted) for prefix in prefixes]
     if made and given.dense_metrics is not None and not any(one.dense_metrics for one in made):
         expected = ", ".join(f"{one.part}_{name}" for one in made for name in one.metrics)
         came = ", ".join(given.dense_metrics) or "none"
@@ -162,16 +162,14 @@ def make_evaluations(evaluated: Sequence[MeasuredEvaluation], given: CardInput, 
     return made
 
 
-def _evaluation(one: MeasuredEvaluation, given: CardInput, wanted: str | None) -> Evaluation:
+def _evaluation(one: MeasuredEvaluation, given: CardInput, task: str | None, wanted: str | None) -> Evaluation:
     metrics = metrics_of(one.values, one.prefix)
     dense = given.dense_metrics or {}
     unprefixed = {f"{one.prefix}_{name}": value for name, value in dense.items()}
     dense_metrics = metrics_of(unprefixed, one.prefix) | metrics_of(dense, one.prefix)
-    main = (wanted or "").removeprefix(f"{one.prefix}_").removeprefix("eval_")
-    others = [name for name in metrics if name != "loss"]
     return Evaluation(
         metrics=metrics,
-        main_metric=main if main in metrics else (others or list(metrics))[0],
+        main_metric=main_metric(task, metrics, (wanted or "").removeprefix(f"{one.prefix}_").removeprefix("eval_")),
         part=one.prefix,
         not_finite=not_finite(one.values, one.prefix),
         dense_metrics={name: dense_metrics[name] for name in metrics if name in dense_metrics} or None,
@@ -188,7 +186,7 @@ def _dataset(dataset: Any, given: CardInput) -> Source | None:
         return known
     split = str(dataset.split) if getattr(dataset, "split", None) is not None else None
     return Source(
-        name=str(name or hub_name),
+        name=shown_name(str(name or hub_name)),
         hub_name=hub_name if is_hub_name(hub_name) else None,
         revision=known.revision if known is not None and known.hub_name == hub_name else None,
         config=_first(given.dataset_args),

@@ -17,6 +17,7 @@ from ..foreign.transformers import check_trainer
 from ..masking.pruner import Pruner
 from .callback import PruningCallback, check_needs
 from .distilling import DistillingMixin
+from .measuring import MeasuringMixin
 from .publishing import PublishingMixin
 from .pushes import PushesMixin
 from .saving import SavingMixin
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     )
 
 
-class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, PublishingMixin):
+class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, PublishingMixin, MeasuringMixin):
     """Adds pruning to a Trainer class: `class PruningSFTTrainer(PruningMixin, SFTTrainer): ...`.
 
     Beyond what `PruningCallback` does, gradients are masked once per step, before they are clipped; `sparsity` and

@@ -8,10 +8,13 @@ import references
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import bert
 from transformers import HfArgumentParser, TrainingArguments
 
+from hf_prune import Pruner
+from hf_prune.config.arguments import PruningArguments
 from hf_prune.config.pruning import CONFIG_NAME, FORMAT_VERSION, PruningConfig, load_configs, save_configs
-from hf_prune.errors import PruningConfigError, nearest
+from hf_prune.errors import ArgumentError, PruningConfigError, nearest
 from hf_prune.methods.patterns import BLOCK_NORMS, Pattern
 from hf_prune.methods.schedules import SCHEDULES
 from hf_prune.methods.scopes import SCOPES
@@ -507,6 +510,44 @@ def test_wrong_values_on_the_command_line_are_all_told():
     with pytest.raises(PruningConfigError) as caught:
         HfArgumentParser(PruningConfig).parse_args_into_dataclasses(["--sparsity", "1.5", "--method", "magnitud"])
     assert [field for field, _ in caught.value.problems] == ["method", "sparsity"]
+
+
+def parsed(*words):
+    [arguments] = HfArgumentParser(PruningArguments).parse_args_into_dataclasses(list(words))
+    return arguments
+
+
+def test_a_script_without_a_sparsity_trains_dense_and_is_told_what_it_does_not_use(caplog):
+    assert parsed().config is None
+    assert not caplog.records
+    assert parsed("--method", "wanda", "--pattern", "block:4x1", "--exclude", "a").config is None
+    assert "Training is dense, as no sparsity is set. Not used: method, pattern, exclude." in caplog.text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--sparsity", "0.8", "--method", "wanda", "--exclude", "a", "--overrides", '{"b": 0.5}'],
+        ["--sparsity", "0"],
+        ["--pattern", "2:4"],
+        ["--method", "keep"],
+    ],
+)
+def test_a_script_that_prunes_gets_the_configuration(words):
+    [expected] = HfArgumentParser(PruningConfig).parse_args_into_dataclasses(words)
+    assert type(parsed(*words).config) is PruningConfig
+    assert parsed(*words).config == expected
+
+
+@pytest.mark.parametrize("words", [["--sparsity", "1.5"], ["--pattern", "2:x"]])
+def test_wrong_values_of_a_script_are_told(words):
+    with pytest.raises(PruningConfigError, match=words[0].removeprefix("--")):
+        parsed(*words)
+
+
+def test_arguments_are_no_configuration():
+    with pytest.raises(ArgumentError, match=r"config: expected a PruningConfig, got PruningArguments; pass its"):
+        Pruner(bert(), PruningArguments())
 
 
 # ---- Files ----

@@ -22,7 +22,7 @@ from hf_prune.errors import CardError, StaleRecordError
 from hf_prune.model.targets import find_targets
 from hf_prune.publish.card import CARD_NAME, forget_measurements, make_files, metadata_in, read_card, write_card
 from hf_prune.publish.card_merge import Existing, split_body
-from hf_prune.publish.card_text import generated_metadata, render_card, task_of
+from hf_prune.publish.card_text import generated_metadata, render_card
 from hf_prune.publish.markdown import single_line
 from hf_prune.publish.record import (
     RECORD_NAME,
@@ -220,7 +220,7 @@ def test_a_metric_that_is_no_finite_number_is_said_to_be_none(tmp_path):
     assert "| `loss` | not a finite number |" in part
 
 
-def test_metadata_have_the_results_of_every_evaluation_of_a_known_data_set(tmp_path):
+def test_metadata_have_the_results_of_every_evaluation(tmp_path):
     metadata = metadata_of(card_of(save_with_record(tmp_path, evaluations=SEVERAL)))
     results = metadata["model-index"][0]["results"]
     found = [
@@ -234,6 +234,7 @@ def test_metadata_have_the_results_of_every_evaluation_of_a_known_data_set(tmp_p
     assert found == [
         ("ada/films", "test", {"loss": 0.625, "accuracy": 0.75}),
         ("ada/news", None, {"f1": 0.5}),
+        ("unknown", "test", {"f1": 0.25}),
         ("ada/films", None, {"f1": 0.125}),
     ]
     assert metadata["datasets"] == ["ada/films", "ada/news"]
@@ -424,6 +425,7 @@ LITTLE = {
     },
     "dense of nothing": {"evaluations": [Evaluation(metrics={"f1": 0.5}, main_metric="f1", dense_metrics={})]},
     "zeros": {"evaluations": [Evaluation(metrics={"f1": 0.0}, main_metric="f1", dense_metrics={"f1": 0.0})]},
+    "no main metric": {"evaluations": [Evaluation(metrics={"loss": 0.5}, dense_metrics={"loss": 0.25})]},
     "no latency": {"latency": None},
     "no hardware": {"hardware": None},
     "no dense latency": {"latency": Latency(shapes={}, passes=1, seconds=0.1)},
@@ -563,11 +565,41 @@ def test_a_base_that_is_not_on_the_hub_is_no_base_model(tmp_path):
     assert metadata["license"] == "mit"
 
 
-def test_without_a_data_set_there_are_no_results(tmp_path):
-    evaluation = Evaluation(metrics={"loss": 1.0, "f1": 0.5}, main_metric="f1")
-    metadata = metadata_of(card_of(save_with_record(tmp_path, evaluations=[evaluation])))
-    assert not {"model-index", "datasets", "model_name", "eval_results"} & set(metadata)
+def test_results_on_an_unknown_data_set_say_so_and_a_loss_is_no_result(tmp_path):
+    evaluations = [
+        Evaluation(metrics={"loss": 1.0, "f1": 0.5}, main_metric="f1"),
+        Evaluation(metrics={"f1": 0.25}, main_metric="f1", part="test"),
+    ]
+    metadata = metadata_of(card_of(save_with_record(tmp_path / "known", evaluations=evaluations)))
+    assert not {"datasets", "model_name", "eval_results"} & set(metadata)
     assert metadata["metrics"] == ["f1"]
+    results = metadata["model-index"][0]["results"]
+    unknown = {"type": "unknown", "name": "Unknown"}
+    assert [result["dataset"] for result in results] == [unknown | {"split": part} for part in ("eval", "test")]
+    evaluations = [Evaluation(metrics={"loss": 1.0})]
+    metadata = metadata_of(card_of(save_with_record(tmp_path / "loss", evaluations=evaluations)))
+    assert not {"model-index", "metrics"} & set(metadata)
+
+
+def test_a_task_that_the_hub_hides_is_that_of_results_only_and_a_chosen_one_is_both():
+    def tasks_of(architecture, **chosen):
+        evaluation = Evaluation(metrics={"accuracy": 0.5}, main_metric="accuracy")
+        record = RunRecord(name="m", evaluations=[evaluation], chosen=chosen)
+        metadata = metadata_of(render_card(figures_of(architecture=architecture), record, "m"))
+        (result,) = metadata["model-index"][0]["results"] if "model-index" in metadata else ({"task": {"type": None}},)
+        return metadata.get("pipeline_tag"), result["task"]["type"]
+
+    assert tasks_of("BertForMultipleChoice") == (None, "multiple-choice")
+    assert tasks_of("ViTMAEForPreTraining") == (None, None)
+    assert tasks_of("T5ForConditionalGeneration", pipeline_tag="summarization") == ("summarization", "summarization")
+
+
+def test_without_a_main_metric_the_summary_names_none(tmp_path):
+    evaluation = Evaluation(metrics={"LOC_precision": 0.5, "loss": 1.0}, dense_metrics={"loss": 0.5})
+    card = card_of(save_with_record(tmp_path, history=HISTORY, evaluations=[evaluation]))
+    assert "LOC_precision" not in parts_of(card)["summary"]
+    assert list(rows_of(parts_of(card)["evaluation"]))[2:] == ["LOC_precision", "loss"]
+    says_nothing_empty(card)
 
 
 def test_what_was_chosen_and_tagged_is_in_the_metadata(tmp_path):
@@ -576,21 +608,6 @@ def test_what_was_chosen_and_tagged_is_in_the_metadata(tmp_path):
     metadata = metadata_of(card_of(save_with_record(tmp_path, chosen=chosen, tags=["film"], base_model=base)))
     assert metadata.items() >= chosen.items()
     assert metadata["tags"] == ["hf-prune", "pruned", "film"]
-
-
-@pytest.mark.parametrize(
-    ("architecture", "task"),
-    [
-        ("BertForSequenceClassification", "text-classification"),
-        ("GPT2LMHeadModel", "text-generation"),
-        ("ResNetForImageClassification", "image-classification"),
-        ("BertModel", None),
-        ("NobodysModel", None),
-        (None, None),
-    ],
-)
-def test_the_task_is_that_of_the_class(architecture, task):
-    assert task_of(architecture) == task
 
 
 def test_patterns_are_tags_without_a_colon_in_blocks():

@@ -51,8 +51,9 @@ def evaluations(draw):
     metrics = draw(st.dictionaries(texts, numbers, min_size=1, max_size=3))
     return Evaluation(
         metrics=metrics,
-        main_metric=draw(st.sampled_from(sorted(metrics))),
+        main_metric=draw(st.none() | st.sampled_from(sorted(metrics))),
         part=draw(texts),
+        given_in=draw(st.none() | texts),
         not_finite=draw(st.lists(texts, max_size=2)),
         dense_metrics=draw(st.none() | st.dictionaries(texts, numbers, max_size=2)),
         samples=draw(st.none() | counts),

@@ -23,7 +23,7 @@ from hf_prune.publish.logs import changed_arguments, metrics_of, not_finite, thi
 from hf_prune.publish.measure import emissions_of, hardware, input_shapes, measure_latency, versions
 from hf_prune.publish.record import Emissions, Source
 from hf_prune.publish.redact import find_secret, without_paths, without_tokens
-from hf_prune.publish.sources import describe_base, describe_dataset, is_hub_name
+from hf_prune.publish.sources import describe_base, describe_dataset, describe_name, is_hub_name
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 
@@ -597,6 +597,35 @@ def test_a_base_in_a_folder_is_described_by_its_card(tmp_path):
 def test_a_base_in_a_folder_has_its_name_on_the_hub_where_that_is_told(tmp_path):
     source, _ = describe_base(base(tmp_path, "---\nlicense: mit\n---\n"), hub_name="google/bert", revision="abc")
     assert (source.name, source.hub_name, source.revision) == ("google/bert", "google/bert", "abc")
+
+
+def test_a_path_in_place_of_a_name_on_the_hub_is_shown_by_its_last_part(tmp_path, monkeypatch):
+    folder = tmp_path / "models" / "my-base"
+    folder.mkdir(parents=True)
+    base(folder, "---\nlicense: mit\n---\n")
+    expected = (Source(name="my-base", license="mit"), None)
+    assert describe_base("google/bert", hub_name=str(folder)) == expected
+    monkeypatch.chdir(tmp_path)
+    assert describe_base("models/my-base", hub_name="models/my-base") == expected
+    monkeypatch.chdir(folder)
+    assert describe_base(".") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("MNLI / matched", "MNLI / matched"),
+        ("ada/films", "ada/films"),
+        ("/data/films.csv", "films.csv"),
+        ("./films/", "films"),
+        ("../films", "films"),
+        ("~/films", "films"),
+        ("C:\\data\\films", "films"),
+    ],
+)
+def test_of_a_path_a_card_shows_the_last_part(name, shown):
+    assert describe_name(name).name == shown
+    assert (describe_name(name).hub_name is not None) == (name == "ada/films")
 
 
 def test_of_several_licenses_the_first_is_told(tmp_path):

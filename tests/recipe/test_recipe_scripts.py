@@ -80,7 +80,7 @@ def test_the_script_is_a_plain_one_with_one_word_changed_and_one_line_added(mate
     text = SCRIPT.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 120
     plain = text.replace("trainer = PruningTrainer(  # was: Trainer", "trainer = Trainer(")
-    plain = plain.replace("        pruning_config=pruning_config,  # and this line is new\n", "")
+    plain = plain.replace("        pruning_config=pruning.config,  # and this line is new\n", "")
     plain = plain.replace("    TrainingArguments,\n)", "    Trainer,\n    TrainingArguments,\n)")
     assert plain.count("\n") == text.count("\n")
     (tmp_path / "plain.py").write_text(plain, encoding="utf-8")

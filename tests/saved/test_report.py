@@ -142,8 +142,13 @@ def test_experts_that_are_saved_one_by_one_are_reported_as_the_one_parameter_the
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         in_file = set(file.keys())
     assert "model.layers.0.block_sparse_moe.experts.3.w1.weight" in in_file
-    reported = counts(make_report(tmp_path))
+    found = make_report(tmp_path)
+    reported = counts(found)
+    names = {tensor.name: tensor.saved_as for tensor in found.tensors}
+    assert names["model.layers.0.mlp.experts.gate_up_proj"] == "model.layers.0.block_sparse_moe.experts.*.*.weight"
+    assert names["model.layers.0.mlp.experts.down_proj"] == "model.layers.0.block_sparse_moe.experts.*.w2.weight"
     assert not any(re.search(r"experts\.\d", name) for name in reported)
+    assert {name for name in names.values() if "*" not in name} <= in_file
     for name in ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"):
         weight = model.get_parameter(name)
         assert reported[name] == (tuple(weight.shape), weight.numel(), int((weight == 0).sum()), True)

@@ -93,7 +93,7 @@ def generated_metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
             found |= {"base_model": base.hub_name, "base_model_relation": "finetune"}
     found["tags"] = [
         *("hf-prune", *(["pruned"] if _is_pruned(figures) else [])),
-        *(*_method_tags(figures.pruning), *record.tags),
+        *(*_method_tags(figures), *record.tags),
     ]
     sources = [record.training_data, *(one.dataset for one in record.evaluations)]
     names = [source.hub_name for source in sources if source is not None and source.hub_name]
@@ -153,12 +153,20 @@ def _eval_results(task: str, evaluation: Evaluation) -> list[EvalResult]:
     ]
 
 
-def _method_tags(pruning: Sequence[Mapping[str, Any]]) -> list[str]:
+def _method_tags(figures: Figures) -> list[str]:
+    """The patterns, where the counted zeros reach the target sparsity, and the methods."""
     tags: dict[str, None] = {}
-    for config in pruning:
-        tags |= {config["pattern"].replace(":", "-") if "block" in config["pattern"] else config["pattern"]: None}
+    for config in figures.pruning:
+        if _target_missed(figures) is None:
+            tags |= {config["pattern"].replace(":", "-") if "block" in config["pattern"] else config["pattern"]: None}
         tags |= {config["method"]: None}
     return list(tags)
+
+
+def _target_missed(figures: Figures) -> float | None:
+    """The target sparsity, if the counted zeros do not reach it or could not be counted."""
+    target, counted = figures.target_sparsity, figures.prunable_sparsity
+    return target if target is not None and (counted is None or counted < target - 1e-4) else None
 
 
 def _shown(source: Source, kind: str = "") -> str:
@@ -174,7 +182,9 @@ def _summary(figures: Figures, record: RunRecord) -> str:
     if figures.pruning and record.steps:
         methods = "; then ".join(map(_method, figures.pruning))
         distilled = "distilled" if record.distillation is not None else "fine-tuned"
-        return f"{base}, {distilled} and pruned with hf-prune: {methods}."
+        missed = _target_missed(figures)
+        note = f" Its target sparsity of {missed:.2%} was not reached." if missed is not None else ""
+        return f"{base}, {distilled} and pruned with hf-prune: {methods}.{note}"
     return f"{base}, {'pruned' if _is_pruned(figures) else 'dense'}."
 
 

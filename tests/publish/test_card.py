@@ -585,7 +585,7 @@ def test_a_task_that_the_hub_hides_is_that_of_results_only_and_a_chosen_one_is_b
     def tasks_of(architecture, **chosen):
         evaluation = Evaluation(metrics={"accuracy": 0.5}, main_metric="accuracy")
         record = RunRecord(name="m", evaluations=[evaluation], chosen=chosen)
-        metadata = metadata_of(render_card(figures_of(architecture=architecture), record, "m"))
+        metadata = metadata_of(render_card(figures_of().model_copy(update={"architecture": architecture}), record, "m"))
         (result,) = metadata["model-index"][0]["results"] if "model-index" in metadata else ({"task": {"type": None}},)
         return metadata.get("pipeline_tag"), result["task"]["type"]
 
@@ -895,6 +895,7 @@ FIELDS = (
     *("training data revision", "training data config", "training data split", "training data rows"),
     *("tensor", "file", "note", "target", "exclude", "argument", "value", "nested value", "recipe key", "recipe value"),
     *("processor", "accelerator", "version name", "version", "country", "shape", "chosen license", "second metric"),
+    *("given in", "saved as"),
 )
 
 
@@ -906,8 +907,9 @@ def card_with(names):
 
     names_of_tensors = {"targets": [name("target")], "exclude": [name("exclude")], "overrides": {name("override"): 0.1}}
     pruning = [PruningConfig(sparsity=0.5).to_dict() | names_of_tensors]
-    tensor = TensorReport(name=name("tensor"), shape=[4, 4], weights=16, zeros=8, prunable=True)
-    figures = figures_of(name("name"), pruning, tensors=[tensor], files=[name("file")], note=name("note"))
+    counted = {"shape": [4, 4], "weights": 16, "zeros": 8, "prunable": True}
+    tensors = [TensorReport(name=name("tensor"), **counted), TensorReport("a", **counted, saved_as=name("saved as"))]
+    figures = figures_of(name("name"), pruning, tensors=tensors, files=[name("file")], note=name("note"))
     metrics = {name("metric"): 0.5, "f1": 0.25} | ({name("second metric"): 0.125} if "second metric" in names else {})
     record = RunRecord.model_construct(
         name=name("name"),
@@ -949,6 +951,7 @@ def card_with(names):
                 ),
             ),
             Evaluation(metrics={"f1": 0.5}, main_metric="f1", part=name("part")),
+            Evaluation(metrics={"f1": 0.5}, main_metric="f1", given_in=name("given in")),
         ],
         latency=Latency(shapes={name("shape"): [1, 8]}, passes=3, seconds=0.5),
         hardware=Hardware(processor=name("processor"), cores=2, threads=1, accelerator=name("accelerator")),

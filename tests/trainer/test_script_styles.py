@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from models import _ENCODER, VOCABULARY, training_arguments
+from models import VOCABULARY, bert, training_arguments
 from safetensors import safe_open
 from transformers import Trainer
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, speed_metrics
@@ -132,7 +132,7 @@ def squad(prediction):
 
 def qa_trainer(cls, folder, config=HALF, **changes):
     return cls(
-        model=transformers.BertForQuestionAnswering(transformers.BertConfig(**_ENCODER)),
+        model=transformers.BertForQuestionAnswering(bert().config),
         args=training_arguments(folder, max_steps=4, **changes),
         train_dataset=examples(answered),
         eval_dataset=examples(question, 6),  # features have no labels
@@ -169,7 +169,7 @@ def test_metrics_without_a_loop_count_for_the_weights_that_the_model_has_then(tm
             return {"bleu": 12.5, "epoch": 1.0}
 
     trainer = OwnLoop(
-        model=transformers.BertForQuestionAnswering(transformers.BertConfig(**_ENCODER)),
+        model=transformers.BertForQuestionAnswering(bert().config),
         args=training_arguments(tmp_path, max_steps=2),
         train_dataset=examples(answered),
         pruning_config=HALF,
@@ -191,7 +191,7 @@ def test_each_of_several_data_sets_has_what_evaluate_returned_for_it(tmp_path):
             return metrics | {f"{metric_key_prefix}_f1": float(len(metric_key_prefix))}
 
     trainer = Adding(
-        model=transformers.BertForQuestionAnswering(transformers.BertConfig(**_ENCODER)),
+        model=transformers.BertForQuestionAnswering(bert().config),
         args=training_arguments(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1),
         train_dataset=examples(answered),
         eval_dataset={"news": examples(answered, 4), "films": examples(answered, 6)},
@@ -220,7 +220,7 @@ def tagged(generator):
 
 def test_token_classification(tmp_path):
     base = tmp_path / "models" / "my-base"
-    transformers.BertForTokenClassification(transformers.BertConfig(**_ENCODER)).save_pretrained(base)
+    transformers.BertForTokenClassification(bert().config).save_pretrained(base)
     trainer = PruningTrainer(
         model=transformers.BertForTokenClassification.from_pretrained(base),
         args=training_arguments(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,8 @@ class RunRecord(Frozen):
 
 def save_record(folder: str | os.PathLike, record: RunRecord) -> None:
     """Write `run_record.json` into the folder."""
-    text = json.dumps(record.model_dump(), indent=1, allow_nan=False)
+    text = json.dumps(record.model_dump(), indent=1, allow_nan=False, ensure_ascii=False)
+    text = re.sub("[\ud800-\udfff]", " ", text)  # halves of pairs of surrogates, which UTF-8 cannot hold
     write_file(Path(folder, RECORD_NAME), f"{text}\n".encode())
 
 

@@ -24,7 +24,6 @@ CAUGHT = {
     ("recipe.data", "ValueError"),  # load_data
     ("model.limits", "ValueError"),  # build_skeleton says so in a note
     ("saved.masks", "ValueError"),  # the same file, with its path
-    ("saved.model", "TypeError"),
     ("saved.pruning_state", "ValueError"),
     ("trainer.claims", "FileNotFoundError"),  # the same file, which tries again
     ("recipe.metrics", "ImportError"),  # the task that wants the metric

@@ -416,7 +416,8 @@ def test_a_result_whose_dense_metric_is_zero_is_a_table_all_the_same(monkeypatch
     )
     monkeypatch.setattr("hf_prune.recipe.loading.load_recipe", lambda *args: None)
     monkeypatch.setattr("hf_prune.recipe.run.run", lambda *args, **kwargs: result)
-    text = words(printed("run", "recipe.yaml"))
+    (tmp_path / "recipe.yaml").write_text("{}", encoding="utf-8")
+    text = words(printed("run", tmp_path / "recipe.yaml"))
     assert "matthews_correlation 0.0000 0.0000" in text
     assert "accuracy 0.5000 0.2500 50.0%" in text
 

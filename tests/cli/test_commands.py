@@ -215,6 +215,21 @@ def test_what_is_no_model_is_one_line(sparse_bert, monkeypatch, command, name, e
     assert line.startswith(f"hf-prune: {expected}")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a/b/c"], "repo: expected USER/REPO, the name of a repository on the Hub"),
+        (["a b"], "repo: expected USER/REPO, the name of a repository on the Hub"),
+        (["somebody/film", "--revision", "a b"], "revision: expected the name of a branch, got 'a b'"),
+    ],
+)
+def test_a_dry_run_of_a_push_that_can_never_be_made_is_refused(sparse_bert, arguments, message):
+    done = invoke("push", sparse_bert, *arguments, "--dry-run")
+    assert done.exit_code == 1
+    assert message in words(done.stderr)
+    assert "Dry run" not in done.stdout
+
+
 def cut_weights(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

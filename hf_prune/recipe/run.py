@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from ..engines.launched import is_first_process
 from ..engines.processes import all_reduce, wait_for_all
 from ..errors import CheckpointError, PushError, RecipeError, one_line
+from ..foreign.transformers import keep_origin
 from ..masking.plan import Plan
 from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample
@@ -176,8 +177,7 @@ def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> P
     """The same with the saved model: one that an engine has sharded cannot be trained again."""
     wait_for_all()  # the first process saves
     model = _open(prepared.task, folder, dtype)
-    for name in ("_name_or_path", "_commit_hash"):  # its base model is still the one that the recipe names
-        setattr(model.config, name, getattr(prepared.model.config, name, None))
+    keep_origin(model.config, prepared.model.config)  # its base model is still the one that the recipe names
     freeze(model, prepared.recipe.model.freeze)
     return dataclasses.replace(prepared, model=model)
 

@@ -587,6 +587,7 @@ def test_an_override_whose_value_is_no_yaml_is_refused(tmp_path):
         ("metrics.first.deep=f1", "command line: metrics.first.deep: the recipe has no such key"),
         ("metrics.²=f1", "command line: metrics.²: expected a list index below 1"),
         ("training.optim=adamm", "command line: training.optim: "),
+        ("training.resume_from_checkpoint=last", "command line: training.resume_from_checkpoint: must not be set: a "),
         ("training.logging_steps=0", "command line: training.logging_steps: "),
         ("dense.deepspeed=nofile.json", "command line: dense.deepspeed: "),
         ("metrics=[]", "command line: metrics: expected a list of one or more entries, got []"),

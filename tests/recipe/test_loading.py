@@ -443,7 +443,7 @@ def test_a_folder_is_no_recipe(tmp_path):
     assert str(caught.value).splitlines() == [f"{tmp_path}: expected a recipe, found a folder"]
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("", "NoneType"), ("word\n", "str")])
+@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("", "nothing"), ("word\n", "str")])
 def test_yaml_that_is_no_mapping_is_refused(tmp_path, text, kind):
     path = write(tmp_path, text)
     assert only_problem(path) == f"{path}: expected a mapping of settings, got {kind}"

@@ -69,7 +69,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         say("Fine-tuning the dense model")
         start = time.perf_counter()
         trainer = make_trainer(prepared, dense=True)
-        trainer.train()
+        _train(trainer, recipe, dense=True)
         dense = prepared.task.evaluate(trainer, prepared.data["test"])
         with whole_state_dict(trainer.accelerator):
             trainer.save_model(str(output / "dense"))
@@ -81,7 +81,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
     say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
     start = time.perf_counter()
     trainer = make_trainer(prepared, dense=False)
-    trainer.train()
+    _train(trainer, recipe, dense=False)
     pruned = prepared.task.evaluate(trainer, prepared.data["test"])
     trainer.save_model(str(output / "model"), _internal_call=True)
     seconds["pruned"] = time.perf_counter() - start
@@ -122,6 +122,16 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         pushed = push_model(saved, repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say)
         result = dataclasses.replace(result, pushed=pushed)
     return result
+
+
+def _train(trainer: Trainer, recipe: Recipe, dense: bool) -> None:
+    """Train. Raises RecipeError for a best model chosen by a metric that evaluations do not have."""
+    try:
+        trainer.train()
+    except KeyError as error:  # only the first evaluation shows which metrics there are
+        if "metric_for_best_model" not in str(error):
+            raise
+        raise recipe.place(recipe.argument_error(dense, error)) from error
 
 
 def _repo_id(args: TrainingArguments) -> str:

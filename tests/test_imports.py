@@ -1,4 +1,4 @@
-"""The house stands: wings in an order, no circle inside one, and each library known where it belongs."""
+"""Wings are imported in one order, without circles inside a wing, and each library only where it belongs."""
 
 import ast
 import functools

@@ -71,6 +71,10 @@ def test_the_pruner_loads_no_data_sets_and_no_plots():
     assert not loaded("from hf_prune import Pruner") & {"datasets", "evaluate", "matplotlib"}
 
 
+def test_a_trainer_loads_no_plots():
+    assert not loaded("from hf_prune import PruningTrainer") & {"evaluate", "matplotlib"}
+
+
 def test_a_report_and_the_plan_of_a_model_load_no_trainer(saved):
     names = (*HEAVY, "transformers.trainer")
     unneeded = {"datasets", "evaluate", "matplotlib", "transformers.trainer"}

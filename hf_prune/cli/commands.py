@@ -286,6 +286,8 @@ def _plan_of_dry_run(
     try:
         return plan_push(saved, repo, private, revision, with_masks, include=include)
     except PushError as error:
+        if error.problems[0][0]:  # an argument is wrong, whatever the Hub has
+            raise
         console.print(f"The state of the repository on the Hub is unknown. {error}", soft_wrap=True)
         return make_push_plan(saved, repo, UNKNOWN, with_masks, include=include)
 

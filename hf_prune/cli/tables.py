@@ -74,6 +74,10 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "-"
 
 
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def print_plan(plan: "Plan") -> None:
     """Print the tensors of a plan with their shapes and sparsities, and its mask updates."""
     table = _table("Tensors to prune", "tensor", "shape", "now", "final")
@@ -97,10 +101,11 @@ def print_plan(plan: "Plan") -> None:
             updates.add_row(str(update.step), f"{update.sparsity:.2%}")
     console.print(updates)
     console.print()
+    of_model = plan.final_sparsity * plan.weights / max(plan.all_weights, 1)
     console.print(
-        f"{len(plan.tensors)} tensors with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
-        f"{len(plan.updates)} mask updates in {plan.total_steps:,} steps; final sparsity {plan.final_sparsity:.2%} of "
-        f"these tensors, {plan.final_sparsity * plan.weights / max(plan.all_weights, 1):.2%} of the model."
+        f"{_number(len(plan.tensors), 'tensor')} with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
+        f"{_number(len(plan.updates), 'mask update')} in {_number(plan.total_steps, 'step')}; final sparsity "
+        f"{plan.final_sparsity:.2%} of these tensors, {of_model:.2%} of the model."
     )
 
 

@@ -27,6 +27,15 @@ def read_json(path: Path, finite: bool = True) -> Any:
     return parse_json(text, finite)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty if there is none, it cannot be used, or it is not an object. Allows NaN."""
+    try:
+        content = read_json(path, finite=False)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def parse_json(text: str, finite: bool = True) -> Any:
     """The content of a JSON document.
 

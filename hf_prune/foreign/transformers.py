@@ -203,6 +203,12 @@ def commit_of(config: Any) -> str | None:
     return commit
 
 
+def keep_origin(config: Any, origin: Any) -> None:
+    """Give a configuration the model name of another one, and the commit, where transformers keeps it."""
+    config.name_or_path = origin.name_or_path or ""
+    config._commit_hash = commit_of(origin)
+
+
 def task_mappings() -> Iterator[Mapping[type, Any]]:
     """For each task, the model classes: configuration class -> model class, or a tuple of classes."""
     if find(_MODEL_MAPPING) is None:

@@ -18,7 +18,6 @@ from ..saved.files import check_inside, saved_files, write_file
 from ..saved.model import SavedModel
 from .card_merge import Existing, merge_cards
 from .card_text import generated_metadata, render_card
-from .plots import plot_layers, plot_schedule
 from .record import RECORD_NAME, RunRecord, load_record, save_record
 from .sparsity_json import FIGURES_NAME, Figures, count_figures
 
@@ -42,6 +41,8 @@ def make_files(
 
     Raises ReportError, RecordError, StaleRecordError and CardError.
     """
+    from .plots import plot_layers, plot_schedule  # matplotlib is loaded when a card is made
+
     saved = SavedModel.of(folder)
     check_inside(saved.folder, (RECORD_NAME, CARD_NAME, FIGURES_NAME, LAYERS_NAME, SCHEDULE_NAME))
     record = load_record(saved)

@@ -1,12 +1,12 @@
 """What a model's author says for its card: the base model, metrics that were measured elsewhere, their data set."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config.checks import is_number, is_real
+from ..config.safe_json import read_json
 from ..errors import CardError, one_line
 from ..saved.model import SavedModel
 from .logs import metrics_of, not_finite
@@ -48,7 +48,7 @@ def read_metrics(file: str | os.PathLike, architecture: str | None) -> list[Eval
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file, finite=False)  # a metric may be NaN
     except (OSError, ValueError) as error:
         why = one_line(error)
         raise CardError("--metrics", f"{file}: expected JSON, got a file that cannot be read: {why}") from error

@@ -288,7 +288,7 @@ def _read(api: HfApi, repo_id: str, revision: str | None, token: str | None) -> 
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise PushError(f"{repo_id!r}: expected USER/REPO, the name of a repository on the Hub: {error}") from error
+        raise PushError("repo", f"expected USER/REPO, the name of a repository on the Hub: {error}") from error
     with explained(f"{repo_id} could not be read, and nothing was uploaded", token):
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"

@@ -1,6 +1,7 @@
 """The record of a run, `run_record.json` beside a saved model: what cannot be read from the weights."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -214,8 +215,10 @@ def lower_is_better(name: str) -> bool:
 def recovery(name: str, dense: float, pruned: float) -> float | None:
     """The share of a metric that the pruned model keeps: pruned / dense, or dense / pruned where lower is better.
 
-    None where the quotient is meaningless: for a value that is zero or negative.
+    None where the quotient is meaningless: for a value that is zero, negative, NaN or infinite.
     """
+    if not math.isfinite(dense) or not math.isfinite(pruned):
+        return None
     if dense <= 0 or pruned < 0 or (pruned == 0 and lower_is_better(name)):
         return None
     return dense / pruned if lower_is_better(name) else pruned / dense

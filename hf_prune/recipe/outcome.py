@@ -1,12 +1,13 @@
 """The result of a run, and its record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, Trainer
 
+from ..config.checks import is_number
 from ..foreign.transformers import commit_of
 from ..publish.card import write_card
 from ..publish.push import PushResult
@@ -55,9 +56,12 @@ class RunResult:
         """Plain values for JSON."""
         return {
             "recipe": self.recipe,
-            "dense": self.dense,
-            "pruned": self.pruned,
-            "groups": self.groups,
+            "dense": _as_json(self.dense),
+            "pruned": _as_json(self.pruned),
+            "groups": {
+                group: {model: _as_json(values) for model, values in of_group.items()}
+                for group, of_group in self.groups.items()
+            },
             "generation": self.generation.model_dump() if self.generation is not None else None,
             "main_metric": self.main_metric,
             "recovery": self.recovery,
@@ -66,6 +70,13 @@ class RunResult:
             "overall_sparsity": self.report.sparsity,
             "seconds": self.seconds,
         }
+
+
+def _as_json(metrics: Mapping[str, float] | None) -> dict[str, float | None] | None:
+    """Metrics with null in place of NaN and infinity, which JSON does not have."""
+    if metrics is None:
+        return None
+    return {name: value if is_number(value) else None for name, value in metrics.items()}
 
 
 def write_record(
@@ -99,10 +110,11 @@ def write_record(
     tested = _describe_data(prepared, "test")
     evaluations = [
         Evaluation(
-            metrics=metrics,
+            metrics=_finite(metrics),
             part="test",
-            main_metric=next(iter(metrics)),
-            dense_metrics=dense[group] if dense is not None else None,
+            main_metric=next((name for name in list(metrics)[:1] if is_number(metrics[name])), None),
+            not_finite=[name for name, value in metrics.items() if not is_number(value)],
+            dense_metrics=_finite(dense[group]) if dense is not None else None,
             samples=prepared.task.group_sizes.get(group, len(prepared.data["test"])),
             dataset=_only(tested, recipe, group),
         )
@@ -119,6 +131,11 @@ def write_record(
     )
     save_record(saved, record)
     write_card(saved)
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics without those that are NaN or infinite, as after a training that has diverged."""
+    return {name: value for name, value in metrics.items() if is_number(value)}
 
 
 def _as_written(recipe: Recipe) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from ..engines.launched import is_first_process
 from ..engines.processes import all_reduce, wait_for_all
 from ..errors import CheckpointError, PushError, RecipeError, one_line
+from ..foreign.transformers import keep_origin
 from ..masking.plan import Plan
 from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample
@@ -68,7 +69,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         say("Fine-tuning the dense model")
         start = time.perf_counter()
         trainer = make_trainer(prepared, dense=True)
-        trainer.train()
+        _train(trainer, recipe, dense=True)
         dense = prepared.task.evaluate(trainer, prepared.data["test"])
         with whole_state_dict(trainer.accelerator):
             trainer.save_model(str(output / "dense"))
@@ -80,7 +81,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
     say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
     start = time.perf_counter()
     trainer = make_trainer(prepared, dense=False)
-    trainer.train()
+    _train(trainer, recipe, dense=False)
     pruned = prepared.task.evaluate(trainer, prepared.data["test"])
     trainer.save_model(str(output / "model"), _internal_call=True)
     seconds["pruned"] = time.perf_counter() - start
@@ -121,6 +122,16 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         pushed = push_model(saved, repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say)
         result = dataclasses.replace(result, pushed=pushed)
     return result
+
+
+def _train(trainer: Trainer, recipe: Recipe, dense: bool) -> None:
+    """Train. Raises RecipeError for a best model chosen by a metric that evaluations do not have."""
+    try:
+        trainer.train()
+    except KeyError as error:  # only the first evaluation shows which metrics there are
+        if "metric_for_best_model" not in str(error):
+            raise
+        raise recipe.place(recipe.argument_error(dense, error)) from error
 
 
 def _repo_id(args: TrainingArguments) -> str:
@@ -176,8 +187,7 @@ def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> P
     """The same with the saved model: one that an engine has sharded cannot be trained again."""
     wait_for_all()  # the first process saves
     model = _open(prepared.task, folder, dtype)
-    for name in ("_name_or_path", "_commit_hash"):  # its base model is still the one that the recipe names
-        setattr(model.config, name, getattr(prepared.model.config, name, None))
+    keep_origin(model.config, prepared.model.config)  # its base model is still the one that the recipe names
     freeze(model, prepared.recipe.model.freeze)
     return dataclasses.replace(prepared, model=model)
 

@@ -37,6 +37,8 @@ Scores = dict[str, dict[str, float]]
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
+_LARGEST_EXPONENT = 709.0  # beyond it, exp overflows
+
 # What the Trainer adds to the metrics of an evaluation.
 _SPEED = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
@@ -192,7 +194,8 @@ class TextGeneration:
     def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
         """Perplexity and loss on the test split."""
         loss = trainer.evaluate(data, metric_key_prefix="test")["test_loss"]
-        return {"": {"perplexity": math.exp(loss), "loss": loss}}
+        perplexity = math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf  # of a training that has diverged
+        return {"": {"perplexity": perplexity, "loss": loss}}
 
     def samples(self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """The recipe's prompts."""

@@ -18,6 +18,8 @@ from ..errors import HfPruneError, nearest
 
 _OUR_ARGUMENTS = ("output_dir",)
 
+_NOT_USED = ("resume_from_checkpoint",)
+
 
 def check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
     """Unknown names, wrong types and values out of range in a section; valid values are converted in place."""
@@ -27,6 +29,8 @@ def check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
     for name, value in values.items():
         if name in _OUR_ARGUMENTS:
             problems[(*key, name)] = f"must be set at the top level of the recipe, as {name}"
+        elif name in _NOT_USED:
+            problems[(*key, name)] = f"must not be set: a recipe always trains from the beginning, got {value!r}"
         elif name not in fields:
             problems[(*key, name)] = f"unknown key{nearest(name, fields)}"
         else:

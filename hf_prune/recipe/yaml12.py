@@ -33,7 +33,8 @@ def read_recipe(path: Path) -> tuple[dict[Any, Any], dict[tuple, int | None], li
         why = error.problem if isinstance(error, yaml.MarkedYAMLError) else one_line(error)
         raise RecipeError(f"expected YAML, got a file that does not parse: {why}", at=place) from error
     if not isinstance(content, dict):
-        raise RecipeError(f"expected a mapping of settings, got {type(content).__name__}", at=str(path))
+        found = "nothing" if content is None else type(content).__name__
+        raise RecipeError(f"expected a mapping of settings, got {found}", at=str(path))
     return content, lines, repeated
 
 

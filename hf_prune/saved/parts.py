@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 
-from ..config.safe_json import read_json
+from ..config.safe_json import read_json, read_object
 from ..errors import ReportError, one_line
 from ..foreign.transformers import get_relative_imports
 from .files import MODULES_NAME, lies_inside
@@ -46,7 +46,7 @@ def files_of_classes(folder: Path) -> set[str]:
     for tokenizer in folder.glob("*_tokenizer"):  # of processors with several
         if lies_inside(tokenizer, folder):
             found |= {f"{tokenizer.name}/{name}" for name in _read_in(tokenizer)}
-    routes = _content(folder / "router_config.json").get("types")
+    routes = read_object(folder / "router_config.json").get("types")
     names = [*modules, *(routes if isinstance(routes, dict) else {})]
     tops = [folder / name for name in names if _is_in(folder, name) and folder / name != folder]
     for inner in (*tops, *(path for top in tops for path in top.rglob("*"))):
@@ -84,18 +84,9 @@ def _read_in(folder: Path, more: Iterable[str] = ()) -> Iterator[str]:
     yield from (f"custom_generate/{name}" for name in _with_imports(folder / "custom_generate", ["generate.py"]))
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none or it is not an object."""
-    try:
-        content = read_json(path, finite=False)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _vocabularies(folder: Path) -> Iterator[str]:
     """The names that a tokenizer's class gives its files: of the class that is named, and of the model type's."""
-    config, tokenizer = _content(folder / "config.json"), _content(folder / "tokenizer_config.json")
+    config, tokenizer = read_object(folder / "config.json"), read_object(folder / "tokenizer_config.json")
     named = [content.get("tokenizer_class") for content in (tokenizer, config)]
     classes = [getattr(transformers, name, None) for name in named if isinstance(name, str)]
     kind = str(config.get("model_type"))
@@ -110,7 +101,7 @@ def _vocabularies(folder: Path) -> Iterator[str]:
 
 def _code(folder: Path) -> list[str]:
     """The files with code that `auto_map` names: `modeling_own.Model` is in modeling_own.py."""
-    maps = [one for path in folder.glob("*config.json") for one in _auto_maps(_content(path))]
+    maps = [one for path in folder.glob("*config.json") for one in _auto_maps(read_object(path))]
     # A dict of names and of lists of names, or an older list of names.
     values = [one for each in maps for one in (each.values() if isinstance(each, dict) else [each])]
     references = [one for value in values for one in (value if isinstance(value, list) else [value])]

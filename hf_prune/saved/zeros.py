@@ -81,7 +81,7 @@ def count_tensors(
 
 
 def _misfit(model_class: str, lacking: Sequence[str], expected: int, others: Sequence[str]) -> str:
-    found = f"; of no parameter of the class are {len(others)} tensors, such as {others[0]}" if others else ""
+    found = f"; {len(others)} tensors belong to no parameter of the class, such as {others[0]}" if others else ""
     return (
         f"{len(lacking)} of the {expected} prunable tensors of {model_class} are not in the files as floating-point "
         f"weights, such as {lacking[0]}{found}; the model may be packed, quantised, incomplete, or saved under other "

@@ -149,7 +149,9 @@ class PruningCallback(TrainerCallback):
             directory = _checkpoint_directory(args, state)
             if self.pruner.hold_zeros():
                 logger.warning(
-                    "%s: its model was saved before, with these weights; PruningTrainer saves zeros", directory
+                    "%s: the Trainer saved the model before these weights were set to zero; use PruningTrainer, which "
+                    "sets them to zero first",
+                    directory,
                 )
             self.pruner.save_from_all(directory, args.should_save)
         if self.pruner is not None and not self.pruner.at_final_sparsity:

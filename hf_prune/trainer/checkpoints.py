@@ -9,11 +9,11 @@ import contextlib
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
-from ..config.safe_json import read_json
+from ..config.safe_json import read_object
 from ..errors import CheckpointError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME, sort_checkpoints
 
@@ -123,11 +123,11 @@ def is_complete(folder: Path) -> bool:
     `save_only_model` has neither. Weights in other formats than safetensors must exist; they are not read.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if _SENTINEL_NAME in names or not _read_mapping(folder / TRAINER_STATE_NAME):
+    if _SENTINEL_NAME in names or not read_object(folder / TRAINER_STATE_NAME):
         return False
     if not _may_train_on(names):
         return False
-    shards = _read_mapping(folder / _INDEX_NAME).get("weight_map") if _INDEX_NAME in names else {}
+    shards = read_object(folder / _INDEX_NAME).get("weight_map") if _INDEX_NAME in names else {}
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         return False
     files = {*shards.values(), *(name for name in _WEIGHTS_NAMES if name in names)}
@@ -142,7 +142,7 @@ def is_deepspeed_checkpoint(folder: Path) -> bool:
 
 def was_distilled(folder: Path) -> bool:
     """Whether the training that wrote a checkpoint had a teacher: its logs then have `distillation_loss`."""
-    history = _read_mapping(folder / TRAINER_STATE_NAME).get("log_history")
+    history = read_object(folder / TRAINER_STATE_NAME).get("log_history")
     return isinstance(history, list) and any("distillation_loss" in entry for entry in history if type(entry) is dict)
 
 
@@ -163,12 +163,3 @@ def _is_whole(file: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
-
-
-def _read_mapping(file: Path) -> dict[str, Any]:
-    """The content of a JSON file, or nothing if it is missing, broken or no mapping; losses may be NaN."""
-    try:
-        content = read_json(file, finite=False)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -215,6 +215,21 @@ def test_what_is_no_model_is_one_line(sparse_bert, monkeypatch, command, name, e
     assert line.startswith(f"hf-prune: {expected}")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a/b/c"], "repo: expected USER/REPO, the name of a repository on the Hub"),
+        (["a b"], "repo: expected USER/REPO, the name of a repository on the Hub"),
+        (["somebody/film", "--revision", "a b"], "revision: expected the name of a branch, got 'a b'"),
+    ],
+)
+def test_a_dry_run_of_a_push_that_can_never_be_made_is_refused(sparse_bert, arguments, message):
+    done = invoke("push", sparse_bert, *arguments, "--dry-run")
+    assert done.exit_code == 1
+    assert message in words(done.stderr)
+    assert "Dry run" not in done.stdout
+
+
 def cut_weights(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -416,7 +431,7 @@ def test_a_result_whose_dense_metric_is_zero_is_a_table_all_the_same(monkeypatch
     )
     monkeypatch.setattr("hf_prune.recipe.loading.load_recipe", lambda *args: None)
     monkeypatch.setattr("hf_prune.recipe.run.run", lambda *args, **kwargs: result)
-    (tmp_path / "recipe.yaml").write_text("task: any", encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text("{}", encoding="utf-8")
     text = words(printed("run", tmp_path / "recipe.yaml"))
     assert "matthews_correlation 0.0000 0.0000" in text
     assert "accuracy 0.5000 0.2500 50.0%" in text

@@ -62,7 +62,7 @@ def test_a_checkpoint_of_a_stock_trainer_says_what_it_holds(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING, "hf_prune"):
         trainer.train()
-    assert any("checkpoint-2: its model was saved before" in record.getMessage() for record in caplog.records)
+    assert any("checkpoint-2: the Trainer saved the model before" in record.getMessage() for record in caplog.records)
     assert not any(zeros_of(pruning.pruner, dict(trainer.model.named_parameters())))
 
 

@@ -110,11 +110,13 @@ def test_each_prefix_is_an_evaluation(tmp_path):
     [
         ("[0.5]", "expected a JSON object of name -> number, got list"),
         ("{", "expected JSON, got a file that cannot be read"),
+        ('{"accuracy": ' + "[" * 9999 + "]" * 9999 + "}", "expected at most 100 levels of nesting"),
+        ('{"accuracy": 1' + "0" * 400 + "}", "expected whole numbers up to 1e+308"),
         ({"accuracy": "0.5"}, "expected a number as accuracy, got '0.5'"),
         ({"accuracy": True}, "expected a number as accuracy, got True"),
         ({"train_loss": 0.5, "epoch": 3}, "expected at least one metric with a finite number, found none"),
     ],
-    ids=str,
+    ids=["list", "no JSON", "nested", "endless number", "text", "boolean", "of training"],
 )
 def test_a_file_without_metrics_is_refused_before_anything_is_written(tmp_path, content, message):
     save_sparse("bert", tmp_path)

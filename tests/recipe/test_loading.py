@@ -443,7 +443,7 @@ def test_a_folder_is_no_recipe(tmp_path):
     assert str(caught.value).splitlines() == [f"{tmp_path}: expected a recipe, found a folder"]
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("", "NoneType"), ("word\n", "str")])
+@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("", "nothing"), ("word\n", "str")])
 def test_yaml_that_is_no_mapping_is_refused(tmp_path, text, kind):
     path = write(tmp_path, text)
     assert only_problem(path) == f"{path}: expected a mapping of settings, got {kind}"
@@ -587,6 +587,7 @@ def test_an_override_whose_value_is_no_yaml_is_refused(tmp_path):
         ("metrics.first.deep=f1", "command line: metrics.first.deep: the recipe has no such key"),
         ("metrics.²=f1", "command line: metrics.²: expected a list index below 1"),
         ("training.optim=adamm", "command line: training.optim: "),
+        ("training.resume_from_checkpoint=last", "command line: training.resume_from_checkpoint: must not be set: a "),
         ("training.logging_steps=0", "command line: training.logging_steps: "),
         ("dense.deepspeed=nofile.json", "command line: dense.deepspeed: "),
         ("metrics=[]", "command line: metrics: expected a list of one or more entries, got []"),

@@ -171,7 +171,10 @@ def test_recovery_is_the_share_of_the_better_direction(name, dense, pruned, kept
 
 @pytest.mark.parametrize(
     ("name", "dense", "pruned"),
-    [("f1", 0.0, 0.5), ("f1", -0.5, 0.5), ("f1", 0.5, -0.5), ("f1", 0.0, 0.0), ("loss", 0.0, 0.5), ("loss", 0.5, 0.0)],
+    [
+        *[("f1", 0.0, 0.5), ("f1", -0.5, 0.5), ("f1", 0.5, -0.5), ("f1", 0.0, 0.0), ("loss", 0.0, 0.5)],
+        *[("loss", 0.5, 0.0), ("loss", 0.5, float("inf")), ("loss", float("nan"), 0.5)],
+    ],
 )
 def test_where_a_quotient_says_nothing_there_is_no_recovery(name, dense, pruned):
     assert recovery(name, dense, pruned) is None

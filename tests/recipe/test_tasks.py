@@ -123,6 +123,29 @@ def test_a_language_model_is_pruned_and_measured_by_perplexity(tmp_path, materia
         assert all(text.strip() in card for text in sample.values())
 
 
+def test_a_training_that_diverges_is_recorded_without_the_metrics_that_are_not_finite(tmp_path, material, capsys):
+    training = {"learning_rate": 1e3, "max_grad_norm": 0, "max_steps": 12}
+    recipe = write_recipe(tmp_path, "text-generation", material, training=training, pruning={"begin": 0, "end": 0.2})
+    result = run(load_recipe(recipe, ["dense.learning_rate=0.01"]), say=lambda text: None)
+    assert result.pruned["perplexity"] == math.inf
+    assert result.recovery is None
+    print_result(result)
+    assert "inf" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert written["pruned"]["perplexity"] is None
+    assert written["dense"]["perplexity"] == result.dense["perplexity"]
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "| `perplexity` | – | not a finite number |" in card
+
+
+def test_a_best_model_by_a_metric_that_evaluations_do_not_have_is_one_line(tmp_path, material):
+    every_step = dict.fromkeys(("eval_strategy", "save_strategy"), "steps") | {"eval_steps": 2, "save_steps": 2}
+    training = every_step | {"load_best_model_at_end": True, "metric_for_best_model": "fame"}
+    recipe = write_recipe(tmp_path, "text-generation", material, training=training)
+    with pytest.raises(RecipeError, match=r"training\.metric_for_best_model: .*'eval_fame'.* is not found"):
+        run(load_recipe(recipe), say=lambda text: None)
+
+
 def test_perplexity_is_that_of_every_token_of_the_held_out_texts(tmp_path, material):
     prepared = prepare(load_recipe(write_recipe(tmp_path, "text-generation", material)))
     blocks = torch.tensor(prepared.data["test"]["input_ids"])

@@ -40,11 +40,11 @@ class Watch:
 def warn_of_changes(counts: Mapping[str, int]) -> None:
     """Warn that masked weights were not zero, given their numbers by tensor."""
     name, count = next(iter(counts.items()))
-    others = f" and in {len(counts) - 1} more tensors" if len(counts) > 1 else ""
+    others = f", and weights in {len(counts) - 1} more tensors," if len(counts) > 1 else ""
     logger.warning(
-        "%s: %s masked weights were not zero%s: something other than the optimizer has changed them, such as an EMA, "
-        "another callback or load_state_dict. They are set to zero again.",
-        name,
+        "%s masked weights of %s%s were not zero: something other than the optimizer has changed them, such as an EMA, "
+        "another callback or load_state_dict, or gradients were not finite. They are set to zero again.",
         f"{count:,}",
+        name,
         others,
     )

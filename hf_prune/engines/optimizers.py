@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import GradientState
 
 from .holdings import local_part
 
@@ -52,6 +53,11 @@ def leaves_zeros(optimizer: Any) -> bool:
 def is_at_step(optimizer: Any) -> bool:
     """Whether the last call of `optimizer.step()` was a step: accelerate skips it while gradients are accumulated."""
     return not isinstance(optimizer, AcceleratedOptimizer) or bool(optimizer.gradient_state.sync_gradients)
+
+
+def is_micro_batch() -> bool:
+    """Whether gradients are being accumulated under `accelerator.accumulate`, and this is not the last micro-batch."""
+    return not GradientState().sync_gradients
 
 
 def parameters_of(optimizer: Any) -> set[torch.Tensor]:

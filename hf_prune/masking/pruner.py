@@ -14,7 +14,7 @@ from torch import nn
 from ..config.arguments import PruningArguments
 from ..config.pruning import PruningConfig, load_configs
 from ..engines.choose import engine_of
-from ..engines.optimizers import is_at_step, leaves_zeros, zero_masked
+from ..engines.optimizers import is_at_step, is_micro_batch, leaves_zeros, zero_masked
 from ..errors import ArgumentError, PruningConfigError, PruningStateError
 from ..methods.patterns import count_of
 from ..methods.scopes import Pool
@@ -171,7 +171,10 @@ class Pruner:
         configuration does not fit into that many steps.
         """
         self.stop_collecting()
+        told = self.left_out
         self._attach(model if model is not None else self.model, optimizer)
+        if self.left_out != told:
+            self._log_left_out()
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = self._state.total_steps = total_steps
         self._state.completed_steps = completed_steps
@@ -423,9 +426,11 @@ class Pruner:
         Once in an optimizer step, the gradients of penalties are added, times `loss_scale`, the scale of an fp16 scaler
         that has not unscaled the gradients yet; the values of the penalties are in `penalties`.
 
-        If the optimizer steps inside backward (DeepSpeed), this does nothing: see `mask_gradients_in_backward`.
+        Under `accelerator.accumulate` it does nothing before the last micro-batch of a step, whose gradients are those
+        of the whole batch. If the optimizer steps inside backward (DeepSpeed), this does nothing: see
+        `mask_gradients_in_backward`.
         """
-        if self._engine.steps_in_backward:
+        if self._engine.steps_in_backward or is_micro_batch():
             return
         gradients = {
             name: self._engine.part(parameter.grad)

@@ -71,16 +71,19 @@ def stacked_modules(model: nn.Module) -> set[int]:
     return inside
 
 
-def how_to_undo(module: nn.Module) -> str | None:
-    """If a layer's weight is computed from other tensors, the call that makes it a parameter again; else None."""
+def how_to_undo(module: nn.Module) -> tuple[str, str] | None:
+    """A tensor of a module that is computed from others, and the call that makes it a parameter again; or None."""
     names = {name for name, _ in module.named_parameters(recurse=False)}
-    if "weight_g" in names:
-        return "torch.nn.utils.remove_weight_norm(module)"
-    if "weight_orig" in names:
-        pruned = hasattr(module, "weight_mask")
-        return f"torch.nn.utils.{'prune.remove' if pruned else 'remove_spectral_norm'}(module, 'weight')"
-    if is_parametrized(module, "weight"):
-        return "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+    for name in sorted(names, reverse=True):  # a weight before a bias
+        tensor, _, part = name.rpartition("_")
+        if part == "orig" and tensor not in names and hasattr(module, tensor):
+            pruned = hasattr(module, f"{tensor}_mask")
+            return tensor, f"torch.nn.utils.{'prune.remove' if pruned else 'remove_spectral_norm'}(module, {tensor!r})"
+        if part == "g" and f"{tensor}_v" in names and tensor not in names and hasattr(module, tensor):
+            return tensor, f"torch.nn.utils.remove_weight_norm(module, {tensor!r})"
+    if is_parametrized(module):
+        tensor = max(getattr(module, "parametrizations", {}))
+        return tensor, f"torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})"
     return None
 
 

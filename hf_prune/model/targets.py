@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -173,37 +173,42 @@ def _is_weight(module: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
 
 
 def refuse_reparametrised(model: nn.Module) -> None:
-    """Raise TargetError for a layer in the repeated stack whose weight is computed from other tensors.
+    """Raise TargetError for a module with a tensor that is computed from others, such as a layer with weight norm.
 
-    It would be left out, and the model would be saved under names that `from_pretrained` does not know. Layers that the
-    model's own class makes so are accepted, and left out. The same for a part of a model that is wrapped by
-    `torch.compile`.
+    It would be left out, and the model would be saved under names that `from_pretrained` does not know. Modules that
+    the model's own class makes so are accepted, and left out. Of models that `from_pretrained` does not open, only
+    modules in the repeated stack are refused. The same for a part of a model that is wrapped by `torch.compile`.
     """
     stacked = stacked_modules(model)
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for path, module in model.named_modules():
         if path.rpartition(".")[2] == "_orig_mod" and "." in path:
             raise TargetError(
                 f"{path.removesuffix('._orig_mod')}: is wrapped by torch.compile, which changes the names of the saved "
                 "tensors; call module.compile() on it instead, or train with torch_compile=True"
             )
-        how = how_to_undo(module) if id(module) in stacked else None
+        how = how_to_undo(module) if id(module) in stacked or isinstance(model, PreTrainedModel) else None
         if how is not None:
             found[path] = how
-    for path, how in found.items() if not _makes_them_itself(model, found) else ():
-        raise TargetError(
-            f"{path}.weight: expected a weight of its own, got one that is computed from other tensors, under whose "
-            f"names it would be saved; call {how} first"
-        )
+    of_the_class = _made_by_the_class(model) if found else set()
+    for path, (tensor, call) in found.items():
+        if path not in of_the_class:
+            raise TargetError(
+                f"{path}.{tensor}: expected a weight of its own, got one that is computed from other tensors, under "
+                f"whose names it would be saved; call {call} first"
+            )
 
 
-def _makes_them_itself(model: nn.Module, paths: Collection[str]) -> bool:
-    """Whether a new model of the same class and configuration has its reparametrised layers at the same paths."""
+def _made_by_the_class(model: nn.Module) -> set[str]:
+    """The modules with tensors that are computed from others, in a new model of the same class and configuration."""
     if not isinstance(model, PreTrainedModel):
-        return False
-    with torch.device("meta"):
-        modules = dict(type(model)(model.config).named_modules())
-    return all(path in modules and how_to_undo(modules[path]) is not None for path in paths)
+        return set()
+    try:
+        with torch.device("meta"):
+            modules = dict(type(model)(model.config).named_modules())
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # a class that needs more than a configuration
+        modules = dict(model.named_modules())
+    return {path for path, module in modules.items() if how_to_undo(module) is not None}
 
 
 def _adapter_names(model: nn.Module) -> set[str]:

@@ -117,8 +117,10 @@ def generated_metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
 
 
 def _is_pruned(figures: Figures) -> bool:
-    """Whether the model is pruned: there is a pruning configuration, or there are zeros."""
-    return bool(figures.pruning) or totals_of(figures.prunable or figures.tensors).zeros > 0
+    """Whether the model is pruned: there are zeros in prunable tensors; or if none are known, a configuration."""
+    if figures.prunable:
+        return totals_of(figures.prunable).zeros > 0
+    return bool(figures.pruning) or totals_of(figures.tensors).zeros > 0
 
 
 def _clean(value: Any) -> Any:
@@ -164,9 +166,19 @@ def _method_tags(figures: Figures) -> list[str]:
 
 
 def _target_missed(figures: Figures) -> float | None:
-    """The target sparsity, if the counted zeros do not reach it or could not be counted."""
+    """The target sparsity, if the counted zeros do not reach it or could not be counted.
+
+    Where the target of all tensors was not recorded, it is the lowest that a configuration has.
+    """
     target, counted = figures.target_sparsity, figures.prunable_sparsity
-    return target if target is not None and (counted is None or counted < target - 1e-4) else None
+    if target is None:
+        target = min((_lowest_target(config) for config in figures.pruning), default=None)
+    return target if target and (counted is None or counted < target - 1e-4) else None
+
+
+def _lowest_target(config: Mapping[str, Any]) -> float:
+    """The lowest sparsity that a configuration asks of a tensor; 0 for the method `keep`."""
+    return min([config["sparsity"] or 0.0, *(config["overrides"] or {}).values()])
 
 
 def _shown(source: Source, kind: str = "") -> str:

@@ -79,8 +79,11 @@ def add_to_record(
 
     Evaluations replace those of the same data (`part`); `dataset` is the data set of these evaluations, or, without
     any, of all that the record has, or else of the training. Raises StaleRecordError, before anything is written, if
-    the record belongs to other weights, and as `load_record` does.
+    the record belongs to other weights, CardError for an empty name, and as `load_record` does.
     """
+    for option, name in (("--base-model", base_model), ("--dataset", dataset)):
+        if name is not None and not name.strip():
+            raise CardError(option, f"expected a name, got {name!r}")
     saved = SavedModel.of(folder)
     record = load_record(saved)
     check_weights(saved, record)
@@ -91,7 +94,8 @@ def add_to_record(
     changes: dict[str, Any] = {}
     if base_model is not None:
         source, problem = describe_base(base_model)
-        chosen = record.chosen | ({"base_model": source.hub_name} if source.hub_name else {})
+        others = {key: value for key, value in record.chosen.items() if key != "base_model"}
+        chosen = others | ({"base_model": source.hub_name} if source.hub_name else {})
         changes |= {"base_model": source, "chosen": chosen}
     stated = evaluations or record.evaluations
     if dataset is not None:

@@ -35,6 +35,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from ..config.safe_json import read_json
 from ..errors import PushError, one_line
+from ..saved.files import write_file
 from .card import CARD_NAME, metadata_in, write_files
 from .card_merge import Existing
 from .hub_errors import HUB_ERRORS, explain_error, explained, may_pass
@@ -172,7 +173,7 @@ class _Pushed:
 
 def _remember(folder: Path, pushed: _Pushed) -> None:
     with contextlib.suppress(OSError):  # a read-only folder: later merges keep both cards
-        (folder / _PUSHED_NAME).write_text(json.dumps(asdict(pushed)), encoding="utf-8")
+        write_file(folder / _PUSHED_NAME, json.dumps(asdict(pushed)).encode())
 
 
 def _card_pushed_before(api: HfApi, folder: Path, repo_id: str, revision: str | None, token: str | None) -> str | None:

@@ -168,7 +168,7 @@ def choose_files(
     if with_masks:
         wanted |= {path.name for path in folder.iterdir() if _is_state(path.name)}
     wanted |= _included(folder, include)
-    there = {name: folder / name for name in sorted(wanted) if (folder / name).is_file()}
+    there = {name: folder / name for name in sorted(wanted) if os.path.isfile(folder / name)}
     chosen = {name: path for name, path in there.items() if lies_inside(path, folder)}
     left_out: dict[str, str] = {}
     for path in sorted(folder.iterdir()):

@@ -73,7 +73,8 @@ def _modules(folder: Path) -> dict[str, str]:
 
 
 def _is_in(folder: Path, name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts and lies_inside(folder / name, folder)
+    plain = "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return plain and lies_inside(folder / name, folder)
 
 
 def _read_in(folder: Path, more: Iterable[str] = ()) -> Iterator[str]:
@@ -129,7 +130,7 @@ def _with_imports(folder: Path, names: Iterable[str]) -> set[str]:
     while to_read:
         name = to_read.pop()
         path = folder / name
-        if name not in found and name == path.name and path.is_file():
+        if name not in found and name == path.name and os.path.isfile(path):  # False for a name that is too long
             found.add(name)
             if lies_inside(path, folder):
                 to_read += [f"{module}.py" for module in get_relative_imports(path)]

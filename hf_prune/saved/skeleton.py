@@ -12,6 +12,7 @@ from ..errors import first_line
 from ..foreign.transformers import revert_weight_conversion
 from ..model.limits import few_modules, too_large
 from ..model.opening import why_not_opened
+from .files import lies_inside
 
 # What the constructors of transformers raise when a config.json does not fit its class: the note says so.
 _BUILDING_ERRORS = (
@@ -25,14 +26,9 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
 
     The reason is also a model of more than 2,000 layers, a million labels or 200,000 modules: it is not built.
     """
-    try:
-        problem = too_large(read_json(folder / "config.json", finite=False))
-        if problem is not None:
-            return None, f"{folder / 'config.json'}: {problem}"
-    except FileNotFoundError:
-        pass  # the note is that of transformers
-    except ValueError as error:
-        return None, f"the model class is unknown: {folder / 'config.json'}: {first_line(error)}"
+    problem = _check_configurations(folder)
+    if problem is not None:
+        return None, problem
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         architectures = getattr(config, "architectures", None)
@@ -47,6 +43,31 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
             return model_class(config), None
     except _BUILDING_ERRORS as error:
         return None, f"{names[0]} cannot be created from config.json: {first_line(error)}"
+
+
+def _check_configurations(folder: Path) -> str | None:
+    """Why config.json, or a file that it names for versions of transformers, cannot be used; None if nothing is wrong.
+
+    A file that does not exist is left to transformers.
+    """
+    names = ["config.json"]
+    for name in names:
+        path = folder / name
+        if not lies_inside(path, folder):
+            return f"the model class is unknown: {path}: it is a link to outside the folder"
+        try:
+            content = read_json(path, finite=False)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            return f"the model class is unknown: {path}: {first_line(error)}"
+        problem = too_large(content)
+        if problem is not None:
+            return f"{path}: {problem}"
+        listed = content.get("configuration_files") if name == "config.json" and isinstance(content, dict) else None
+        others = [other for other in listed if isinstance(other, str)] if isinstance(listed, list) else []
+        names += [other for other in others if other.isprintable() and other == Path(other).name]
+    return None
 
 
 def owner_of(key: str, owners: dict[str, str], skeleton: PreTrainedModel | None) -> str:

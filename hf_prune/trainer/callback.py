@@ -160,7 +160,7 @@ class PruningCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remove the hooks, and warn if training stopped before the schedule ended.
+        """Remove the hooks, hold the zeros, and warn if training stopped before the schedule ended.
 
         Raises PruningStateError if the best model was to be loaded and none was saved at final sparsity.
         """
@@ -168,6 +168,7 @@ class PruningCallback(TrainerCallback):
         self.remove_hooks()
         if self.pruner is None:
             return
+        self.pruner.hold_zeros()  # the best model may be one that a stock Trainer saved before `on_save`
         if not self.pruner.at_final_sparsity:
             logger.warning(
                 "Training stopped at step %d, before pruning ended at step %d: sparsity is %.2f%%, not %.2f%%.",

@@ -102,6 +102,8 @@ class PublishingMixin(TrainerBase):
         said = self._said | {name: value for name, value in said.items() if value is not None}
         folder = Path(str(self.args.output_dir))
         earlier = load_record(folder) if self.state.global_step == 0 else None
+        if self.pruner is not None:
+            self.pruner.hold_zeros()  # before the digest: evaluations of other weights do not count
         digest = self._digest()
         self._save_if_changed(digest)
         if not self.is_world_process_zero():

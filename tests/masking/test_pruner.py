@@ -660,6 +660,18 @@ def test_frozen_weights_are_left_alone_and_told_once(caplog, tmp_path):
     assert load_frozen(tmp_path) == [FIRST]
 
 
+def test_weights_that_are_frozen_before_the_start_are_told_then(caplog):
+    model = Stack()
+    pruner = Pruner(model, PruningConfig(sparsity=0.5, **ONE_SHOT))
+    model.layers[0].requires_grad_(False)
+    with caplog.at_level(logging.WARNING, "hf_prune"):
+        pruner.start(4)
+    assert pruner.masked == {SECOND: 32}
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        f"Not pruned by default (frozen): {FIRST}"
+    ]
+
+
 def test_a_tensor_that_is_trained_from_zero_is_not_taken_for_sparse(caplog):
     model = Stack()
     nn.init.zeros_(model.layers[0].dense.weight)

@@ -165,3 +165,27 @@ def test_micro_batches_under_accumulate_are_not_counted():
             optimizer.zero_grad()
     assert pruner.completed_steps == 3
     assert pruner.sparsity == 0.5
+
+
+@pytest.mark.parametrize("penalty", [None, "l2"])
+@pytest.mark.parametrize("method", ["taylor", "movement"])
+def test_what_methods_read_under_accumulate_is_of_the_whole_batch(method, penalty):
+    options = {"penalty": penalty, "penalty_weight": 0.5} if penalty else {}
+    config = PruningConfig(method=method, sparsity=0.5, begin=1, end=6, frequency=1, **options)
+    masks = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        accelerator = Accelerator(gradient_accumulation_steps=parts, cpu=True)
+        model = accelerator.prepare(Stack())
+        optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+        pruner = Pruner(model, config, total_steps=6)
+        for batch in torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(1)):
+            for micro_batch in batch.chunk(parts):
+                with accelerator.accumulate(model):
+                    accelerator.backward(parts * model(micro_batch))  # a sum
+                    pruner.mask_gradients()
+                    optimizer.step()
+                    pruner.step(optimizer)
+                    optimizer.zero_grad()
+        masks.append(pruner.masks)
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())

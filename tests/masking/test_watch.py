@@ -66,6 +66,23 @@ def test_a_checkpoint_of_a_stock_trainer_says_what_it_holds(tmp_path, caplog):
     assert not any(zeros_of(pruning.pruner, dict(trainer.model.named_parameters())))
 
 
+def test_the_best_model_of_a_stock_trainer_has_its_zeros_though_its_checkpoint_has_not(tmp_path):
+    config = PruningConfig(sparsity=0.5, schedule="one_shot", begin=1)
+    args = training_arguments(
+        tmp_path, max_steps=2, load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", save_steps=1
+    )
+    pruning = PruningCallback(config)
+    trainer = Trainer(
+        model=bert(),
+        args=args,
+        train_dataset=bert_examples(),
+        eval_dataset=bert_examples(4),
+        callbacks=[pruning, Averages("on_step_end")],
+    )
+    trainer.train()
+    assert not any(zeros_of(pruning.pruner, dict(trainer.model.named_parameters())))
+
+
 @pytest.mark.parametrize("change", ["load_state_dict", "data"])
 def test_weights_that_are_loaded_in_the_middle_are_zero_again_after_the_next_step(change, caplog):
     torch.manual_seed(0)

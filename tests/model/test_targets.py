@@ -308,6 +308,20 @@ def pruned_by_torch(layer):
     l1_unstructured(layer, "weight", 0.3)
 
 
+WAV2VEC2 = transformers.Wav2Vec2Config(
+    vocab_size=8,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=8,
+    conv_dim=[8],
+    conv_kernel=[2],
+    conv_stride=[2],
+    num_conv_pos_embeddings=4,
+    num_conv_pos_embedding_groups=2,
+    classifier_proj_size=8,
+)
+
 REPARAMETRISED = {
     "prune": (pruned_by_torch, r"torch\.nn\.utils\.prune\.remove\(module, 'weight'\)"),
     "old weight norm": (torch.nn.utils.weight_norm, "remove_weight_norm"),
@@ -324,6 +338,19 @@ def test_a_layer_whose_weight_is_computed_is_refused_with_what_to_call(way):
         reparametrise(dict(model.named_modules())[name.replace("\\", "")])
         with pytest.raises(TargetError, match=f"{name}\\.weight: expected a weight of its own.*call .*{call}"):
             refuse_reparametrised(model)
+
+
+def test_any_tensor_of_a_saved_model_that_is_computed_is_refused_and_named():
+    """The classifier and a bias would be missing from the saved file, though neither is pruned."""
+    model = transformers.Wav2Vec2ForSequenceClassification(WAV2VEC2)
+    refuse_reparametrised(model)  # its class has weight norm in a convolution
+    l1_unstructured(model.classifier, "weight", 0.3)
+    with pytest.raises(TargetError, match=r"^classifier\.weight: .*prune\.remove\(module, 'weight'\)"):
+        refuse_reparametrised(model)
+    model = bert()
+    l1_unstructured(model.bert.encoder.layer[0].output.dense, "bias", 3)
+    with pytest.raises(TargetError, match=r"output\.dense\.bias: .*prune\.remove\(module, 'bias'\)"):
+        refuse_reparametrised(model)
 
 
 def test_a_compiled_part_of_a_model_is_refused_and_one_compiled_in_place_is_not():

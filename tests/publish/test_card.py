@@ -611,6 +611,13 @@ def test_what_was_chosen_and_tagged_is_in_the_metadata(tmp_path):
     assert metadata["tags"] == ["hf-prune", "pruned", "film"]
 
 
+def test_a_pattern_whose_zeros_are_not_there_is_no_tag_in_a_loop_of_ones_own(tmp_path):
+    """Without a recorded target, it is what the configuration says: 2:4 of which 30% are zero is not 2:4."""
+    save_sparse("bert", tmp_path)
+    PruningConfig(pattern="2:4").save_pretrained(tmp_path)
+    assert metadata_of(card_of(tmp_path))["tags"] == ["hf-prune", "pruned", "magnitude"]
+
+
 def test_patterns_are_tags_without_a_colon_in_blocks():
     configs = [PruningConfig(pattern="2:4"), PruningConfig(sparsity=0.5, pattern="block:4x1")]
     card = render_card(figures_of(pruning=[config.to_dict() for config in configs]), None, "m")

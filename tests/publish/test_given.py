@@ -77,6 +77,8 @@ def test_options_override_what_a_record_says(tmp_path):
     assert run(folder, "--base-model", "ada/other", "--dataset", "ada/news").exit_code == 0
     metadata = metadata_of(card_of(folder))
     assert (metadata["base_model"], metadata["datasets"]) == ("ada/other", ["ada/news"])
+    assert run(folder, "--base-model", base).exit_code == 0
+    assert "base_model" not in metadata_of(card_of(folder))
 
 
 def test_without_metrics_the_data_set_is_that_of_the_training(tmp_path):
@@ -84,6 +86,13 @@ def test_without_metrics_the_data_set_is_that_of_the_training(tmp_path):
     assert run(tmp_path, "--dataset", "ada/films").exit_code == 0
     assert load_record(tmp_path).training_data.hub_name == "ada/films"
     assert metadata_of(card_of(tmp_path))["datasets"] == ["ada/films"]
+
+
+def test_an_empty_name_is_refused(tmp_path):
+    save_sparse("bert", tmp_path)
+    for option in ("--base-model", "--dataset"):
+        done = run(tmp_path, option, " ")
+        assert (done.exit_code, f"{option}: expected a name, got ' '" in done.output) == (2, True)
 
 
 def test_each_prefix_is_an_evaluation(tmp_path):

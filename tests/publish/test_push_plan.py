@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_prune.errors import CardError, PushError, ReportError
 from hf_prune.publish.card import write_card
+from hf_prune.publish.push import _Pushed, _remember
 from hf_prune.publish.push_plan import NOTHING_THERE, choose_files, make_push_plan
 from hf_prune.publish.redact import find_secret
 
@@ -147,6 +148,22 @@ def test_no_link_leads_out_of_the_folder(folder, tmp_path, through_a_link):
     assert outside == {*names, "qformer_tokenizer/"}
 
 
+def test_names_that_no_file_can_have_hinder_nothing(folder):
+    (folder / "x_config.json").write_text(json.dumps({"auto_map": {"AutoModel": f"{'a' * 5000}.M"}}))
+    (folder / "router_config.json").write_text(json.dumps({"types": {"a\0b": "R"}}))
+    chosen, _ = choose_files(folder, {"model.safetensors"}, False, card=f"{CARD} ![]({'a' * 5000}.png) ![](a%00.png)")
+    assert set(chosen) == {*BELONGS, "router_config.json"}
+
+
+def test_what_was_pushed_is_not_noted_through_a_link(tmp_path):
+    (tmp_path / "mine").write_text("text")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / ".pushed_card.json").symlink_to(tmp_path / "mine")
+    _remember(tmp_path / "model", _Pushed("a/b", None, "0a", "# Card"))
+    assert (tmp_path / "mine").read_text() == "text"
+    assert json.loads((tmp_path / "model" / ".pushed_card.json").read_text())["card"] == "# Card"
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md", "run_record.json", "assets"])
 def test_a_card_is_not_made_of_what_lies_outside(tmp_path, name):
     bert().save_pretrained(tmp_path / "model")
@@ -196,7 +213,10 @@ SECRETS = [
     *(f"github_pat_{LETTERS[:22]}_{LETTERS[:59]}", f"glpat-{LETTERS[:20]}", f"sk-{LETTERS[:48]}"),
     *(f"sk-ant-api03-{LETTERS[:40]}", f"xoxb-12345-{LETTERS[:20]}", f"sk_live_{LETTERS[:24]}", f"npm_{LETTERS[:36]}"),
     *(f"pypi-AgEIcHlwaS5vcmc{LETTERS[:70]}", f"123456789:AA{LETTERS[:33]}", f"SG.{LETTERS[:22]}.{LETTERS[:43]}"),
-    *(f"WANDB_API_KEY = '{'0a' * 20}'", f"eyJ{LETTERS[:20]}.eyJ{LETTERS[:20]}.{LETTERS[:30]}"),
+    *(f"gsk_{LETTERS[:52]}", f"xai-{LETTERS[:80]}", f"pplx-{LETTERS[:48]}", f"nvapi-{LETTERS[:64]}"),
+    *(f"r8_{LETTERS[:37]}", f"lsv2_pt_{'0a' * 16}_{'0a' * 5}", f"dckr_pat_{LETTERS[:27]}", f"hvs.{LETTERS[:40]}"),
+    *(f"glsa_{LETTERS[:32]}_0a1b2c3d", f"WANDB_API_KEY = '{'0a' * 20}'"),
+    f"eyJ{LETTERS[:20]}.eyJ{LETTERS[:20]}.{LETTERS[:30]}",
 ]
 NO_SECRETS = [
     *("-----BEGIN PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----", "##AKIA", "AKIA" + "A" * 40, "task-" + "a" * 40),

@@ -526,6 +526,23 @@ def test_a_configuration_that_cannot_be_built_is_a_note_and_all_is_counted(tmp_p
     assert (found.sparsity, len(found.tensors)) == (before.sparsity, len(before.tensors))
 
 
+@pytest.mark.parametrize("how", ["large", "nested", "link"])
+def test_a_configuration_for_versions_of_transformers_has_the_same_limits(tmp_path, how):
+    folder = tmp_path / "model"
+    saved(folder, bert())
+    change_config(folder, configuration_files=["config.json", "config.4.0.0.json", "a\0b", "../x", 5])
+    assert make_report(folder).note is None
+    words = {"large": "num_hidden_layers of at most 2,000", "nested": "levels of nesting", "link": "a link to outside"}
+    content = "[" * 5000 if how == "nested" else '{"num_hidden_layers": 10000000, "model_type": "bert"}'
+    (tmp_path / "other.json").write_text(content, encoding="utf-8")
+    if how == "link":
+        (folder / "config.4.0.0.json").symlink_to(tmp_path / "other.json")
+    else:
+        (tmp_path / "other.json").rename(folder / "config.4.0.0.json")
+    assert f"{folder / 'config.4.0.0.json'}: " in make_report(folder).note
+    assert words[how] in make_report(folder).note
+
+
 def test_a_configuration_nested_thousands_deep_is_a_note_with_its_path(tmp_path):
     saved(tmp_path, bert())
     (tmp_path / "config.json").write_text('{"a": ' + "[" * 5000 + "]" * 5000 + "}", encoding="utf-8")

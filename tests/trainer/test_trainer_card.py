@@ -67,6 +67,20 @@ def output_as_prediction(output, batch):
 # ---- What is measured ----
 
 
+def test_an_evaluation_of_weights_that_were_not_held_does_not_count_for_those_that_are_saved(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.train()
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter[parameter == 0] = 0.5  # an average of earlier weights
+    trainer.evaluate()
+    trainer.create_model_card()
+    assert load_record(tmp_path).evaluation is None
+    metrics = trainer.evaluate()
+    trainer.create_model_card()
+    assert load_record(tmp_path).evaluation.metrics["loss"] == metrics["eval_loss"]
+
+
 def test_the_card_says_what_the_last_evaluation_measured(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.train()

@@ -66,7 +66,7 @@ def _check_configurations(folder: Path) -> str | None:
             return f"{path}: {problem}"
         listed = content.get("configuration_files") if name == "config.json" and isinstance(content, dict) else None
         others = [other for other in listed if isinstance(other, str)] if isinstance(listed, list) else []
-        names += [other for other in others if other.isprintable() and other == Path(other).name]
+        names += {other for other in others if other.isprintable() and other == Path(other).name} - {*names}
     return None
 
 

@@ -272,8 +272,8 @@ def check_targets(model, targets):
     for target in targets:
         owner, parameter = owners[target.name], by_name[target.name]
         kind = type(owner).__name__.lower()
-        is_expert = parameter.ndim == 3 and ("expert" in kind or "moe" in kind)
-        is_kind = isinstance(owner, PRUNABLE) or is_expert or (parameter.ndim == 2 and "linear" in kind)
+        is_fused = parameter.ndim == 3 and any(word in kind for word in ("expert", "moe", "attention"))
+        is_kind = isinstance(owner, PRUNABLE) or is_fused or (parameter.ndim == 2 and "linear" in kind)
         assert is_kind, f"{target.name} is of a {type(owner).__name__}"
         assert id(parameter) not in embeddings, f"{target.name} is an embedding"
         assert id(parameter) in base, f"{target.name} is of a head"

@@ -159,7 +159,7 @@ def _method_tags(figures: Figures) -> list[str]:
     """The patterns, where the counted zeros reach the target sparsity, and the methods."""
     tags: dict[str, None] = {}
     for config in figures.pruning:
-        if _target_missed(figures) is None:
+        if _target_missed(figures) is None and config["pattern"] not in figures.missed_patterns:
             tags |= {config["pattern"].replace(":", "-") if "block" in config["pattern"] else config["pattern"]: None}
         tags |= {config["method"]: None}
     return list(tags)
@@ -196,6 +196,7 @@ def _summary(figures: Figures, record: RunRecord) -> str:
         distilled = "distilled" if record.distillation is not None else "fine-tuned"
         missed = _target_missed(figures)
         note = f" Its target sparsity of {missed:.2%} was not reached." if missed is not None else ""
+        note += "".join(f" Not every group of weights has the pattern {one}." for one in figures.missed_patterns)
         return f"{base}, {distilled} and pruned with hf-prune: {methods}.{note}"
     return f"{base}, {'pruned' if _is_pruned(figures) else 'dense'}."
 

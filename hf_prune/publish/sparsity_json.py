@@ -19,7 +19,8 @@ FORMAT_VERSION = 1
 class Figures(Frozen):
     """The content of `sparsity.json`: counted in the saved files, with the evaluations of these weights.
 
-    `metadata` was generated for the card: metadata in the card that differ from it were written by a person.
+    `missed_patterns` are n:m patterns that some group of weights does not have. `metadata` was generated for the card:
+    metadata in the card that differ from it were written by a person.
     """
 
     format_version: int = FORMAT_VERSION
@@ -32,6 +33,7 @@ class Figures(Frozen):
     overall_sparsity: float | None
     file_bytes: int
     note: str | None
+    missed_patterns: tuple[str, ...] = ()
     files: dict[str, SavedFile]
     evaluations: list[Evaluation]
     metadata: dict[str, Any]
@@ -75,6 +77,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         overall_sparsity=report.sparsity,
         file_bytes=report.file_bytes,
         note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,
+        missed_patterns=tuple(saved.missed_patterns),
         files=saved.hashes,
         evaluations=record.evaluations if record is not None else [],
         metadata={},

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, load_frozen
 from ..config.safe_json import read_json
 from ..errors import ReportError
+from ..model.targets import find_targets
 from . import files
 from .skeleton import build_skeleton
-from .zeros import TensorReport, count_tensors, prunable_names
+from .zeros import TensorReport, count_tensors, has_groups, prunable_names
 
 
 class SavedModel(os.PathLike):
@@ -105,6 +106,22 @@ class SavedModel(os.PathLike):
         found = count_tensors(weights, self.skeleton, prunable)
         self._check_unchanged()
         return found
+
+    @cached_property
+    def missed_patterns(self) -> list[str]:
+        """The n:m patterns of the configurations that some group of weights in the files does not have."""
+        if self.skeleton is None or self.misfit is not None or (self.folder / files.MODULES_NAME).exists():
+            return []
+        missed = []
+        for config in self.pruning_configs:
+            pattern = config.parsed_pattern
+            if pattern.name == "n:m" and config.method != "keep":
+                frozen = load_frozen(self.folder) if config.targets is None else []
+                found = find_targets(self.skeleton, config.targets, config.exclude)
+                targets = [target for target in found if target.name not in frozen]
+                if not has_groups(self.weight_files, self.skeleton, targets, pattern):
+                    missed.append(config.pattern)
+        return missed
 
     # ---- What the weights belong to ----
 

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig
 from ..errors import ReportError, one_line
+from ..methods.patterns import Pattern
+from ..model.layouts import Target, as_matrices
 from ..model.targets import find_targets
 from .skeleton import owner_of, owners_of
 
@@ -78,6 +80,24 @@ def count_tensors(
     ]
     order = {name: index for index, name in enumerate(shapes)}
     return sorted(tensors, key=lambda tensor: order.get(tensor.name, len(order))), None
+
+
+def has_groups(files: Sequence[Path], skeleton: PreTrainedModel, targets: Sequence[Target], pattern: Pattern) -> bool:
+    """Whether every group of m weights of these tensors has at most n that are not zero, in the files.
+
+    Tensors that are saved in several parts are not looked at. Reads a tensor at a time.
+    """
+    owners, by_name = owners_of(skeleton), {target.name: target for target in targets}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for key in list(tensors.keys()):
+                target = by_name.get(owner_of(key, owners, skeleton))
+                if target is not None and tuple(tensors.get_slice(key).get_shape()) == target.shape:
+                    matrices = as_matrices(tensors.get_tensor(key), target.layout)
+                    groups = (matrices != 0).unflatten(2, (-1, pattern.columns)).sum(dim=3)
+                    if bool((groups > pattern.rows).any()):
+                        return False
+    return True
 
 
 def _misfit(model_class: str, lacking: Sequence[str], expected: int, others: Sequence[str]) -> str:

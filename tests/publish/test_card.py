@@ -10,14 +10,14 @@ import torch
 import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from models import ARCHITECTURES, training_arguments
+from models import ARCHITECTURES, bert, gpt2, training_arguments
 from safetensors.numpy import load_file
 from test_markdown import MARKDOWN, Elements, texts
 from test_sparsity_json import PRUNABLE, flip_a_weight, record_of, recount, save_sparse
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_prune import PruningConfig
+from hf_prune import Pruner, PruningConfig
 from hf_prune.errors import CardError, StaleRecordError
 from hf_prune.model.targets import find_targets
 from hf_prune.publish.card import CARD_NAME, forget_measurements, make_files, metadata_in, read_card, write_card
@@ -37,6 +37,7 @@ from hf_prune.publish.record import (
 )
 from hf_prune.publish.sparsity_json import Figures
 from hf_prune.saved.files import SavedFile
+from hf_prune.saved.model import SavedModel
 from hf_prune.saved.zeros import TensorReport
 
 ALL_PARTS = [
@@ -616,6 +617,22 @@ def test_a_pattern_whose_zeros_are_not_there_is_no_tag_in_a_loop_of_ones_own(tmp
     save_sparse("bert", tmp_path)
     PruningConfig(pattern="2:4").save_pretrained(tmp_path)
     assert metadata_of(card_of(tmp_path))["tags"] == ["hf-prune", "pruned", "magnitude"]
+
+
+@pytest.mark.parametrize("model", [bert, gpt2])
+def test_a_pattern_that_not_every_group_has_is_no_tag_though_there_are_zeros_enough(tmp_path, model):
+    pruned = model()
+    Pruner(pruned, PruningConfig(pattern="2:4", schedule="one_shot", begin=0), 1)
+    PruningConfig(pattern="2:4").save_pretrained(tmp_path)
+    pruned.save_pretrained(tmp_path)
+    assert "2:4" in metadata_of(card_of(tmp_path))["tags"]
+    weight = next(p for name, p in pruned.named_parameters() if p.ndim == 2 and ("query" in name or "c_attn" in name))
+    with torch.no_grad():
+        weight[:4, :4] = 1.0
+        weight[4:, 4:8] = 0.0
+    pruned.save_pretrained(tmp_path)
+    assert SavedModel(tmp_path).missed_patterns == ["2:4"]
+    assert "2:4" not in metadata_of(card_of(tmp_path))["tags"]
 
 
 def test_patterns_are_tags_without_a_colon_in_blocks():

@@ -66,7 +66,8 @@ class PublishingMixin(TrainerBase):
         """Save the model, with this digest, in `output_dir`, unless it is what was last saved there."""
         known = self._last_saved
         changed = known is None or known[0] != self._identity(digest) or not known[1].has_its_weights
-        if is_shared_model(self.accelerator.unwrap_model(self.model)):  # all processes save, or none
+        shared = is_shared_model(self.accelerator.unwrap_model(self.model))
+        if shared or self.is_fsdp_enabled or self.is_deepspeed_enabled:  # all processes save, or none
             changed = bool(all_reduce(torch.tensor(int(changed and self.is_world_process_zero()))))
         if changed:
             with keep_generation_config(str(self.args.output_dir)) if self.args.should_save else nullcontext():

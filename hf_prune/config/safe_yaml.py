@@ -6,6 +6,9 @@ import yaml
 
 from .safe_json import DEEPEST, LARGEST
 
+# Characters of a document; PyYAML reads about a hundred thousand a second.
+LONGEST = 200_000
+
 # Values that aliases may add to a document: each `*name` adds all the values below its anchor again.
 MOST_REPEATED = 100_000
 
@@ -15,12 +18,14 @@ _NO_VALUE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError
 class LimitedLoader(yaml.SafeLoader):
     """A SafeLoader that refuses what would take long or much memory; every refusal is a yaml.YAMLError.
 
-    It refuses values nested deeper than 100 levels, values that contain themselves, aliases that repeat more than
-    100,000 values, lists and mappings as keys, whole numbers beyond what a float can hold, and what a tag does not
-    allow.
+    It refuses documents of more than 200,000 characters, values nested deeper than 100 levels, values that contain
+    themselves, aliases that repeat more than 100,000 values, lists and mappings as keys, whole numbers beyond what a
+    float can hold, and what a tag does not allow.
     """
 
     def __init__(self, stream: str):
+        if len(stream) > LONGEST:
+            raise yaml.YAMLError(f"found more than {LONGEST:,} characters")
         super().__init__(stream)
         self._open: list[str | None] = []  # the anchors of the values that are being composed, from the outermost
         self._sizes: dict[str | None, int] = {}  # anchor -> number of values, those of aliases included

@@ -11,11 +11,8 @@ from typing import Any
 
 import yaml
 
-from ..config.safe_yaml import LimitedLoader
+from ..config.safe_yaml import LONGEST, LimitedLoader
 from ..errors import RecipeError, nearest, one_line
-
-# Characters of a recipe; PyYAML reads about a hundred thousand a second.
-_LONGEST = 200_000
 
 
 class Loader(LimitedLoader):
@@ -41,7 +38,7 @@ def read_recipe(path: Path) -> tuple[dict[Any, Any], dict[tuple, int | None], li
 def _read(path: Path) -> str:
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(_LONGEST + 1)
+            text = file.read(LONGEST + 1)
     except OSError as error:
         siblings = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
         unreadable = f"a file that cannot be read ({error.strerror})"
@@ -49,8 +46,8 @@ def _read(path: Path) -> str:
         raise RecipeError(f"expected a recipe, found {found}{nearest(str(path), siblings)}", at=str(path)) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"expected YAML in UTF-8, got other bytes ({error})", at=str(path)) from error
-    if len(text) > _LONGEST:
-        raise RecipeError(f"expected a recipe of at most {_LONGEST:,} characters, got more", at=str(path))
+    if len(text) > LONGEST:
+        raise RecipeError(f"expected a recipe of at most {LONGEST:,} characters, got more", at=str(path))
     return text
 
 

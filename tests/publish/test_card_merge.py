@@ -805,6 +805,13 @@ def test_hostile_metadata_is_one_line(name):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_metadata_of_endless_length_are_refused_before_they_are_parsed():
+    with pytest.raises(
+        CardError, match=r"^README.md: the metadata cannot be parsed: found more than 200,000 characters"
+    ):
+        merge(GENERATED, ["---\nx:\n" + "- abc: 1\n" * 60_000 + "---\n\n# Mine\n"])
+
+
 persons_lists = st.fixed_dictionaries(
     {},
     optional={

@@ -30,6 +30,7 @@ NAMES = [(module, name) for module in (transformers, accelerate, peft, huggingfa
 # Documented, though not at the top of their library.
 DOCUMENTED = {
     "accelerate.optimizer",
+    "accelerate.state",
     "accelerate.utils",
     "deepspeed.utils",
     "huggingface_hub.errors",

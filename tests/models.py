@@ -115,6 +115,22 @@ def resnet():
     return transformers.ResNetForImageClassification(config)
 
 
+def segformer_config(**changes):
+    """Two stages of two layers of a SegFormer."""
+    return transformers.SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[2, 2],
+        sr_ratios=[2, 1],
+        hidden_sizes=[8, 16],
+        patch_sizes=[3, 3],
+        strides=[2, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=16,
+        **changes,
+    )
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How to build a model, and what its inputs and labels are: `classes` or `tokens`."""

@@ -18,7 +18,7 @@ from .checkpoints import UNFINISHED, is_checkpoint_name, remove_leftovers
 
 try:
     import fcntl
-except ImportError:  # Windows, where folders are not locked
+except ImportError:  # Windows, where folders are not locked: docs/checkpoints.md says so. Type checkers expect a module
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)

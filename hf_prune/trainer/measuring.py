@@ -99,5 +99,6 @@ def _recorded(method: Callable[..., Any], prefix: str) -> Callable[..., Any]:
             self._record_returned(bound.arguments.get("metric_key_prefix", prefix), returned, begun)
         return returned
 
+    # Classes further down inherit it and must not record twice. Type checkers know no attributes of functions.
     recorded.is_recorded = True  # type: ignore[attr-defined]
     return recorded

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, bert, gpt2, llama
+from models import ARCHITECTURES, bert, gpt2, llama, segformer_config
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
@@ -519,19 +519,8 @@ def test_layers_and_experts_of_classes_of_their_own_are_known_by_what_their_weig
 
 
 def test_a_task_head_with_a_stack_of_its_own_is_not_a_target():
-    config = transformers.SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[3, 3],
-        strides=[2, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=8,
-    )
     with torch.device("meta"):
-        model = transformers.SegformerForSemanticSegmentation(config)
+        model = transformers.SegformerForSemanticSegmentation(segformer_config())
     assert not [name for name in names_of(find_targets(model)) if name.startswith("decode_head.")]
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from models import VOCABULARY, bert, training_arguments
+from models import VOCABULARY, bert, segformer_config, training_arguments
 from safetensors import safe_open
 from transformers import Trainer
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, speed_metrics
@@ -311,20 +311,8 @@ def overlaps(prediction):
 
 
 def test_semantic_segmentation(tmp_path):
-    config = transformers.SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[2, 2],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[3, 3],
-        strides=[2, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=16,
-        num_labels=3,
-    )
     trainer = PruningTrainer(
-        model=transformers.SegformerForSemanticSegmentation(config),
+        model=transformers.SegformerForSemanticSegmentation(segformer_config(num_labels=3)),
         args=training_arguments(tmp_path, max_steps=3, remove_unused_columns=False),
         train_dataset=examples(segmented),
         eval_dataset=examples(segmented, 4),

@@ -117,6 +117,10 @@ class ReportError(HfPruneError, ValueError):
     """The zeros of a folder or file cannot be counted."""
 
 
+class StructureError(HfPruneError, ValueError):
+    """Units such as neurons or layers cannot be removed from a model such that from_pretrained opens the rest."""
+
+
 class TargetError(HfPruneError, ValueError):
     """A configuration names expressions or tensors that the model does not have or that cannot be pruned."""
 

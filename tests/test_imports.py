@@ -26,6 +26,7 @@ WINGS = [
     "engines",
     "distillation",
     "saved",
+    "structure",
     "masking",
     "publish",
     "trainer",

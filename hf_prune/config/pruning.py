@@ -30,6 +30,9 @@ CONFIG_NAME = "pruning_config.json"
 
 FORMAT_VERSION = 1
 
+# What can be removed as a whole.
+STRUCTURES = ("neurons", "heads", "layers")
+
 # What is pruned of a model with adapters of PEFT.
 ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
 
@@ -46,6 +49,11 @@ class PruningConfig:
             gradient), `movement` (how far training moves a weight away from zero; masked weights may come back until
             pruning ends), or `keep`, which keeps the zeros that a model has and prunes no more. Default magnitude:
             with enough training to recover, other criteria are seldom better (arXiv 2210.06384).
+        structure: `neurons` (of feed-forward networks) or `heads` (of attention) are removed as a whole: masked in
+            training, in all tensors that they are part of, and cut out of the model that is saved at the end. Default
+            None: single weights, or the pattern's units. Methods for structures are `magnitude`, `random`, `activation`
+            (norm of the outputs), `wanda` (activation times the norm of the weights that read it) and `taylor` (first-
+            order change of the loss, added up over steps).
         sparsity: the final share of masked weights, 0 <= s < 1. Not needed for `keep` and for an n:m pattern, which
             determine it. There is no default: no sparsity suits every model.
         initial_sparsity: the sparsity at which the schedule starts. Default None: that of the model (0 if it is dense).
@@ -100,6 +108,7 @@ class PruningConfig:
     penalty_weight: float | None = field(default=None, metadata={"help": "Factor of the penalty."})
     pruning_seed: int = field(default=0, metadata={"help": "Seed of the method random."})
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
+    structure: str | None = field(default=None, metadata={"help": f"None, or one of {', '.join(STRUCTURES)}."})
 
     def __post_init__(self) -> None:
         numbers_as_floats(self, "sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight")
@@ -144,8 +153,10 @@ class PruningConfig:
             return None
 
     def _check_choices(self) -> Iterator[Problem]:
+        if self.structure is not None and not is_one_of(self.structure, STRUCTURES):
+            yield "structure", expected_one_of(self.structure, STRUCTURES, or_none=True)
         for name, allowed in (
-            ("method", method_names()),
+            ("method", method_names(self.structure)),
             ("schedule", SCHEDULES),
             ("scope", SCOPES),
             ("block_norm", BLOCK_NORMS),
@@ -158,6 +169,7 @@ class PruningConfig:
         pattern = self._pattern_or_none()
         if pattern is None:
             yield "pattern", f"expected {PATTERN_FORMS}, got {self.pattern!r}"
+        yield from self._check_structure()
         if is_one_of(self.method, SOLVERS) and is_one_of(self.scope, SCOPES) and SCOPES[self.scope].ranks_together:
             yield (
                 "scope",
@@ -170,6 +182,15 @@ class PruningConfig:
                 f"expected 'layer' with the pattern {self.pattern!r}, which fixes the sparsity of every tensor, got "
                 f"{self.scope!r}",
             )
+
+    def _check_structure(self) -> Iterator[Problem]:
+        if self.structure is None:
+            return
+        for name, default in (("pattern", "unstructured"), ("scope", "layer"), ("overrides", None), ("penalty", None)):
+            if getattr(self, name) != default:
+                yield name, f"expected {default!r} with a structure, got {getattr(self, name)!r}"
+        if self.adapters is not None:
+            yield "adapters", f"must not be set with a structure, got {self.adapters!r}"
 
     def _check_sparsities(self) -> Iterator[Problem]:
         for name in ("sparsity", "initial_sparsity"):
@@ -255,7 +276,7 @@ class PruningConfig:
         Raises PruningConfigError if the window does not lie within training.
         """
         begin = resolve_step(self.begin, total_steps)
-        if needs_a_step(self.method, self.scope) and self.begin > 0:
+        if needs_a_step(self.method, self.scope, self.structure) and self.begin > 0:
             begin = max(begin, 1)  # a share of few steps, and there must be a step to read
         at_once = self.schedule == "one_shot" or self.method == "keep"
         end = begin if at_once else resolve_step(self.end, total_steps)
@@ -265,7 +286,7 @@ class PruningConfig:
             for name, value, step in (("begin", self.begin, begin), ("end", self.end, end))
             if step > total_steps and not (name == "end" and at_once)
         ]
-        if needs_a_step(self.method, self.scope) and begin == 0:
+        if needs_a_step(self.method, self.scope, self.structure) and begin == 0:
             problems.append(
                 ("begin", f"expected 1 or more for {self.method!r}, which needs the data of one step first, got step 0")
             )

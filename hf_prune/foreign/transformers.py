@@ -116,6 +116,11 @@ NAMES: dict[str, Foreign] = {
         "map the tensors in a file to parameters",
         "when a model can list the names of its saved tensors",
     ),
+    "no_init_weights": Foreign(
+        "transformers.initialization:no_init_weights",
+        "build a model whose weights are copied from another",
+        "when a model can be built without drawing its weights",
+    ),
     "get_relative_imports": Foreign(
         "transformers.dynamic_module_utils:get_relative_imports",
         "push the files that a model's own code imports",

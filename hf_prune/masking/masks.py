@@ -26,6 +26,7 @@ class Masks:
         parameters: parameter name -> parameter.
         engine: how the parameters are held and trained.
         trained: names of tensors that, if they are all zeros, are taken to be trained from zero and are not masked.
+        by_unit: names of tensors whose single zeros are not masked: whole units are removed from them.
 
     Attributes:
         parts: parameter name -> bool tensor, True where a weight is kept: the mask of this process's shard.
@@ -44,6 +45,7 @@ class Masks:
         parameters: Mapping[str, nn.Parameter],
         engine: Engine,
         trained: Collection[str] = (),
+        by_unit: Collection[str] = (),
     ):
         self._targets = {target.name: target for target in targets}
         self._parameters = parameters
@@ -55,7 +57,14 @@ class Masks:
         self.parts: dict[str, torch.Tensor] = {}
         self.masked: dict[str, int] = {}
         self._masked_here: dict[str, int] = {}
-        self.take({name: (self._weight(name) != 0).contiguous() for name in parameters})
+        self.take(
+            {
+                name: torch.ones_like(self._weight(name), dtype=torch.bool)
+                if name in by_unit
+                else (self._weight(name) != 0).contiguous()
+                for name in parameters
+            }
+        )
         self.fresh = {name for name in trained if self.masked[name] == self._targets[name].weights}
         if self.fresh:
             self.take(

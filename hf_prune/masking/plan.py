@@ -14,6 +14,7 @@ from ..methods.patterns import Pattern
 from ..methods.schedules import sparsity_at, update_steps
 from ..methods.scopes import SCOPES, Pool, Prunable
 from ..methods.table import needs_a_step, reads_of
+from ..structure.coupled import CoupledUnits, Family
 from ..model.layouts import Target
 from ..model.targets import check_expressions
 
@@ -33,7 +34,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors with one configuration, final sparsity and scope, for which counts are computed together."""
+    """Tensors with one configuration, final sparsity and scope, for which counts are computed together.
+
+    `coupled` are the units that are removed as a whole, if a structure is pruned; `members` are then all tensors that
+    they are part of.
+    """
 
     config_index: int
     config: PruningConfig
@@ -41,30 +46,42 @@ class Group:
     members: tuple[Target, ...]
     scope: str
     final: float
+    coupled: tuple[CoupledUnits, ...] = ()
 
     def units_of(self, target: Target) -> int:
         """The number of units that the pattern divides a tensor into."""
         return target.weights // self.pattern.unit_size
 
+    @property
+    def ranked_units(self) -> list[int]:
+        """The numbers of units of what is ranked: the coupled units, or the members."""
+        return [one.units for one in self.coupled] or [self.units_of(target) for target in self.members]
+
     def share_dropped(self, dropped: Sequence[int]) -> float:
-        """The sparsity of the group, given the number of dropped units of each member."""
-        units = sum(self.units_of(target) for target in self.members)
-        return float(Fraction(sum(dropped), max(units, 1)) * self.pattern.unit_sparsity)
+        """The sparsity of the group, given the number of dropped units of each that is ranked."""
+        return float(Fraction(sum(dropped), max(sum(self.ranked_units), 1)) * self.pattern.unit_sparsity)
 
     @property
     def criterion(self) -> Criterion | None:
-        """The criterion that ranks the members; None where a solver prunes them."""
-        return CRITERIA.get(self.config.method)
+        """The criterion that ranks the weights of the members; None where a solver prunes them, and for structures."""
+        return None if self.coupled else CRITERIA.get(self.config.method)
 
     @property
     def reads(self) -> set[str]:
         """What method and scope read besides the weights: `inputs`, `gradients`, both or nothing."""
-        return reads_of(self.config.method, self.scope)
+        return reads_of(self.config.method, self.scope, self.config.structure)
+
+    @property
+    def read_names(self) -> list[str]:
+        """The names of the tensors for which it is read: all members, or those that read the coupled units."""
+        if self.coupled:
+            return list(dict.fromkeys(part.name for units in self.coupled for part in units.readers))
+        return [target.name for target in self.members]
 
     @property
     def needs_a_step(self) -> bool:
         """Whether an update needs an optimizer step before it."""
-        return needs_a_step(self.config.method, self.scope)
+        return needs_a_step(self.config.method, self.scope, self.config.structure)
 
     @property
     def remembers(self) -> bool:
@@ -86,14 +103,17 @@ class Group:
     ) -> list[Pool]:
         """How many units are dropped after `step`, if the schedule starts at the sparsity `start`.
 
-        `dropped` has the number of units of each member that are dropped already, `inputs` the norms of its input
-        features, for a scope that reads them. Without them, as in a plan, such a scope counts as `global`.
+        `dropped` has the number of units of each member, or of each coupled units, that are dropped already, `inputs`
+        the norms of a member's input features, for a scope that reads them. Without them, as in a plan, such a scope
+        counts as `global`.
         """
         initial = max(start, min(self.config.initial_sparsity or 0.0, self.final))
         sparsity = sparsity_at(self.config.schedule, step, window.begin, window.end, initial, self.final)
+        sides: list[tuple[int, ...]] = [(one.units,) for one in self.coupled]
+        sides = sides or [target.sides for target in self.members]
         prunable = [
-            Prunable(self.units_of(target), count, target.sides, norms)
-            for target, count, norms in zip(self.members, dropped, inputs or [None] * len(dropped), strict=True)
+            Prunable(*one)
+            for one in zip(self.ranked_units, dropped, sides, inputs or [None] * len(dropped), strict=True)
         ]
         scope = SCOPES["global" if SCOPES[self.scope].reads is not None and inputs is None else self.scope]
         return scope.pools(prunable, Fraction(str(sparsity)) / self.pattern.unit_sparsity)
@@ -135,6 +155,26 @@ def make_groups(index: int, config: PruningConfig, targets: Sequence[Target]) ->
     return alone
 
 
+def make_unit_groups(
+    index: int, config: PruningConfig, families: Sequence[Family], targets: Sequence[Target]
+) -> list[Group]:
+    """The groups of a configuration with a structure: one for each family, without any unit if it was cut out.
+
+    `targets` are all tensors that the units are part of.
+    """
+    if config.method == "keep":
+        return []
+    assert config.sparsity is not None
+    groups = []
+    for family in families:
+        names = {name for units in family.groups for name in units.names}
+        members = tuple(target for target in targets if target.name in names)
+        scope = "global" if family.structure == "layers" else config.scope
+        coupled = family.groups if members else ()
+        groups.append(Group(index, config, config.parsed_pattern, members, scope, config.sparsity, coupled))
+    return groups
+
+
 def _check_shape(config: PruningConfig, pattern: Pattern, target: Target) -> None:
     if pattern.name == "unstructured":
         return
@@ -158,6 +198,8 @@ def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], tota
     for later, window in enumerate(windows):
         for earlier, before in enumerate(windows[:later]):
             shared = [name for name in names[later] if name in names[earlier]]
+            if configs[later].structure is not None and configs[earlier].structure is not None:
+                continue  # such as the neurons of layers, some of which are removed
             if shared and window.begin < before.end:
                 raise PruningConfigError(
                     "begin",
@@ -233,6 +275,9 @@ def make_plan(
             window = windows[group.config_index]
             if not window.due(step):
                 continue
+            if group.coupled:
+                ranked |= _plan_units(group, window, step, starts, index, masked)
+                continue
             weights_a_unit = group.pattern.unit_size * group.pattern.unit_sparsity
             dropped = [int(masked[target.name] / weights_a_unit) for target in group.members]
             starts.setdefault(index, group.share_dropped(dropped))
@@ -255,6 +300,31 @@ def make_plan(
         for tensor in tensors
     ]
     return Plan(planned, updates, total_steps, sum(tensor.weights for tensor in tensors), all_weights)
+
+
+def _plan_units(
+    group: Group, window: Window, step: int, starts: dict[int, float], index: int, masked: dict[str, Fraction]
+) -> set[str]:
+    """Update the numbers of masked weights for one update of a group of coupled units.
+
+    Returns the names of the tensors for which a ranking across several will decide.
+    """
+    weights = {target.name: target.weights for target in group.members}
+    shares = [min(masked[name] / weights[name] for name in units.names) for units in group.coupled]
+    dropped = [int(share * units.units) for share, units in zip(shares, group.coupled, strict=True)]
+    starts.setdefault(index, group.share_dropped(dropped))
+    of_tensor: dict[str, list[Fraction]] = {}
+    ranked: set[str] = set()
+    for pool in group.pools(window, step, starts[index], dropped):
+        members = [group.coupled[member] for member in pool.members]
+        share = Fraction(pool.count, sum(member.units for member in members))
+        for member in members:
+            for name in member.names:
+                of_tensor.setdefault(name, []).append(share)
+            ranked.update(member.names if len(members) > 1 else ())
+    for name, some in of_tensor.items():
+        masked[name] = max(masked[name], sum(some, Fraction(0)) / len(some) * weights[name])
+    return ranked
 
 
 def _all_update_steps(groups: Sequence[Group], windows: Sequence[Window]) -> list[int]:

@@ -3,32 +3,39 @@
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..config.arguments import PruningArguments
 from ..config.pruning import PruningConfig, load_configs
 from ..engines.choose import engine_of
 from ..engines.optimizers import is_at_step, is_micro_batch, leaves_zeros, zero_masked
-from ..errors import ArgumentError, PruningConfigError, PruningStateError
+from ..errors import ArgumentError, PlacementError, PruningConfigError, PruningStateError
 from ..methods.patterns import count_of
 from ..methods.scopes import Pool
 from ..model.adapters import mask_additions
+from ..structure.coupled import Family, find_families, select_groups
+from ..structure.shrink import Cut, cut_of, shrink_model
+from ..structure.skipping import skip
 from ..model.layouts import Target
-from ..model.names import named_parameters, shape_of
-from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
+from ..model.names import named_parameters, plain_model, shape_of
+from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised, targets_named
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
+from .local import LocalTensor
 from .masks import Masks
 from .penalty_terms import WeightPenalties
-from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
-from .ranking import update_masks
+from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_unit_groups, make_windows
+from .ranking import Change, update_masks
 from .readings import Readings
 from .resuming import check_state, continue_schedule
+from .structures import UnitScores, dropped_units, mask_zero_units, update_units
 from .watch import Watch, warn_of_changes
 
 logger = logging.getLogger(__name__)
@@ -99,6 +106,10 @@ class Pruner:
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
         self._windows: list[Window] = []
+        self.cut: Cut | None = None
+        self._families: dict[int, list[Family]] = {}  # by the index of the configuration with the structure
+        self._cut_weights = (0, 0)  # of tensors that units were cut out of: removed weights, and those that are left
+        self._skipped: list[Any] = []  # handles of the hooks that skip layers
         refuse_reparametrised(model)
         self._attach(model)
         self._log_left_out()
@@ -112,9 +123,16 @@ class Pruner:
         chosen: dict[str, Target] = {}
         adapters: set[str] = set()  # names of PEFT's own matrices, which are initialised with zeros
         kept: set[str] = set()  # names of tensors whose zeros a configuration keeps
+        by_unit: set[str] = set()  # names of tensors that units are removed from
+        by_weight: set[str] = set()  # names of tensors that other configurations prune
         for index, config in enumerate(self.configs):
-            found = find_targets(model, config.targets, config.exclude, config.adapters)
-            self._groups += make_groups(index, config, found)
+            if config.structure is not None:
+                found = self._attach_units(index, config, model)
+                by_unit.update(target.name for target in found)
+            else:
+                found = find_targets(model, config.targets, config.exclude, config.adapters)
+                self._groups += make_groups(index, config, found)
+                by_weight.update(target.name for target in found)
             chosen.update({target.name: target for target in found})
             if config.adapters == "sparse_adapters":
                 adapters.update(target.name for target in found)
@@ -122,7 +140,10 @@ class Pruner:
                 kept.update(target.name for target in found)
             if config.adapters == "sparse_merge":
                 mask_additions(model, {target.name for target in found})
-        by_default = any(config.targets is None and config.adapters != "sparse_adapters" for config in self.configs)
+        by_default = any(
+            config.targets is None and config.adapters != "sparse_adapters" and config.structure is None
+            for config in self.configs
+        )
         reasons = left_out_of(model) if by_default else {}
         self.left_out = {name: reason for name, reason in reasons.items() if name not in chosen}
         self._engine = engine_of(model, optimizer)
@@ -131,15 +152,115 @@ class Pruner:
         self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in chosen}
         self.targets = [chosen[name] for name in self.parameters]
         trained = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
-        self._masks = Masks(self.targets, self.parameters, self._engine, adapters | (trained - kept))
+        self._masks = Masks(
+            self.targets, self.parameters, self._engine, adapters | (trained - kept), by_unit - by_weight
+        )
+        self._mask_zero_units()
         self._fresh = sorted(self._masks.fresh - adapters)
         self._state = PruningState(self.completed_steps)
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
+        self._unit_scores = UnitScores()
+        self._units_seen = False  # whether the gradients of the current step were added to their scores
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
         self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
         self._watch = Watch()
-        if not self.targets:
+        if not self.targets and self.cut is None:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
+
+    def _attach_units(self, index: int, config: PruningConfig, model: nn.Module) -> list[Target]:
+        """Find the units of a configuration's structure; the tensors that they are part of, none if they are cut."""
+        assert config.structure is not None
+        cut = self.cut is not None
+        if not cut:
+            found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
+            self._families[index] = found
+        families = self._families[index]
+        names = set() if cut else {name for family in families for units in family.groups for name in units.names}
+        targets = targets_named(model, names)
+        self._groups += make_unit_groups(index, config, families, targets)
+        return targets
+
+    def _mask_zero_units(self) -> None:
+        """Mask the units that are wholly zero."""
+        for group in self._groups:
+            if group.coupled:
+                held = {target.name: self._masks.local(target.name) for target in group.members}
+                changed = mask_zero_units(group, held, self._masks.all_reduce)
+                for name in changed:
+                    self._masks.note_change(name, None)
+                self._masks.count(changed)
+        self._skip_layers()
+
+    def _skip_layers(self) -> None:
+        """Skip the layers that are masked, and no others."""
+        for handle in self._skipped:
+            handle.remove()
+        self._skipped = []
+        plain = plain_model(self.model)
+        dropped = self._dropped_units("layers")
+        for group in self._groups:
+            for layer in group.coupled if group.config.structure == "layers" else ():
+                if bool(dropped[layer.name].all()):
+                    self._skipped.append(skip(plain.get_submodule(layer.path)))
+
+    def _dropped_units(self, structure: str | None = None) -> dict[str, torch.Tensor]:
+        """Which units are masked (bool, by the name of their coupled units), of one structure or of all."""
+        found = {}
+        for group in self._groups:
+            if group.coupled and structure in (None, group.config.structure):
+                held = {target.name: self._masks.local(target.name) for target in group.members}
+                kept = {name: tensor.mask for name, tensor in held.items()}
+                gone = dropped_units(group, kept, held, self._masks.all_reduce)
+                found.update({units.name: flags for units, flags in zip(group.coupled, gone, strict=True)})
+        return found
+
+    # ---- The smaller model ----
+
+    @property
+    def can_shrink(self) -> bool:
+        """Whether a structure is pruned whose last units are masked, and which is not cut out yet."""
+        unfinished = set(self._unfinished())
+        groups = [index for index, group in enumerate(self._groups) if group.coupled]
+        return self.total_steps is not None and bool(groups) and unfinished.isdisjoint(groups) and not self.sharded
+
+    def shrink(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Cut the masked units of structures out of the model, in place: it is smaller and faster from then on.
+
+        The masks of other configurations go on. Parameters stay the same objects, with smaller values; the moments in
+        the optimizer's state are cut with them. Nothing is changed if no structure is pruned.
+
+        Raises StructureError, before anything is changed, if the optimizer keeps state of other shapes than its
+        parameters', and PlacementError if parameters are sharded.
+        """
+        if self.sharded:
+            raise PlacementError("a model that is sharded over processes cannot be shrunk in place; it is when saved")
+        if self.cut is not None or not any(group.coupled for group in self._groups):
+            return
+        families = [family for found in self._families.values() for family in found]
+        cut = cut_of(families, self._dropped_units())
+        masks = cut.tensors(self.masks)
+        by_unit = {name for family in families for units in family.groups for name in units.names}
+        before = sum(target.weights for target in self.targets if target.name in by_unit)
+        shrink_model(cast(PreTrainedModel, plain_model(self.model)), cut, optimizer)
+        names = {cut.name_of(name) for name in by_unit}
+        left = sum(parameter.numel() for name, parameter in named_parameters(self.model) if name in names)
+        self._cut_weights = (before - left, left)
+        self._take_cut(cut)
+        self._masks.take({name: masks[name] for name in self.parameters})
+        self.mask_weights()
+        self._watch.sample(self.masks, self.parameters)
+        self._begin_step()
+
+    def _take_cut(self, cut: Cut) -> None:
+        """Go on with a model that was cut."""
+        state = self._state
+        for handle in self._skipped:
+            handle.remove()
+        self._skipped = []
+        self.stop_collecting()
+        self.cut = cut
+        self._attach(self.model)
+        self._state = state
 
     def _log_left_out(self) -> None:
         """Log which weights of layers are not pruned by default, once; as a warning where users may not expect it."""
@@ -317,6 +438,7 @@ class Pruner:
     def _begin_step(self) -> None:
         """Start to collect and remember what methods need from the next step."""
         self._readings.begin_step(self._due(self.completed_steps + 1), self._remembering())
+        self._units_seen = False
 
     def _remembering(self) -> list[int]:
         """The groups whose methods remember something of the next step, because an update follows at or after it."""
@@ -329,7 +451,29 @@ class Pruner:
     @property
     def needs_gradients(self) -> bool:
         """Whether the gradients of the current step are needed; `mask_gradients` collects them."""
-        return self._readings.wants_gradients
+        return self._readings.wants_gradients or bool(self._summing())
+
+    def _summing(self) -> list[int]:
+        """The groups of units whose scores are added up over steps, because an update follows at or after the next."""
+        return [
+            index
+            for index in self._unfinished()
+            if self._groups[index].coupled and "gradients" in self._groups[index].reads and self._windows
+        ]
+
+    def _add_unit_scores(self, gradients: Mapping[str, torch.Tensor], loss_scale: float) -> None:
+        """Add the scores of units in this optimizer step, once, from its gradients."""
+        for index in () if self._units_seen else self._summing():
+            group = self._groups[index]
+            if all(name in gradients for name in group.read_names):
+                held = {
+                    name: replace(
+                        self._masks.local(name), gradient=gradients[name].detach().float().reshape(-1) / loss_scale
+                    )
+                    for name in group.read_names
+                }
+                self._unit_scores.add_step(group, held, self._masks.all_reduce)
+        self._units_seen = True
 
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         if due:
@@ -345,6 +489,8 @@ class Pruner:
         self._state.finished = (self._state.finished or set()).union(
             index for index in due if completed_steps >= self._window(self._groups[index]).end
         )
+        if any(self._groups[index].config.structure == "layers" for index in due):
+            self._skip_layers()
         self._watch.sample(self.masks, changed)
         self._masks.compare(changed)
         return bool(changed)
@@ -352,6 +498,10 @@ class Pruner:
     def _take_readings(self, due: Sequence[int]) -> list[int]:
         """The groups for which all that their methods read was collected; the update of the others is owed."""
         missing = {index: self._readings.missing(index) for index in due}
+        for index in due:
+            group = self._groups[index]
+            if group.coupled and "gradients" in group.reads and not self._unit_scores.has(group):
+                missing[index].update(group.read_names)
         owed = {index for index, names in missing.items() if names}
         self._state.owed = (self._state.owed - set(due)) | owed
         if owed:
@@ -417,7 +567,9 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """The share of masked weights among all targets, now."""
-        return sum(self.masked.values()) / max(sum(target.weights for target in self.targets), 1)
+        removed, left = self._cut_weights
+        weights = sum(target.weights for target in self.targets) + left
+        return (sum(self.masked.values()) + removed) / max(weights + removed, 1)
 
     @torch.no_grad()
     def mask_gradients(self, loss_scale: float = 1.0) -> None:
@@ -438,6 +590,7 @@ class Pruner:
             if parameter.grad is not None
         }
         self._readings.see_gradients(gradients, loss_scale)
+        self._add_unit_scores(gradients, loss_scale)
         for name, gradient in gradients.items():
             zero_masked(gradient, self._masks.for_tensor(name, gradient))
             self._readings.keep_gradient(name, gradient)  # of the loss, without penalties
@@ -534,18 +687,17 @@ class Pruner:
     @torch.no_grad()
     def _update_batch(self, due: Sequence[int], step: int, optimizer: torch.optim.Optimizer | None) -> list[str]:
         """Update masks, weights and moments of groups; returns the names of the tensors that were ranked."""
-        groups = [self._groups[index] for index in due]
         index_of = {target.name: index for index in due for target in self._groups[index].members}
         local = {name: self._readings.local(index, name) for name, index in index_of.items()}
 
-        def pools_of(place: int, gone: list[int]) -> list[Pool]:
-            group = groups[place]
-            start = self._state.starts.setdefault(due[place], group.share_dropped(gone))
-            inputs = [local[target.name].inputs for target in group.members]
+        def pools_of(index: int, gone: Sequence[int]) -> list[Pool]:
+            group = self._groups[index]
+            start = self._state.starts.setdefault(index, group.share_dropped(gone))
+            inputs = None if group.coupled else [local[target.name].inputs for target in group.members]
             return group.pools(self._window(group), step, start, gone, inputs)
 
         changed = []
-        for change in update_masks(groups, local, pools_of, self._masks.all_reduce):
+        for change in self._changes(due, local, pools_of):
             name = change.target.name
             changed.append(name)
             parameter, mask = self.parameters[name], self.masks[name]
@@ -558,6 +710,26 @@ class Pruner:
                 self._engine.mask_moments(optimizer, parameter, mask, change.positions)
             self._masks.note_change(name, change.positions)
         return changed
+
+    def _changes(
+        self,
+        due: Sequence[int],
+        local: Mapping[str, LocalTensor],
+        pools_of: Callable[[int, Sequence[int]], list[Pool]],
+    ) -> Iterator[Change]:
+        """Update the masks of groups: of weights, and of units."""
+        of_weights = [index for index in due if not self._groups[index].coupled]
+        groups = [self._groups[index] for index in of_weights]
+        if groups:
+            yield from update_masks(
+                groups, local, lambda place, gone: pools_of(of_weights[place], gone), self._masks.all_reduce
+            )
+        for index in due:
+            if self._groups[index].coupled:
+                sums = self._unit_scores.sums
+                yield from update_units(
+                    self._groups[index], local, partial(pools_of, index), self._masks.all_reduce, sums
+                )
 
     # ---- Files ----
 
@@ -598,6 +770,7 @@ class Pruner:
         self._state = state
         self._masks.take(masks)
         self._readings.memory.take(memory, self.parameters)
+        self._skip_layers()
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
         self._masks.compare(self.parameters)

@@ -58,8 +58,8 @@ class Readings:
         for group in groups:
             _check(group, parameters, masks, engine)
             for reads in group.reads:
-                if reads != "gradients" or not group.remembers:  # those go straight into the memory
-                    wanted[reads].update(target.name for target in group.members)
+                if reads != "gradients" or not (group.remembers or group.coupled):  # those go straight into the memory
+                    wanted[reads].update(group.read_names)
         self._statistics = Statistics(model, **wanted)
 
     def begin_step(self, due: Iterable[int], remembering: Sequence[int]) -> None:
@@ -75,7 +75,7 @@ class Readings:
         }
         reading = [self._groups[index] for index in due if not self._groups[index].remembers]
         reading += [self._groups[index] for index in self._remembering if "inputs" in self._groups[index].reads]
-        if any(group.reads for group in reading):
+        if any(group.reads - ({"gradients"} if group.coupled else set()) for group in reading):
             self._statistics.begin()
 
     def stop(self) -> None:
@@ -120,7 +120,10 @@ class Readings:
 
         Raises PruningStateError if nothing was collected for any parameter.
         """
-        reading = any(self._groups[index].reads and not self._groups[index].remembers for index in due)
+        reading = any(
+            group.reads and not group.remembers and not (group.coupled and "gradients" in group.reads)
+            for group in map(self._groups.__getitem__, due)
+        )
         if reading or self._statistics.is_collecting:
             self.collected = self._statistics.finish()
         for index in self._remembering:
@@ -136,7 +139,7 @@ class Readings:
         Raises PruningStateError if no gradient of any of them was seen.
         """
         group = self._groups[index]
-        names = [target.name for target in group.members]
+        names = group.read_names
         missing = {name for name in names if group.reads and name in self.collected.unusable}
         if group.remembers:
             missing |= {name for name in names if self._memory_of(group, name) is None}
@@ -190,7 +193,7 @@ class Readings:
 
 def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, engine: Engine) -> None:
     """Raise PruningConfigError if a group's method cannot be used with these parameters."""
-    method, names = group.config.method, [target.name for target in group.members]
+    method, names = group.config.method, group.read_names
     check_reads(group.config, shows_gradients=not engine.steps_in_backward)
     frozen = [name for name in names if "gradients" in group.reads and not parameters[name].requires_grad]
     if frozen:
@@ -199,7 +202,7 @@ def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, e
             f"methods that read gradients cannot be used for weights that are not trained, got {method!r} for "
             f"{frozen[0]}; exclude it, or use 'magnitude' or 'wanda'",
         )
-    solves = group.criterion is None
+    solves = group.criterion is None and not group.coupled
     if (solves or group.regrows) and not engine.writes_weights:
         raise PruningConfigError(
             "method",
@@ -218,7 +221,7 @@ def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_input
     """Raise PruningConfigError for a method or scope that reads what a way of training does not give access to."""
     hidden_by = {"gradients": "" if shows_gradients else "DeepSpeed", "inputs": "" if shows_inputs else "torch_compile"}
     for field, name, entry, use in (
-        ("method", config.method, method_of(config.method), "'magnitude'"),
+        ("method", config.method, method_of(config.method, config.structure), "'magnitude'"),
         ("scope", config.scope, SCOPES[config.scope], "'layer'"),
     ):
         if entry is not None and (way := hidden_by.get(entry.reads or "")):

@@ -29,7 +29,7 @@ def citations(pruning: Sequence[Mapping[str, Any]], distilled: bool, hidden_stat
     for config in pruning:
         if config["method"] != "keep":
             method, schedule, scope = (
-                method_of(config["method"]),
+                method_of(config["method"], config.get("structure")),
                 SCHEDULES[config["schedule"]],
                 SCOPES[config["scope"]],
             )

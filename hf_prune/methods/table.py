@@ -3,36 +3,41 @@
 from .criteria import CRITERIA, Criterion
 from .scopes import SCOPES
 from .solvers import SOLVERS, Solver
+from .unit_criteria import UNIT_CRITERIA, UnitCriterion
 
 
-def method_names() -> tuple[str, ...]:
+def method_names(structure: str | None = None) -> tuple[str, ...]:
     """The values that `PruningConfig.method` accepts; entries added to the tables are included at once."""
-    return (*CRITERIA, *SOLVERS, "keep")
+    return (*(UNIT_CRITERIA if structure else (*CRITERIA, *SOLVERS)), "keep")
 
 
-def method_of(name: str) -> Criterion | Solver | None:
-    """The entry of a method; None for `keep` and for unknown names."""
-    return CRITERIA.get(name) or SOLVERS.get(name)
+def method_of(name: str, structure: str | None = None) -> Criterion | Solver | UnitCriterion | None:
+    """The entry of a method, for weights or for the units of a structure; None for `keep` and for unknown names."""
+    return UNIT_CRITERIA.get(name) if structure else CRITERIA.get(name) or SOLVERS.get(name)
 
 
-def words_of(name: str) -> str:
+def words_of(name: str, structure: str | None = None) -> str:
     """What a method prunes, as model cards describe it."""
-    entry = method_of(name)
-    return "existing zeros kept" if entry is None else entry.words
+    entry = method_of(name, structure)
+    if entry is None:
+        return "existing zeros kept"
+    return f"{structure}, {entry.words}" if structure else entry.words
 
 
-def reads_of(method: str, scope: str) -> set[str]:
+def reads_of(method: str, scope: str, structure: str | None = None) -> set[str]:
     """What a method and a scope read besides the weights: `inputs`, `gradients`, both or nothing."""
-    entries = (method_of(method), SCOPES[scope])
+    entries = (method_of(method, structure), SCOPES[scope])
     return {entry.reads for entry in entries if entry is not None and entry.reads is not None}
 
 
-def needs_a_step(method: str, scope: str) -> bool:
+def needs_a_step(method: str, scope: str, structure: str | None = None) -> bool:
     """Whether a mask update needs an optimizer step before it, in which something is read or remembered."""
-    return bool(reads_of(method, scope)) or bool(getattr(method_of(method), "memory", ()))
+    return bool(reads_of(method, scope, structure)) or bool(getattr(method_of(method, structure), "memory", ()))
 
 
-def remembers_gradients(method: str) -> bool:
+def remembers_gradients(method: str, structure: str | None = None) -> bool:
     """Whether a method remembers the gradients of every optimizer step."""
+    if structure:
+        return "gradients" in reads_of(method, "layer", structure)
     entry = CRITERIA.get(method)
     return entry is not None and bool(entry.memory) and entry.reads == "gradients"

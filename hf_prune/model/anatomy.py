@@ -62,6 +62,11 @@ def _outermost_layers(module: nn.Module) -> Iterator[nn.Module]:
             yield from _outermost_layers(child)
 
 
+def stacks(model: nn.Module) -> list[str]:
+    """The paths of the repeated stacks of layers, nested ones too."""
+    return [path for path, module in model.named_modules() if _is_stack(module)]
+
+
 def stacked_modules(model: nn.Module) -> set[int]:
     """The ids of all modules inside a repeated stack of layers."""
     inside: set[int] = set()

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -75,6 +75,16 @@ def find_targets(
         if name in chosen
     ]
     return [target for target in found if not any(map(target.matches, exclude))]
+
+
+def targets_named(model: nn.Module, names: Collection[str]) -> list[Target]:
+    """The tensors with these names, in the model's order."""
+    layouts, aliases = _layouts(model), all_names(model)
+    return [
+        Target(name, shape_of(parameter), layouts.get(name, "flat"), aliases[name][1:])
+        for name, parameter in named_parameters(model)
+        if name in names
+    ]
 
 
 def check_expressions(field: str, expressions: Sequence[str], names: Sequence[str] | dict) -> None:

@@ -207,7 +207,7 @@ def _method(config: Mapping[str, Any]) -> str:
     pattern = parse_pattern(config["pattern"])
     if pattern.name == "n:m":
         return f"{words_of(config['method'])} of every group ({config['pattern']})"
-    what = words_of(config["method"])
+    what = words_of(config["method"], config.get("structure"))
     blocks = f", in whole {config['pattern'].removeprefix('block:')} blocks" if pattern.name == "block" else ""
     return f"{what}{blocks}, {SCOPES[config['scope']].words}"
 

@@ -90,7 +90,9 @@ class PruningCallback(TrainerCallback):
             raise PruningConfigError(
                 "penalty", "must not be set with fp16 in PruningCallback; use PruningTrainer, or bf16"
             )
-        remembering = [config.method for config in self.pruner.configs if remembers_gradients(config.method)]
+        remembering = [
+            config.method for config in self.pruner.configs if remembers_gradients(config.method, config.structure)
+        ]
         if remembering and args.fp16 and not self._in_trainer:
             raise PruningConfigError(
                 "method", f"{remembering[0]!r} cannot be used with fp16 in PruningCallback; use PruningTrainer, or bf16"

@@ -1,0 +1,113 @@
+"""Criteria for units, such as neurons and heads: which of them are removed first.
+
+A score is made of numbers for the weights of a unit, which are added up, so that it is the same however the weights are
+distributed over processes. To add a criterion, write its function and one entry of `UNIT_CRITERIA`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .criteria import CRITERIA, Piece
+
+
+@dataclass(frozen=True)
+class UnitCriterion:
+    """One way to rank units; those with the lowest scores are removed.
+
+    Attributes:
+        weigh: `(weight, piece) -> numbers` for a flat slice of one tensor (float64 or int32); a unit's score is the
+            absolute value of their sum over its weights.
+        words: what is removed, as model cards describe it.
+        reads: what `weigh` needs besides the weight, as `piece.statistic`: `inputs`, the norm of the input that the
+            weight is multiplied with, in the step before an update; `gradients`, its gradient, in every step up to the
+            last update, and the scores of all steps are added up; or None.
+        of_readers: whether only the weights that read the unit's output are added up, not those that compute it.
+        paper: a BibTeX entry.
+    """
+
+    weigh: Callable[[torch.Tensor, Piece], torch.Tensor]
+    words: str
+    reads: str | None = None
+    of_readers: bool = True
+    paper: str | None = None
+
+
+def magnitude(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """`w²`: a unit's score is the squared norm of all its weights (Li et al., arXiv 1608.08710, with the L2 norm)."""
+    return weight.detach().double().square()
+
+
+def activation(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """`||x||²`: a unit's score is that of its activations over the step's tokens (Muralidharan et al., arXiv 2407.14679,
+    section 2.2, with the L2 norm), times the number of weights that read it, which is the same for all."""
+    assert piece.statistic is not None
+    return piece.statistic.double().square()
+
+
+def wanda(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """`(w ||x||)²`: a unit's score is the squared norm of what it adds to the layer's output, if inputs were
+    uncorrelated (Sun et al., arXiv 2306.11695, equation 1, summed over the weights that read the unit)."""
+    assert piece.statistic is not None
+    return (weight.detach().double() * piece.statistic).square()
+
+
+def taylor(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """`w g`: `|sum of w g|` is how much the loss would change without the unit, to first order.
+
+    That is the gradient for a factor of the unit's output (Michel et al., arXiv 1905.10650, equation 3; Molchanov et
+    al., arXiv 1906.10771, equation 8). Its absolute values are added up over optimizer steps.
+    """
+    assert piece.statistic is not None
+    return weight.detach().double() * piece.statistic
+
+
+def random(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """A fixed random number for each unit: hashed from the seed, the name and the unit's index."""
+    return CRITERIA["random"].score(weight, piece)
+
+
+UNIT_CRITERIA: dict[str, UnitCriterion] = {
+    "magnitude": UnitCriterion(
+        magnitude,
+        words="those with the smallest norm of their weights",
+        of_readers=False,
+        paper="""@inproceedings{li2017pruning,
+  title = {Pruning Filters for Efficient ConvNets},
+  author = {Li, Hao and Kadav, Asim and Durdanovic, Igor and Samet, Hanan and Graf, Hans Peter},
+  booktitle = {International Conference on Learning Representations},
+  year = {2017}
+}""",
+    ),
+    "random": UnitCriterion(random, words="chosen at random"),
+    "activation": UnitCriterion(
+        activation,
+        words="those with the smallest activations",
+        reads="inputs",
+        paper="""@inproceedings{muralidharan2024compact,
+  title = {Compact Language Models via Pruning and Knowledge Distillation},
+  author = {Muralidharan, Saurav and Sreenivas, Sharath Turuvekere and Joshi, Raviraj and Chochowski, Marcin and
+            Patwary, Mostofa and Shoeybi, Mohammad and Catanzaro, Bryan and Kautz, Jan and Molchanov, Pavlo},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024}
+}""",
+    ),
+    "wanda": UnitCriterion(
+        wanda,
+        words="those with the smallest product of activations and the weights that read them",
+        reads="inputs",
+        paper=CRITERIA["wanda"].paper,
+    ),
+    "taylor": UnitCriterion(
+        taylor,
+        words="those without which the loss changes least, by its gradients",
+        reads="gradients",
+        paper="""@inproceedings{michel2019sixteen,
+  title = {Are Sixteen Heads Really Better than One?},
+  author = {Michel, Paul and Levy, Omer and Neubig, Graham},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2019}
+}""",
+    ),
+}

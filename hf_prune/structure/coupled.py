@@ -1,0 +1,417 @@
+"""Units of a model that can be removed, and the tensors that hang together in each: neurons of a feed-forward network,
+heads of attention, and layers.
+
+Which tensors belong to a unit is found from the shapes that a model has with other values in its configuration (see
+`fields`): if `intermediate_size` is doubled, the dimensions that are doubled are those of the neurons.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..errors import StructureError
+from ..model.anatomy import stacks
+from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of
+from ..model.layouts import layout_of
+from ..model.names import named_modules_of, plain_model
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where the units of a group lie in one tensor.
+
+    Unit u has the indices `start + u * width` to `start + (u + 1) * width - 1` of dimension `dim`, for each of the
+    `starts`. `expert` is the index in the first dimension of a tensor of fused experts that the group is limited to.
+    """
+
+    name: str
+    dim: int
+    starts: tuple[int, ...]
+    width: int
+    expert: int | None = None
+
+    def indices(self, units: torch.Tensor) -> torch.Tensor:
+        """The sorted indices (int64) of these units (int64) in the dimension."""
+        offsets = units[:, None] * self.width + torch.arange(self.width)
+        return torch.cat([offsets.reshape(-1) + start for start in self.starts]).sort().values
+
+
+@dataclass(frozen=True)
+class CoupledUnits:
+    """Units of one layer that are alike, such as the neurons of its feed-forward network.
+
+    `path` is that of the module that has them; `readers` are the parts through which the rest of the model reads
+    them: the input side of a linear layer. A whole layer is a single unit.
+    """
+
+    structure: str
+    path: str
+    units: int
+    parts: tuple[Part, ...]
+    readers: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        """A name that no other units of the model have, such as `neurons of encoder.layer.0`."""
+        return f"{self.structure} of {self.path}"
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """The parts that compute the units, and those that read them."""
+        return (*self.parts, *self.readers)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors that the units are part of."""
+        return list(dict.fromkeys(part.name for part in self.all_parts))
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a configuration that counts units: its value is `per_unit` times the number of units."""
+
+    path: Path
+    per_unit: float
+
+    def value(self, units: int, old: Any) -> Any:
+        """The value for so many units; a whole number where the old one and the new one are whole."""
+        value = self.per_unit * units
+        return value if isinstance(old, float) or value != int(value) else int(value)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Groups whose number of units the same fields of the configuration set: all have as many.
+
+    `fixed` are fields that must be set beside them, such as the size of a head. For layers, each is a group of its own;
+    `stack` is the path of the module that has them, and `lists` are fields with an entry for each layer.
+    """
+
+    structure: str
+    fields: tuple[Field, ...]
+    groups: tuple[CoupledUnits, ...]
+    fixed: Mapping[Path, Any] = field(default_factory=dict)
+    stack: str = ""
+    lists: tuple[Path, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """The number of units in each group."""
+        return self.groups[0].units
+
+    def config(self, config: PreTrainedConfig, units: int, kept: Sequence[int] = ()) -> dict[Path, Any]:
+        """The values of the fields for so many units in each group, or for the kept layers."""
+        values = {one.path: one.value(units, _value_in(config, one.path)) for one in self.fields}
+        lists = {path: [_value_in(config, path)[index] for index in kept] for path in self.lists}
+        return {**self.fixed, **values, **lists}
+
+
+def find_families(model: nn.Module, structure: str) -> list[Family]:
+    """All units of a kind in a model, which may have adapters, that its configuration has a number for.
+
+    Raises StructureError if there are none, or if the model is not one of transformers.
+    """
+    plain = plain_model(model)
+    if not isinstance(plain, PreTrainedModel):
+        raise StructureError(
+            "structure",
+            f"expected a model of transformers, whose configuration can be changed, got {type(plain).__name__}",
+        )
+    finder = _Finder(plain)
+    families = {"neurons": finder.neurons, "heads": finder.heads, "layers": finder.layers}[structure]()
+    if not families:
+        raise StructureError(
+            "structure",
+            f"no field of {type(plain.config).__name__} sets the number of {structure} of {type(plain).__name__} alone,"
+            f" so a model without some of them could not be opened by from_pretrained; got {structure!r}",
+        )
+    return families
+
+
+def select_groups(families: Sequence[Family], targets: Sequence[str] | None, exclude: Sequence[str]) -> list[Family]:
+    """The families with only those groups of which an expression matches a tensor, without the excluded ones.
+
+    Raises StructureError if a family loses some of its groups: the configuration has one number for all of them.
+    """
+    selected = []
+    for family in families:
+        groups = [
+            group
+            for group in family.groups
+            if (targets is None or _matches_any(targets, group)) and not _matches_any(exclude, group)
+        ]
+        if groups and len(groups) < len(family.groups):
+            left = next(group.name for group in family.groups if group not in groups)
+            raise StructureError(
+                "targets",
+                f"expected all layers with {family.structure} of the same size or none, as the model's configuration "
+                f"has one number for them, got only some: not {left}",
+            )
+        if groups:
+            selected.append(family)
+    return selected
+
+
+def _matches_any(expressions: Sequence[str], group: CoupledUnits) -> bool:
+    return any(re.fullmatch(expression, name) for expression in expressions for name in group.names)
+
+
+class _Finder:
+    """Looks for the fields of a model's configuration that count units."""
+
+    def __init__(self, model: PreTrainedModel):
+        self._class, self._config = type(model), model.config
+        before = shapes_of(self._class, self._config)
+        if before is None:
+            raise StructureError(
+                "structure", f"{self._class.__name__} cannot be built from its configuration alone; prune weights"
+            )
+        self._before = before
+        modules = named_modules_of(model, self._before.keys())
+        self._inputs = {}  # parameter -> the dimension of its inputs; None where it has none
+        for name, module in modules.items():
+            self._inputs[name] = _input_dim(layout_of(module, len(self._before[name])))
+        self._experts = {
+            name for name, module in modules.items() if layout_of(module, len(self._before[name])).startswith("experts")
+        }
+        self._stacks = stacks(model)
+        self._depths = {stack: len(list(model.get_submodule(stack).children())) for stack in self._stacks}
+
+    def effect(self, values: Mapping[Path, Any]) -> Effect | None:
+        return effect_of(self._class, self._config, values, self._before)
+
+    def _in_stack(self, name: str) -> bool:
+        return any(name.startswith(f"{stack}.") for stack in self._stacks)
+
+    # ---- Neurons ----
+
+    def neurons(self) -> list[Family]:
+        found = []
+        taken: set[tuple[str, int]] = set()
+        for path, value in number_fields(self._config):
+            family = self._neurons_of(path, value)
+            if family is None:
+                continue
+            dims = {(part.name, part.dim) for group in family.groups for part in group.all_parts}
+            if not dims & taken:
+                taken |= dims
+                found.append(family)
+        return found
+
+    def _neurons_of(self, path: Path, value: int | float | None) -> Family | None:
+        for other in _other_values(value):
+            effect = self.effect({path: other})
+            if effect is not None:
+                break
+        else:
+            return None
+        if effect.added or effect.removed or not effect.sizes:
+            return None
+        readers = [key for key in effect.sizes if self._inputs[key[0]] == key[1]]
+        if not readers or len({effect.sizes[key] for key in readers}) != 1:
+            return None
+        old, new = effect.sizes[readers[0]]
+        width = getattr(section_of(self._config, path), "hidden_size", None)
+        if value is not None and old != value and not (type(width) is int and old == int(value * width)):
+            return None  # neither a number of neurons, nor their ratio to the width of the model
+        names = [name for name, _ in effect.sizes]
+        if len(set(names)) != len(names) or not all(map(self._in_stack, names)):
+            return None  # a tensor with both sides, or one outside the layers: a width of the whole model
+        multiples = {}
+        for key, (before, after) in effect.sizes.items():
+            if before % old or after % new or before // old != after // new:
+                return None
+            multiples[key] = before // old
+        if len(readers) == len(multiples):
+            return None
+        parts = {key: self._fused(key, old, multiple) for key, multiple in multiples.items()}
+        groups = _group("neurons", parts, readers, old)
+        per_unit = 1 if value is None else value / old
+        return Family("neurons", (Field(path, per_unit),), tuple(self._by_expert(groups)))
+
+    def _fused(self, key: tuple[str, int], units: int, multiple: int) -> Part:
+        """A tensor with `multiple` times as many rows: as many blocks (gate and up)."""
+        name, dim = key
+        return Part(name, dim, tuple(block * units for block in range(multiple)), 1)
+
+    def _by_expert(self, groups: Sequence[CoupledUnits]) -> Iterator[CoupledUnits]:
+        """The groups; those of fused experts once for each expert."""
+        for group in groups:
+            fused = {name for name in group.names if name in self._experts}
+            if not fused:
+                yield group
+                continue
+            for expert in range(self._before[next(iter(fused))][0]):
+                parts, readers = (
+                    tuple(Part(part.name, part.dim, part.starts, part.width, expert) for part in some)
+                    for some in (group.parts, group.readers)
+                )
+                yield CoupledUnits(group.structure, f"{group.path}[{expert}]", group.units, parts, readers)
+
+    # ---- Heads ----
+
+    def heads(self) -> list[Family]:
+        found: list[Family] = []
+        for path, value in number_fields(self._config):
+            section = section_of(self._config, path)
+            if type(value) is int and value == getattr(section, "num_attention_heads", None):
+                family = self._heads_of(path, value, section)
+                if family is not None and not any(path in [one.path for one in other.fields] for other in found):
+                    found.append(family)
+        return found
+
+    def _heads_of(self, path: Path, heads: int, section: PreTrainedConfig) -> Family | None:
+        """The heads that a field counts, with a field of key-value heads if there is one, and the size of a head."""
+        content = section.to_dict()
+        size = content.get("head_dim") or _quotient(getattr(section, "hidden_size", None), heads)
+        fixed = {(*path[:-1], "head_dim"): size} if size is not None else {}
+        others = [
+            (*path[:-1], name)
+            for name, value in content.items()
+            if type(value) is int and value == getattr(section, "num_key_value_heads", None) and name != path[-1]
+        ]
+        for other in [*others, None]:
+            for extra in ({}, fixed):
+                family = self._heads_with(path, heads, other, extra)
+                if family is not None:
+                    return family
+        return None
+
+    def _heads_with(self, path: Path, heads: int, other: Path | None, fixed: Mapping[Path, Any]) -> Family | None:
+        shared = heads
+        if other is not None:
+            shared = _value_in(self._config, other)
+        if heads % shared:
+            return None
+        for factor in (2, 3, 0.5):
+            if shared * factor != int(shared * factor):
+                continue
+            values = {path: int(heads * factor), **fixed}
+            if other is not None:
+                values[other] = int(shared * factor)
+            effect = self.effect(values)
+            if effect is not None:
+                break
+        else:
+            return None
+        if effect.added or effect.removed or not effect.sizes:
+            return None
+        new = int(shared * factor)
+        readers = [key for key in effect.sizes if self._inputs[key[0]] == key[1] and self._in_stack(key[0])]
+        names = [name for name, _ in effect.sizes]
+        if not readers or len(set(names)) != len(names) or len(readers) == len(names):
+            return None
+        parts = {}
+        for key, (before, after) in effect.sizes.items():
+            if before % shared or after % new or before // shared != after // new:
+                return None
+            parts[key] = Part(*key, (0,), before // shared)
+        width = getattr(section_of(self._config, path), "hidden_size", None)
+        if any(effect.sizes[reader][0] == heads * width for reader in readers if type(width) is int):
+            return None  # another field of this value: the ratio of the neurons to the width of the model
+        groups = _group("heads", parts, readers, shared)
+        fields = [Field(path, heads // shared)]
+        if other is not None:
+            fields.append(Field(other, 1))
+        return Family("heads", tuple(fields), tuple(groups), fixed)
+
+    # ---- Layers ----
+
+    def layers(self) -> list[Family]:
+        found: list[Family] = []
+        for path, value in number_fields(self._config):
+            if type(value) is int and value in self._depths.values():
+                lists = tuple(_lists_of(self._config, path, value))
+                values = {path: value - 1, **{one: _value_in(self._config, one)[:-1] for one in lists}}
+                effect = self.effect(values)
+                family = self._layers_of(path, value, lists, effect) if effect is not None else None
+                if family is not None and not any(family.stack == other.stack for other in found):
+                    found.append(family)
+        return found
+
+    def _layers_of(self, path: Path, depth: int, lists: tuple[Path, ...], effect: Effect) -> Family | None:
+        """The stack that loses exactly its last layer, if that is the effect of a field."""
+        if effect.added or effect.sizes or not effect.removed:
+            return None
+        for stack, layers in self._depths.items():
+            last = f"{stack}.{depth - 1}."
+            in_last = {name for name in self._before if name.startswith(last)}
+            if layers == depth and in_last and in_last == effect.removed:
+                groups = tuple(self._layer(f"{stack}.{index}") for index in range(depth))
+                return Family("layers", (Field(path, 1),), groups, stack=stack, lists=lists)
+        return None
+
+    def _layer(self, path: str) -> CoupledUnits:
+        """A layer as one unit: the weights of its linear layers, and their biases."""
+        weights = [name for name in self._before if name.startswith(f"{path}.") and self._inputs[name] is not None]
+        owners = {name.rpartition(".")[0] for name in weights}
+        biases = [f"{owner}.bias" for owner in owners if f"{owner}.bias" in self._before]
+        parts = {name: Part(name, 0, (0,), self._before[name][0]) for name in (*weights, *sorted(biases))}
+        readers = tuple(parts[name] for name in weights)
+        return CoupledUnits("layers", path, 1, tuple(parts[name] for name in sorted(biases)), readers)
+
+
+def _lists_of(config: PreTrainedConfig, path: Path, length: int) -> Iterator[Path]:
+    """The fields beside a number of layers that are lists with an entry for each layer."""
+    section: Any = config.to_dict()
+    for name in path[:-1]:
+        section = section[name]
+    for name, value in section.items():
+        if isinstance(value, list) and len(value) == length:
+            yield (*path[:-1], name)
+
+
+def _value_in(config: PreTrainedConfig, path: Path) -> Any:
+    section: Any = config.to_dict()
+    for name in path:
+        section = section[name]
+    return section
+
+
+def _quotient(number: Any, divisor: int) -> int | None:
+    return number // divisor if type(number) is int and number % divisor == 0 else None
+
+
+def _other_values(value: int | float | None) -> list[int | float]:
+    """Other values of a field to try: twice as much, which divides what the value divides, then others."""
+    if value is None:
+        return [8]
+    if isinstance(value, float):
+        return [2 * value]
+    return [2 * value, 3 * value, *([value // 2] if value % 2 == 0 else [])]
+
+
+def _input_dim(layout: str) -> int | None:
+    """The dimension of the inputs of a tensor of this layout."""
+    return {"matrix": 1, "transposed": 0, "convolution": 1, "experts": 2, "experts_transposed": 1}.get(layout)
+
+
+def _group(
+    structure: str, parts: Mapping[tuple[str, int], Part], readers: Sequence[tuple[str, int]], units: int
+) -> list[CoupledUnits]:
+    """Parts by the reader that they share the longest path with; readers that are equally near are one group."""
+    members: dict[tuple[tuple[str, int], ...], list[Part]] = {}
+    for key, part in parts.items():
+        if key in readers:
+            continue
+        shared = {reader: len(_common_path(part.name, reader[0])) for reader in readers}
+        nearest = tuple(reader for reader in readers if shared[reader] == max(shared.values()))
+        members.setdefault(nearest, []).append(part)
+    groups = []
+    for nearest, some in members.items():
+        reading = tuple(parts[reader] for reader in nearest)
+        paths = [part.name for part in (*some, *reading)]
+        groups.append(CoupledUnits(structure, _common_path(*paths), units, tuple(some), reading))
+    return groups
+
+
+def _common_path(*names: str) -> str:
+    """The path of the innermost module that has all of these parameters."""
+    split = [name.split(".")[:-1] for name in names]
+    return ".".join(os.path.commonprefix(split))

@@ -1,0 +1,110 @@
+"""Which fields of a configuration set which dimensions of a model's tensors: found by building it with other values.
+
+Nothing is assumed about the names of modules or fields, except of those that transformers documents for every model
+(`num_attention_heads`, `num_key_value_heads`, `hidden_size`, `head_dim`).
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..model.limits import few_modules
+
+# The place of a field in a configuration, such as ("text_config", "intermediate_size").
+Path = tuple[str, ...]
+
+# What constructors of configurations and models raise for values that do not fit together.
+_MISFITS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError),
+    *(RuntimeError, TypeError, ValueError, StrictDataclassError),
+)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What other values of fields change: tensors with other shapes, and tensors that are there or not.
+
+    `sizes` maps (parameter name, dimension) to its sizes before and after.
+    """
+
+    sizes: Mapping[tuple[str, int], tuple[int, int]]
+    added: frozenset[str]
+    removed: frozenset[str]
+
+
+def with_fields(config: PreTrainedConfig, values: Mapping[Path, Any]) -> PreTrainedConfig:
+    """A configuration with other values of some fields, as it would be read from a `config.json` that has them."""
+    content = copy.deepcopy(config.to_dict())
+    for path, value in values.items():
+        section = content
+        for name in path[:-1]:
+            section = section[name]
+        section[path[-1]] = value
+    changed = type(config).from_dict(content)
+    changed._attn_implementation = config._attn_implementation
+    return changed
+
+
+def number_fields(config: PreTrainedConfig) -> Iterator[tuple[Path, int | float | None]]:
+    """The fields, of parts too, that are whole numbers of 2 or more, ratios above 1, or unset."""
+
+    def walk(section: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, int | float | None]]:
+        for name, value in section.items():
+            if isinstance(value, dict) and isinstance(_get(config, (*path, name)), PreTrainedConfig):
+                yield from walk(value, (*path, name))
+            elif value is None or (type(value) in (int, float) and value > 1):
+                yield (*path, name), value
+
+    yield from walk(config.to_dict(), ())
+
+
+def _get(config: Any, path: Path) -> Any:
+    for name in path:
+        config = getattr(config, name, None)
+    return config
+
+
+def section_of(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
+    """The configuration, or the part of it, that has a field."""
+    section = _get(config, path[:-1])
+    assert isinstance(section, PreTrainedConfig)
+    return section
+
+
+def shapes_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of a model's parameters by name, without allocating them; None if it cannot be built."""
+    try:
+        with torch.device("meta"), few_modules():
+            model = model_class(config)
+    except _MISFITS:
+        return None
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def effect_of(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    values: Mapping[Path, Any],
+    before: Mapping[str, tuple[int, ...]],
+) -> Effect | None:
+    """What these values change in the shapes `before`; None if the model cannot be built with them."""
+    try:
+        changed = with_fields(config, values)
+    except _MISFITS:
+        return None
+    after = shapes_of(model_class, changed)
+    if after is None:
+        return None
+    sizes = {}
+    for name in before.keys() & after.keys():
+        if len(before[name]) != len(after[name]):
+            return None
+        for dim, (old, new) in enumerate(zip(before[name], after[name], strict=True)):
+            if old != new:
+                sizes[name, dim] = (old, new)
+    return Effect(sizes, frozenset(after.keys() - before.keys()), frozenset(before.keys() - after.keys()))

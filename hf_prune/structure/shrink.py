@@ -1,0 +1,243 @@
+"""Cutting units out of a model: its tensors, its layers, its configuration, and the state of its optimizer."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..errors import StructureError
+from .coupled import CoupledUnits, Family, Part
+from .fields import Path, with_fields
+
+# Types of attributes of modules that describe their shape.
+_PLAIN = (bool, int, float, str, tuple, type(None), PreTrainedConfig)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is left of a model: for each family, and each of its groups by name, the units (int64, ascending) kept.
+
+    Groups in a layer that is removed are not listed.
+    """
+
+    families: tuple[Family, ...]
+    kept: Mapping[str, torch.Tensor]
+
+    @property
+    def layers(self) -> list[tuple[Family, list[int]]]:
+        """The families of layers, and the indices of the layers that are kept in each."""
+        return [
+            (family, [index for index, group in enumerate(family.groups) if len(self.kept[group.name])])
+            for family in self.families
+            if family.structure == "layers"
+        ]
+
+    def name_of(self, name: str) -> str | None:
+        """The name that a parameter, buffer or module of the whole model has in what is left; None if it is gone."""
+        for family, kept in self.layers:
+            prefix = f"{family.stack}."
+            if name.startswith(prefix):
+                index, dot, rest = name.removeprefix(prefix).partition(".")
+                if int(index) not in kept:
+                    return None
+                name = f"{prefix}{kept.index(int(index))}{dot}{rest}"
+        return name
+
+    def values(self, config: PreTrainedConfig) -> dict[Path, Any]:
+        """The fields of the configuration that change, and their values.
+
+        Raises StructureError if groups of a family keep different numbers of units.
+        """
+        values: dict[Path, Any] = {}
+        for family in self.families:
+            counts = {len(self.kept[group.name]) for group in family.groups if group.name in self.kept}
+            if family.structure == "layers":
+                kept = [index for index, group in enumerate(family.groups) if len(self.kept[group.name])]
+                values.update(family.config(config, len(kept), kept))
+            elif len(counts) == 1:
+                values.update(family.config(config, counts.pop()))
+            else:
+                raise StructureError(
+                    "structure",
+                    f"expected the same number of {family.structure} in every layer, for the configuration has one "
+                    f"number for all, got {', '.join(map(str, sorted(counts)))}",
+                )
+        return values
+
+    def config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """The configuration of what is left."""
+        return with_fields(config, self.values(config))
+
+    def parts(self) -> dict[str, list[tuple[CoupledUnits, Part]]]:
+        """Parameter name -> the parts of it that units are cut from."""
+        found: dict[str, list[tuple[CoupledUnits, Part]]] = {}
+        for family in self.families:
+            for group in family.groups if family.structure != "layers" else ():
+                for part in group.all_parts if group.name in self.kept else ():
+                    found.setdefault(part.name, []).append((group, part))
+        return found
+
+    def tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors of the shapes of parameters, by name, without the units that are not kept, under their new names."""
+        parts = self.parts()
+        found = {}
+        for name, tensor in tensors.items():
+            new_name = self.name_of(name)
+            if new_name is not None:
+                found[new_name] = self._without_units(tensor, parts.get(name, []))
+        return found
+
+    def _without_units(self, tensor: torch.Tensor, parts: Sequence[tuple[CoupledUnits, Part]]) -> torch.Tensor:
+        experts = [
+            (part.expert, _select(tensor[part.expert], part.dim - 1, part, self.kept[group.name]))
+            for group, part in parts
+            if part.expert is not None
+        ]
+        if experts:
+            return torch.stack([one for _, one in sorted(experts, key=lambda pair: pair[0])])
+        for group, part in parts:
+            tensor = _select(tensor, part.dim, part, self.kept[group.name])
+        return tensor
+
+
+def _select(tensor: torch.Tensor, dim: int, part: Part, kept: torch.Tensor) -> torch.Tensor:
+    return tensor.index_select(dim, part.indices(kept).to(tensor.device))
+
+
+def cut_of(families: Iterable[Family], dropped: Mapping[str, torch.Tensor]) -> Cut:
+    """What is left without the `dropped` units (bool, by the name of their group).
+
+    As the configuration has one number for all layers, each keeps as many units as the one with the most; where it has
+    fewer, some that are dropped, which are zero, stay.
+    """
+    families = tuple(families)
+    gone = [
+        group.path
+        for family in families
+        if family.structure == "layers"
+        for group in family.groups
+        if bool(dropped[group.name].all())
+    ]
+    kept = {}
+    for family in families:
+        if family.structure == "layers":
+            kept.update({group.name: (~dropped[group.name]).nonzero().squeeze(1) for group in family.groups})
+            continue
+        there = [group for group in family.groups if not any(f"{group.path}.".startswith(f"{path}.") for path in gone)]
+        most = max((int((~dropped[group.name]).sum()) for group in there), default=0)
+        for group in there:
+            order = dropped[group.name].to(torch.int8).argsort(stable=True)  # those that are kept first
+            kept[group.name] = order[: max(most, 1)].sort().values
+    return Cut(families, kept)
+
+
+def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Cut units out of a model in place, and out of the moments in its optimizer's state.
+
+    The model keeps its class, its modules and their hooks, and the parameters that nothing is cut from; the optimizer
+    gets the new ones in place of the others. The configuration becomes one with which `from_pretrained` opens the model.
+
+    Raises StructureError, before anything is changed, if the class does not build the model that is left from the new
+    configuration, or if the optimizer keeps state of other shapes than its parameters'.
+    """
+    config = cut.config(model.config)
+    try:
+        with torch.device("meta"):
+            skeleton = type(model)(config)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise StructureError(
+            "structure", f"{type(model).__name__} cannot be built without the removed units: {error}"
+        ) from error
+    parameters = dict(model.named_parameters())
+    smaller = cut.tensors({name: parameter.detach() for name, parameter in parameters.items()})
+    _check_shapes(smaller, skeleton)
+    states = _smaller_states(parameters, cut, optimizer)
+    new = {
+        parameter: nn.Parameter(smaller[new_name], requires_grad=parameter.requires_grad)
+        if smaller[new_name].shape != parameter.shape
+        else parameter
+        for name, parameter in parameters.items()
+        if (new_name := cut.name_of(name)) is not None
+    }
+    _remove_layers(model, cut)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, new[parameter])
+    if optimizer is not None:
+        _replace(optimizer, {**dict.fromkeys(parameters.values()), **new}, states)
+    _copy_sizes(skeleton, model)
+
+
+def _check_shapes(tensors: Mapping[str, torch.Tensor], skeleton: nn.Module) -> None:
+    expected = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if different:
+        raise StructureError(
+            "structure",
+            f"{different[0]}: expected the shape {found.get(different[0])} in the smaller model, but its configuration "
+            f"gives {expected.get(different[0])}",
+        )
+
+
+def _smaller_states(
+    parameters: Mapping[str, nn.Parameter], cut: Cut, optimizer: torch.optim.Optimizer | None
+) -> list[tuple[nn.Parameter, dict[str, Any]]]:
+    """The state of an optimizer for what is left of each parameter."""
+    found = []
+    for name, parameter in parameters.items() if optimizer is not None else ():
+        assert optimizer is not None
+        state = optimizer.state.get(parameter)
+        new_name = cut.name_of(name)
+        if not state or new_name is None:
+            continue
+        new = dict(state)
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                new[key] = cut.tensors({name: value})[new_name]
+            elif isinstance(value, torch.Tensor) and value.numel() > 1:
+                raise StructureError(
+                    "structure", f"{type(optimizer).__name__} keeps {key!r} of another shape than its parameter {name}"
+                )
+        found.append((parameter, new))
+    return found
+
+
+def _replace(
+    optimizer: torch.optim.Optimizer,
+    new: Mapping[nn.Parameter, nn.Parameter | None],
+    states: Sequence[tuple[nn.Parameter, dict[str, Any]]],
+) -> None:
+    """Give an optimizer the new parameters in place of the old ones, with their states; those without are removed."""
+    for group in optimizer.param_groups:
+        replaced = [new.get(parameter, parameter) for parameter in group["params"]]
+        group["params"] = [parameter for parameter in replaced if parameter is not None]
+    for parameter in new:
+        optimizer.state.pop(parameter, None)
+    for parameter, state in states:
+        replacement = new[parameter]
+        assert replacement is not None
+        optimizer.state[replacement] = state
+
+
+def _remove_layers(model: nn.Module, cut: Cut) -> None:
+    for family, kept in cut.layers:
+        stack = model.get_submodule(family.stack)
+        layers = [stack.get_submodule(str(index)) for index in kept]
+        for name in list(stack._modules):
+            delattr(stack, name)
+        for index, layer in enumerate(layers):
+            stack.add_module(str(index), layer)
+
+
+def _copy_sizes(skeleton: nn.Module, model: nn.Module) -> None:
+    """Give every module the sizes, indices and configuration that the same module of a newly built model has."""
+    modules = dict(model.named_modules())
+    for path, module in skeleton.named_modules():
+        own = modules[path]
+        for name, value in vars(module).items():
+            if not name.startswith("_") and name != "training" and isinstance(value, _PLAIN):
+                setattr(own, name, value)

@@ -1,0 +1,21 @@
+"""Layers that are skipped: what they get is what they return."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def skip(layer: nn.Module) -> Any:
+    """Make a layer return its input, the first argument or `hidden_states`, until the returned handle is removed.
+
+    Of a tuple that the layer returns, the first entry is replaced.
+    """
+
+    def replace(module: nn.Module, arguments: Any, options: Any, output: Any) -> Any:
+        hidden = arguments[0] if arguments else options["hidden_states"]
+        if isinstance(output, torch.Tensor):
+            return hidden
+        return (hidden, *output[1:])
+
+    return layer.register_forward_hook(replace, with_kwargs=True)

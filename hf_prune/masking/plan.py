@@ -14,9 +14,9 @@ from ..methods.patterns import Pattern
 from ..methods.schedules import sparsity_at, update_steps
 from ..methods.scopes import SCOPES, Pool, Prunable
 from ..methods.table import needs_a_step, reads_of
-from ..structure.coupled import CoupledUnits, Family
 from ..model.layouts import Target
 from ..model.targets import check_expressions
+from ..structure.coupled import CoupledUnits
 
 
 @dataclass(frozen=True)
@@ -155,24 +155,13 @@ def make_groups(index: int, config: PruningConfig, targets: Sequence[Target]) ->
     return alone
 
 
-def make_unit_groups(
-    index: int, config: PruningConfig, families: Sequence[Family], targets: Sequence[Target]
-) -> list[Group]:
-    """The groups of a configuration with a structure: one for each family, without any unit if it was cut out.
-
-    `targets` are all tensors that the units are part of.
-    """
-    if config.method == "keep":
-        return []
+def make_unit_group(
+    index: int, config: PruningConfig, members: Sequence[Target], coupled: Sequence[CoupledUnits]
+) -> Group:
+    """A group of units of a structure, and all tensors that they are part of; layers are ranked together."""
     assert config.sparsity is not None
-    groups = []
-    for family in families:
-        names = {name for units in family.groups for name in units.names}
-        members = tuple(target for target in targets if target.name in names)
-        scope = "global" if family.structure == "layers" else config.scope
-        coupled = family.groups if members else ()
-        groups.append(Group(index, config, config.parsed_pattern, members, scope, config.sparsity, coupled))
-    return groups
+    scope = "global" if config.structure == "layers" else config.scope
+    return Group(index, config, config.parsed_pattern, tuple(members), scope, config.sparsity, tuple(coupled))
 
 
 def _check_shape(config: PruningConfig, pattern: Pattern, target: Target) -> None:

@@ -7,35 +7,32 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..config.arguments import PruningArguments
 from ..config.pruning import PruningConfig, load_configs
 from ..engines.choose import engine_of
 from ..engines.optimizers import is_at_step, is_micro_batch, leaves_zeros, zero_masked
+from ..engines.processes import rank
 from ..errors import ArgumentError, PlacementError, PruningConfigError, PruningStateError
 from ..methods.patterns import count_of
 from ..methods.scopes import Pool
 from ..model.adapters import mask_additions
-from ..structure.coupled import Family, find_families, select_groups
-from ..structure.shrink import Cut, cut_of, shrink_model
-from ..structure.skipping import skip
 from ..model.layouts import Target
-from ..model.names import named_parameters, plain_model, shape_of
-from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised, targets_named
+from ..model.names import named_parameters, shape_of
+from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
 from .local import LocalTensor
 from .masks import Masks
 from .penalty_terms import WeightPenalties
-from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_unit_groups, make_windows
+from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
 from .ranking import Change, update_masks
 from .readings import Readings
 from .resuming import check_state, continue_schedule
-from .structures import UnitScores, dropped_units, mask_zero_units, update_units
+from .structures import Structures, update_units
 from .watch import Watch, warn_of_changes
 
 logger = logging.getLogger(__name__)
@@ -106,10 +103,7 @@ class Pruner:
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
         self._windows: list[Window] = []
-        self.cut: Cut | None = None
-        self._families: dict[int, list[Family]] = {}  # by the index of the configuration with the structure
-        self._cut_weights = (0, 0)  # of tensors that units were cut out of: removed weights, and those that are left
-        self._skipped: list[Any] = []  # handles of the hooks that skip layers
+        self._structures = Structures()
         refuse_reparametrised(model)
         self._attach(model)
         self._log_left_out()
@@ -127,7 +121,8 @@ class Pruner:
         by_weight: set[str] = set()  # names of tensors that other configurations prune
         for index, config in enumerate(self.configs):
             if config.structure is not None:
-                found = self._attach_units(index, config, model)
+                found, groups = self._structures.find(index, config, model)
+                self._groups += groups
                 by_unit.update(target.name for target in found)
             else:
                 found = find_targets(model, config.targets, config.exclude, config.adapters)
@@ -155,64 +150,16 @@ class Pruner:
         self._masks = Masks(
             self.targets, self.parameters, self._engine, adapters | (trained - kept), by_unit - by_weight
         )
-        self._mask_zero_units()
+        self._structures.mask_zero_units(self._groups, self._masks)
+        self._structures.skip_layers(self._groups, self._masks, model)
         self._fresh = sorted(self._masks.fresh - adapters)
         self._state = PruningState(self.completed_steps)
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
-        self._unit_scores = UnitScores()
-        self._units_seen = False  # whether the gradients of the current step were added to their scores
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
         self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
         self._watch = Watch()
-        if not self.targets and self.cut is None:
+        if not self.targets and self.removed is None:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
-
-    def _attach_units(self, index: int, config: PruningConfig, model: nn.Module) -> list[Target]:
-        """Find the units of a configuration's structure; the tensors that they are part of, none if they are cut."""
-        assert config.structure is not None
-        cut = self.cut is not None
-        if not cut:
-            found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
-            self._families[index] = found
-        families = self._families[index]
-        names = set() if cut else {name for family in families for units in family.groups for name in units.names}
-        targets = targets_named(model, names)
-        self._groups += make_unit_groups(index, config, families, targets)
-        return targets
-
-    def _mask_zero_units(self) -> None:
-        """Mask the units that are wholly zero."""
-        for group in self._groups:
-            if group.coupled:
-                held = {target.name: self._masks.local(target.name) for target in group.members}
-                changed = mask_zero_units(group, held, self._masks.all_reduce)
-                for name in changed:
-                    self._masks.note_change(name, None)
-                self._masks.count(changed)
-        self._skip_layers()
-
-    def _skip_layers(self) -> None:
-        """Skip the layers that are masked, and no others."""
-        for handle in self._skipped:
-            handle.remove()
-        self._skipped = []
-        plain = plain_model(self.model)
-        dropped = self._dropped_units("layers")
-        for group in self._groups:
-            for layer in group.coupled if group.config.structure == "layers" else ():
-                if bool(dropped[layer.name].all()):
-                    self._skipped.append(skip(plain.get_submodule(layer.path)))
-
-    def _dropped_units(self, structure: str | None = None) -> dict[str, torch.Tensor]:
-        """Which units are masked (bool, by the name of their coupled units), of one structure or of all."""
-        found = {}
-        for group in self._groups:
-            if group.coupled and structure in (None, group.config.structure):
-                held = {target.name: self._masks.local(target.name) for target in group.members}
-                kept = {name: tensor.mask for name, tensor in held.items()}
-                gone = dropped_units(group, kept, held, self._masks.all_reduce)
-                found.update({units.name: flags for units, flags in zip(group.coupled, gone, strict=True)})
-        return found
 
     # ---- The smaller model ----
 
@@ -234,33 +181,33 @@ class Pruner:
         """
         if self.sharded:
             raise PlacementError("a model that is sharded over processes cannot be shrunk in place; it is when saved")
-        if self.cut is not None or not any(group.coupled for group in self._groups):
-            return
-        families = [family for found in self._families.values() for family in found]
-        cut = cut_of(families, self._dropped_units())
-        masks = cut.tensors(self.masks)
-        by_unit = {name for family in families for units in family.groups for name in units.names}
-        before = sum(target.weights for target in self.targets if target.name in by_unit)
-        shrink_model(cast(PreTrainedModel, plain_model(self.model)), cut, optimizer)
-        names = {cut.name_of(name) for name in by_unit}
-        left = sum(parameter.numel() for name, parameter in named_parameters(self.model) if name in names)
-        self._cut_weights = (before - left, left)
-        self._take_cut(cut)
+        if any(group.coupled for group in self._groups):
+            self._go_on_with(self._structures.cut(self._groups, self._masks, self.model, optimizer))
+            self._begin_step()
+
+    def cut_as_saved(self, directory: str | os.PathLike) -> None:
+        """Before a checkpoint's weights are loaded: cut out of the model what was cut out of that in the checkpoint.
+
+        Nothing is done if nothing was. Raises PruningStateError if the model is neither the one that was pruned nor the
+        one that was left of it.
+        """
+        if self.removed is None and self._structures.cut_as_saved(Path(directory), self.model):
+            self._attach(self.model)
+
+    def _go_on_with(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Go on with a model out of which units were cut, with these masks."""
+        state = self._state
+        self.stop_collecting()
+        self._attach(self.model)
+        self._state = state
         self._masks.take({name: masks[name] for name in self.parameters})
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
-        self._begin_step()
 
-    def _take_cut(self, cut: Cut) -> None:
-        """Go on with a model that was cut."""
-        state = self._state
-        for handle in self._skipped:
-            handle.remove()
-        self._skipped = []
-        self.stop_collecting()
-        self.cut = cut
-        self._attach(self.model)
-        self._state = state
+    @property
+    def removed(self) -> dict[str, Any] | None:
+        """What was cut out of the model, as in `pruning_structure.json`; None if nothing was."""
+        return self._structures.removed
 
     def _log_left_out(self) -> None:
         """Log which weights of layers are not pruned by default, once; as a warning where users may not expect it."""
@@ -438,7 +385,7 @@ class Pruner:
     def _begin_step(self) -> None:
         """Start to collect and remember what methods need from the next step."""
         self._readings.begin_step(self._due(self.completed_steps + 1), self._remembering())
-        self._units_seen = False
+        self._structures.begin_step()
 
     def _remembering(self) -> list[int]:
         """The groups whose methods remember something of the next step, because an update follows at or after it."""
@@ -461,20 +408,6 @@ class Pruner:
             if self._groups[index].coupled and "gradients" in self._groups[index].reads and self._windows
         ]
 
-    def _add_unit_scores(self, gradients: Mapping[str, torch.Tensor], loss_scale: float) -> None:
-        """Add the scores of units in this optimizer step, once, from its gradients."""
-        for index in () if self._units_seen else self._summing():
-            group = self._groups[index]
-            if all(name in gradients for name in group.read_names):
-                held = {
-                    name: replace(
-                        self._masks.local(name), gradient=gradients[name].detach().float().reshape(-1) / loss_scale
-                    )
-                    for name in group.read_names
-                }
-                self._unit_scores.add_step(group, held, self._masks.all_reduce)
-        self._units_seen = True
-
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         if due:
             self._engine.prepare(self.model)
@@ -490,7 +423,7 @@ class Pruner:
             index for index in due if completed_steps >= self._window(self._groups[index]).end
         )
         if any(self._groups[index].config.structure == "layers" for index in due):
-            self._skip_layers()
+            self._structures.skip_layers(self._groups, self._masks, self.model)
         self._watch.sample(self.masks, changed)
         self._masks.compare(changed)
         return bool(changed)
@@ -499,9 +432,8 @@ class Pruner:
         """The groups for which all that their methods read was collected; the update of the others is owed."""
         missing = {index: self._readings.missing(index) for index in due}
         for index in due:
-            group = self._groups[index]
-            if group.coupled and "gradients" in group.reads and not self._unit_scores.has(group):
-                missing[index].update(group.read_names)
+            if self._structures.lacks_scores(self._groups[index]):
+                missing[index].update(self._groups[index].read_names)
         owed = {index for index, names in missing.items() if names}
         self._state.owed = (self._state.owed - set(due)) | owed
         if owed:
@@ -567,9 +499,11 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """The share of masked weights among all targets, now."""
-        removed, left = self._cut_weights
-        weights = sum(target.weights for target in self.targets) + left
-        return (sum(self.masked.values()) + removed) / max(weights + removed, 1)
+        masked, weights = sum(self.masked.values()), sum(target.weights for target in self.targets)
+        if self.removed is not None:
+            before, left = self.removed["weights"]
+            masked, weights = masked + before - left, max(weights, left) + before - left
+        return masked / max(weights, 1)
 
     @torch.no_grad()
     def mask_gradients(self, loss_scale: float = 1.0) -> None:
@@ -590,7 +524,8 @@ class Pruner:
             if parameter.grad is not None
         }
         self._readings.see_gradients(gradients, loss_scale)
-        self._add_unit_scores(gradients, loss_scale)
+        summing = [self._groups[index] for index in self._summing()]
+        self._structures.add_gradients(summing, self._masks, gradients, loss_scale)
         for name, gradient in gradients.items():
             zero_masked(gradient, self._masks.for_tensor(name, gradient))
             self._readings.keep_gradient(name, gradient)  # of the loss, without penalties
@@ -726,7 +661,7 @@ class Pruner:
             )
         for index in due:
             if self._groups[index].coupled:
-                sums = self._unit_scores.sums
+                sums = self._structures.sums
                 yield from update_units(
                     self._groups[index], local, partial(pools_of, index), self._masks.all_reduce, sums
                 )
@@ -745,6 +680,8 @@ class Pruner:
             masks = {name: mask for name, mask in self.masks.items() if self._masks.counts(name) and mask.numel()}
             regions = self._masks.regions
         memory = self._readings.memory.saved(masks) if self._remembering() else {}
+        if not self.sharded or rank() == 0:
+            self._structures.save(Path(directory))
         frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
         save_pruning(directory, self.configs, self._state, masks, regions, notes, memory, frozen)
 
@@ -770,7 +707,8 @@ class Pruner:
         self._state = state
         self._masks.take(masks)
         self._readings.memory.take(memory, self.parameters)
-        self._skip_layers()
+        self._structures.load(Path(directory), self._groups)
+        self._structures.skip_layers(self._groups, self._masks, self.model)
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
         self._masks.compare(self.parameters)

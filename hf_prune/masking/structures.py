@@ -5,16 +5,30 @@ each unit, not those of weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
+from ..config.pruning import PruningConfig
 from ..engines.regions import Region
 from ..methods import scopes
 from ..methods.criteria import Piece
 from ..methods.unit_criteria import UNIT_CRITERIA, UnitCriterion
-from ..structure.coupled import CoupledUnits, Part
+from ..model.layouts import Target
+from ..model.names import plain_model
+from ..model.targets import targets_named
+from ..saved.unit_scores import read_unit_scores, write_unit_scores
+from ..structure.coupled import CoupledUnits, Family, Part, find_families, select_groups
+from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
+from ..structure.shrink import cut_of, shrink_model
+from ..structure.skipping import skip
 from .local import LocalTensor
-from .plan import Group
+from .masks import Masks
+from .plan import Group, make_unit_group
 from .ranking import Change
 from .selection import AllReduce
 
@@ -66,6 +80,8 @@ def dropped_units(
 
     `kept` are flags of the weights of each tensor (flat, of this process's shard).
     """
+    if not group.coupled:
+        return []
     counts = []
     for units in group.coupled:
         count = torch.zeros(units.units, dtype=torch.int64)
@@ -163,35 +179,162 @@ def _unit_ids(region: Region, shape: tuple[int, ...], part: Part, units: int) ->
     return ids if part.expert is None else torch.where(coordinates[0] == part.expert, ids, units)
 
 
-def mask_zero_units(group: Group, held: Mapping[str, LocalTensor], all_reduce: AllReduce) -> list[str]:
-    """Mask the units all of whose weights are zero; returns the names of the tensors that they are part of."""
-    gone = dropped_units(group, {name: tensor.weight != 0 for name, tensor in held.items()}, held, all_reduce)
-    changed: dict[str, None] = {}
-    for units, drop in zip(group.coupled, gone, strict=True):
-        for part in units.all_parts if bool(drop.any()) else ():
-            mask_units(held[part.name], part, drop)
-            changed[part.name] = None
-    return list(changed)
-
-
-class UnitScores:
-    """Scores of units that are added up over optimizer steps, for criteria that read gradients.
+class Structures:
+    """The structures of a pruner: their units, the layers that are skipped, scores, and what was cut out.
 
     Attributes:
-        sums: the sums (float64) by the name of the coupled units.
+        removed: what was cut out of the model, see `record.describe_cut`; None if nothing was.
+        sums: the scores that are added up over optimizer steps (float64), by the name of the coupled units.
     """
 
     def __init__(self) -> None:
+        self.removed: dict[str, Any] | None = None
         self.sums: dict[str, torch.Tensor] = {}
+        self._families: dict[int, list[Family]] = {}  # by the index of the configuration
+        self._skipped: list[Any] = []  # handles of the hooks that skip layers
+        self._added = False  # whether the gradients of the current step were added to the sums
 
-    def has(self, group: Group) -> bool:
-        """Whether there are scores of all units of a group."""
-        return all(units.name in self.sums for units in group.coupled)
+    # ---- Units and their masks ----
 
-    def add_step(self, group: Group, held: Mapping[str, LocalTensor], all_reduce: AllReduce) -> None:
-        """Add the scores of an optimizer step; `held` have the gradients. A step that is not finite is left out."""
-        criterion = UNIT_CRITERIA[group.config.method]
-        scores = unit_scores(group.coupled, held, criterion, group.config.pruning_seed, all_reduce)
-        if all(bool(score.isfinite().all()) for score in scores.values()):
-            for name, score in scores.items():
-                self.sums[name] = self.sums[name] + score if name in self.sums else score
+    def find(self, index: int, config: PruningConfig, model: nn.Module) -> tuple[list[Target], list[Group]]:
+        """The tensors and the groups of a configuration with a structure; without units where those were cut out.
+
+        Raises StructureError if the model has no such units that can be removed.
+        """
+        assert config.structure is not None
+        if self.removed is not None:
+            number = self.removed["families"].get(str(index), 0)
+            return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
+        families = select_groups(find_families(model, config.structure), config.targets, config.exclude)
+        self._families[index] = families
+        targets = targets_named(model, {name for family in families for name in family.names})
+        groups = []
+        for family in families if config.method != "keep" else ():
+            names = set(family.names)
+            members = tuple(target for target in targets if target.name in names)
+            groups.append(make_unit_group(index, config, members, family.groups))
+        return targets, groups
+
+    def mask_zero_units(self, groups: Sequence[Group], masks: Masks) -> None:
+        """Mask the units all of whose weights are zero."""
+        for group in groups:
+            held = _held(group, masks) if group.coupled else {}
+            nonzero = {name: tensor.weight != 0 for name, tensor in held.items()}
+            changed: dict[str, None] = {}
+            for units, drop in zip(group.coupled, dropped_units(group, nonzero, held, masks.all_reduce), strict=True):
+                for part in units.all_parts if bool(drop.any()) else ():
+                    mask_units(held[part.name], part, drop)
+                    changed[part.name] = None
+            for name in changed:
+                masks.note_change(name, None)
+            masks.count(changed)
+
+    def skip_layers(self, groups: Sequence[Group], masks: Masks, model: nn.Module) -> None:
+        """Skip the layers that are masked, and no others."""
+        self.skip_no_layers()
+        for group in groups:
+            if group.coupled and group.config.structure == "layers":
+                dropped = masked_units(group, masks)
+                for layer in group.coupled:
+                    if bool(dropped[layer.name].all()):
+                        self._skipped.append(skip(plain_model(model).get_submodule(layer.path)))
+
+    def skip_no_layers(self) -> None:
+        """Skip no layer any more."""
+        for handle in self._skipped:
+            handle.remove()
+        self._skipped = []
+
+    # ---- Scores of gradients ----
+
+    def begin_step(self) -> None:
+        """Begin an optimizer step."""
+        self._added = False
+
+    def add_gradients(
+        self, groups: Sequence[Group], masks: Masks, gradients: Mapping[str, torch.Tensor], loss_scale: float
+    ) -> None:
+        """Add the scores of an optimizer step, once, from its gradients; a step that is not finite is left out."""
+        for group in () if self._added else groups:
+            if all(name in gradients for name in group.read_names):
+                held = {
+                    name: replace(masks.local(name), gradient=gradients[name].detach().float().reshape(-1) / loss_scale)
+                    for name in group.read_names
+                }
+                criterion = UNIT_CRITERIA[group.config.method]
+                scores = unit_scores(group.coupled, held, criterion, group.config.pruning_seed, masks.all_reduce)
+                if all(bool(score.isfinite().all()) for score in scores.values()):
+                    for name, score in scores.items():
+                        self.sums[name] = self.sums[name] + score if name in self.sums else score
+        self._added = True
+
+    def lacks_scores(self, group: Group) -> bool:
+        """Whether the scores of a group are added up over steps, and there are none yet."""
+        return "gradients" in group.reads and any(units.name not in self.sums for units in group.coupled)
+
+    # ---- The smaller model ----
+
+    def cut(
+        self, groups: Sequence[Group], masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer | None
+    ) -> dict[str, torch.Tensor]:
+        """Cut the masked units out of a model, in place; returns the masks of what is left. See `shrink_model`."""
+        plain = cast(PreTrainedModel, plain_model(model))
+        families = [family for found in self._families.values() for family in found]
+        dropped: dict[str, torch.Tensor] = {}
+        for group in groups:
+            dropped.update(masked_units(group, masks) if group.coupled else {})
+        cut = cut_of(families, dropped)
+        left = cut.tensors(masks.parts)
+        by_unit = {name for family in families for name in family.names}
+        before = sum(part.numel() for name, part in masks.parts.items() if name in by_unit)
+        after = sum(left[new].numel() for name in by_unit if (new := cut.name_of(name)) is not None)
+        numbers = sum(parameter.numel() for parameter in plain.parameters())
+        config = plain.config
+        self.skip_no_layers()
+        shrink_model(plain, cut, optimizer)
+        smaller = sum(parameter.numel() for parameter in plain.parameters())
+        self.removed = describe_cut(cut, self._families, config, parameters=(numbers, smaller), weights=(before, after))
+        self.sums.clear()
+        return left
+
+    def cut_as_saved(self, directory: Path, model: nn.Module) -> bool:
+        """Cut out of a model what was cut out of the one in a folder; whether anything was.
+
+        The model may be the whole one, or the one that was left. Raises PruningStateError if it is neither.
+        """
+        content = read_structure(directory)
+        if content is None:
+            return False
+        plain = cast(PreTrainedModel, plain_model(model))
+        if not is_cut(content, plain.config, directory):
+            families = [family for found in self._families.values() for family in found]
+            shrink_model(plain, cut_of_record(content, families, directory))
+        self.skip_no_layers()
+        self.removed = content
+        return True
+
+    # ---- Files ----
+
+    def save(self, directory: Path) -> None:
+        """Write what was cut out, and the scores."""
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.removed is not None:
+            write_structure(directory, self.removed)
+        write_unit_scores(directory, self.sums)
+
+    def load(self, directory: Path, groups: Sequence[Group]) -> None:
+        """Read the scores of the units of these groups. Raises PruningStateError if they are others, or broken."""
+        self.sums = read_unit_scores(
+            directory, {units.name: units.units for group in groups for units in group.coupled}
+        )
+
+
+def masked_units(group: Group, masks: Masks) -> dict[str, torch.Tensor]:
+    """Which units of a group are masked (bool), by the name of their coupled units."""
+    held = _held(group, masks)
+    gone = dropped_units(group, {name: tensor.mask for name, tensor in held.items()}, held, masks.all_reduce)
+    return {units.name: flags for units, flags in zip(group.coupled, gone, strict=True)}
+
+
+def _held(group: Group, masks: Masks) -> dict[str, LocalTensor]:
+    return {target.name: masks.local(target.name) for target in group.members}

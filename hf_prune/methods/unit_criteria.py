@@ -40,15 +40,21 @@ def magnitude(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
 
 
 def activation(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """`||x||²`: a unit's score is that of its activations over the step's tokens (Muralidharan et al., arXiv 2407.14679,
-    section 2.2, with the L2 norm), times the number of weights that read it, which is the same for all."""
+    """`||x||²`: a unit's score is the squared norm of its activations over the tokens of a step.
+
+    It is multiplied by the number of weights that read the unit, which is the same for all (Muralidharan et al., arXiv
+    2407.14679, section 2.2, with the L2 norm).
+    """
     assert piece.statistic is not None
     return piece.statistic.double().square()
 
 
 def wanda(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """`(w ||x||)²`: a unit's score is the squared norm of what it adds to the layer's output, if inputs were
-    uncorrelated (Sun et al., arXiv 2306.11695, equation 1, summed over the weights that read the unit)."""
+    """`(w ||x||)²`: a unit's score is the squared norm of what it adds to the layer's output.
+
+    That is exact where inputs are uncorrelated (Sun et al., arXiv 2306.11695, equation 1, added up over the weights
+    that read the unit).
+    """
     assert piece.statistic is not None
     return (weight.detach().double() * piece.statistic).square()
 

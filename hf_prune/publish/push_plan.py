@@ -16,6 +16,8 @@ from ..saved.masks import is_mask_file
 from ..saved.model import SavedModel
 from ..saved.parts import files_of_classes
 from ..saved.pruning_state import STATE_NAME
+from ..saved.unit_scores import UNIT_SCORES_NAME
+from ..structure.record import STRUCTURE_NAME
 from .card import CARD_NAME, LAYERS_NAME, SCHEDULE_NAME, make_files
 from .card_merge import Existing
 from .record import RECORD_NAME
@@ -35,7 +37,7 @@ _STATE_OF_TRAINING = (
 )
 
 # Files that hf-prune itself writes.
-_OWN_FILES = (CARD_NAME, FIGURES_NAME, RECORD_NAME, CONFIG_NAME, LAYERS_NAME, SCHEDULE_NAME)
+_OWN_FILES = (CARD_NAME, FIGURES_NAME, RECORD_NAME, CONFIG_NAME, STRUCTURE_NAME, LAYERS_NAME, SCHEDULE_NAME)
 
 _SEARCHED_BYTES = 100 << 20
 
@@ -198,7 +200,7 @@ def _why_left_out(path: Path, folder: Path) -> str:
 
 
 def _is_state(name: str) -> bool:
-    return is_mask_file(name) or name == STATE_NAME
+    return is_mask_file(name) or name in (STATE_NAME, UNIT_SCORES_NAME)
 
 
 def _included(folder: Path, patterns: Collection[str]) -> set[str]:

@@ -29,6 +29,7 @@ from .masks import (
     write_mask_shard,
     write_masks,
 )
+from .unit_scores import UNIT_SCORES_NAME
 
 STATE_NAME = "pruning_state.json"
 
@@ -52,7 +53,7 @@ class PruningState:
 
 def state_files(directory: Path) -> list[Path]:
     """The files that `save_pruning` has written into a directory."""
-    others = [directory / name for name in (CONFIG_NAME, STATE_NAME)]
+    others = [directory / name for name in (CONFIG_NAME, STATE_NAME, UNIT_SCORES_NAME)]
     return [*mask_files(directory), *(path for path in others if path.exists())]
 
 

@@ -1,4 +1,4 @@
 """Units of a model that can be removed as a whole (neurons, heads, layers), and the model that is left without them.
 
-May import: errors, foreign, model.
+May import: errors, foreign, config, model.
 """

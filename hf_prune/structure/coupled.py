@@ -5,10 +5,10 @@ Which tensors belong to a unit is found from the shapes that a model has with ot
 `fields`): if `intermediate_size` is doubled, the dimensions that are doubled are those of the neurons.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
 from ..model.anatomy import stacks
-from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of
 from ..model.layouts import layout_of
 from ..model.names import named_modules_of, plain_model
+from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of, value_in
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ class Family:
     lists: tuple[Path, ...] = ()
 
     @property
-    def units(self) -> int:
-        """The number of units in each group."""
-        return self.groups[0].units
+    def names(self) -> list[str]:
+        """The names of all tensors that the units are part of."""
+        return list(dict.fromkeys(name for group in self.groups for name in group.names))
 
     def config(self, config: PreTrainedConfig, units: int, kept: Sequence[int] = ()) -> dict[Path, Any]:
         """The values of the fields for so many units in each group, or for the kept layers."""
-        values = {one.path: one.value(units, _value_in(config, one.path)) for one in self.fields}
-        lists = {path: [_value_in(config, path)[index] for index in kept] for path in self.lists}
+        values = {one.path: one.value(units, value_in(config, one.path)) for one in self.fields}
+        lists = {path: [value_in(config, path)[index] for index in kept] for path in self.lists}
         return {**self.fixed, **values, **lists}
 
 
@@ -286,7 +286,7 @@ class _Finder:
     def _heads_with(self, path: Path, heads: int, other: Path | None, fixed: Mapping[Path, Any]) -> Family | None:
         shared = heads
         if other is not None:
-            shared = _value_in(self._config, other)
+            shared = value_in(self._config, other)
         if heads % shared:
             return None
         for factor in (2, 3, 0.5):
@@ -328,7 +328,7 @@ class _Finder:
         for path, value in number_fields(self._config):
             if type(value) is int and value in self._depths.values():
                 lists = tuple(_lists_of(self._config, path, value))
-                values = {path: value - 1, **{one: _value_in(self._config, one)[:-1] for one in lists}}
+                values = {path: value - 1, **{one: value_in(self._config, one)[:-1] for one in lists}}
                 effect = self.effect(values)
                 family = self._layers_of(path, value, lists, effect) if effect is not None else None
                 if family is not None and not any(family.stack == other.stack for other in found):
@@ -365,13 +365,6 @@ def _lists_of(config: PreTrainedConfig, path: Path, length: int) -> Iterator[Pat
     for name, value in section.items():
         if isinstance(value, list) and len(value) == length:
             yield (*path[:-1], name)
-
-
-def _value_in(config: PreTrainedConfig, path: Path) -> Any:
-    section: Any = config.to_dict()
-    for name in path:
-        section = section[name]
-    return section
 
 
 def _quotient(number: Any, divisor: int) -> int | None:
@@ -414,4 +407,5 @@ def _group(
 def _common_path(*names: str) -> str:
     """The path of the innermost module that has all of these parameters."""
     split = [name.split(".")[:-1] for name in names]
-    return ".".join(os.path.commonprefix(split))
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
+    return ".".join(parts[0] for parts in shared)

@@ -50,6 +50,14 @@ def with_fields(config: PreTrainedConfig, values: Mapping[Path, Any]) -> PreTrai
     return changed
 
 
+def value_in(config: PreTrainedConfig, path: Path) -> Any:
+    """The value of a field, as in `config.json`; None if there is none."""
+    section: Any = config.to_dict()
+    for name in path:
+        section = section.get(name) if isinstance(section, dict) else None
+    return section
+
+
 def number_fields(config: PreTrainedConfig) -> Iterator[tuple[Path, int | float | None]]:
     """The fields, of parts too, that are whole numbers of 2 or more, ratios above 1, or unset."""
 

@@ -138,7 +138,7 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
     """Cut units out of a model in place, and out of the moments in its optimizer's state.
 
     The model keeps its class, its modules and their hooks, and the parameters that nothing is cut from; the optimizer
-    gets the new ones in place of the others. The configuration becomes one with which `from_pretrained` opens the model.
+    gets the new ones in place of the others. The configuration becomes one with which `from_pretrained` opens it.
 
     Raises StructureError, before anything is changed, if the class does not build the model that is left from the new
     configuration, or if the optimizer keeps state of other shapes than its parameters'.

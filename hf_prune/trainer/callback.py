@@ -28,7 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..config.pruning import PruningConfig
 from ..engines.choose import SHARED_MERGE
 from ..engines.optimizers import updates_in_backward
-from ..errors import PruningConfigError, PruningStateError
+from ..errors import PruningConfigError, PruningStateError, StructureError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
 from ..masking.pruner import Pruner
 from ..masking.readings import check_reads
@@ -64,6 +64,7 @@ class PruningCallback(TrainerCallback):
         self._in_trainer = in_trainer
         self._training = False
         self._hooks: list[Any] = []
+        self._shrinks_at_end = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,10 +99,8 @@ class PruningCallback(TrainerCallback):
                 "method", f"{remembering[0]!r} cannot be used with fp16 in PruningCallback; use PruningTrainer, or bf16"
             )
         self._training = True
-        for hook in self._hooks:
-            hook.remove()
-        if not self._in_trainer or self.pruner.steps_in_backward:
-            self._hooks = self.pruner.mask_gradients_in_backward(optimizer)
+        self._shrinks_at_end = False
+        self._hook_gradients(optimizer)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -136,6 +135,29 @@ class PruningCallback(TrainerCallback):
         """Update masks if due after the step that was just completed."""
         if self.pruner is not None:
             self.pruner.update(state.global_step, kwargs["optimizer"])
+            if self.pruner.can_shrink and not self._shrinks_at_end:
+                self._shrink(args, kwargs["optimizer"])
+
+    def _shrink(self, args: TrainingArguments, optimizer: Any) -> None:
+        """Cut removed structures out of the model while it is trained, or note that it has to wait for the end."""
+        assert self.pruner is not None
+        alone = args.world_size == 1 and args.n_gpu <= 1 and not args.torch_compile and not args.deepspeed
+        self._shrinks_at_end = not alone
+        if alone:
+            try:
+                self.pruner.shrink(optimizer)
+            except StructureError as error:
+                logger.info("The masked units are cut out of the model when training ends, not now: %s", error)
+                self._shrinks_at_end = True
+            self._hook_gradients(optimizer)
+
+    def _hook_gradients(self, optimizer: Any) -> None:
+        """Mask gradients in backward, if the trainer does not do it."""
+        assert self.pruner is not None
+        for hook in self._hooks:
+            hook.remove()
+        if not self._in_trainer or self.pruner.steps_in_backward:
+            self._hooks = self.pruner.mask_gradients_in_backward(optimizer)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add sparsity to the logs, if the trainer does not do it."""
@@ -171,6 +193,8 @@ class PruningCallback(TrainerCallback):
         if self.pruner is None:
             return
         self.pruner.hold_zeros()  # the best model may be one that a stock Trainer saved before `on_save`
+        if self.pruner.can_shrink:
+            self.pruner.shrink()
         if not self.pruner.at_final_sparsity:
             logger.warning(
                 "Training stopped at step %d, before pruning ended at step %d: sparsity is %.2f%%, not %.2f%%.",

@@ -59,6 +59,8 @@ class TrainingMixin(TrainerBase):
                     resume_from_checkpoint, directory, self.is_deepspeed_enabled
                 )
                 self._pruning.resume_directory = Path(resume_from_checkpoint)
+                if self._pruning.pruner is not None:
+                    self._pruning.pruner.cut_as_saved(resume_from_checkpoint)
         checkpoint = resume_from_checkpoint
         if self.teacher is None and isinstance(checkpoint, str) and was_distilled(Path(checkpoint)):
             logger.warning(

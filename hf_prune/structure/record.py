@@ -1,0 +1,109 @@
+"""`pruning_structure.json`: which units were cut out of a model, beside its weights."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from ..config.safe_json import read_json
+from ..errors import PruningStateError
+from .coupled import Family
+from .fields import value_in
+from .shrink import Cut
+
+STRUCTURE_NAME = "pruning_structure.json"
+
+_FORMAT_VERSION = 1
+
+
+def describe_cut(
+    cut: Cut, families: Mapping[int, Sequence[Family]], config: PreTrainedConfig, **numbers: Sequence[int]
+) -> dict[str, Any]:
+    """What was cut out of a model that had this configuration, as plain values.
+
+    Args:
+        families: the families of each configuration with a structure, by its index.
+        numbers: further whole numbers, before and after.
+    """
+    changed = {path: value for path, value in cut.values(config).items() if value != value_in(config, path)}
+    return {
+        "format_version": _FORMAT_VERSION,
+        "fields": {".".join(path): [value_in(config, path), value] for path, value in changed.items()},
+        **{name: list(pair) for name, pair in numbers.items()},
+        "families": {str(index): len(found) for index, found in families.items()},
+        "units": {
+            group.name: {"of": group.units, "kept": cut.kept[group.name].tolist()}
+            for family in cut.families
+            for group in family.groups
+            if group.name in cut.kept
+        },
+    }
+
+
+def write_structure(directory: Path, content: Mapping[str, Any]) -> None:
+    """Write `pruning_structure.json`."""
+    (directory / STRUCTURE_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def read_structure(directory: Path) -> dict[str, Any] | None:
+    """What was cut out of the model in a folder; None if nothing was. Raises PruningStateError for a broken file."""
+    path = directory / STRUCTURE_NAME
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+        if content["format_version"] != _FORMAT_VERSION:
+            raise ValueError(f"format_version {content['format_version']!r}")
+        for name in ("parameters", "weights"):
+            if not all(type(number) is int for number in content[name]) or len(content[name]) != 2:
+                raise ValueError(f"{name}: {content[name]!r}")
+        for pair in content["fields"].values():
+            if len(pair) != 2:
+                raise ValueError(f"fields: {pair!r}")
+        if not all(type(number) is int and number >= 0 for number in content["families"].values()):
+            raise ValueError(f"families: {content['families']!r}")
+        for units in content["units"].values():
+            kept = units["kept"]
+            inside = all(type(unit) is int and 0 <= unit < units["of"] for unit in kept)
+            if not inside or kept != sorted(set(kept)):
+                raise ValueError(f"units: {str(units)[:80]}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PruningStateError(
+            f"{path}: expected the units that were cut out, got a file that cannot be used ({error!r})"
+        ) from error
+    return dict(content)
+
+
+def cut_of_record(content: Mapping[str, Any], families: Sequence[Family], directory: Path) -> Cut:
+    """What was cut out, for the families of the whole model. Raises PruningStateError if they are others."""
+    names = {group.name: group.units for family in families for group in family.groups}
+    units = content["units"]
+    other = next((name for name in units if names.get(name) != units[name]["of"]), None)
+    if other is not None:
+        raise PruningStateError(
+            f"{directory / STRUCTURE_NAME}: expected units of this model, got {units[other]['of']} {other}, where the "
+            f"model has {names.get(other, 'none')}"
+        )
+    kept = {name: torch.tensor(one["kept"], dtype=torch.int64) for name, one in units.items()}
+    return Cut(tuple(families), kept)
+
+
+def is_cut(content: Mapping[str, Any], config: PreTrainedConfig, directory: Path) -> bool:
+    """Whether a model with this configuration is the one that was left; False for the whole one.
+
+    Raises PruningStateError for a model that is neither.
+    """
+    now = {name: value_in(config, tuple(name.split("."))) for name in content["fields"]}
+    if all(now[name] == after for name, (_, after) in content["fields"].items()):
+        return True
+    different = next((name for name, (before, _) in content["fields"].items() if now[name] != before), None)
+    if different is not None:
+        before, after = content["fields"][different]
+        raise PruningStateError(
+            f"{directory / STRUCTURE_NAME}: expected a model with {different} {before}, or {after} after units were "
+            f"cut out, got {now[different]!r}"
+        )
+    return False

@@ -1,7 +1,8 @@
 """Which outputs of model and teacher are compared, logits and hidden states, and the distance between them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -109,11 +110,16 @@ def hidden_distance(
     answers: Mapping[str, Any],
     mask: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    pairs_of: Callable[[int], list[list[int]] | None] = lambda layers: None,
 ) -> torch.Tensor:
     """The difference of hidden states, summed over items; for encoder-decoders, of the decoder's.
 
+    `pairs_of` gives the pairs that are compared by default, from the number of the teacher's layers.
+
     Raises what `states_to_compare` does, and DistillationConfigError if a label belongs to several texts.
     """
+    if config.hidden_layers is None:
+        config = replace(config, hidden_layers=pairs_of(len(_hidden_states("teacher", answers)) - 1))
     states, of_teacher = states_to_compare(config, outputs, answers)
     if len(mask) != len(states[0]):
         raise DistillationConfigError(

@@ -209,6 +209,19 @@ class Pruner:
         """What was cut out of the model, as in `pruning_structure.json`; None if nothing was."""
         return self._structures.removed
 
+    def layer_pairs(self, layers: int) -> list[list[int]] | None:
+        """Pairs of hidden states to compare, of this model and of a teacher of `layers`, where layers are removed.
+
+        A layer that is kept is compared with the same one of the teacher, the last with the last; 0 are the embeddings.
+        None where layers are no structure that is pruned, or if the teacher has another number of layers.
+        """
+        are_kept = self._structures.layers
+        if are_kept is None or len(are_kept) != layers:
+            return None
+        kept = [index for index, is_kept in enumerate(are_kept) if is_kept]
+        own = list(range(len(kept))) if self.removed is not None else kept
+        return [[0, 0], *([one + 1, other + 1] for one, other in zip(own, [*kept[:-1], layers - 1], strict=True))]
+
     def _log_left_out(self) -> None:
         """Log which weights of layers are not pruned by default, once; as a warning where users may not expect it."""
         by_reason: dict[str, list[str]] = {}

@@ -185,11 +185,14 @@ class Structures:
     Attributes:
         removed: what was cut out of the model, see `record.describe_cut`; None if nothing was.
         sums: the scores that are added up over optimizer steps (float64), by the name of the coupled units.
+        layers: for each layer of the model, whether it is kept; None where layers are no structure that is pruned. Of
+            encoder-decoders, those of the decoder.
     """
 
     def __init__(self) -> None:
         self.removed: dict[str, Any] | None = None
         self.sums: dict[str, torch.Tensor] = {}
+        self.layers: list[bool] | None = None
         self._families: dict[int, list[Family]] = {}  # by the index of the configuration
         self._skipped: list[Any] = []  # handles of the hooks that skip layers
         self._added = False  # whether the gradients of the current step were added to the sums
@@ -235,8 +238,10 @@ class Structures:
         for group in groups:
             if group.coupled and group.config.structure == "layers":
                 dropped = masked_units(group, masks)
-                for layer in group.coupled:
-                    if bool(dropped[layer.name].all()):
+                skipped = [bool(dropped[layer.name].all()) for layer in group.coupled]
+                self.layers = [not is_skipped for is_skipped in skipped]
+                for layer, is_skipped in zip(group.coupled, skipped, strict=True):
+                    if is_skipped:
                         self._skipped.append(skip(plain_model(model).get_submodule(layer.path)))
 
     def skip_no_layers(self) -> None:
@@ -311,6 +316,10 @@ class Structures:
             shrink_model(plain, cut_of_record(content, families, directory))
         self.skip_no_layers()
         self.removed = content
+        layers = [name for name in content["units"] if name.startswith("layers of ")]
+        last = layers[-1].rpartition(".")[0] if layers else ""
+        kept = [bool(content["units"][name]["kept"]) for name in layers if name.rpartition(".")[0] == last]
+        self.layers = kept or None
         return True
 
     # ---- Files ----

@@ -104,7 +104,9 @@ class DistillingMixin(TrainerBase):
         problem = getattr(self._model_config, "problem_type", None)
         sums = {"distillation_loss": distance(logits, teacher_logits, labels, mask, config.temperature, problem)}
         if config.hidden_weight:
-            sums["hidden_loss"] = hidden_distance(config, outputs, answers, mask, inputs.get("attention_mask"))
+            pairs_of = self.pruner.layer_pairs if self.pruner is not None else lambda layers: None
+            attention_mask = inputs.get("attention_mask")
+            sums["hidden_loss"] = hidden_distance(config, outputs, answers, mask, attention_mask, pairs_of)
         terms = {name: value * scale / items for name, value in sums.items()}
         loss = config.weight * terms["distillation_loss"]
         if config.weight < 1:  # a loss that is not finite must not count, even times zero

@@ -10,6 +10,7 @@ from .errors import (
     PlacementError,
     PruningConfigError,
     PruningStateError,
+    StructureError,
     TargetError,
     TeacherError,
 )
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .config.pruning import PruningConfig, load_configs
     from .masking.pruner import Pruner, load_masks
     from .model.adapters import merge
+    from .structure.shrink import shrink
     from .trainer.callback import PruningCallback
     from .trainer.trainer import PruningMixin, PruningTrainer
 
@@ -39,11 +41,13 @@ __all__ = [
     "PruningMixin",
     "PruningStateError",
     "PruningTrainer",
+    "StructureError",
     "TargetError",
     "TeacherError",
     "load_configs",
     "load_masks",
     "merge",
+    "shrink",
 ]
 
 # Where the names that need torch and transformers are; they are imported when they are first asked for (PEP 562).
@@ -58,6 +62,7 @@ _MODULES = {
     "load_configs": ".config.pruning",
     "load_masks": ".masking.pruner",
     "merge": ".model.adapters",
+    "shrink": ".structure.shrink",
 }
 
 

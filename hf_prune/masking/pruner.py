@@ -196,10 +196,13 @@ class Pruner:
 
     def _go_on_with(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Go on with a model out of which units were cut, with these masks."""
-        state = self._state
+        state, before = self._state, {target.name: target.shape for target in self.targets}
         self.stop_collecting()
         self._attach(self.model)
         self._state = state
+        for index, group in enumerate(self._groups):
+            if any(before.get(target.name) != target.shape for target in group.members):
+                state.starts.pop(index, None)  # the share of what is left is counted anew
         self._masks.take({name: masks[name] for name in self.parameters})
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
@@ -687,7 +690,8 @@ class Pruner:
         If tensors are sharded, every process must call it: each writes the masks of its shards, and returns when all
         have. Without sharding, the process that calls it writes everything.
         """
-        notes = {"sparsity": self.sparsity}
+        weights = sum(target.weights for target in self.targets)
+        notes = {"sparsity": sum(self.masked.values()) / max(weights, 1)}  # of the masks, without what was cut out
         masks, regions = self.masks, None
         if self.sharded:
             masks = {name: mask for name, mask in self.masks.items() if self._masks.counts(name) and mask.numel()}

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
-from .coupled import CoupledUnits, Family, Part
+from ..model.names import named_parameters, plain_model
+from .coupled import CoupledUnits, Family, Part, find_families
 from .fields import Path, with_fields
 
 # Types of attributes of modules that describe their shape.
@@ -169,6 +170,52 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
     if optimizer is not None:
         _replace(optimizer, {**dict.fromkeys(parameters.values()), **new}, states)
     _copy_sizes(skeleton, model)
+
+
+def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+    """Cut the neurons and heads all of whose weights are zero out of a model of transformers, in place.
+
+    Returns the same model, smaller and faster, with the same outputs up to rounding; its configuration opens it with a
+    plain `from_pretrained`. As a configuration has one number for all layers, each keeps as many units as the one with
+    the most. The moments in the optimizer's state are cut with the weights. Layers leave no zeros that could be told
+    from others; `Pruner.shrink` and `PruningTrainer` remove them.
+
+    Raises StructureError if the model is not one of transformers, or what `shrink_model` raises.
+    """
+    plain = plain_model(model)
+    families: list[Family] = []
+    dropped: dict[str, torch.Tensor] = {}
+    parameters = dict(named_parameters(model))
+    for structure in ("neurons", "heads"):
+        try:
+            found = find_families(model, structure)
+        except StructureError:
+            if not isinstance(plain, PreTrainedModel):
+                raise
+            continue
+        for family in found:
+            gone = {group.name: _zero_units(group, parameters) for group in family.groups}
+            if all(bool(flags.any()) for flags in gone.values()):
+                families.append(family)
+                dropped.update(gone)
+    if families:
+        assert isinstance(plain, PreTrainedModel)
+        shrink_model(plain, cut_of(families, dropped), optimizer)
+    return model
+
+
+def _zero_units(group: CoupledUnits, parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:
+    """Which units of a group have no weight that is not zero (bool)."""
+    kept = torch.zeros(group.units, dtype=torch.bool)
+    for part in group.all_parts:
+        weight, dim = parameters[part.name].detach(), part.dim
+        if part.expert is not None:
+            weight, dim = weight[part.expert], dim - 1
+        others = [other for other in range(weight.dim()) if other != dim]
+        nonzero = (weight != 0).sum(others).cpu() if others else (weight != 0).cpu()
+        of_units = [nonzero[start : start + group.units * part.width].view(group.units, -1) for start in part.starts]
+        kept |= torch.cat(of_units, dim=1).any(dim=1)
+    return ~kept
 
 
 def _check_shapes(tensors: Mapping[str, torch.Tensor], skeleton: nn.Module) -> None:

@@ -213,7 +213,9 @@ class PruningCallback(TrainerCallback):
 
     def log_values(self) -> dict[str, float]:
         """`sparsity` (current share of masked weights) and `target_sparsity` (at the end); empty before training."""
-        if self.pruner is None or self.pruner.target_sparsity is None or not self.pruner.targets:
+        if self.pruner is None or self.pruner.target_sparsity is None:
+            return {}
+        if not self.pruner.targets and self.pruner.removed is None:
             return {}
         return {"sparsity": self.pruner.sparsity, "target_sparsity": self.pruner.target_sparsity}
 

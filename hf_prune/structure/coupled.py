@@ -260,8 +260,9 @@ class _Finder:
         found: list[Family] = []
         for path, value in number_fields(self._config):
             section = section_of(self._config, path)
-            is_number = type(value) is int and value == getattr(section, "num_attention_heads", None)
-            if is_number and path[-1] != "head_dim":
+            if path[-1] == "head_dim":
+                continue
+            if type(value) is int and value == getattr(section, "num_attention_heads", None):
                 family = self._heads_of(path, value, section)
                 if family is not None and not any(path in [one.path for one in other.fields] for other in found):
                     found.append(family)

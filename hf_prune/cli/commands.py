@@ -331,7 +331,8 @@ def _plan_model(source: str, overrides: list[str], steps: int) -> "Plan":
     if saved.skeleton is None:
         raise ReportError(f"{source}: {saved.note}")
     try:
-        return Pruner(_load_weights(saved.folder, saved.skeleton), config).plan(steps)
+        model = _load_weights(saved.folder, saved.skeleton)
+        return Pruner(model, config).plan(steps).of_model(model)
     except (PruningConfigError, TargetError) as error:
         raise RecipeError(problems=error.problems, at="command line") from error
 

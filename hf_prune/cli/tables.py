@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..publish.push import PushResult
     from ..publish.push_plan import PushPlan
     from ..recipe.outcome import RunResult
+    from ..saved.removed import Removed
     from ..saved.report import Report
 
 console = Console(highlight=False, markup=False, emoji=False)
@@ -101,6 +102,8 @@ def print_plan(plan: "Plan") -> None:
             updates.add_row(str(update.step), f"{update.sparsity:.2%}")
     console.print(updates)
     console.print()
+    if plan.units:
+        _print_planned_units(plan)
     of_model = plan.final_sparsity * plan.weights / max(plan.all_weights, 1)
     console.print(
         f"{_number(len(plan.tensors), 'tensor')} with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
@@ -109,11 +112,44 @@ def print_plan(plan: "Plan") -> None:
     )
 
 
+def _print_planned_units(plan: "Plan") -> None:
+    table = _table("Units to remove", "", "now", "removed", "left")
+    for one in plan.units:
+        table.add_row(_name(f"{one.structure} of {one.path}"), f"{one.of:,}", f"{one.removed:,}", f"{one.left:,}")
+    console.print(table)
+    if plan.weights_left is not None:
+        share = plan.weights_left / max(plan.all_weights, 1)
+        console.print(
+            f"\nThe model that is left has {plan.weights_left:,} of {plan.all_weights:,} parameters ({share:.2%})."
+        )
+    console.print()
+
+
 def print_report(report: "Report") -> None:
-    """Print the zeros of a saved model, tensor by tensor, with totals."""
-    if not report.tensors:
+    """Print the zeros of a saved model, tensor by tensor, with totals; and what was removed from it."""
+    if report.tensors:
+        _print_zeros(report)
+    else:
         console.print(f"{report.model}: {report.note}.", soft_wrap=True)
-        return
+    if report.removed is not None:
+        _print_removed(report.removed)
+
+
+def _print_removed(removed: "Removed") -> None:
+    console.print()
+    table = _table("Removed", "", "before", "after")
+    for one in removed.units:
+        table.add_row(_name(f"{one.structure} of {one.path}"), f"{one.of:,}", f"{one.left:,}")
+    for stack in removed.layers:
+        table.add_row(_name(f"layers of {stack.path}"), f"{stack.of:,}", f"{len(stack.kept):,}")
+    before, after = removed.parameters
+    table.add_row("parameters", f"{before:,}", f"{after:,}")
+    console.print(table)
+    for stack in removed.layers:
+        console.print(f"\nLayers of {stack.path} that are left: {', '.join(map(str, stack.kept))}.")
+
+
+def _print_zeros(report: "Report") -> None:
     table = _table(report.model, "tensor", "shape", "zeros", "sparsity")
     for tensor in report.tensors:
         if tensor.prunable or tensor.prunable is None:
@@ -146,6 +182,10 @@ def print_result(result: "RunResult") -> None:
             kept = recovery(name, dense, value)
             table.add_row(name, f"{dense:.4f}", f"{value:.4f}", f"{kept:.1%}" if kept is not None else "-")
     empty = [""] if result.dense else []
+    if result.report.removed is not None:
+        before, after = result.report.removed.parameters
+        of_dense = [f"{before:,}"] if result.dense else []
+        table.add_row("parameters", *of_dense, f"{after:,}", *([f"{after / before:.1%}"] if result.dense else []))
     for name, share in (("prunable", result.report.prunable_sparsity), ("all", result.report.sparsity)):
         table.add_row(f"zeros in {name} tensors", *empty, f"{share:.2%}" if share is not None else "-", *empty)
     table.add_row(

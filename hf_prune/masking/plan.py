@@ -1,11 +1,14 @@
 """Plans, made without any weights: configurations -> groups of tensors -> counts to prune at a step."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..config.pruning import PruningConfig
 from ..errors import PruningConfigError, TargetError
@@ -15,8 +18,10 @@ from ..methods.schedules import sparsity_at, update_steps
 from ..methods.scopes import SCOPES, Pool, Prunable
 from ..methods.table import needs_a_step, reads_of
 from ..model.layouts import Target
+from ..model.names import named_parameters, shape_of
 from ..model.targets import check_expressions
-from ..structure.coupled import CoupledUnits
+from ..structure.coupled import CoupledUnits, Family
+from ..structure.shrink import cut_of
 
 
 @dataclass(frozen=True)
@@ -219,10 +224,26 @@ class PlannedUpdate:
 
 
 @dataclass(frozen=True)
+class PlannedUnits:
+    """How many of the units of a structure will be removed: of the neurons of one layer, or the layers of one stack."""
+
+    structure: str
+    path: str
+    of: int
+    removed: int
+
+    @property
+    def left(self) -> int:
+        """How many will be left."""
+        return self.of - self.removed
+
+
+@dataclass(frozen=True)
 class Plan:
     """What would be pruned, how much and when. `weights` counts those of the targets, `all_weights` the model's.
 
-    `left_out` maps the names of weights of layers that are not pruned by default to the reason.
+    `left_out` maps the names of weights of layers that are not pruned by default to the reason. `units` are those of
+    structures; `weights_left` is the number of parameters of the model without them, see `of_model`.
     """
 
     tensors: list[PlannedTensor]
@@ -231,6 +252,27 @@ class Plan:
     weights: int
     all_weights: int
     left_out: dict[str, str] = field(default_factory=dict)
+    units: list[PlannedUnits] = field(default_factory=list)
+    weights_left: int | None = None
+    _groups: tuple[Group, ...] = field(default=(), repr=False, compare=False)
+
+    def of_model(self, model: nn.Module) -> "Plan":
+        """The same plan with `weights_left`, of the model that was planned for.
+
+        It stays None where no structure is pruned, and where it depends on which layers are removed.
+        """
+        removed = {f"{one.structure} of {one.path}": one.removed for one in self.units}
+        families = [
+            Family(group.config.structure or "", (), group.coupled, stack=_stack_of(group)) for group in self._groups
+        ]
+        shapes = {name: torch.empty(shape_of(one), device="meta") for name, one in named_parameters(model)}
+        numbers = set()
+        for last in (False, True):  # the layers that are removed are the first, or the last
+            dropped: dict[str, torch.Tensor] = {}
+            for group in self._groups:
+                dropped |= _some_dropped(group, removed, last)
+            numbers.add(sum(tensor.numel() for tensor in cut_of(families, dropped).tensors(shapes).values()))
+        return replace(self, weights_left=numbers.pop() if families and len(numbers) == 1 else None)
 
     @property
     def final_sparsity(self) -> float:
@@ -241,7 +283,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self) | {"final_sparsity": self.final_sparsity}
+        content = asdict(replace(self, _groups=()))
+        del content["_groups"]
+        return content | {"final_sparsity": self.final_sparsity}
 
 
 def make_plan(
@@ -259,13 +303,26 @@ def make_plan(
     ranked: set[str] = set()
     starts: dict[int, float] = {}
     updates = []
+    weights = sum(tensor.weights for tensor in tensors)
+    dropped_of = {index: _dropped_now(group, masked) for index, group in enumerate(groups) if group.coupled}
+    planned_units: dict[int, list[PlannedUnits]] = {}  # by the index of the group
+    gone: dict[str, dict[int, Fraction]] = {}  # the share of a tensor that goes with the units of each group
+    weights_of = {tensor.name: tensor.weights for tensor in tensors}
     for step in _all_update_steps(groups, windows):
         for index, group in enumerate(groups):
             window = windows[group.config_index]
             if not window.due(step):
                 continue
             if group.coupled:
-                ranked |= _plan_units(group, window, step, starts, index, masked)
+                start = starts.setdefault(index, group.share_dropped(dropped_of[index]))
+                planned_units[index], shares = _plan_units(group, window, step, start, dropped_of[index])
+                for name, share in shares.items():
+                    by_group = gone.setdefault(name, {})
+                    by_group[index] = share
+                    kept = math.prod((1 - one for one in by_group.values()), start=Fraction(1))
+                    masked[name] = max(masked[name], (1 - kept) * weights_of[name])
+                if len(planned_units[index]) < len(group.coupled):
+                    ranked |= shares.keys()
                 continue
             weights_a_unit = group.pattern.unit_size * group.pattern.unit_sparsity
             dropped = [int(masked[target.name] / weights_a_unit) for target in group.members]
@@ -279,7 +336,6 @@ def make_plan(
                     masked[target.name] = share if len(members) > 1 else max(masked[target.name], share)
                 if len(members) > 1:
                     ranked.update(target.name for target in members)
-        weights = sum(tensor.weights for tensor in tensors)
         updates.append(PlannedUpdate(step, float(sum(masked.values(), Fraction(0)) / max(weights, 1))))
     planned = [
         replace(
@@ -288,32 +344,57 @@ def make_plan(
         )
         for tensor in tensors
     ]
-    return Plan(planned, updates, total_steps, sum(tensor.weights for tensor in tensors), all_weights)
+    by_unit = tuple(group for group in groups if group.coupled)
+    return Plan(
+        planned, updates, total_steps, weights, all_weights, units=list(chain(*planned_units.values())), _groups=by_unit
+    )
 
 
 def _plan_units(
-    group: Group, window: Window, step: int, starts: dict[int, float], index: int, masked: dict[str, Fraction]
-) -> set[str]:
-    """Update the numbers of masked weights for one update of a group of coupled units.
+    group: Group, window: Window, step: int, start: float, dropped: list[int]
+) -> tuple[list[PlannedUnits], dict[str, Fraction]]:
+    """Update the numbers of dropped units for one update of a group of coupled units.
 
-    Returns the names of the tensors for which a ranking across several will decide.
+    Returns the units that are removed then, and the share of each tensor that is masked with them.
     """
+    planned = []
+    shares: dict[str, list[Fraction]] = {}
+    for pool in group.pools(window, step, start, dropped):
+        members = [group.coupled[member] for member in pool.members]
+        of = sum(member.units for member in members)
+        path = members[0].path if len(members) == 1 else _stack_of(group)
+        planned.append(PlannedUnits(members[0].structure, path, of, pool.count))
+        left = pool.count
+        for index, member in zip(pool.members, members, strict=True):
+            dropped[index] = min(left, member.units)  # which ones is the ranking's choice
+            left -= dropped[index]
+            for name in member.names:
+                shares.setdefault(name, []).append(Fraction(pool.count, of))
+    return planned, {name: sum(some, Fraction(0)) / len(some) for name, some in shares.items()}
+
+
+def _dropped_now(group: Group, masked: Mapping[str, Fraction]) -> list[int]:
+    """How many of each coupled units are dropped already, from the numbers of masked weights of the tensors."""
     weights = {target.name: target.weights for target in group.members}
     shares = [min(masked[name] / weights[name] for name in units.names) for units in group.coupled]
-    dropped = [int(share * units.units) for share, units in zip(shares, group.coupled, strict=True)]
-    starts.setdefault(index, group.share_dropped(dropped))
-    of_tensor: dict[str, list[Fraction]] = {}
-    ranked: set[str] = set()
-    for pool in group.pools(window, step, starts[index], dropped):
-        members = [group.coupled[member] for member in pool.members]
-        share = Fraction(pool.count, sum(member.units for member in members))
-        for member in members:
-            for name in member.names:
-                of_tensor.setdefault(name, []).append(share)
-            ranked.update(member.names if len(members) > 1 else ())
-    for name, some in of_tensor.items():
-        masked[name] = max(masked[name], sum(some, Fraction(0)) / len(some) * weights[name])
-    return ranked
+    return [int(share * units.units) for share, units in zip(shares, group.coupled, strict=True)]
+
+
+def _stack_of(group: Group) -> str:
+    """The path of the stack whose layers a group has; empty for other units."""
+    return group.coupled[0].path.rpartition(".")[0] if group.config.structure == "layers" else ""
+
+
+def _some_dropped(group: Group, removed: Mapping[str, int], last: bool) -> dict[str, torch.Tensor]:
+    """Flags (bool) of as many units of a group as will be removed, by the name of their coupled units.
+
+    For layers, which are single units, they are the first ones, or the last.
+    """
+    if group.config.structure == "layers":
+        flags = torch.arange(len(group.coupled)) < removed[f"layers of {_stack_of(group)}"]
+        parts = (flags.flip(0) if last else flags).split(1)
+        return {layer.name: one for layer, one in zip(group.coupled, parts, strict=True)}
+    return {units.name: torch.arange(units.units) < removed[units.name] for units in group.coupled}
 
 
 def _all_update_steps(groups: Sequence[Group], windows: Sequence[Window]) -> list[int]:

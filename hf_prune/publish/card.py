@@ -27,6 +27,11 @@ LAYERS_NAME = "assets/layers.png"
 
 SCHEDULE_NAME = "assets/schedule.png"
 
+UNITS_NAME = "assets/units.png"
+
+# The plots of a card, which may have some of them.
+PLOTS = frozenset({LAYERS_NAME, SCHEDULE_NAME, UNITS_NAME})
+
 
 def make_files(
     folder: str | os.PathLike,
@@ -41,10 +46,10 @@ def make_files(
 
     Raises ReportError, RecordError, StaleRecordError and CardError.
     """
-    from .plots import plot_layers, plot_schedule  # matplotlib is loaded when a card is made
+    from .plots import plot_layers, plot_schedule, plot_units  # matplotlib is loaded when a card is made
 
     saved = SavedModel.of(folder)
-    check_inside(saved.folder, (RECORD_NAME, CARD_NAME, FIGURES_NAME, LAYERS_NAME, SCHEDULE_NAME))
+    check_inside(saved.folder, (RECORD_NAME, CARD_NAME, FIGURES_NAME, *PLOTS))
     record = load_record(saved)
     figures = count_figures(saved, record)
     if repo_id is not None:
@@ -59,7 +64,11 @@ def make_files(
         chosen={key: figures.metadata[key] for key in known.chosen if key in figures.metadata},
     )
     files = {CARD_NAME: card.encode(), FIGURES_NAME: _as_json(figures)}
-    if figures.prunable:
+    if figures.removed is not None:
+        image = io.BytesIO()
+        plot_units(figures.removed, image)
+        files[UNITS_NAME] = image.getvalue()
+    if figures.prunable and not figures.only_smaller:
         image = io.BytesIO()
         shares = {tensor.saved_as or tensor.name: tensor.sparsity for tensor in figures.prunable}
         plot_layers(shares, image, "Zeros by tensor, counted in the saved files")
@@ -83,7 +92,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
 
 def write_files(folder: str | os.PathLike, files: Mapping[str, bytes]) -> None:
     """Write the files of a card, path -> content, into a folder, and delete plots of an earlier card."""
-    for name in {LAYERS_NAME, SCHEDULE_NAME} - files.keys():
+    for name in PLOTS - files.keys():
         Path(folder, name).unlink(missing_ok=True)
     for name, content in files.items():
         path = Path(folder, name)

@@ -15,6 +15,7 @@ from ..methods.citations import citations
 from ..methods.patterns import parse_pattern
 from ..methods.scopes import SCOPES
 from ..methods.table import words_of
+from ..saved.removed import Removed
 from ..saved.report import totals_of
 from .markdown import code, fence, inline, single_line
 from .record import Distillation, Evaluation, Generation, RunRecord, Source, lower_is_better, recovery
@@ -39,14 +40,18 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
     values: dict[str, Any] = {
         "title": inline(figures.model),
         "summary": _summary(figures, record),
+        "removed": _removed(figures),
+        "removed_rows": _removed_rows(figures.removed),
+        "units_alt": _units_alt(figures.removed),
+        "only_smaller": figures.only_smaller,
         "headline": _headline(record.evaluation),
         "prunable": totals_of(figures.prunable) if figures.prunable else None,
         "overall": totals_of(figures.tensors) if figures.tensors else None,
         "others": totals_of([tensor for tensor in figures.tensors if not tensor.prunable]),
-        "target": figures.target_sparsity,
+        "target": figures.target_sparsity if figures.removed is None else None,
         "how_pruned": _how_pruned(figures),
         "weight_files": _file_names(figures),
-        "tensors": figures.prunable,
+        "tensors": [] if figures.only_smaller else figures.prunable,
         "most_rows": _MOST_ROWS,
         "layers_alt": _layers_alt(figures),
         "history": record.history,
@@ -61,12 +66,12 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
         "samples_note": _samples_note(record.generation),
         "file_bytes": figures.file_bytes,
         "speed": _speed(record),
-        "speed_note": _speed_note(record),
-        "pattern_note": _pattern_note(figures.pruning),
+        "speed_note": _speed_note(record, figures.removed is not None),
+        "size_note": _size_note(figures),
         "report": f"hf-prune report {shlex.quote(single_line(location))}",
         "usage": _usage(figures, location),
         "check": _check(figures, location),
-        "go_on": _go_on(figures.pruning),
+        "go_on": _go_on(figures),
         "training_lines": _training_lines(record),
         "recipe": fence(_as_yaml(record.recipe), "yaml") if record.recipe else None,
         "pruning_yaml": fence(_as_yaml({"pruning": figures.pruning}), "yaml") if figures.pruning else None,
@@ -117,7 +122,12 @@ def generated_metadata(figures: Figures, record: RunRecord) -> dict[str, Any]:
 
 
 def _is_pruned(figures: Figures) -> bool:
-    """Whether the model is pruned: there are zeros in prunable tensors; or if none are known, a configuration."""
+    """Whether the model is pruned: something was removed, or there are zeros in prunable tensors.
+
+    If no prunable tensors are known, whether there is a configuration.
+    """
+    if figures.removed is not None:
+        return True
     if figures.prunable:
         return totals_of(figures.prunable).zeros > 0
     return bool(figures.pruning) or totals_of(figures.tensors).zeros > 0
@@ -156,23 +166,27 @@ def _eval_results(task: str, evaluation: Evaluation) -> list[EvalResult]:
 
 
 def _method_tags(figures: Figures) -> list[str]:
-    """The patterns, where the counted zeros reach the target sparsity, and the methods."""
+    """The patterns, where the counted zeros reach the target sparsity, and the methods; what was removed for units."""
     tags: dict[str, None] = {}
     for config in figures.pruning:
-        if _target_missed(figures) is None and config["pattern"] not in figures.missed_patterns:
+        if config.get("structure"):
+            tags |= {"structured-pruning": None} if figures.removed is not None else {}
+        elif _target_missed(figures) is None and config["pattern"] not in figures.missed_patterns:
             tags |= {config["pattern"].replace(":", "-") if "block" in config["pattern"] else config["pattern"]: None}
         tags |= {config["method"]: None}
     return list(tags)
 
 
 def _target_missed(figures: Figures) -> float | None:
-    """The target sparsity, if the counted zeros do not reach it or could not be counted.
+    """The target sparsity, if counted zeros and removed weights do not reach it or zeros could not be counted.
 
-    Where the target of all tensors was not recorded, it is the lowest that a configuration has.
+    Where the target of all tensors was not recorded, it is the lowest that a configuration has, except those whose
+    units were removed.
     """
-    target, counted = figures.target_sparsity, figures.prunable_sparsity
+    target, counted = figures.target_sparsity, figures.reached_sparsity
     if target is None:
-        target = min((_lowest_target(config) for config in figures.pruning), default=None)
+        of_weights = [one for one in figures.pruning if figures.removed is None or not one.get("structure")]
+        target = min(map(_lowest_target, of_weights), default=None)
     return target if target and (counted is None or counted < target - 1e-4) else None
 
 
@@ -208,6 +222,8 @@ def _method(config: Mapping[str, Any]) -> str:
     if pattern.name == "n:m":
         return f"{words_of(config['method'])} of every group ({config['pattern']})"
     what = words_of(config["method"], config.get("structure"))
+    if config.get("structure"):
+        return what
     blocks = f", in whole {config['pattern'].removeprefix('block:')} blocks" if pattern.name == "block" else ""
     return f"{what}{blocks}, {SCOPES[config['scope']].words}"
 
@@ -230,6 +246,41 @@ def _headline(evaluation: Evaluation | None) -> str | None:
     kept = recovery(name, dense, value)
     recovered = f": **{kept:.1%}** recovered" if kept is not None else ""
     return f"{text}; the dense model has {_figure(dense)}{recovered}."
+
+
+def _removed(figures: Figures) -> str | None:
+    """What was removed, in a sentence; None if nothing was."""
+    if figures.removed is None:
+        return None
+    before, after = map(_rounded, figures.removed.parameters)
+    return f"{figures.removed.words} were removed: {before} parameters became {after}"
+
+
+def _rounded(number: int) -> str:
+    """A number of parameters: `22.7M`, or exact below a million."""
+    for size, sign in ((10**9, "B"), (10**6, "M")):
+        if number >= size:
+            return f"{number / size:.1f}{sign}"
+    return f"{number:,}"
+
+
+def _removed_rows(removed: Removed | None) -> list[tuple[str, str, str]]:
+    """What there was, and what is left: parameters, units, layers."""
+    if removed is None:
+        return []
+    rows = [("parameters", *(f"{number:,}" for number in removed.parameters))]
+    for structure in (name for name in removed.structures if name != "layers"):
+        in_each = removed.in_each(structure)
+        where = "each layer" if in_each is not None else "all layers"
+        rows.append((f"{structure} of {where}", *(f"{number:,}" for number in in_each or removed.totals(structure))))
+    for stack in removed.layers:
+        kept = ", ".join(map(str, stack.kept))
+        rows.append((f"layers of {code(stack.path)}", f"{stack.of:,}", f"{len(stack.kept):,}: {kept}"))
+    return rows
+
+
+def _units_alt(removed: Removed | None) -> str:
+    return f"Bar chart of the {' and '.join(removed.structures)} that are left" if removed is not None else ""
 
 
 def _how_pruned(figures: Figures) -> list[str]:
@@ -256,6 +307,13 @@ def _configuration(config: Mapping[str, Any]) -> str:
         names = ("pattern", "scope", "schedule")
         method += "; " + "; ".join(f"{name}: {code(config[name])}" for name in names)
     targets = f"those matching {', '.join(map(code, config['targets']))}" if config["targets"] else _DEFAULT_TARGETS
+    structure = config.get("structure")
+    if structure and config["method"] != "keep":
+        method = f"{code(config['method'])}; structure: {code(structure)}, {config['sparsity']:.2%} of them; schedule: "
+        method += code(config["schedule"])
+    if structure:
+        matching = f" and that match {', '.join(map(code, config['targets']))}" if config["targets"] else ""
+        targets = f"those that the {structure} are part of{matching}"
     line = f"Method: {method}. Prunable tensors: {targets}."
     if config["exclude"]:
         line += f" Excluded: {', '.join(map(code, config['exclude']))}."
@@ -367,7 +425,14 @@ def _speed(record: RunRecord) -> list[tuple[str, str]]:
     return rows
 
 
-def _speed_note(record: RunRecord) -> str:
+def _speed_note(record: RunRecord, is_smaller: bool) -> str:
+    note = _measured_on(record)
+    if is_smaller and record.latency is not None and record.latency.dense_seconds is None:
+        note += " The latency of the dense model was not measured."
+    return note
+
+
+def _measured_on(record: RunRecord) -> str:
     if record.latency is None:
         return ""
     latency, machine = record.latency, record.hardware
@@ -381,6 +446,18 @@ def _speed_note(record: RunRecord) -> str:
     if machine.accelerator:
         return f"{note}, on {inline(machine.accelerator)}."
     return f"{note}, on {inline(machine.processor)} with {machine.threads} threads."
+
+
+def _size_note(figures: Figures) -> str:
+    """What zeros and removed units do for size and speed."""
+    if figures.only_smaller:
+        return "What was removed is in no file and is not computed: the model is a smaller dense one."
+    of_zeros = "Zeros alone make neither the file smaller nor a dense kernel faster"
+    if figures.removed is None:
+        of_zeros += ": this model has the size and speed of a dense one"
+    else:
+        of_zeros += "; the removed units do both"
+    return f"{of_zeros}.\n{_pattern_note(figures.pruning)}"
 
 
 def _pattern_note(pruning: Sequence[Mapping[str, Any]]) -> str:
@@ -416,6 +493,12 @@ def _usage(figures: Figures, location: str) -> str:
 def _check(figures: Figures, location: str) -> str:
     name = figures.architecture or "AutoModel"
     where = _as_python(location)
+    if figures.only_smaller:
+        return (
+            f"from transformers import {name}\n\n"
+            f"model = {name}.from_pretrained({where})\n"
+            'print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")'
+        )
     return (
         f"from transformers import {name}\n\n"
         f"model = {name}.from_pretrained({where})\n"
@@ -425,9 +508,11 @@ def _check(figures: Figures, location: str) -> str:
     )
 
 
-def _go_on(pruning: Sequence[Mapping[str, Any]]) -> str:
+def _go_on(figures: Figures) -> str:
     choices = [
-        {"method": "keep", "targets": config["targets"], "exclude": config["exclude"]} for config in pruning
+        {"method": "keep", "targets": config["targets"], "exclude": config["exclude"]}
+        for config in figures.pruning
+        if figures.removed is None or not config.get("structure")
     ] or [{"method": "keep"}]
     kept = list(dict.fromkeys(_call({key: value for key, value in choice.items() if value}) for choice in choices))
     config = kept[0] if len(kept) == 1 else f"[{', '.join(kept)}]"

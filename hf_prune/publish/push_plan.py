@@ -18,7 +18,7 @@ from ..saved.parts import files_of_classes
 from ..saved.pruning_state import STATE_NAME
 from ..saved.unit_scores import UNIT_SCORES_NAME
 from ..structure.record import STRUCTURE_NAME
-from .card import CARD_NAME, LAYERS_NAME, SCHEDULE_NAME, make_files
+from .card import CARD_NAME, PLOTS, make_files
 from .card_merge import Existing
 from .record import RECORD_NAME
 from .redact import find_secret
@@ -37,14 +37,16 @@ _STATE_OF_TRAINING = (
 )
 
 # Files that hf-prune itself writes.
-_OWN_FILES = (CARD_NAME, FIGURES_NAME, RECORD_NAME, CONFIG_NAME, STRUCTURE_NAME, LAYERS_NAME, SCHEDULE_NAME)
+_OWN_FILES = (CARD_NAME, FIGURES_NAME, RECORD_NAME, CONFIG_NAME, STRUCTURE_NAME, *PLOTS)
 
 _SEARCHED_BYTES = 100 << 20
 
-# Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, our own plots.
+# Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, what was cut out,
+# and our own plots.
 _REPLACED = re.compile(
     r"(model|adapter_model)[\w.-]*\.safetensors(\.index\.json)?|pytorch_model[\w.-]*\.bin(\.index\.json)?"
-    rf"|pruning_masks[\w.-]*\.safetensors|{re.escape(STATE_NAME)}|{re.escape(RECORD_NAME)}|{re.escape(LAYERS_NAME)}|{re.escape(SCHEDULE_NAME)}"
+    r"|pruning_masks[\w.-]*\.safetensors|"
+    + "|".join(map(re.escape, (STATE_NAME, UNIT_SCORES_NAME, STRUCTURE_NAME, RECORD_NAME, *sorted(PLOTS))))
 )
 
 
@@ -113,7 +115,7 @@ def make_push_plan(
     weights = {path.name for path in saved.weight_files}
     made = make_files(saved, repo_id, remote.card, pushed)
     chosen, left_out = choose_files(saved, weights, with_masks, include, made[CARD_NAME].decode())
-    earlier = {LAYERS_NAME, SCHEDULE_NAME} - made.keys()
+    earlier = PLOTS - made.keys()
     files: dict[str, Path | bytes] = {name: path for name, path in chosen.items() if name not in earlier}
     files |= {**(also or {}), **made}
     _refuse_secrets(files)

@@ -7,7 +7,8 @@ from typing import Any
 from ..errors import StaleRecordError
 from ..saved.files import SavedFile
 from ..saved.model import SavedModel
-from ..saved.report import make_report
+from ..saved.removed import Removed
+from ..saved.report import make_report, totals_of
 from ..saved.zeros import TensorReport
 from .record import RECORD_NAME, Evaluation, Frozen, RunRecord
 
@@ -20,7 +21,7 @@ class Figures(Frozen):
     """The content of `sparsity.json`: counted in the saved files, with the evaluations of these weights.
 
     `missed_patterns` are n:m patterns that some group of weights does not have. `metadata` was generated for the card:
-    metadata in the card that differ from it were written by a person.
+    metadata in the card that differ from it were written by a person. `removed` is what was cut out of the model.
     """
 
     format_version: int = FORMAT_VERSION
@@ -34,6 +35,7 @@ class Figures(Frozen):
     file_bytes: int
     note: str | None
     missed_patterns: tuple[str, ...] = ()
+    removed: Removed | None = None
     files: dict[str, SavedFile]
     evaluations: list[Evaluation]
     metadata: dict[str, Any]
@@ -43,6 +45,20 @@ class Figures(Frozen):
     def prunable(self) -> list[TensorReport]:
         """The tensors that may be pruned."""
         return [tensor for tensor in self.tensors if tensor.prunable]
+
+    @property
+    def only_smaller(self) -> bool:
+        """Whether units were removed from the model, and no prunable tensor has zeros."""
+        return self.removed is not None and not any(tensor.zeros for tensor in self.prunable)
+
+    @property
+    def reached_sparsity(self) -> float | None:
+        """The share of the prunable weights of the dense model that are zero or were removed; None if unknown."""
+        if self.removed is None or not self.prunable:
+            return self.prunable_sparsity
+        before, after = self.removed.weights
+        left = totals_of(self.prunable)
+        return (left.zeros + before - after) / max(left.weights + before - after, 1)
 
 
 def check_weights(saved: SavedModel, record: RunRecord | None) -> None:
@@ -78,6 +94,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         file_bytes=report.file_bytes,
         note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,
         missed_patterns=tuple(saved.missed_patterns),
+        removed=report.removed,
         files=saved.hashes,
         evaluations=record.evaluations if record is not None else [],
         metadata={},

@@ -48,7 +48,7 @@ class Prepared:
         """What the pruned run would prune. Raises RecipeError for a pruning section that does not fit the model."""
         steps = training_steps(self.recipe.training_arguments(), self.data["train"])
         try:
-            return Pruner(self.model, self.recipe.pruning_configs).plan(steps)
+            return Pruner(self.model, self.recipe.pruning_configs).plan(steps).of_model(self.model)
         except (PruningConfigError, TargetError) as error:
             raise self.recipe.place(RecipeError(problems=error.problems_under("pruning"))) from error
 

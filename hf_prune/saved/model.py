@@ -12,6 +12,7 @@ from ..config.safe_json import read_json
 from ..errors import ReportError
 from ..model.targets import find_targets
 from . import files
+from .removed import Removed, removed_from
 from .skeleton import build_skeleton
 from .zeros import TensorReport, count_tensors, has_groups, prunable_names
 
@@ -158,6 +159,11 @@ class SavedModel(os.PathLike):
     def pruning_configs(self) -> list[PruningConfig]:
         """The configurations that the model was pruned with; empty if they are unknown."""
         return load_configs(self.folder) if (self.folder / CONFIG_NAME).exists() else []
+
+    @cached_property
+    def removed(self) -> Removed | None:
+        """What was cut out of the model; None if nothing was. Raises PruningStateError for a file that is not its."""
+        return removed_from(self.folder, self.skeleton.config if self.skeleton is not None else None)
 
     # ---- What lies beside them ----
 

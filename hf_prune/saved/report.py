@@ -7,6 +7,7 @@ from typing import Any
 
 from .files import find_model
 from .model import SavedModel
+from .removed import Removed
 from .zeros import TensorReport
 
 
@@ -38,12 +39,14 @@ class Report:
     """All tensors of a saved model; none if its files do not fit its class.
 
     `note` is the reason if nothing could be counted, or if it is unknown which tensors are prunable; else None.
+    `removed` is what was cut out of the model before it was saved, if anything was.
     """
 
     model: str
     tensors: list[TensorReport]
     file_bytes: int
     note: str | None = None
+    removed: Removed | None = None
 
     @property
     def prunable(self) -> list[TensorReport]:
@@ -68,6 +71,7 @@ class Report:
             "note": self.note,
             "prunable": _as_dict(totals_of(self.prunable)) if self.prunable else None,
             "overall": _as_dict(totals_of(self.tensors)) if self.tensors else None,
+            "removed": asdict(self.removed) if self.removed is not None else None,
             "tensors": [_as_dict(tensor) for tensor in self.tensors],
         }
 
@@ -83,7 +87,8 @@ def make_report(model: str | os.PathLike) -> Report:
     Which tensors are prunable follows from the model class in config.json, and from `pruning_config.json` if there is
     one.
 
-    Raises ReportError if the folder does not exist, has no safetensors, or a file is broken.
+    Raises ReportError if the folder does not exist, has no safetensors, or a file is broken; PruningStateError if it is
+    the one that says what was cut out of the model.
     """
     saved = SavedModel.of(model if isinstance(model, SavedModel) else find_model(model))
-    return Report(os.fspath(model), saved.tensors, saved.file_bytes, saved.note or saved.misfit)
+    return Report(os.fspath(model), saved.tensors, saved.file_bytes, saved.note or saved.misfit, saved.removed)

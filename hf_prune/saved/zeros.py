@@ -14,10 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig
-from ..errors import ReportError, one_line
+from ..errors import ReportError, StructureError, one_line
 from ..methods.patterns import Pattern
 from ..model.layouts import Target, as_matrices
 from ..model.targets import find_targets
+from ..structure.coupled import find_families, select_groups
 from .skeleton import owner_of, owners_of
 
 # Rows read at a time, so that a large embedding is never in memory whole.
@@ -143,26 +144,42 @@ def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
 
 
 def prunable_names(
-    skeleton: nn.Module, configs: Sequence[PruningConfig], in_first_module: bool, frozen: Sequence[str] = ()
+    skeleton: PreTrainedModel, configs: Sequence[PruningConfig], in_first_module: bool, frozen: Sequence[str] = ()
 ) -> set[str]:
     """The names of the tensors that the pruning configurations select, or without any, of the default targets.
 
     `in_first_module`: whether the skeleton is the first module of a sentence-transformers model; `frozen`: the names of
     weights that were left out of the default targets.
 
-    Raises TargetError for expressions that match no name of this model.
+    Raises TargetError for expressions that match no name of this model, and StructureError for those that select the
+    units of some layers only.
     """
     if not configs:
         return {target.name for target in find_targets(skeleton)}
     found: set[str] = set()
     for config in configs:
-        if in_first_module:
+        if config.structure is not None:
+            names = _with_units(skeleton, config.structure, config)
+        elif in_first_module:
             names = _prunable_of_first_module(skeleton, config)
         else:
             names = {target.name for target in find_targets(skeleton, config.targets, config.exclude)}
         left_out = {name.removeprefix("0.model.") for name in frozen} if config.targets is None else set()
         found |= names - left_out
     return found
+
+
+def _with_units(skeleton: PreTrainedModel, structure: str, config: PruningConfig) -> set[str]:
+    """The names of the tensors that the units of a structure are part of.
+
+    A model with a single layer that is left has no units that could be told from the rest of it: then those of the
+    default targets.
+    """
+    try:
+        families = find_families(skeleton, structure)
+    except StructureError:
+        return {target.name for target in find_targets(skeleton)}
+    return {name for family in select_groups(families, config.targets, config.exclude) for name in family.names}
 
 
 def _prunable_of_first_module(skeleton: nn.Module, config: PruningConfig) -> set[str]:

@@ -65,7 +65,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
         "samples_dense": record.generation is not None and record.generation.dense_tokens_per_second is not None,
         "samples_note": _samples_note(record.generation),
         "file_bytes": figures.file_bytes,
-        "speed": _speed(record),
+        "speed": _speed(record, figures.removed is not None),
         "speed_note": _speed_note(record, figures.removed is not None),
         "size_note": _size_note(figures),
         "report": f"hf-prune report {shlex.quote(single_line(location))}",
@@ -268,15 +268,13 @@ def _removed_rows(removed: Removed | None) -> list[tuple[str, str, str]]:
     """What there was, and what is left: parameters, units, layers."""
     if removed is None:
         return []
-    rows = [("parameters", *(f"{number:,}" for number in removed.parameters))]
+    rows = [("parameters", removed.parameters)]
     for structure in (name for name in removed.structures if name != "layers"):
         in_each = removed.in_each(structure)
         where = "each layer" if in_each is not None else "all layers"
-        rows.append((f"{structure} of {where}", *(f"{number:,}" for number in in_each or removed.totals(structure))))
-    for stack in removed.layers:
-        kept = ", ".join(map(str, stack.kept))
-        rows.append((f"layers of {code(stack.path)}", f"{stack.of:,}", f"{len(stack.kept):,}: {kept}"))
-    return rows
+        rows.append((f"{structure} of {where}", in_each or removed.totals(structure)))
+    rows += [(f"layers of {code(stack.path)}", (stack.of, len(stack.kept))) for stack in removed.layers]
+    return [(name, f"{before:,}", f"{after:,}") for name, (before, after) in rows]
 
 
 def _units_alt(removed: Removed | None) -> str:
@@ -411,13 +409,15 @@ def _samples_note(generation: Generation | None) -> str:
     )
 
 
-def _speed(record: RunRecord) -> list[tuple[str, str]]:
+def _speed(record: RunRecord, is_smaller: bool) -> list[tuple[str, str]]:
     latency, generation = record.latency, record.generation
     rows = []
     if latency is not None:
         rows.append(("forward pass", f"{latency.seconds * 1000:.1f} ms"))
     if latency is not None and latency.dense_seconds is not None:
         rows.append(("forward pass, dense model", f"{latency.dense_seconds * 1000:.1f} ms"))
+    if is_smaller and latency is not None and latency.dense_seconds is not None and latency.seconds > 0:
+        rows.append(("times as fast as the dense model", f"{latency.dense_seconds / latency.seconds:.2f}"))
     if generation is not None:
         rows.append(("generation of the samples", f"{generation.tokens_per_second:.1f} tokens/s"))
     if generation is not None and generation.dense_tokens_per_second is not None:
@@ -456,7 +456,7 @@ def _size_note(figures: Figures) -> str:
     if figures.removed is None:
         of_zeros += ": this model has the size and speed of a dense one"
     else:
-        of_zeros += "; the removed units do both"
+        of_zeros += "; what was removed does both"
     return f"{of_zeros}.\n{_pattern_note(figures.pruning)}"
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..methods.penalties import PENALTIES
-from ..saved.removed import Removed
+from ..saved.removed import Removed, natural
 
 _SPARSITY_COLOR = "#b5432b"
 
@@ -109,51 +109,45 @@ def plot_layers(sparsities: Mapping[str, float], path: Path | BinaryIO, title: s
 
 
 def plot_units(removed: Removed, path: Path | BinaryIO) -> None:
-    """Plot a bar per layer, the share of its units that are left, a panel for each kind; removed layers are marked.
+    """Plot a bar per layer: the share of its units that are left, a panel for each kind. Removed layers are marked.
 
     Without names above `_NAMED_TENSORS` bars.
     """
     panels = _panels_of(removed)
-    rows = sum(map(len, panels.values()))
-    height = 4.0 * len(panels) if rows > _NAMED_TENSORS else max(2.0, sum(0.9 + 0.19 * len(some) for some in panels.values()))
-    figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.subplots(len(panels), squeeze=False, height_ratios=[len(some) + 3 for some in panels.values()])[:, 0]
+    number = sum(map(len, panels.values()))
+    height = min(0.9 * len(panels) + 0.19 * number, 0.9 * len(panels) + 0.19 * _NAMED_TENSORS)
+    figure = Figure(figsize=(8, max(2.0, height)), layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False, height_ratios=[len(bars) + 3 for bars in panels.values()])[:, 0]
     for axis, (structure, bars) in zip(axes, panels.items(), strict=True):
-        shares = [share or 0.0 for _, share, _ in bars]
-        axis.barh(range(len(bars)), [1.0] * len(bars), color=_REMOVED_COLOR)
-        axis.barh(range(len(bars)), shares, color=_LOSS_COLOR)
-        if rows <= _NAMED_TENSORS:
-            axis.set_yticks(range(len(bars)), [name for name, _, _ in bars])
+        places = range(len(bars))
+        axis.barh(places, [1.0] * len(bars), color=_REMOVED_COLOR)
+        axis.barh(places, [share for _, share, _ in bars], color=_LOSS_COLOR)
+        axis.set_yticks([])
+        if number <= _NAMED_TENSORS:
+            axis.set_yticks(places, [name for name, _, _ in bars], parse_math=False, fontsize=7)
             for place, (_, _, said) in enumerate(bars):
                 axis.annotate(said, (1.01, place), va="center", fontsize=7, annotation_clip=False)
         axis.invert_yaxis()
         axis.set(xlim=(0, 1), title=f"{structure.capitalize()} that are left")
         axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-        axis.tick_params(axis="y", labelsize=7)
-        for label in axis.get_yticklabels():
-            label.set_parse_math(False)
         axis.margins(y=0.01)
     _save(figure, path)
 
 
-# A bar: its name, the share that is left (None for a removed layer), and what is written beside it.
-_Bar = tuple[str, float | None, str]
+def _panels_of(removed: Removed) -> dict[str, list[tuple[str, float, str]]]:
+    """For each kind of units the bars: name, the share that is left, and what is written beside it.
 
-
-def _panels_of(removed: Removed) -> dict[str, list[_Bar]]:
-    """The bars of each kind of units; of layers, where no other units were removed."""
-    gone = [f"{stack.path}.{index}" for stack in removed.layers for index in range(stack.of) if index not in stack.kept]
-    panels: dict[str, list[_Bar]] = {}
-    for structure in removed.structures:
+    Layers have bars of their own where no other units were removed.
+    """
+    layers = [(f"{stack.path}.{index}", index in stack.kept) for stack in removed.layers for index in range(stack.of)]
+    if removed.structures == ["layers"]:
+        return {"layers": [(path, float(is_kept), "" if is_kept else "removed") for path, is_kept in layers]}
+    gone = [(path, 0.0, "layer removed") for path, is_kept in layers if not is_kept]
+    panels = {}
+    for structure in (name for name in removed.structures if name != "layers"):
         units = [one for one in removed.units if one.structure == structure]
-        bars: list[_Bar] = [(one.path, one.left / one.of, f"{one.left:,} of {one.of:,}") for one in units]
-        panels[structure] = bars
-    if removed.layers:
-        panels["layers"] = [
-            (path, None, "removed") if path in gone else (path, 1.0, "left")
-            for stack in removed.layers
-            for path in (f"{stack.path}.{index}" for index in range(stack.of))
-        ]
+        bars = [(one.path, one.left / one.of, f"{one.left:,} of {one.of:,}") for one in units]
+        panels[structure] = sorted([*bars, *gone], key=lambda bar: natural(bar[0]))
     return panels
 
 

@@ -48,8 +48,8 @@ class Figures(Frozen):
 
     @property
     def only_smaller(self) -> bool:
-        """Whether units were removed from the model, and no prunable tensor has zeros."""
-        return self.removed is not None and not any(tensor.zeros for tensor in self.prunable)
+        """Whether units were removed from the model, and nothing else was pruned."""
+        return self.removed is not None and all(config.get("structure") for config in self.pruning)
 
     @property
     def reached_sparsity(self) -> float | None:

@@ -117,12 +117,12 @@ def _parsed(content: Mapping[str, Any]) -> Removed:
     ]
     if not units and not layers:
         raise ValueError("units: none")
-    units.sort(key=lambda one: (STRUCTURES.index(one.structure), _natural(one.path)))
+    units.sort(key=lambda one: (STRUCTURES.index(one.structure), natural(one.path)))
     pairs = [_shrinking(content[name], name) for name in ("parameters", "weights")]
     return Removed(pairs[0], pairs[1], tuple(units), tuple(layers))
 
 
-def _natural(path: str) -> list[tuple[int, str]]:
+def natural(path: str) -> list[tuple[int, str]]:
     """A key that sorts paths as they are counted: layer 2 before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path)]
 

@@ -3,9 +3,12 @@ from fractions import Fraction
 
 import pytest
 import references
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import bert, gpt2, llama, mixtral, t5, vit
 
+from hf_prune import Pruner
 from hf_prune.config.pruning import PruningConfig
 from hf_prune.errors import PruningConfigError, TargetError
 from hf_prune.masking.plan import Plan, PlannedTensor, PlannedUpdate, Window, make_groups, make_plan, make_windows
@@ -414,5 +417,82 @@ def test_a_plan_can_be_written_as_json():
         "weights": 4,
         "all_weights": 9,
         "left_out": {},
+        "units": [],
+        "weights_left": None,
         "final_sparsity": 0.5,
     }
+
+
+# ---- Units of structures ----
+
+NEURONS = PruningConfig(structure="neurons", sparsity=0.75, begin=2, end=6, frequency=2)
+LAYERS = PruningConfig(structure="layers", sparsity=0.5, begin=4, end=8, frequency=2)
+
+
+def plan_and_small_model(model, configs):
+    """The plan for a model, and the pruner when all is cut out as planned."""
+    pruner = Pruner(model, configs, 10)
+    plan = pruner.plan().of_model(model)
+    for _ in range(10):
+        pruner.step()
+    masked = pruner.sparsity
+    pruner.shrink()
+    return plan, pruner, masked
+
+
+@pytest.mark.parametrize("configs", [[NEURONS], [LAYERS], [NEURONS, LAYERS], [LAYERS, NEURONS]])
+def test_a_plan_has_the_units_that_training_removes_and_the_parameters_it_leaves(configs):
+    model = bert(num_hidden_layers=4)
+    dense = sum(parameter.numel() for parameter in model.parameters())
+    plan, pruner, masked = plan_and_small_model(model, configs)
+    assert (plan.all_weights, plan.weights_left) == tuple(pruner.removed["parameters"])
+    assert plan.all_weights == dense
+    assert plan.final_sparsity == pytest.approx(masked, abs=1e-12)
+    units = {(one.structure, one.path): (one.of, one.left) for one in plan.units}
+    expected = {}
+    if NEURONS in configs:
+        expected |= {("neurons", f"bert.encoder.layer.{index}"): (24, 6) for index in range(4)}
+    if LAYERS in configs:
+        expected["layers", "bert.encoder.layer"] = (4, 2)
+    assert units == expected
+
+
+@pytest.mark.parametrize("build", [llama, gpt2, mixtral, t5, vit])
+def test_the_parameters_that_are_left_are_those_of_the_model_that_is_left(build):
+    model = build()
+    plan, _, _ = plan_and_small_model(model, [NEURONS])
+    assert plan.weights_left == sum(parameter.numel() for parameter in model.parameters()) < plan.all_weights
+
+
+def test_neurons_that_are_zero_already_are_counted_as_removed():
+    model = bert()
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.intermediate.dense.weight[:20] = 0
+            layer.intermediate.dense.bias[:20] = 0
+            layer.output.dense.weight[:, :20] = 0
+    plan, pruner, _ = plan_and_small_model(model, [NEURONS])
+    assert [one.removed for one in plan.units] == [20, 20]
+    assert plan.weights_left == pruner.removed["parameters"][1]
+
+
+def test_what_depends_on_the_layers_that_go_is_not_foretold():
+    model = bert(num_hidden_layers=4)
+    model.bert.encoder.layer[0].more = torch.nn.Linear(3, 3)
+    plan = Pruner(model, LAYERS).plan(10).of_model(model)
+    assert plan.weights_left is None
+    assert [one.left for one in plan.units] == [2]
+
+
+def test_a_plan_without_structures_leaves_the_model_its_size():
+    model = bert()
+    plan = Pruner(model, PruningConfig(sparsity=0.5)).plan(10).of_model(model)
+    assert (plan.units, plan.weights_left) == ([], None)
+
+
+def test_the_units_of_a_plan_can_be_written_as_json():
+    model = bert()
+    content = json.loads(json.dumps(Pruner(model, LAYERS).plan(10).of_model(model).to_dict()))
+    assert content["units"] == [{"structure": "layers", "path": "bert.encoder.layer", "of": 2, "removed": 1}]
+    assert 0 < content["weights_left"] < content["all_weights"]
+    assert "_groups" not in content

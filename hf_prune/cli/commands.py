@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from ..engines.launched import is_first_process, launched_processes
-from ..errors import HfPruneError, PruningConfigError, PushError, RecipeError, ReportError, TargetError, one_line
+from ..errors import (
+    HfPruneError,
+    PruningConfigError,
+    PushError,
+    RecipeError,
+    ReportError,
+    StructureError,
+    TargetError,
+    one_line,
+)
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
 from .tables import console, print_line, print_plan, print_push, print_push_plan, print_report, print_result
 
@@ -333,7 +342,7 @@ def _plan_model(source: str, overrides: list[str], steps: int) -> "Plan":
     try:
         model = _load_weights(saved.folder, saved.skeleton)
         return Pruner(model, config).plan(steps).of_model(model)
-    except (PruningConfigError, TargetError) as error:
+    except (PruningConfigError, StructureError, TargetError) as error:
         raise RecipeError(problems=error.problems, at="command line") from error
 
 

@@ -18,6 +18,7 @@ from ..errors import (
     DistillationConfigError,
     PruningConfigError,
     RecipeError,
+    StructureError,
     TargetError,
     TeacherError,
     one_line,
@@ -49,7 +50,7 @@ class Prepared:
         steps = training_steps(self.recipe.training_arguments(), self.data["train"])
         try:
             return Pruner(self.model, self.recipe.pruning_configs).plan(steps).of_model(self.model)
-        except (PruningConfigError, TargetError) as error:
+        except (PruningConfigError, StructureError, TargetError) as error:
             raise self.recipe.place(RecipeError(problems=error.problems_under("pruning"))) from error
 
 

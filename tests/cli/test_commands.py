@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 from models import bert, mixtral
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from shrunk import save_shrunk
 from test_run import reviews, save_tiny_bert, tree, write_csv, write_recipe
 from typer.testing import CliRunner
 
@@ -256,7 +257,65 @@ def test_a_plan_for_a_folder_that_lacks_something_is_one_line(sparse_bert, tmp_p
     assert str(tmp_path / "model") in line
 
 
+@pytest.fixture(scope="module")
+def small_bert(tmp_path_factory):
+    """A saved BERT without neurons and layers; no test may change it."""
+    folder = tmp_path_factory.mktemp("small") / "model"
+    save_shrunk(folder)
+    return folder
+
+
+def test_a_report_of_a_smaller_model_says_what_was_removed(small_bert):
+    text = printed("report", small_bert)
+    removed = make_report(small_bert).removed
+    kept = removed.layers[0].kept
+    for layer in kept:
+        assert [f"neurons of bert.encoder.layer.{layer}", "24", "6"] in rows(text)
+    assert ["layers of bert.encoder.layer", "4", "2"] in rows(text)
+    assert ["parameters", *(f"{number:,}" for number in removed.parameters)] in rows(text)
+    assert f"Layers of bert.encoder.layer that are left: {kept[0]}, {kept[1]}." in text
+    assert ["overall", f"{removed.parameters[1]:,}", "0", "0.00%"] in rows(text)
+    assert read_json("report", small_bert, "--json") == json.loads(json.dumps(make_report(str(small_bert)).to_dict()))
+
+
+def test_what_was_removed_is_said_where_zeros_cannot_be_counted(small_bert, tmp_path):
+    folder = shutil.copytree(small_bert, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"{name}.packed": tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    text = invoke("report", folder).stdout
+    assert "zeros were not counted" in text
+    assert ["layers of bert.encoder.layer", "4", "2"] in rows(text)
+
+
+def test_a_broken_record_of_what_was_removed_is_one_line(small_bert, tmp_path):
+    folder = shutil.copytree(small_bert, tmp_path / "model")
+    (folder / "pruning_structure.json").write_text('{"format_version": 1, "units": 3}')
+    for command in ("report", "card"):
+        [line] = refused(command, folder)
+        assert "pruning_structure.json: expected the units that were cut out" in line
+
+
 # ---- plan ----
+
+
+def test_a_plan_of_a_structure_says_what_will_be_left(sparse_bert):
+    arguments = ("plan", sparse_bert, "structure=neurons", "sparsity=0.75", "--steps", "20")
+    text = printed(*arguments)
+    assert ["neurons of bert.encoder.layer.0", "24", "18", "6"] in rows(text)
+    plan = read_json(*arguments, "--json")
+    assert {(one["path"], one["of"], one["removed"]) for one in plan["units"]} == {
+        ("bert.encoder.layer.0", 24, 18),
+        ("bert.encoder.layer.1", 24, 18),
+    }
+    lost = 2 * 18 * (16 + 1 + 16)
+    assert plan["weights_left"] == plan["all_weights"] - lost
+    left, every = plan["weights_left"], plan["all_weights"]
+    assert f"The model that is left has {left:,} of {every:,} parameters ({left / every:.2%})." in words(text)
+
+
+def test_a_structure_that_a_model_does_not_have_is_one_line(sparse_bert):
+    [line] = refused("plan", sparse_bert, "structure=heads", "sparsity=0.5")
+    assert line.startswith("hf-prune: command line: structure: no field of BertConfig sets the number of heads")
 
 
 def test_a_plan_for_a_model_shows_tensors_updates_and_totals(sparse_bert):

@@ -12,6 +12,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from models import ARCHITECTURES, bert, gpt2, training_arguments
 from safetensors.numpy import load_file
+from shrunk import NEURONS, save_shrunk
 from test_markdown import MARKDOWN, Elements, texts
 from test_sparsity_json import PRUNABLE, flip_a_weight, record_of, recount, save_sparse
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -38,6 +39,8 @@ from hf_prune.publish.record import (
 from hf_prune.publish.sparsity_json import Figures
 from hf_prune.saved.files import SavedFile
 from hf_prune.saved.model import SavedModel
+from hf_prune.saved.removed import Removed, UnitsLeft
+from hf_prune.saved.report import make_report
 from hf_prune.saved.zeros import TensorReport
 
 ALL_PARTS = [
@@ -657,6 +660,132 @@ def test_penalties_are_said_and_cited(tmp_path):
 def test_links_lead_to_models_and_data_sets(whole):
     links = re.findall(r"\]\((https://[^)]+)\)", body_of(whole.card))
     assert links == ["https://huggingface.co/ada/bert", "https://huggingface.co/datasets/ada/films"]
+
+
+# ---- Units that were removed ----
+
+
+@pytest.fixture(scope="module")
+def shrunk(tmp_path_factory):
+    """A model without three quarters of its neurons and two of four layers, and its card; no test may change them."""
+    folder = tmp_path_factory.mktemp("shrunk") / "small"
+    pruner = save_shrunk(folder)
+    values = {"pruning": [config.to_dict() for config in pruner.configs], "target_sparsity": pruner.target_sparsity}
+    known = {name: value for name, value in KNOWN.items() if name not in ("recipe", "history")}
+    save_record(folder, record_of(folder, **(known | values)))
+    return SimpleNamespace(folder=folder, card=card_of(folder), removed=pruner.removed)
+
+
+def test_what_was_removed_is_said_in_a_sentence_and_a_table(shrunk):
+    before, after = shrunk.removed["parameters"]
+    said = "75% of the neurons of each layer and 2 of 4 layers were removed"
+    assert f"**{said}: {before:,} parameters became {after:,}**, and the model opens with plain" in shrunk.card
+    rows = rows_of(parts_of(shrunk.card)["removed"])
+    assert rows["parameters"] == [f"{before:,}", f"{after:,}"]
+    assert rows["neurons of each layer"] == ["24", "6"]
+    assert rows["layers of `bert.encoder.layer"] == ["4", "2"]
+    assert "![Bar chart of the neurons and layers that are left](assets/units.png)" in shrunk.card
+
+
+def test_removed_units_are_no_missing_zeros(shrunk):
+    summary = parts_of(shrunk.card)["summary"]
+    assert (
+        "fine-tuned and pruned with hf-prune: neurons, those with the smallest norm of their weights; then layers"
+        in (summary)
+    )
+    assert "not reached" not in shrunk.card
+    assert "weights are zero**" not in summary
+    rows = rows_of(parts_of(shrunk.card)["sparsity"])
+    assert "target for prunable tensors" not in rows
+    assert rows["all tensors"] == [f"{shrunk.removed['parameters'][1]:,}", "0", "0.00%"]
+    assert "structure: `neurons`, 75.00% of them" in parts_of(shrunk.card)["sparsity"]
+    assert "the size and speed of a dense one" not in shrunk.card
+    assert "layers" not in parts_of(shrunk.card)  # a chart of no zeros
+
+
+def test_a_target_that_removed_and_masked_weights_do_not_reach_is_said_to_be_missed(tmp_path):
+    pruner = save_shrunk(tmp_path)
+    pruning = [config.to_dict() for config in pruner.configs]
+    reached = pruner.sparsity
+    for target, said in ((reached, False), (reached + 0.01, True)):
+        record = record_of(tmp_path, pruning=pruning, steps=2, target_sparsity=target)
+        save_record(tmp_path, record)
+        assert ("was not reached" in card_of(tmp_path)) == said
+
+
+def test_removed_units_and_zeros_of_weights_are_both_said(tmp_path):
+    weights = PruningConfig(sparsity=0.5, begin=1, end=2, frequency=1, targets=[r".*intermediate\.dense\.weight"])
+    pruner = save_shrunk(tmp_path, [NEURONS, weights])
+    pruner.step()
+    pruner.model.save_pretrained(tmp_path)
+    pruner.save(tmp_path)
+    pruning = [config.to_dict() for config in pruner.configs]
+    save_record(tmp_path, record_of(tmp_path, pruning=pruning, steps=2, target_sparsity=pruner.target_sparsity))
+    card = card_of(tmp_path)
+    assert "**75% of the neurons of each layer were removed" in card
+    assert re.search(r"\*\*[\d.]+% of the prunable weights and [\d.]+% of all weights are zero\*\*", card)
+    assert "not reached" not in card
+    assert metadata_of(card)["tags"] == ["hf-prune", "pruned", "structured-pruning", "magnitude", "unstructured"]
+    assert "what was removed does both" in card
+    assert 'pruning_config=PruningConfig(method="keep", targets=[".*intermediate' in snippets(card)[2]
+    assert "layers" in parts_of(card)
+
+
+def test_the_tags_of_a_smaller_model_name_no_pattern(shrunk):
+    assert metadata_of(shrunk.card)["tags"] == ["hf-prune", "pruned", "structured-pruning", "magnitude"]
+
+
+def test_a_smaller_model_without_a_record_is_called_pruned(tmp_path):
+    save_shrunk(tmp_path)
+    (tmp_path / "pruning_config.json").unlink()
+    card = card_of(tmp_path)
+    assert "A model, pruned." in card
+    assert "75% of the neurons of each layer and 2 of 4 layers were removed" in card
+
+
+def test_speed_beside_the_dense_model_is_said_only_if_it_was_measured(shrunk, tmp_path):
+    assert rows_of(parts_of(shrunk.card)["size"])["times as fast as the dense model"] == ["0.99"]
+    save_shrunk(tmp_path)
+    latency = Latency(shapes={"input_ids": [1, 8]}, passes=20, seconds=0.0125)
+    save_record(tmp_path, record_of(tmp_path, latency=latency))
+    size = parts_of(card_of(tmp_path))["size"]
+    assert "The latency of the dense model was not measured." in size
+    assert "times as fast" not in size
+
+
+def test_the_snippets_of_a_smaller_model_count_its_parameters(shrunk, monkeypatch):
+    monkeypatch.chdir(shrunk.folder.parent)
+    usage, check = snippets(shrunk.card)
+    printed(usage, {})
+    assert printed(check) == f"{shrunk.removed['parameters'][1]:,} parameters\n"
+
+
+def test_the_criteria_of_units_are_cited(shrunk):
+    assert "li2017pruning" in parts_of(shrunk.card)["citation"]
+
+
+def test_what_was_removed_is_in_the_figures(shrunk):
+    figures = Figures.model_validate_json(make_files(shrunk.folder)["sparsity.json"])
+    assert figures.removed == make_report(shrunk.folder).removed
+    assert figures.prunable_sparsity == 0.0
+
+
+def test_a_picture_of_units_goes_when_nothing_is_removed_any_more(tmp_path):
+    save_shrunk(tmp_path)
+    write_card(tmp_path)
+    assert (tmp_path / "assets" / "units.png").exists()
+    assert not (tmp_path / "assets" / "layers.png").exists()
+    (tmp_path / "pruning_structure.json").unlink()
+    write_card(tmp_path)
+    assert not (tmp_path / "assets" / "units.png").exists()
+    assert (tmp_path / "assets" / "layers.png").exists()
+
+
+@pytest.mark.parametrize(("number", "said"), [(999_999, "999,999"), (22_713_216, "22.7M"), (1_235_814_400, "1.2B")])
+def test_numbers_of_parameters_are_rounded_from_a_million_on(number, said):
+    removed = Removed((number, 5), (10, 5), (UnitsLeft("neurons", "a", 4, 1),), ())
+    card = render_card(figures_of().model_copy(update={"removed": removed}), None, "x")
+    assert f"75% of the neurons of each layer were removed: {said} parameters became 5**" in card
 
 
 # ---- Snippets ----

@@ -5,7 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_prune.publish.plots import plot_layers, plot_schedule
+from hf_prune.publish.plots import plot_layers, plot_schedule, plot_units
+from hf_prune.saved.removed import LayersLeft, Removed, UnitsLeft
 
 # As a Trainer logs: training steps, evaluations, and a summary at the end.
 HISTORY = [
@@ -240,3 +241,49 @@ def test_losses_below_zero_are_in_the_picture(tmp_path, drawn, losses, bottom_is
     bottom = drawn[0].axes[1].get_ylim()[0]
     assert (bottom == 0) == bottom_is_zero
     assert bottom <= min(losses)
+
+
+# ---- Units ----
+
+
+def removed_of(units=(), layers=()):
+    return Removed(
+        (100, 50), (80, 30), tuple(UnitsLeft(*one) for one in units), tuple(LayersLeft(*one) for one in layers)
+    )
+
+
+def bars_of(axis):
+    """Name -> the share that is left, and what is written beside its bar."""
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    shares = [bar.get_width() for bar in axis.patches[len(names) :]]
+    return dict(zip(names, zip(shares, (text.get_text() for text in axis.texts), strict=True), strict=True))
+
+
+def test_units_that_are_left_are_bars_and_removed_layers_are_marked(tmp_path, drawn):
+    units = [("neurons", "a.0", 8, 2), ("neurons", "a.10", 8, 4), ("heads", "a.0.self", 4, 3)]
+    plot_units(removed_of(units, [("a", 11, (0, *range(2, 11)))]), tmp_path / "units.png")
+    neurons, heads = drawn[0].axes
+    assert bars_of(neurons) == {"a.0": (0.25, "2 of 8"), "a.1": (0.0, "layer removed"), "a.10": (0.5, "4 of 8")}
+    assert bars_of(heads) == {"a.0.self": (0.75, "3 of 4"), "a.1": (0.0, "layer removed")}
+    assert [axis.get_title() for axis in (neurons, heads)] == ["Neurons that are left", "Heads that are left"]
+    assert close_to(opened(tmp_path / "units.png"), BLUE) > 500
+
+
+def test_layers_alone_have_bars_of_their_own(tmp_path, drawn):
+    plot_units(removed_of([], [("a", 3, (0, 2)), ("b", 1, (0,))]), tmp_path / "units.png")
+    [axis] = drawn[0].axes
+    assert bars_of(axis) == {"a.0": (1.0, ""), "a.1": (0.0, "removed"), "a.2": (1.0, ""), "b.0": (1.0, "")}
+
+
+def test_very_many_units_are_a_picture_of_a_sane_size_without_names(tmp_path, drawn):
+    plot_units(removed_of([("neurons", f"a.{index}", 8, 2) for index in range(2000)]), tmp_path / "units.png")
+    [axis] = drawn[0].axes
+    assert axis.get_yticks().tolist() == []
+    height, width, _ = opened(tmp_path / "units.png").shape
+    assert width == 960
+    assert height < 7000
+
+
+def test_a_name_of_units_is_no_formula(tmp_path):
+    plot_units(removed_of([("neurons", r"$\frac{$", 8, 2)]), tmp_path / "units.png")
+    opened(tmp_path / "units.png")

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import bert
+from shrunk import LAYERS, NEURONS, save_shrunk
 
 from hf_prune import Pruner, PruningConfig
 from hf_prune.config.pruning import load_configs
@@ -27,6 +28,7 @@ from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.schema import Recipe
 from hf_prune.saved.model import SavedModel
 from hf_prune.saved.report import make_report
+from hf_prune.saved.unit_scores import read_unit_scores, write_unit_scores
 from hf_prune.trainer.checkpoints import is_complete, newest_complete, was_distilled
 
 CONFIG = PruningConfig(sparsity=0.5, begin=1, end=8, frequency=2, overrides={r".*query\.weight": 0.3})
@@ -310,3 +312,51 @@ def test_states_of_trainers(data, folder):
         newest_complete(folder.parent)
         is_complete(folder)
         was_distilled(folder)
+
+
+# ---- A model out of which units were cut ----
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model out of which neurons and layers were cut, with all that lies beside one."""
+    path = tmp_path_factory.mktemp("small")
+    save_shrunk(path)
+    write_card(path)
+    return path
+
+
+@quick(120)
+@given(data=st.data())
+def test_reports_of_smaller_models(data, small):
+    with edited_file(small / "pruning_structure.json", data), or_lines():
+        report = make_report(small)
+        assert report.removed is None or report.removed.words.encode()
+        json.dumps(report.to_dict())
+
+
+@quick(20)
+@given(data=st.data())
+def test_cards_of_smaller_models(data, small):
+    with edited_file(small / "pruning_structure.json", data), or_lines():
+        assert make_files(small)["README.md"].decode()
+
+
+@quick(60)
+@given(data=st.data())
+def test_checkpoints_of_smaller_models(data, small):
+    pruner = Pruner(bert(num_hidden_layers=4), [NEURONS, LAYERS])
+    with edited_file(small / "pruning_structure.json", data), or_lines():
+        pruner.cut_as_saved(small)
+
+
+@quick(120)
+@given(data=st.data())
+def test_scores_of_units(data, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    units = {"neurons of a": 3, "layers of b": 1}
+    write_unit_scores(folder, {name: torch.rand(number).double() for name, number in units.items()})
+    with edited_file(folder / "pruning_unit_scores.safetensors", data, header=True), or_lines():
+        for name, scores in read_unit_scores(folder, units).items():
+            assert scores.shape == (units[name],)
+            assert bool(scores.isfinite().all())

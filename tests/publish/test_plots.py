@@ -247,9 +247,8 @@ def test_losses_below_zero_are_in_the_picture(tmp_path, drawn, losses, bottom_is
 
 
 def removed_of(units=(), layers=()):
-    return Removed(
-        (100, 50), (80, 30), tuple(UnitsLeft(*one) for one in units), tuple(LayersLeft(*one) for one in layers)
-    )
+    left = tuple(UnitsLeft(*one) for one in units)
+    return Removed((100, 50), (80, 30), left, tuple(LayersLeft(*one) for one in layers))
 
 
 def bars_of(axis):

@@ -8,13 +8,17 @@ import signal
 import time
 
 import pytest
+import torch
 from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, User
 from reads import of_weights
 from safetensors.torch import load_file, save_file
+from shrunk import LAYERS, NEURONS, save_shrunk
 from test_run import quiet_run, reviews, save_tiny_bert, write_csv, write_recipe
 
+from hf_prune import PruningConfig
 from hf_prune.publish.card import forget_measurements
 from hf_prune.saved.report import make_report
+from hf_prune.saved.unit_scores import write_unit_scores
 
 REPO = "somebody/sparse"
 
@@ -103,6 +107,37 @@ def test_a_push_is_one_commit_of_the_model_its_card_and_nothing_else(hub, client
     assert commits[-1].oid in done.stdout
     assert f"Verified on the Hub: {len(SENT)} files" in done.stdout
     assert not hub.repos[REPO].private
+
+
+def test_what_was_cut_out_is_sent_with_a_smaller_model_and_its_masks_and_scores_are_not(hub, lfs_client, tmp_path):
+    folder = tmp_path / "small"
+    weights = PruningConfig(sparsity=0.5, begin=0, end=1, frequency=1, targets=[r".*attention.*query\.weight"])
+    save_shrunk(folder, [NEURONS, LAYERS, weights])
+    write_unit_scores(folder, {"neurons of bert.encoder.layer.0": torch.zeros(6).double()})
+    done = pushed(lfs_client, folder)
+    there = set(hub.repos[REPO].files()) - {".gitattributes"}
+    assert there == {
+        *("README.md", "sparsity.json", "config.json", "model.safetensors", "pruning_config.json"),
+        *("pruning_structure.json", "assets/units.png", "assets/layers.png"),
+    }
+    for name in ("pruning_masks.safetensors", "pruning_state.json", "pruning_unit_scores.safetensors"):
+        assert (folder / name).exists()
+        assert f"{name} " in done.stdout.split("Not uploaded")[1]
+    assert "2 of 4 layers were removed" in hub.repos[REPO].files()["README.md"].decode()
+    script = (
+        "import sys; from transformers import AutoModelForSequenceClassification as Auto; "
+        "model = Auto.from_pretrained(sys.argv[1]); "
+        "print(len(model.bert.encoder.layer), model.config.intermediate_size)"
+    )
+    assert lfs_client.python(script, REPO).stdout.split() == ["2", "6"]
+
+
+def test_the_record_of_an_earlier_smaller_model_is_removed_with_it(hub, lfs_client, model, tmp_path):
+    save_shrunk(tmp_path / "small")
+    pushed(lfs_client, tmp_path / "small", "--with-masks")
+    assert {"pruning_structure.json", "pruning_state.json"} <= set(hub.repos[REPO].files())
+    pushed(lfs_client, model)
+    assert set(hub.repos[REPO].files()) - {".gitattributes"} == SENT
 
 
 def test_what_is_left_out_is_listed(hub, lfs_client, model):

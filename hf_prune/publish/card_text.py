@@ -253,7 +253,7 @@ def _removed(figures: Figures) -> str | None:
     if figures.removed is None:
         return None
     before, after = map(_rounded, figures.removed.parameters)
-    return f"{figures.removed.words} were removed: {before} parameters became {after}"
+    return f"{inline(figures.removed.words)} were removed: {before} parameters became {after}"
 
 
 def _rounded(number: int) -> str:
@@ -278,7 +278,9 @@ def _removed_rows(removed: Removed | None) -> list[tuple[str, str, str]]:
 
 
 def _units_alt(removed: Removed | None) -> str:
-    return f"Bar chart of the {' and '.join(removed.structures)} that are left" if removed is not None else ""
+    if removed is None:
+        return ""
+    return f"Bar chart of the {' and '.join(removed.structures)} that are left: {inline(removed.words)} were removed"
 
 
 def _how_pruned(figures: Figures) -> list[str]:

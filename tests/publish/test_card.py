@@ -39,7 +39,7 @@ from hf_prune.publish.record import (
 from hf_prune.publish.sparsity_json import Figures
 from hf_prune.saved.files import SavedFile
 from hf_prune.saved.model import SavedModel
-from hf_prune.saved.removed import Removed, UnitsLeft
+from hf_prune.saved.removed import LayersLeft, Removed, UnitsLeft
 from hf_prune.saved.report import make_report
 from hf_prune.saved.zeros import TensorReport
 
@@ -684,7 +684,7 @@ def test_what_was_removed_is_said_in_a_sentence_and_a_table(shrunk):
     assert rows["parameters"] == [f"{before:,}", f"{after:,}"]
     assert rows["neurons of each layer"] == ["24", "6"]
     assert rows["layers of `bert.encoder.layer"] == ["4", "2"]
-    assert "![Bar chart of the neurons and layers that are left](assets/units.png)" in shrunk.card
+    assert f"![Bar chart of the neurons and layers that are left: {said}](assets/units.png)" in shrunk.card
 
 
 def test_removed_units_are_no_missing_zeros(shrunk):
@@ -1046,7 +1046,7 @@ FIELDS = (
     *("training data revision", "training data config", "training data split", "training data rows"),
     *("tensor", "file", "note", "target", "exclude", "argument", "value", "nested value", "recipe key", "recipe value"),
     *("processor", "accelerator", "version name", "version", "country", "shape", "chosen license", "second metric"),
-    *("given in", "saved as"),
+    *("given in", "saved as", "removed stack"),
 )
 
 
@@ -1061,6 +1061,9 @@ def card_with(names):
     counted = {"shape": [4, 4], "weights": 16, "zeros": 8, "prunable": True}
     tensors = [TensorReport(name=name("tensor"), **counted), TensorReport("a", **counted, saved_as=name("saved as"))]
     figures = figures_of(name("name"), pruning, tensors=tensors, files=[name("file")], note=name("note"))
+    layers = (LayersLeft(name("removed stack"), 2, (0,)), LayersLeft("other", 3, (0,)))
+    removed = Removed((9, 5), (8, 4), (UnitsLeft("neurons", "a", 4, 1),), layers)
+    figures = figures.model_copy(update={"removed": removed})
     metrics = {name("metric"): 0.5, "f1": 0.25} | ({name("second metric"): 0.125} if "second metric" in names else {})
     record = RunRecord.model_construct(
         name=name("name"),
@@ -1144,7 +1147,7 @@ def test_a_name_from_outside_breaks_nothing(field, text):
     in_metadata(field, single_line(text), metadata_of(card))
 
 
-ALL_PARTS_OF_NAMES = [name for name in ALL_PARTS if name != "schedule"]
+ALL_PARTS_OF_NAMES = ["summary", "removed", *(name for name in ALL_PARTS[1:] if name != "schedule")]
 
 
 def in_metadata(field, line, metadata):

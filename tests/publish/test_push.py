@@ -111,7 +111,7 @@ def test_a_push_is_one_commit_of_the_model_its_card_and_nothing_else(hub, client
 
 def test_what_was_cut_out_is_sent_with_a_smaller_model_and_its_masks_and_scores_are_not(hub, lfs_client, tmp_path):
     folder = tmp_path / "small"
-    weights = PruningConfig(sparsity=0.5, begin=0, end=1, frequency=1, targets=[r".*attention.*query\.weight"])
+    weights = PruningConfig(sparsity=0.5, begin=1, end=1, frequency=1, targets=[r".*attention.*query\.weight"])
     save_shrunk(folder, [NEURONS, LAYERS, weights])
     write_unit_scores(folder, {"neurons of bert.encoder.layer.0": torch.zeros(6).double()})
     done = pushed(lfs_client, folder)

@@ -23,6 +23,7 @@ from ..model.names import plain_model
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.coupled import CoupledUnits, Family, Part, find_families, select_groups
+from ..structure.proof import proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.shrink import cut_of, shrink_model
 from ..structure.skipping import skip
@@ -194,6 +195,7 @@ class Structures:
         self.sums: dict[str, torch.Tensor] = {}
         self.layers: list[bool] | None = None
         self._families: dict[int, list[Family]] = {}  # by the index of the configuration
+        self._model: nn.Module | None = None  # that has these units
         self._skipped: list[Any] = []  # handles of the hooks that skip layers
         self._added = False  # whether the gradients of the current step were added to the sums
 
@@ -208,14 +210,18 @@ class Structures:
         if self.removed is not None:
             number = self.removed["families"].get(str(index), 0)
             return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
-        families = select_groups(find_families(model, config.structure), config.targets, config.exclude)
-        self._families[index] = families
+        if self._model is not plain_model(model):
+            self._model, self._families = plain_model(model), {}
+        if index not in self._families:
+            found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
+            self._families[index] = proven(found, cast(PreTrainedModel, self._model))
+        families = self._families[index]
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []
         for family in families if config.method != "keep" else ():
             names = set(family.names)
             members = tuple(target for target in targets if target.name in names)
-            groups.append(make_unit_group(index, config, members, family.groups))
+            groups.append(make_unit_group(index, config, members, family.removable))
         return targets, groups
 
     def mask_zero_units(self, groups: Sequence[Group], masks: Masks) -> None:
@@ -238,11 +244,16 @@ class Structures:
         for group in groups:
             if group.coupled and group.config.structure == "layers":
                 dropped = masked_units(group, masks)
-                skipped = [bool(dropped[layer.name].all()) for layer in group.coupled]
-                self.layers = [not is_skipped for is_skipped in skipped]
-                for layer, is_skipped in zip(group.coupled, skipped, strict=True):
-                    if is_skipped:
+                family = self._family_of(group)
+                skipped = {layer.name for layer in group.coupled if bool(dropped[layer.name].all())}
+                self.layers = [layer.name not in skipped for layer in family.groups]
+                for layer in group.coupled:
+                    if layer.name in skipped:
                         self._skipped.append(skip(plain_model(model).get_submodule(layer.path)))
+
+    def _family_of(self, group: Group) -> Family:
+        families = self._families[group.config_index]
+        return next(family for family in families if family.removable == group.coupled)
 
     def skip_no_layers(self) -> None:
         """Skip no layer any more."""

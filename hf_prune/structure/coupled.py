@@ -90,7 +90,8 @@ class Family:
     """Groups whose number of units the same fields of the configuration set: all have as many.
 
     `fixed` are fields that must be set beside them, such as the size of a head. For layers, each is a group of its own;
-    `stack` is the path of the module that has them, and `lists` are fields with an entry for each layer.
+    `stack` is the path of the module that has them, `lists` are fields with an entry for each layer, and `fixed_layers`
+    the indices of those that cannot be removed.
     """
 
     structure: str
@@ -99,11 +100,17 @@ class Family:
     fixed: Mapping[Path, Any] = field(default_factory=dict)
     stack: str = ""
     lists: tuple[Path, ...] = ()
+    fixed_layers: tuple[int, ...] = ()
+
+    @property
+    def removable(self) -> tuple[CoupledUnits, ...]:
+        """The groups whose units can be removed."""
+        return tuple(group for index, group in enumerate(self.groups) if index not in self.fixed_layers)
 
     @property
     def names(self) -> list[str]:
-        """The names of all tensors that the units are part of."""
-        return list(dict.fromkeys(name for group in self.groups for name in group.names))
+        """The names of all tensors that removable units are part of."""
+        return list(dict.fromkeys(name for group in self.removable for name in group.names))
 
     def config(self, config: PreTrainedConfig, units: int, kept: Sequence[int] = ()) -> dict[Path, Any]:
         """The values of the fields for so many units in each group, or for the kept layers."""
@@ -123,8 +130,7 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
             "structure",
             f"expected a model of transformers, whose configuration can be changed, got {type(plain).__name__}",
         )
-    finder = _Finder(plain)
-    families = {"neurons": finder.neurons, "heads": finder.heads, "layers": finder.layers}[structure]()
+    families = families_of(plain, structure)
     if not families:
         raise StructureError(
             "structure",
@@ -132,6 +138,12 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
             f" so a model without some of them could not be opened by from_pretrained; got {structure!r}",
         )
     return families
+
+
+def families_of(model: PreTrainedModel, structure: str) -> list[Family]:
+    """The same for a plain model; none where there are none."""
+    finder = _Finder(model)
+    return {"neurons": finder.neurons, "heads": finder.heads, "layers": finder.layers}[structure]()
 
 
 def select_groups(families: Sequence[Family], targets: Sequence[str] | None, exclude: Sequence[str]) -> list[Family]:

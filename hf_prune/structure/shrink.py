@@ -120,12 +120,14 @@ def cut_of(families: Iterable[Family], dropped: Mapping[str, torch.Tensor]) -> C
         for family in families
         if family.structure == "layers"
         for group in family.groups
-        if bool(dropped[group.name].all())
+        if group.name in dropped and bool(dropped[group.name].all())
     ]
     kept = {}
     for family in families:
         if family.structure == "layers":
-            kept.update({group.name: (~dropped[group.name]).nonzero().squeeze(1) for group in family.groups})
+            for group in family.groups:
+                gone_here = dropped.get(group.name, torch.zeros(1, dtype=torch.bool))
+                kept[group.name] = (~gone_here).nonzero().squeeze(1)
             continue
         there = [group for group in family.groups if not any(f"{group.path}.".startswith(f"{path}.") for path in gone)]
         most = max((int((~dropped[group.name]).sum()) for group in there), default=0)

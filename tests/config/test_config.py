@@ -87,6 +87,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "penalty_weight": None,
         "pruning_seed": 0,
         "adapters": None,
+        "structure": None,
     }
     for name, value in config.to_dict().items():
         assert re.search(rf"^        {name}: ", PruningConfig.__doc__, re.MULTILINE), name

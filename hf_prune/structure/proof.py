@@ -35,16 +35,17 @@ def proven(families: Sequence[Family], model: PreTrainedModel) -> list[Family]:
     `removable` ones; a family of which nothing can be removed is left out with a warning. Raises StructureError, naming
     the units, if that leaves none.
     """
-    found, problems = [], []
+    found: list[Family] = []
+    problems: list[StructureError] = []
     for family in families:
         try:
             found.append(_proven(family, type(model), model.config))
         except StructureError as error:
             problems.append(error)
-    for error in problems:
-        if not found:
-            raise error
-        logger.warning("%s; they are not pruned.", first_line(error).removeprefix("structure: "))
+    if problems and not found:
+        raise problems[0]
+    for problem in problems:
+        logger.warning("%s; they are not pruned.", first_line(problem).removeprefix("structure: "))
     return found
 
 
@@ -88,7 +89,8 @@ def _twin_of(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
-                twin = model_class(smaller).to(dtype).eval()
+                twin = model_class(smaller).eval()
+                nn.Module.to(twin, dtype)
             except MISFITS:
                 continue
             with torch.no_grad():

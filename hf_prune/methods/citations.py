@@ -28,7 +28,7 @@ def citations(
 ) -> list[str]:
     """The BibTeX entries of all that was used, each once; what has no paper is left out.
 
-    `recorded` has the papers of methods that no table may have.
+    `recorded` has the papers of methods that no table has.
     """
     papers: list[str | None] = []
     for config in pruning:

@@ -41,11 +41,11 @@ def method_of(name: str) -> Criterion | Solver | None:
 
 
 def words_of(name: str, recorded: Mapping[str, str]) -> str:
-    """What a method prunes, as model cards describe it; `recorded` has the words of methods that no table may have."""
+    """What a method prunes, as model cards describe it; `recorded` has the words of methods that no table has."""
     entry = method_of(name)
     if name == "keep":
         return "existing zeros kept"
-    return entry.words if entry is not None else recorded.get(name, f"the weights that the method {name} selects")
+    return entry.words if entry is not None else recorded[name]
 
 
 def reads_of(method: str, scope: str) -> set[str]:

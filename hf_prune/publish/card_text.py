@@ -192,7 +192,7 @@ def _shown(source: Source, kind: str = "") -> str:
 def _summary(figures: Figures, record: RunRecord) -> str:
     base = _shown(record.base_model) if record.base_model is not None else "A model"
     if figures.pruning and record.steps:
-        recorded = {name: method.words for name, method in record.methods.items()}
+        recorded = {name: inline(method.words) for name, method in record.methods.items()}
         methods = "; then ".join(_method(config, recorded) for config in figures.pruning)
         distilled = "distilled" if record.distillation is not None else "fine-tuned"
         missed = _target_missed(figures)
@@ -203,7 +203,8 @@ def _summary(figures: Figures, record: RunRecord) -> str:
 
 
 def _method(config: Mapping[str, Any], recorded: Mapping[str, str]) -> str:
-    what = words_of(config["method"], recorded)
+    unknown = {config["method"]: f"the weights that the method {code(config['method'])} selects"}
+    what = words_of(config["method"], {**unknown, **recorded})
     if config["method"] == "keep":
         return what
     pattern = parse_pattern(config["pattern"])
@@ -540,10 +541,15 @@ def _limits(record: RunRecord) -> list[str]:
     return lines
 
 
+def _as_block(text: str) -> str:
+    """Lines for a code block, of printable characters, in which nothing begins a part of the card."""
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in text).replace("<!--", "<! --")
+
+
 def _citations(figures: Figures, record: RunRecord) -> str | None:
     """BibTeX entries of the methods that were used."""
     distillation = record.distillation
     hidden = distillation is not None and distillation.hidden_weight > 0
-    recorded = {name: method.paper for name, method in record.methods.items()}
+    recorded = {name: _as_block(method.paper or "") or None for name, method in record.methods.items()}
     found = citations(figures.pruning, distillation is not None, hidden, recorded)
     return fence("\n\n".join(found), "bibtex") if found else None

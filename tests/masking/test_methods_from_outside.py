@@ -253,7 +253,7 @@ def test_a_card_of_a_method_that_nothing_describes_has_its_name_and_a_note_says_
     assert code == 0
     assert re.search("'average' is not known here, .* Install the package .* hf_prune.methods", said)
     card = (model / "README.md").read_text(encoding="utf-8")
-    assert "the weights that the method average selects, in each tensor separately" in card
+    assert "the weights that the method `average` selects, in each tensor separately" in card
 
 
 def test_a_method_that_cannot_be_imported_is_told_and_keeps_nobody_from_reading(command, package, model):

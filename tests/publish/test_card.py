@@ -848,6 +848,7 @@ def test_what_was_changed_on_the_hub_since_the_push_counts(tmp_path):
     path.write_text(pushed, encoding="utf-8")
     generated = read_card(folder).generated
 
+    @cache
     def merged(old, new, before=pushed):
         files = make_files(folder, "ada/bert", Existing(pushed.replace(old, new), generated), before)
         return files[CARD_NAME].decode()

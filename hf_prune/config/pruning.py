@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..errors import PruningConfigError
+from ..errors import PruningConfigError, nearest
 from ..methods.patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from ..methods.penalties import PENALTIES
 from ..methods.schedules import SCHEDULES, resolve_step
 from ..methods.scopes import SCOPES
 from ..methods.solvers import SOLVERS
-from ..methods.table import method_names, needs_a_step
+from ..methods.table import ENTRY_POINTS, find_in_packages, method_names, needs_a_step
 from .checks import (
     Problem,
     expected_one_of,
@@ -144,15 +144,19 @@ class PruningConfig:
             return None
 
     def _check_choices(self) -> Iterator[Problem]:
+        broken = {name: find_in_packages(getattr(self, name)) for name in ("method", "schedule", "scope")}
+        if not is_one_of(self.method, method_names()):
+            hint = f"; a package can declare methods in the entry-point group {ENTRY_POINTS}: is it installed?"
+            hint = "" if nearest(self.method, method_names()) else hint
+            yield "method", broken["method"] or expected_one_of(self.method, method_names()) + hint
         for name, allowed in (
-            ("method", method_names()),
             ("schedule", SCHEDULES),
             ("scope", SCOPES),
             ("block_norm", BLOCK_NORMS),
         ):
             value = getattr(self, name)
             if not is_one_of(value, allowed):
-                yield name, expected_one_of(value, allowed)
+                yield name, broken.get(name) or expected_one_of(value, allowed)
         if self.adapters is not None and not is_one_of(self.adapters, ADAPTER_WAYS):
             yield "adapters", expected_one_of(self.adapters, ADAPTER_WAYS, or_none=True)
         pattern = self._pattern_or_none()
@@ -219,8 +223,9 @@ class PruningConfig:
             if self.penalty_weight is not None:
                 yield "penalty_weight", f"must not be set without a penalty, got {self.penalty_weight!r}"
             return
+        broken = find_in_packages(self.penalty)
         if not is_one_of(self.penalty, PENALTIES):
-            yield "penalty", expected_one_of(self.penalty, PENALTIES, or_none=True)
+            yield "penalty", broken or expected_one_of(self.penalty, PENALTIES, or_none=True)
         elif self.method == "keep" or self.schedule == "one_shot":
             yield "penalty", f"must not be set with method 'keep' or schedule 'one_shot', got {self.penalty!r}"
         if not is_number(self.penalty_weight) or self.penalty_weight <= 0:
@@ -302,6 +307,14 @@ class PruningConfig:
         return configs[0]
 
 
+class SavedConfig(PruningConfig):
+    """A configuration that is only read: its method may be one of a package that is not installed here."""
+
+    def _check_choices(self) -> Iterator[Problem]:
+        is_name = isinstance(self.method, str)
+        return (problem for problem in super()._check_choices() if problem[0] != "method" or not is_name)
+
+
 def save_configs(configs: Sequence[PruningConfig], directory: str | os.PathLike, frozen: Sequence[str] = ()) -> None:
     """Write configurations into `pruning_config.json` in a directory, which is created if needed.
 
@@ -320,6 +333,15 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
 
     Raises FileNotFoundError if there is none, and PruningConfigError, naming the file, if it cannot be used.
     """
+    return _load(directory, PruningConfig)
+
+
+def load_saved_configs(directory: str | os.PathLike) -> list[PruningConfig]:
+    """Read configurations as `load_configs` does, whether their methods are known here or not."""
+    return _load(directory, SavedConfig)
+
+
+def _load(directory: str | os.PathLike, kind: type[PruningConfig]) -> list[PruningConfig]:
     path = Path(directory, CONFIG_NAME)
     content = _read(path)
     version = content.get("format_version")
@@ -331,7 +353,7 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
     if not isinstance(sections, list) or not all(isinstance(values, dict) for values in sections):
         raise PruningConfigError(f"{path}: expected a list of mappings under configs, got {sections!r}")
     try:
-        return [PruningConfig.from_dict(values) for values in sections]
+        return [kind.from_dict(values) for values in sections]
     except PruningConfigError as error:
         raise PruningConfigError(problems=error.problems, at=str(path)) from error
 

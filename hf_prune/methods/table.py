@@ -1,8 +1,33 @@
 """All methods by name: criteria, solvers, and `keep`, which only holds existing zeros."""
 
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..errors import one_line
 from .criteria import CRITERIA, Criterion
+from .penalties import PENALTIES
+from .schedules import SCHEDULES
 from .scopes import SCOPES
 from .solvers import SOLVERS, Solver
+
+ENTRY_POINTS = "hf_prune.methods"
+
+
+def find_in_packages(name: Any) -> str | None:
+    """Import what installed packages declare under a name that no table has, as entry points of `hf_prune.methods`.
+
+    The imported module adds its entry to a table. Returns why a module cannot be imported, or None.
+    """
+    if not isinstance(name, str) or name in {*method_names(), *SCHEDULES, *SCOPES, *PENALTIES}:
+        return None
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        try:
+            entry.load()
+        except (ImportError, AttributeError) as error:
+            package = f"the package {entry.dist.name}" if entry.dist is not None else "a package"
+            return f"{name!r} is declared by {package} as {entry.value}, which cannot be imported: {one_line(error)}"
+    return None
 
 
 def method_names() -> tuple[str, ...]:
@@ -15,10 +40,12 @@ def method_of(name: str) -> Criterion | Solver | None:
     return CRITERIA.get(name) or SOLVERS.get(name)
 
 
-def words_of(name: str) -> str:
-    """What a method prunes, as model cards describe it."""
+def words_of(name: str, recorded: Mapping[str, str]) -> str:
+    """What a method prunes, as model cards describe it; `recorded` has the words of methods that no table has."""
     entry = method_of(name)
-    return "existing zeros kept" if entry is None else entry.words
+    if name == "keep":
+        return "existing zeros kept"
+    return entry.words if entry is not None else recorded[name]
 
 
 def reads_of(method: str, scope: str) -> set[str]:

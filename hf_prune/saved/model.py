@@ -7,7 +7,7 @@ from pathlib import Path
 import transformers
 from transformers import PreTrainedModel
 
-from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, load_frozen
+from ..config.pruning import CONFIG_NAME, PruningConfig, load_frozen, load_saved_configs
 from ..config.safe_json import read_json
 from ..errors import ReportError
 from ..model.targets import find_targets
@@ -157,7 +157,7 @@ class SavedModel(os.PathLike):
     @cached_property
     def pruning_configs(self) -> list[PruningConfig]:
         """The configurations that the model was pruned with; empty if they are unknown."""
-        return load_configs(self.folder) if (self.folder / CONFIG_NAME).exists() else []
+        return load_saved_configs(self.folder) if (self.folder / CONFIG_NAME).exists() else []
 
     # ---- What lies beside them ----
 

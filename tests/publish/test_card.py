@@ -30,6 +30,7 @@ from hf_prune.publish.record import (
     Evaluation,
     Hardware,
     Latency,
+    Method,
     RunRecord,
     Source,
     load_record,
@@ -847,6 +848,7 @@ def test_what_was_changed_on_the_hub_since_the_push_counts(tmp_path):
     path.write_text(pushed, encoding="utf-8")
     generated = read_card(folder).generated
 
+    @cache
     def merged(old, new, before=pushed):
         files = make_files(folder, "ada/bert", Existing(pushed.replace(old, new), generated), before)
         return files[CARD_NAME].decode()
@@ -920,7 +922,7 @@ FIELDS = (
     *("training data revision", "training data config", "training data split", "training data rows"),
     *("tensor", "file", "note", "target", "exclude", "argument", "value", "nested value", "recipe key", "recipe value"),
     *("processor", "accelerator", "version name", "version", "country", "shape", "chosen license", "second metric"),
-    *("given in", "saved as"),
+    *("given in", "saved as", "method", "method words", "method paper"),
 )
 
 
@@ -931,7 +933,8 @@ def card_with(names):
         return names.get(field, "plain")
 
     names_of_tensors = {"targets": [name("target")], "exclude": [name("exclude")], "overrides": {name("override"): 0.1}}
-    pruning = [PruningConfig(sparsity=0.5).to_dict() | names_of_tensors]
+    config = PruningConfig(sparsity=0.5).to_dict() | names_of_tensors
+    pruning = [config, config | {"method": name("method")}, config | {"method": "recorded"}]
     counted = {"shape": [4, 4], "weights": 16, "zeros": 8, "prunable": True}
     tensors = [TensorReport(name=name("tensor"), **counted), TensorReport("a", **counted, saved_as=name("saved as"))]
     figures = figures_of(name("name"), pruning, tensors=tensors, files=[name("file")], note=name("note"))
@@ -948,6 +951,7 @@ def card_with(names):
             languages=[name("language")],
         ),
         pruning=pruning,
+        methods={"recorded": Method(words=name("method words"), paper=name("method paper"))},
         steps=5,
         seed=1,
         training_arguments={name("argument"): name("value"), "nested": {"a": [name("nested value")]}},

@@ -18,8 +18,10 @@ def why_no_expression(expression: Any) -> str | None:
         return f"it is of type {type(expression).__name__}, not str"
     try:
         re.compile(expression)
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         return str(error)
+    except RecursionError:
+        return "it has too many levels of groups"
     return None
 
 

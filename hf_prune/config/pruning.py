@@ -336,6 +336,18 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
         raise PruningConfigError(problems=error.problems, at=str(path)) from error
 
 
+def written_expressions(directory: str | os.PathLike) -> list[str]:
+    """The regular expressions in a directory's `pruning_config.json`, unchecked. Raises as `load_configs` does."""
+    sections = _read(Path(directory, CONFIG_NAME)).get("configs")
+    fields = [
+        section.get(name)
+        for section in (sections if isinstance(sections, list) else [])
+        if isinstance(section, dict)
+        for name in ("targets", "exclude", "overrides")
+    ]
+    return [text for field in fields if isinstance(field, (list, dict)) for text in field if isinstance(text, str)]
+
+
 def load_frozen(directory: str | os.PathLike) -> list[str]:
     """The names of frozen weights that `save_configs` wrote. Raises as `load_configs` does."""
     path = Path(directory, CONFIG_NAME)

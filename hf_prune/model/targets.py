@@ -82,7 +82,7 @@ def check_expressions(field: str, expressions: Sequence[str], names: Sequence[st
     for expression in expressions:
         try:
             matcher = re.compile(expression)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise TargetError(field, f"{expression!r} is not a regular expression: {error}") from error
         if not any(matcher.fullmatch(name) for name in names):
             near = _nearest_name(expression.replace("\\", "").replace(".*", ""), names)

@@ -7,13 +7,15 @@ from pathlib import Path
 import transformers
 from transformers import PreTrainedModel
 
-from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, load_frozen
+from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, load_frozen, written_expressions
 from ..config.safe_json import read_json
 from ..errors import ReportError
+from ..model.expressions import refuse_slow
+from ..model.names import all_names
 from ..model.targets import find_targets
 from . import files
 from .skeleton import build_skeleton
-from .zeros import TensorReport, count_tensors, has_groups, prunable_names
+from .zeros import IN_FIRST_MODULE, TensorReport, count_tensors, has_groups, prunable_names
 
 
 class SavedModel(os.PathLike):
@@ -156,8 +158,20 @@ class SavedModel(os.PathLike):
 
     @cached_property
     def pruning_configs(self) -> list[PruningConfig]:
-        """The configurations that the model was pruned with; empty if they are unknown."""
-        return load_configs(self.folder) if (self.folder / CONFIG_NAME).exists() else []
+        """The configurations that the model was pruned with; empty if they are unknown.
+
+        Raises TargetError if one has an expression that takes too long to match; other people may have written it.
+        """
+        path = self.folder / CONFIG_NAME
+        if not path.exists():
+            return []
+        names = (
+            [] if self.skeleton is None else [name for of_one in all_names(self.skeleton).values() for name in of_one]
+        )
+        if (self.folder / files.MODULES_NAME).exists():
+            names += [f"{IN_FIRST_MODULE}{name}" for name in names]
+        refuse_slow(str(path), written_expressions(self.folder), names)
+        return load_configs(self.folder)
 
     # ---- What lies beside them ----
 

@@ -800,6 +800,13 @@ def test_a_model_of_millions_of_layers_is_refused_and_not_built(tmp_path, materi
     assert refusal(tmp_path, material, model=model).endswith(f"model.config: {problem}")
 
 
+def test_expressions_that_take_years_to_match_are_refused(tmp_path, material):
+    words = "expected regular expressions that match 41 parameter names within 2 seconds, got '(.|.)+!'"
+    pruning = {"sparsity": 0.5, "exclude": ["(.|.)+!"]}
+    assert f"pruning: {words}" in refusal(tmp_path, material, pruning=pruning)
+    assert f"model.freeze: {words}" in refusal(tmp_path, material, model__freeze=["(.|.)+!"])
+
+
 def test_a_second_run_into_a_folder_is_refused(tmp_path, material):
     path = write_recipe(tmp_path, material, dense={})
     refused = []

@@ -132,7 +132,7 @@ class Pruner:
         self.targets = [chosen[name] for name in self.parameters]
         trained = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
         self._masks = Masks(self.targets, self.parameters, self._engine, adapters | (trained - kept))
-        self._fresh = sorted(self._masks.fresh - adapters)
+        self._fresh = [name for name in self._masks.fresh if name not in adapters]
         self._state = PruningState(self.completed_steps)
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
@@ -197,11 +197,14 @@ class Pruner:
                 "%s%s: all weights are zero, as in a tensor that is trained from zero; they are not masked. To keep "
                 "such zeros, use the method 'keep'.",
                 self._fresh[0],
-                f" and {len(self._fresh) - 1} more tensors" if len(self._fresh) > 1 else "",
+                f" and {len(self._fresh) - 1} more" if len(self._fresh) > 1 else "",
             )
         zeros = sum(self.masked.values())
         if zeros:
-            logger.info("%s prunable weights are already zero; they are masked and stay zero.", f"{zeros:,}")
+            logger.info(
+                "%s prunable weights are already zero; they are masked and stay zero, also whole groups and blocks.",
+                f"{zeros:,}",
+            )
         sparser = []
         for group in self._groups:
             weights = sum(target.weights for target in group.members)

@@ -63,6 +63,8 @@ _FORMS = tuple(
         ("a webhook of Discord", r"/api/webhooks/\d{15,}/[\w-]{60,}"),
         ("a key of Mailgun", r"key-[0-9a-f]{32}(?![0-9a-f])"),
         ("a key of Mailgun", r"-(?<=[0-9a-f]{32}-)[0-9a-f]{8}-[0-9a-f]{8}(?![0-9a-f-])"),
+        ("a key of Mailchimp", r"-us(?<=[0-9a-f]{32}-us)\d{1,2}(?!\w)"),
+        ("a key of Square", r"sq0(?:csp|atp)-[\w-]{22,}"),
         ("a key of Twilio", r"SK[0-9a-f]{32}(?![0-9a-f])"),
         ("a token of Twilio", r"TWILIO_AUTH_TOKEN\W{1,8}[0-9a-f]{32}"),
         ("a token of Shopify", r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"),

@@ -223,6 +223,7 @@ SECRETS = [
     *(f"M{LETTERS[:23]}.{LETTERS[:6]}.{LETTERS[:27]}", f"N{LETTERS[:25]}.{LETTERS[:6]}.{LETTERS[:38]}"),
     *(f"https://discord.com/api/webhooks/{'1' * 18}/{LETTERS[:68]}", f"key-{'0a' * 16}"),
     *(f"{'0a' * 16}-0a1b2c3d-0a1b2c3d", f"SK{'0a' * 16}", f"TWILIO_AUTH_TOKEN={'0a' * 16}", f"shpat_{'0a' * 16}"),
+    *(f"{'0a' * 16}-us12", f"sq0csp-{LETTERS[:43]}"),
     *(f"pcsk_{LETTERS[:6]}_{LETTERS[:62]}", "PINECONE_API_KEY: 01234567-89ab-cdef-0123-456789abcdef"),
     *(f"KGAT_{'0a' * 16}", f'"username": "me", "key": "{"0a" * 16}"', f"KAGGLE_KEY={'0a' * 16}"),
     *(f"wandb_v1_{LETTERS[:77]}", f"wandb.login(key='{'0a' * 20}')", f"wandb.login('{'0a' * 20}')"),

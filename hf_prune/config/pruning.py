@@ -17,11 +17,12 @@ from ..methods.solvers import SOLVERS
 from ..methods.table import method_names, needs_a_step
 from .checks import (
     Problem,
+    as_path,
     expected_one_of,
     is_number,
     is_one_of,
     numbers_as_floats,
-    unknown_fields,
+    problems_of_fields,
     why_no_expression,
 )
 from .safe_json import parse_json, read_json
@@ -281,10 +282,10 @@ class PruningConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PruningConfig":
-        """Make a configuration from a mapping of fields. Raises PruningConfigError for unknown fields."""
-        unknown = unknown_fields(values, cls)
-        if unknown:
-            raise PruningConfigError(problems=unknown)
+        """Make a configuration from a mapping of fields. Raises PruningConfigError for what is none."""
+        problems = problems_of_fields(values, cls)
+        if problems:
+            raise PruningConfigError(problems=problems)
         return cls(**values)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
@@ -307,7 +308,7 @@ def save_configs(configs: Sequence[PruningConfig], directory: str | os.PathLike,
 
     `frozen` are the names of weights that the default targets left out because they were not trained.
     """
-    path = Path(directory, CONFIG_NAME)
+    path = as_path(directory) / CONFIG_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"format_version": FORMAT_VERSION, "configs": [config.to_dict() for config in configs]}
     if frozen:
@@ -320,7 +321,7 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
 
     Raises FileNotFoundError if there is none, and PruningConfigError, naming the file, if it cannot be used.
     """
-    path = Path(directory, CONFIG_NAME)
+    path = as_path(directory) / CONFIG_NAME
     content = _read(path)
     version = content.get("format_version")
     if version != FORMAT_VERSION:

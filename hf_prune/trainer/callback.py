@@ -30,7 +30,7 @@ from ..engines.choose import SHARED_MERGE
 from ..engines.optimizers import updates_in_backward
 from ..errors import PruningConfigError, PruningStateError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
-from ..masking.pruner import Pruner
+from ..masking.pruner import Pruner, as_configs
 from ..masking.readings import check_reads
 from ..methods.table import remembers_gradients
 from ..saved.pruning_state import state_files
@@ -58,7 +58,7 @@ class PruningCallback(TrainerCallback):
         pruner: Pruner | None = None,
         in_trainer: bool = False,
     ):
-        self.config = config
+        self.config = config if pruner is not None else as_configs(config)
         self.pruner = pruner
         self.resume_directory: Path | None = None
         self._in_trainer = in_trainer

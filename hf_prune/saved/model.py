@@ -103,8 +103,7 @@ class SavedModel(os.PathLike):
         prunable = set()
         if self.skeleton is not None:
             in_first_module = (self.folder / files.MODULES_NAME).exists()
-            frozen = load_frozen(self.folder) if self.pruning_configs else []
-            prunable = prunable_names(self.skeleton, self.pruning_configs, in_first_module, frozen)
+            prunable = prunable_names(self.skeleton, self.pruning_configs, in_first_module, self.frozen)
         found = count_tensors(weights, self.skeleton, prunable)
         self._check_unchanged()
         return found
@@ -118,7 +117,7 @@ class SavedModel(os.PathLike):
         for config in self.pruning_configs:
             pattern = config.parsed_pattern
             if pattern.name == "n:m" and config.method != "keep":
-                frozen = load_frozen(self.folder) if config.targets is None else []
+                frozen = self.frozen if config.targets is None else []
                 found = find_targets(self.skeleton, config.targets, config.exclude)
                 targets = [target for target in found if target.name not in frozen]
                 if not has_groups(self.weight_files, self.skeleton, targets, pattern):
@@ -172,6 +171,12 @@ class SavedModel(os.PathLike):
             names += [f"{IN_FIRST_MODULE}{name}" for name in names]
         refuse_slow(str(path), written_expressions(self.folder), names)
         return load_configs(self.folder)
+
+    @cached_property
+    def frozen(self) -> list[str]:
+        """The weights that the default targets left out because they were not trained; empty if they are unknown."""
+        names = load_frozen(self.folder) if self.pruning_configs else []
+        return [name.removeprefix(IN_FIRST_MODULE) for name in names]
 
     # ---- What lies beside them ----
 

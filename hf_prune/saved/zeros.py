@@ -163,8 +163,7 @@ def prunable_names(
             names = _prunable_of_first_module(skeleton, config)
         else:
             names = {target.name for target in find_targets(skeleton, config.targets, config.exclude)}
-        left_out = {name.removeprefix(IN_FIRST_MODULE) for name in frozen} if config.targets is None else set()
-        found |= names - left_out
+        found |= names.difference(frozen if config.targets is None else ())
     return found
 
 

@@ -42,8 +42,9 @@ class PruningCallback(TrainerCallback):
     """Prunes the model of any `Trainer` during training: `Trainer(..., callbacks=[PruningCallback(config)])`.
 
     Masks, weights and moments are as exact as with `PruningTrainer`. What a callback cannot change is the reporters'
-    logs (sparsity is only in `state.log_history` and on the progress bar), and the Hub push of a checkpoint, which the
-    Trainer makes before `on_save`, so without the masks.
+    logs (sparsity is only in `state.log_history` and on the progress bar), the Hub push of a checkpoint, which the
+    Trainer makes before `on_save`, so without the masks, and `trainer.save_model(DIR)`, which saves the sparse weights
+    alone: call `callback.pruner.save(DIR)` after it, and reports and cards know the configuration.
 
     Args:
         config: one configuration, or several that apply together or one after another.

@@ -338,8 +338,7 @@ def _plan_model(source: str, overrides: list[str], steps: int) -> "Plan":
 
 def _load_weights(folder: Path, skeleton: "PreTrainedModel") -> "PreTrainedModel":
     """The model with its weights; a folder with a config.json alone gives the skeleton, which counts as dense."""
-    from safetensors import SafetensorError
-
+    from ..model.opening import LOADING_ERRORS
     from ..saved.files import weight_files
 
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
@@ -347,7 +346,7 @@ def _load_weights(folder: Path, skeleton: "PreTrainedModel") -> "PreTrainedModel
     weight_files(folder)
     try:
         return type(skeleton).from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise ReportError(f"{folder}: the weights cannot be loaded: {one_line(error)}") from error
 
 

@@ -29,3 +29,8 @@ def test_one_that_takes_long_to_compile_is_refused_and_shown_in_part():
 )
 def test_what_takes_no_time_or_is_no_expression_is_left_to_others(text):
     refuse_slow("x.json", [text], NAMES)
+
+
+def test_many_expressions_and_names_are_matched():
+    expressions = [rf".*layers\.{index}\..*(q|k)_proj.*" for index in range(1000)]
+    refuse_slow("x.json", expressions, [f"{name}.{'x' * 500}" for name in NAMES])

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +13,16 @@ from torch import nn
 
 from ..config.arguments import PruningArguments
 from ..config.checks import as_path
-from ..config.pruning import PruningConfig, load_configs
+from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, written_expressions
 from ..engines.choose import engine_of
 from ..engines.optimizers import is_at_step, is_micro_batch, leaves_zeros, zero_masked
 from ..errors import ArgumentError, PruningStateError
 from ..methods.patterns import count_of
 from ..methods.scopes import Pool
 from ..model.adapters import mask_additions
+from ..model.expressions import refuse_slow
 from ..model.layouts import Target
-from ..model.names import named_parameters, shape_of
+from ..model.names import every_name, named_parameters, shape_of
 from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
 from .masks import Masks
@@ -632,11 +634,13 @@ def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:
     (`PeftModel.from_pretrained`) it restores the sparse base, and masks the updates of `sparse_merge` adapters as in
     training. Adapters pruned with `sparse_adapters` have their zeros in their own file; for them it does nothing.
 
-    Raises PruningStateError, before anything is changed, if the directory has no masks or those of another model.
+    Raises PruningStateError, before anything is changed, if the directory has no masks or those of another model, and
+    TargetError for a regular expression in its configuration that takes too long to match.
     """
     _check_model(model)
     if not state_files(as_path(directory)):
         raise PruningStateError(f"{directory}: has no masks; give a directory where a pruned model was saved")
+    refuse_slow(str(Path(directory, CONFIG_NAME)), written_expressions(directory), every_name(model))
     configs = load_configs(directory)
     if any(config.adapters != "sparse_adapters" for config in configs):
         Pruner(model, configs).load(directory)

@@ -25,7 +25,7 @@ from ..errors import (
 from ..masking.plan import Plan
 from ..masking.pruner import Pruner
 from ..model.expressions import refuse_slow
-from ..model.names import all_names
+from ..model.names import every_name
 from ..trainer.callback import check_needs
 from ..trainer.training import training_steps
 from .data import load_data
@@ -93,7 +93,7 @@ def _prepare(recipe: Recipe) -> Prepared:
 
 def _check_expressions(recipe: Recipe, model: PreTrainedModel) -> None:
     """Raise RecipeError for an expression that takes too long to match: other people may have written the recipe."""
-    names = [name for of_one in all_names(model).values() for name in of_one]
+    names = every_name(model)
     configs = recipe.pruning_configs
     of_pruning = [
         text for config in configs for text in (*(config.targets or ()), *config.exclude, *(config.overrides or ()))

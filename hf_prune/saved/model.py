@@ -11,7 +11,7 @@ from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, load_froz
 from ..config.safe_json import read_json
 from ..errors import ReportError
 from ..model.expressions import refuse_slow
-from ..model.names import all_names
+from ..model.names import every_name
 from ..model.targets import find_targets
 from . import files
 from .skeleton import build_skeleton
@@ -164,9 +164,7 @@ class SavedModel(os.PathLike):
         path = self.folder / CONFIG_NAME
         if not path.exists():
             return []
-        names = (
-            [] if self.skeleton is None else [name for of_one in all_names(self.skeleton).values() for name in of_one]
-        )
+        names = every_name(self.skeleton) if self.skeleton is not None else []
         if (self.folder / files.MODULES_NAME).exists():
             names += [f"{IN_FIRST_MODULE}{name}" for name in names]
         refuse_slow(str(path), written_expressions(self.folder), names)

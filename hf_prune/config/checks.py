@@ -13,11 +13,15 @@ from ..errors import ArgumentError, nearest
 
 Problem = tuple[str, str]  # the field, and the message
 
+_LONGEST = 10_000  # characters of a regular expression: making a matcher of one may take a millisecond for three
+
 
 def why_no_expression(expression: Any) -> str | None:
     """Why a value is not a regular expression, or None if it is one."""
     if not isinstance(expression, str):
         return f"it is of type {type(expression).__name__}, not str"
+    if len(expression) > _LONGEST:
+        return f"it has more than {_LONGEST:,} characters"
     try:
         re.compile(expression)
     except (re.error, OverflowError) as error:

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..errors import PruningConfigError
+from ..errors import PruningConfigError, shown
 from ..methods.patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from ..methods.penalties import PENALTIES
 from ..methods.schedules import SCHEDULES, resolve_step
@@ -30,6 +31,8 @@ from .safe_json import parse_json, read_json
 CONFIG_NAME = "pruning_config.json"
 
 FORMAT_VERSION = 1
+
+_MOST_SECONDS = 2  # of the processor, for making matchers of all expressions
 
 # What is pruned of a model with adapters of PEFT.
 ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
@@ -238,10 +241,17 @@ class PruningConfig:
                 yield name, f"expected a list of regular expressions, got {value!r}"
         if isinstance(self.overrides, dict):
             expressions += [("overrides", expression) for expression in self.overrides]
+        began = time.process_time()
         for name, expression in expressions:
             why = why_no_expression(expression)
             if why is not None:
-                yield name, f"expected a regular expression, got {expression!r} ({why})"
+                yield name, f"expected a regular expression, got {shown(expression)} ({why})"
+            if time.process_time() - began > _MOST_SECONDS:
+                yield (
+                    name,
+                    f"expected regular expressions that are ready within {_MOST_SECONDS} seconds, got slower ones",
+                )
+                break
         if not isinstance(self.pruning_seed, int) or isinstance(self.pruning_seed, bool):
             yield "pruning_seed", f"expected a whole number, got {self.pruning_seed!r}"
 

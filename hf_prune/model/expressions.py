@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterable
 
-from ..errors import TargetError
+from ..errors import TargetError, shown
 
 # How long matching may take: this, and as much again as many expressions and names take that are as they should be.
 _SECONDS, _SECONDS_A_MATCH = 2, 5e-6
@@ -43,7 +43,7 @@ def refuse_slow(field: str, expressions: Iterable[str], names: Collection[str]) 
         raise TargetError(
             field,
             f"expected regular expressions that match {len(names)} parameter names within {seconds:.0f} seconds, got "
-            f"{_shown(last)}, which does not; write it without repetitions inside repetitions",
+            f"{shown(last)}, which does not; write it without repetitions inside repetitions",
         )
 
 
@@ -73,7 +73,3 @@ def _match(content: bytes, seconds: float) -> tuple[list[bytes], bool]:
 def _is_plain(expression: str) -> bool:
     """Whether an expression repeats or chooses at most once, and so cannot take long."""
     return len(expression) < 200 and len(re.findall(r"[*+{?|]", expression)) < 2
-
-
-def _shown(expression: str) -> str:
-    return repr(expression if len(expression) <= 100 else f"{expression[:100]}…")

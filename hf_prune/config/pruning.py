@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..errors import PruningConfigError, nearest
+from ..errors import PruningConfigError, nearest, shown
 from ..methods.patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from ..methods.penalties import PENALTIES
 from ..methods.schedules import SCHEDULES, resolve_step
@@ -17,11 +18,12 @@ from ..methods.solvers import SOLVERS
 from ..methods.table import ENTRY_POINTS, find_in_packages, method_names, needs_a_step
 from .checks import (
     Problem,
+    as_path,
     expected_one_of,
     is_number,
     is_one_of,
     numbers_as_floats,
-    unknown_fields,
+    problems_of_fields,
     why_no_expression,
 )
 from .safe_json import parse_json, read_json
@@ -29,6 +31,8 @@ from .safe_json import parse_json, read_json
 CONFIG_NAME = "pruning_config.json"
 
 FORMAT_VERSION = 1
+
+_MOST_SECONDS = 2  # of the processor, for making matchers of all expressions
 
 # What is pruned of a model with adapters of PEFT.
 ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
@@ -242,10 +246,17 @@ class PruningConfig:
                 yield name, f"expected a list of regular expressions, got {value!r}"
         if isinstance(self.overrides, dict):
             expressions += [("overrides", expression) for expression in self.overrides]
+        began = time.process_time()
         for name, expression in expressions:
             why = why_no_expression(expression)
             if why is not None:
-                yield name, f"expected a regular expression, got {expression!r} ({why})"
+                yield name, f"expected a regular expression, got {shown(expression)} ({why})"
+            if time.process_time() - began > _MOST_SECONDS:
+                yield (
+                    name,
+                    f"expected regular expressions that are ready within {_MOST_SECONDS} seconds, got slower ones",
+                )
+                break
         if not isinstance(self.pruning_seed, int) or isinstance(self.pruning_seed, bool):
             yield "pruning_seed", f"expected a whole number, got {self.pruning_seed!r}"
 
@@ -286,10 +297,10 @@ class PruningConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PruningConfig":
-        """Make a configuration from a mapping of fields. Raises PruningConfigError for unknown fields."""
-        unknown = unknown_fields(values, cls)
-        if unknown:
-            raise PruningConfigError(problems=unknown)
+        """Make a configuration from a mapping of fields. Raises PruningConfigError for what is none."""
+        problems = problems_of_fields(values, cls)
+        if problems:
+            raise PruningConfigError(problems=problems)
         return cls(**values)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
@@ -320,7 +331,7 @@ def save_configs(configs: Sequence[PruningConfig], directory: str | os.PathLike,
 
     `frozen` are the names of weights that the default targets left out because they were not trained.
     """
-    path = Path(directory, CONFIG_NAME)
+    path = as_path(directory) / CONFIG_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"format_version": FORMAT_VERSION, "configs": [config.to_dict() for config in configs]}
     if frozen:
@@ -342,7 +353,7 @@ def load_saved_configs(directory: str | os.PathLike) -> list[PruningConfig]:
 
 
 def _load(directory: str | os.PathLike, kind: type[PruningConfig]) -> list[PruningConfig]:
-    path = Path(directory, CONFIG_NAME)
+    path = as_path(directory) / CONFIG_NAME
     content = _read(path)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
@@ -356,6 +367,18 @@ def _load(directory: str | os.PathLike, kind: type[PruningConfig]) -> list[Pruni
         return [kind.from_dict(values) for values in sections]
     except PruningConfigError as error:
         raise PruningConfigError(problems=error.problems, at=str(path)) from error
+
+
+def written_expressions(directory: str | os.PathLike) -> list[str]:
+    """The regular expressions in a directory's `pruning_config.json`, unchecked. Raises as `load_configs` does."""
+    sections = _read(Path(directory, CONFIG_NAME)).get("configs")
+    fields = [
+        section.get(name)
+        for section in (sections if isinstance(sections, list) else [])
+        if isinstance(section, dict)
+        for name in ("targets", "exclude", "overrides")
+    ]
+    return [text for field in fields if isinstance(field, (list, dict)) for text in field if isinstance(text, str)]
 
 
 def load_frozen(directory: str | os.PathLike) -> list[str]:

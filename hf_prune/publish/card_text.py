@@ -239,6 +239,9 @@ def _how_pruned(figures: Figures) -> list[str]:
     lines = [_configuration(config) for config in figures.pruning]
     if not lines and figures.prunable:
         lines.append(f"Prunable tensors: {_DEFAULT_TARGETS}.")
+    if figures.frozen:
+        number = f"{len(figures.frozen)} tensors, such as" if len(figures.frozen) > 1 else "the tensor"
+        lines.append(f"Not pruned, because it was not trained: {number} {code(figures.frozen[0])}.")
     if figures.note and not figures.tensors:
         lines.append(f"The zeros are not counted: {inline(figures.note)}.")
     elif figures.note:

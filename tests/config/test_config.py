@@ -162,6 +162,24 @@ def test_an_expression_that_does_not_compile_is_refused(field):
     assert problem.startswith(f"{field}: expected a regular expression, got '(b'")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("(" * 3000 + ")" * 3000, "(it has too many levels of groups)"),
+        ("a{99999999999999999999}", "too large)"),
+        ("a" * 10_001, "(it has more than 10,000 characters)"),
+    ],
+)
+def test_expressions_beyond_what_re_can_hold_are_problems(text, why):
+    assert problems_of(sparsity=0.5, exclude=[text])[0].endswith(why)
+
+
+def test_expressions_that_take_long_to_compile_are_one_problem():
+    slow = [r"(?i:[\0-\U0010ffff])" * 50 + str(number) for number in range(10_000)]
+    [problem] = problems_of(sparsity=0.5, exclude=slow)
+    assert problem == "exclude: expected regular expressions that are ready within 2 seconds, got slower ones"
+
+
 @pytest.mark.parametrize("field", ["targets", "exclude", "overrides"])
 @pytest.mark.parametrize("expression", [3, None, b"a", re.compile("a")], ids=["int", "none", "bytes", "compiled"])
 def test_an_expression_that_is_no_string_is_refused(field, expression):

@@ -10,7 +10,7 @@ import torch
 import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from models import ARCHITECTURES, bert, gpt2, training_arguments
+from models import ARCHITECTURES, bert, gpt2, mixtral, training_arguments
 from safetensors.numpy import load_file
 from test_markdown import MARKDOWN, Elements, texts
 from test_sparsity_json import PRUNABLE, flip_a_weight, record_of, recount, save_sparse
@@ -18,12 +18,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_prune import Pruner, PruningConfig
+from hf_prune.config.pruning import save_configs
 from hf_prune.errors import CardError, StaleRecordError
 from hf_prune.model.targets import find_targets
 from hf_prune.publish.card import CARD_NAME, forget_measurements, make_files, metadata_in, read_card, write_card
 from hf_prune.publish.card_merge import Existing, split_body
 from hf_prune.publish.card_text import generated_metadata, render_card
-from hf_prune.publish.markdown import single_line
+from hf_prune.publish.markdown import code, single_line
 from hf_prune.publish.record import (
     RECORD_NAME,
     Emissions,
@@ -634,6 +635,18 @@ def test_a_pattern_that_not_every_group_has_is_no_tag_though_there_are_zeros_eno
     pruned.save_pretrained(tmp_path)
     assert SavedModel(tmp_path).missed_patterns == ["2:4"]
     assert "2:4" not in metadata_of(card_of(tmp_path))["tags"]
+
+
+@pytest.mark.parametrize("prefix", ["", "0.model."])
+def test_frozen_tensors_that_were_left_out_have_the_names_of_the_files(tmp_path, prefix):
+    model = mixtral()
+    model.save_pretrained(tmp_path)
+    if prefix:
+        (tmp_path / "modules.json").write_text("[]", encoding="utf-8")
+    experts = [f"{prefix}{name}" for name, _ in model.named_parameters() if "down_proj" in name]
+    save_configs([PruningConfig(sparsity=0.5)], tmp_path, frozen=experts[:1])
+    name = code("model.layers.0.block_sparse_moe.experts.*.w2.weight")
+    assert f"Not pruned, because it was not trained: the tensor {name}." in card_of(tmp_path)
 
 
 def test_patterns_are_tags_without_a_colon_in_blocks():

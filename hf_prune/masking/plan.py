@@ -1,5 +1,6 @@
 """Plans, made without any weights: configurations -> groups of tensors -> counts to prune at a step."""
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -173,6 +174,15 @@ def _check_shape(config: PruningConfig, pattern: Pattern, target: Target) -> Non
             f"{target.name}: the pattern {config.pattern!r} does not fit the shape {target.shape}: {why}; "
             "exclude the tensor or choose another pattern"
         )
+
+
+def as_steps(total_steps: Any) -> int:
+    """A number of optimizer steps. Raises PruningConfigError for what is none."""
+    if not isinstance(total_steps, numbers.Integral) or isinstance(total_steps, bool) or total_steps < 1:
+        raise PruningConfigError(
+            "total_steps", f"expected the number of optimizer steps of the training, 1 or more, got {total_steps!r}"
+        )
+    return int(total_steps)
 
 
 def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], total_steps: int) -> list[Window]:

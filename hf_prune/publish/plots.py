@@ -6,6 +6,7 @@ from typing import Any, BinaryIO
 
 import matplotlib.ticker
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -116,4 +117,6 @@ def _plot_outline(sparsities: Sequence[float], path: Path | BinaryIO, title: str
 
 
 def _save(figure: Figure, path: Path | BinaryIO) -> None:
-    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})  # the same bytes, whatever the version
+    figure.dpi = 120
+    # Drawn once, where `savefig` would draw twice for the same bytes; without the version, which would change them.
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})

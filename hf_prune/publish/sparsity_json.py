@@ -19,7 +19,8 @@ FORMAT_VERSION = 1
 class Figures(Frozen):
     """The content of `sparsity.json`: counted in the saved files, with the evaluations of these weights.
 
-    `missed_patterns` are n:m patterns that some group of weights does not have. `metadata` was generated for the card:
+    `missed_patterns` are n:m patterns that some group of weights does not have. `frozen` are tensors that were left out
+    because they were not trained, with their names in the files. `metadata` was generated for the card:
     metadata in the card that differ from it were written by a person.
     """
 
@@ -34,6 +35,7 @@ class Figures(Frozen):
     file_bytes: int
     note: str | None
     missed_patterns: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     files: dict[str, SavedFile]
     evaluations: list[Evaluation]
     metadata: dict[str, Any]
@@ -78,6 +80,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         file_bytes=report.file_bytes,
         note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,
         missed_patterns=tuple(saved.missed_patterns),
+        frozen=tuple(tensor.saved_as or tensor.name for tensor in report.tensors if tensor.name in saved.frozen),
         files=saved.hashes,
         evaluations=record.evaluations if record is not None else [],
         metadata={},

@@ -14,6 +14,7 @@ from ..config.safe_json import read_json
 from ..errors import ReportError, first_line, nearest_beside
 
 WEIGHTS_NAME = "model.safetensors"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MODULES_NAME = "modules.json"  # of sentence-transformers
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")

@@ -34,7 +34,7 @@ from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_groups, mak
 from .ranking import Change, update_masks
 from .readings import Readings
 from .resuming import check_state, continue_schedule
-from .structures import Structures, update_units
+from .structures import SmallerModel, Structures, update_units
 from .watch import Watch, warn_of_changes
 
 logger = logging.getLogger(__name__)
@@ -193,6 +193,16 @@ class Pruner:
         """
         if self.removed is None and self._structures.cut_as_saved(Path(directory), self.model):
             self._attach(self.model)
+
+    def smaller_model(self) -> SmallerModel | None:
+        """The model without its masked units, to be saved in place of one that is sharded; every process must call it.
+
+        None if no structure is pruned, if it is not finished, or if its units were cut out already.
+        """
+        groups = [index for index, group in enumerate(self._groups) if group.coupled]
+        if not groups or not set(self._unfinished()).isdisjoint(groups):
+            return None
+        return self._structures.smaller_model(self._groups, self._masks, self.configs)
 
     def _go_on_with(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Go on with a model out of which units were cut, with these masks."""

@@ -105,7 +105,10 @@ class Cut:
 
 
 def _select(tensor: torch.Tensor, dim: int, part: Part, kept: torch.Tensor) -> torch.Tensor:
-    return tensor.index_select(dim, part.indices(kept).to(tensor.device))
+    inside = part.indices(kept)
+    if tensor.is_meta:
+        return tensor.narrow(dim, 0, len(inside))
+    return tensor.index_select(dim, inside.to(tensor.device))
 
 
 def cut_of(families: Iterable[Family], dropped: Mapping[str, torch.Tensor]) -> Cut:

@@ -170,8 +170,8 @@ def _unit_ids(region: Region, shape: tuple[int, ...], part: Part, units: int) ->
     the expert is left to the caller. For a range of the flattened tensor it is flat, with the expert.
     """
     of_index = torch.full((shape[part.dim],), units, dtype=torch.int64)
-    for start in part.starts:
-        of_index[start : start + units * part.width] = torch.arange(units).repeat_interleave(part.width)
+    for start, width in part.runs:
+        of_index[start : start + units * width] = torch.arange(units).repeat_interleave(width)
     if region.shape == shape and len(shape) > 1:
         start, size = region.start[part.dim], region.size[part.dim]
         sides = [1] * len(shape)

@@ -7,7 +7,7 @@ Which tensors belong to a unit is found from the shapes that a model has with ot
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -26,20 +26,20 @@ from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_o
 class Part:
     """Where the units of a group lie in one tensor.
 
-    Unit u has the indices `start + u * width` to `start + (u + 1) * width - 1` of dimension `dim`, for each of the
-    `starts`. `expert` is the index in the first dimension of a tensor of fused experts that the group is limited to.
+    Unit u has the indices `start + u * width` to `start + (u + 1) * width - 1` of dimension `dim`, for each (start,
+    width) of the `runs`. `expert` is the index in the first dimension of a tensor of fused experts that the group is
+    limited to.
     """
 
     name: str
     dim: int
-    starts: tuple[int, ...]
-    width: int
+    runs: tuple[tuple[int, int], ...]
     expert: int | None = None
 
     def indices(self, units: torch.Tensor) -> torch.Tensor:
         """The sorted indices (int64) of these units (int64) in the dimension."""
-        offsets = units[:, None] * self.width + torch.arange(self.width)
-        return torch.cat([offsets.reshape(-1) + start for start in self.starts]).sort().values
+        found = [(start + units[:, None] * width + torch.arange(width)).reshape(-1) for start, width in self.runs]
+        return torch.cat(found).sort().values
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,13 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
     return families
 
 
-def families_of(model: PreTrainedModel, structure: str) -> list[Family]:
-    """The same for a plain model; none where there are none."""
-    finder = _Finder(model)
+def families_of(model: PreTrainedModel, structure: str, interleaved: bool = False) -> list[Family]:
+    """The same for a plain model; none where there are none.
+
+    The shapes do not say in which order the parts of a fused tensor lie. By default gate and up are taken to be two
+    blocks of neurons, and query, key and value to lie together for each head; if `interleaved`, the other way.
+    """
+    finder = _Finder(model, interleaved)
     return {"neurons": finder.neurons, "heads": finder.heads, "layers": finder.layers}[structure]()
 
 
@@ -177,8 +181,8 @@ def _matches_any(expressions: Sequence[str], group: CoupledUnits) -> bool:
 class _Finder:
     """Looks for the fields of a model's configuration that count units."""
 
-    def __init__(self, model: PreTrainedModel):
-        self._class, self._config = type(model), model.config
+    def __init__(self, model: PreTrainedModel, interleaved: bool):
+        self._class, self._config, self._interleaved = type(model), model.config, interleaved
         before = shapes_of(self._class, self._config)
         if before is None:
             raise StructureError(
@@ -248,9 +252,10 @@ class _Finder:
         return Family("neurons", (Field(path, per_unit),), tuple(self._by_expert(groups)))
 
     def _fused(self, key: tuple[str, int], units: int, multiple: int) -> Part:
-        """A tensor with `multiple` times as many rows: as many blocks (gate and up)."""
-        name, dim = key
-        return Part(name, dim, tuple(block * units for block in range(multiple)), 1)
+        """A tensor with `multiple` times as many rows (gate and up)."""
+        if self._interleaved:
+            return Part(*key, ((0, multiple),))
+        return Part(*key, tuple((block * units, 1) for block in range(multiple)))
 
     def _by_expert(self, groups: Sequence[CoupledUnits]) -> Iterator[CoupledUnits]:
         """The groups; those of fused experts once for each expert."""
@@ -261,8 +266,7 @@ class _Finder:
                 continue
             for expert in range(self._before[next(iter(fused))][0]):
                 parts, readers = (
-                    tuple(Part(part.name, part.dim, part.starts, part.width, expert) for part in some)
-                    for some in (group.parts, group.readers)
+                    tuple(replace(part, expert=expert) for part in some) for some in (group.parts, group.readers)
                 )
                 yield CoupledUnits(group.structure, f"{group.path}[{expert}]", group.units, parts, readers)
 
@@ -325,7 +329,7 @@ class _Finder:
         for key, (before, after) in effect.sizes.items():
             if before % shared or after % new or before // shared != after // new:
                 return None
-            parts[key] = Part(*key, (0,), before // shared)
+            parts[key] = self._of_heads(key, shared, before // shared, effect.sizes[readers[0]][0] // shared)
         width = getattr(section_of(self._config, path), "hidden_size", None)
         if any(effect.sizes[reader][0] == heads * width for reader in readers if type(width) is int):
             return None  # another field of this value: the ratio of the neurons to the width of the model
@@ -334,6 +338,13 @@ class _Finder:
         if other is not None:
             fields.append(Field(other, 1))
         return Family("heads", tuple(fields), tuple(groups), fixed)
+
+    def _of_heads(self, key: tuple[str, int], units: int, width: int, of_queries: int) -> Part:
+        """A tensor with so many rows for each unit; more than those of the queries are keys and values (fused)."""
+        if not self._interleaved or width <= of_queries or (width - of_queries) % 2:
+            return Part(*key, ((0, width),))
+        of_keys = (width - of_queries) // 2
+        return Part(*key, ((0, of_queries), (units * of_queries, of_keys), (units * (of_queries + of_keys), of_keys)))
 
     # ---- Layers ----
 
@@ -366,7 +377,7 @@ class _Finder:
         weights = [name for name in self._before if name.startswith(f"{path}.") and self._inputs[name] is not None]
         owners = {name.rpartition(".")[0] for name in weights}
         biases = [f"{owner}.bias" for owner in owners if f"{owner}.bias" in self._before]
-        parts = {name: Part(name, 0, (0,), self._before[name][0]) for name in (*weights, *sorted(biases))}
+        parts = {name: Part(name, 0, ((0, self._before[name][0]),)) for name in (*weights, *sorted(biases))}
         readers = tuple(parts[name] for name in weights)
         return CoupledUnits("layers", path, 1, tuple(parts[name] for name in sorted(biases)), readers)
 

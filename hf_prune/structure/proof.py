@@ -39,7 +39,7 @@ def proven(families: Sequence[Family], model: PreTrainedModel) -> list[Family]:
     problems: list[StructureError] = []
     for family in families:
         try:
-            found.append(_proven(family, type(model), model.config))
+            found.append(_proven(family, model))
         except StructureError as error:
             problems.append(error)
     if problems and not found:
@@ -49,9 +49,20 @@ def proven(families: Sequence[Family], model: PreTrainedModel) -> list[Family]:
     return found
 
 
-def _proven(family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Family:
+def _proven(family: Family, model: PreTrainedModel) -> Family:
+    """The family, with the parts of fused tensors in the order that the model has them in."""
+    try:
+        return _tried(family, type(model), model.config, interleaved=False)
+    except StructureError:
+        for other in families_of(model, family.structure, interleaved=True):
+            if other.fields == family.fields and other != family:
+                return _tried(other, type(model), model.config, interleaved=True)
+        raise
+
+
+def _tried(family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig, interleaved: bool) -> Family:
     for dtype in _TOLERANCES:
-        twin_family, twin = _twin_of(family, model_class, config, dtype)
+        twin_family, twin = _twin_of(family, model_class, config, dtype, interleaved)
         inputs = sample_inputs(twin)
         if inputs is not None:
             break
@@ -60,6 +71,8 @@ def _proven(family: Family, model_class: type[PreTrainedModel], config: PreTrain
             "structure", f"no inputs were found to try {model_class.__name__} without some of its {family.structure}"
         )
     if family.structure != "layers":
+        if family.groups[0].units < 2:
+            raise StructureError("structure", f"{family.groups[0].name} cannot be removed: there is only one")
         why = _difference(twin, twin_family, _half_of(twin_family), inputs)
         if why is not None:
             raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {why}")
@@ -82,7 +95,7 @@ def _proven(family: Family, model_class: type[PreTrainedModel], config: PreTrain
 
 
 def _twin_of(
-    family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype
+    family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, interleaved: bool
 ) -> tuple[Family, PreTrainedModel]:
     """A small model of the class, and its family of the same fields."""
     for smaller in _smaller(config, model_class):
@@ -98,7 +111,7 @@ def _twin_of(
                     parameter.add_(0.02 * torch.randn_like(parameter))
         found = [
             one
-            for one in families_of(twin, family.structure)
+            for one in families_of(twin, family.structure, interleaved)
             if [field.path for field in one.fields] == [field.path for field in family.fields]
         ]
         if found:

@@ -218,7 +218,7 @@ def _zero_units(group: CoupledUnits, parameters: Mapping[str, nn.Parameter]) -> 
             weight, dim = weight[part.expert], dim - 1
         others = [other for other in range(weight.dim()) if other != dim]
         nonzero = (weight != 0).sum(others).cpu() if others else (weight != 0).cpu()
-        of_units = [nonzero[start : start + group.units * part.width].view(group.units, -1) for start in part.starts]
+        of_units = [nonzero[start : start + group.units * width].view(group.units, -1) for start, width in part.runs]
         kept |= torch.cat(of_units, dim=1).any(dim=1)
     return ~kept
 

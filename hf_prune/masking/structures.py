@@ -320,7 +320,7 @@ class Structures:
         """What a cut removes from a model, see `describe_cut`."""
         shapes = {name: shape_of(parameter) for name, parameter in named_parameters(model)}
         left = cut.tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
-        by_unit = {target.name for group in groups if group.coupled for target in group.members}
+        by_unit = dict.fromkeys(target.name for group in groups if group.coupled for target in group.members)
         names = {name: cut.name_of(name) for name in by_unit}
         return describe_cut(
             cut,

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
-from ..model.anatomy import stacks
+from ..model.anatomy import has_adapters, stacks
 from ..model.layouts import layout_of
 from ..model.names import named_modules_of, plain_model
 from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of, value_in
@@ -120,11 +120,16 @@ class Family:
 
 
 def find_families(model: nn.Module, structure: str) -> list[Family]:
-    """All units of a kind in a model, which may have adapters, that its configuration has a number for.
+    """All units of a kind in a model that its configuration has a number for.
 
-    Raises StructureError if there are none, or if the model is not one of transformers.
+    Raises StructureError if there are none, if the model is not one of transformers, or if it has adapters.
     """
     plain = plain_model(model)
+    if has_adapters(model):
+        raise StructureError(
+            "structure",
+            "must not be set for a model with adapters; merge them first (hf_prune.merge)",
+        )
     if not isinstance(plain, PreTrainedModel):
         raise StructureError(
             "structure",
@@ -375,11 +380,11 @@ class _Finder:
     def _layer(self, path: str) -> CoupledUnits:
         """A layer as one unit: the weights of its linear layers, and their biases."""
         weights = [name for name in self._before if name.startswith(f"{path}.") and self._inputs[name] is not None]
-        owners = {name.rpartition(".")[0] for name in weights}
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in weights)
         biases = [f"{owner}.bias" for owner in owners if f"{owner}.bias" in self._before]
-        parts = {name: Part(name, 0, ((0, self._before[name][0]),)) for name in (*weights, *sorted(biases))}
+        parts = {name: Part(name, 0, ((0, self._before[name][0]),)) for name in (*weights, *biases)}
         readers = tuple(parts[name] for name in weights)
-        return CoupledUnits("layers", path, 1, tuple(parts[name] for name in sorted(biases)), readers)
+        return CoupledUnits("layers", path, 1, tuple(parts[name] for name in biases), readers)
 
 
 def _lists_of(config: PreTrainedConfig, path: Path, length: int) -> Iterator[Path]:

@@ -109,7 +109,9 @@ def effect_of(
     if after is None:
         return None
     sizes = {}
-    for name in before.keys() & after.keys():
+    for name in before:  # in the model's order, the same on every process
+        if name not in after:
+            continue
         if len(before[name]) != len(after[name]):
             return None
         for dim, (old, new) in enumerate(zip(before[name], after[name], strict=True)):

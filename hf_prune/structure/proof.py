@@ -1,6 +1,6 @@
 """Whether a model without some units answers as the whole model does with those units at zero: tried on a small twin.
 
-The twin is a model of the same class and widths with random weights, few layers and few words, in float64 if it can.
+The twin is a model of the same class with random weights, few layers, neurons and words, in float64 if it can.
 """
 
 import copy
@@ -15,12 +15,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError, first_line
 from .coupled import CoupledUnits, Family, families_of
-from .fields import MISFITS, value_in, with_fields
+from .fields import MISFITS, Path, value_in, with_fields
 from .shrink import cut_of, shrink_model
 from .skipping import skip
 
-# The twin has so many layers in each stack, and so many words.
-_LAYERS, _WORDS = 4, 512
+# The twin has so many layers in each stack, so many neurons in each, and so many words.
+_LAYERS, _NEURONS, _WORDS = 3, 64, 512
 
 logger = logging.getLogger(__name__)
 
@@ -120,20 +120,29 @@ def _twin_of(
 
 
 def _smaller(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Iterator[PreTrainedConfig]:
-    """Configurations with fewer layers and words, the smallest first; the last is the given one."""
-    with torch.device("meta"):
-        skeleton = model_class(copy.deepcopy(config))
-    layers: dict[Any, Any] = {}
-    for family in families_of(skeleton, "layers"):
-        depth = len(family.groups)
-        if depth > _LAYERS:
+    """Configurations with fewer layers, neurons and words, the smallest first; the last is the given one."""
+    layers: dict[Path, Any] = {}
+    for family in families_of(_skeleton(model_class, config), "layers"):
+        if len(family.groups) > _LAYERS:
             layers |= family.config(config, _LAYERS, range(_LAYERS))
-    words = {("vocab_size",): _WORDS} if (value_in(config, ("vocab_size",)) or 0) > _WORDS else {}
-    for values in ({**layers, **words}, layers, {}):
+    shallow = with_fields(config, layers)
+    neurons: dict[Path, Any] = {}
+    for family in families_of(_skeleton(model_class, shallow), "neurons"):
+        if family.groups[0].units > _NEURONS:
+            neurons |= family.config(config, _NEURONS)
+    words: dict[Path, Any] = {}
+    if (value_in(config, ("vocab_size",)) or 0) > _WORDS:
+        words[("vocab_size",)] = _WORDS
+    for values in ({**layers, **neurons, **words}, {**layers, **words}, layers, {}):
         try:
             yield with_fields(config, values)
         except MISFITS:
             continue
+
+
+def _skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return model_class(copy.deepcopy(config))
 
 
 def _half_of(family: Family) -> dict[str, torch.Tensor]:

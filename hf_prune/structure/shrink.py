@@ -291,5 +291,9 @@ def _copy_sizes(skeleton: nn.Module, model: nn.Module) -> None:
     for path, module in skeleton.named_modules():
         own = modules[path]
         for name, value in vars(module).items():
-            if not name.startswith("_") and name != "training" and isinstance(value, _PLAIN):
+            if not name.startswith("_") and name != "training" and _is_plain(value):
                 setattr(own, name, value)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, list) and all(map(_is_plain, value)))

@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Container, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -133,10 +134,11 @@ def dense_folder(row: Row, output: Path) -> Path:
     return output / "models" / f"{dense_row(row.part, row.seed).part}-{row.seed}"
 
 
-def recipe_of(row: Row, steps: float, bf16: bool) -> Recipe:
-    """The recipe that a row is trained with."""
+def recipe_of(row: Row, steps: float, bf16: bool, folder: str) -> Recipe:
+    """The recipe that a row is trained with; the Trainer writes into `folder`, which no other run may use."""
     name, changes, dense_steps, pruned_steps = PARTS[row.part]
     values: dict[str, Any] = {
+        "output_dir": folder,
         "training.bf16": bf16,
         "training.seed": row.seed,
         "training.max_steps": round(steps * pruned_steps),
@@ -159,9 +161,15 @@ def recipe_of(row: Row, steps: float, bf16: bool) -> Recipe:
 
 def measure(row: Row, output: Path, steps: float, bf16: bool) -> dict[str, Any]:
     """Train a row; what came of it on the test part and, where that is drawn, on as many training samples."""
+    with tempfile.TemporaryDirectory() as runs:
+        return measure_in(runs, row, output, steps, bf16)
+
+
+def measure_in(runs: str, row: Row, output: Path, steps: float, bf16: bool) -> dict[str, Any]:
+    """The same, with a folder for what the Trainer writes."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    recipe = recipe_of(row, steps, bf16)
+    recipe = recipe_of(row, steps, bf16, runs)
     prepared = prepare(recipe)
     is_dense = row.variant == "dense"
     folder = dense_folder(row, output)

@@ -22,6 +22,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def shown(value: Any) -> str:
+    """A value as Python writes it; of a long text, the beginning."""
+    return repr(f"{value[:100]}…" if isinstance(value, str) and len(value) > 100 else value)
+
+
 def one_line(error: BaseException) -> str:
     """An error's text without line breaks, or its class where it has no text."""
     return " ".join(str(error).split()) or type(error).__name__

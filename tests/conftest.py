@@ -11,9 +11,11 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import gc  # noqa: E402
 import ipaddress  # noqa: E402
 import shutil  # noqa: E402
 import socket  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -31,28 +33,48 @@ def pytest_configure(config):
     )
 
 
-# The files that take longest, each more than ten seconds.
+# Files that one process of pytest runs: a client of the stand-in Hub, or a fork server, imports for ten seconds.
+TOGETHER = {
+    "hub": ("test_push", "test_trainer_card"),
+    "forks": (
+        *("test_replicated", "test_recipe_scripts", "test_crashes", "test_methods_from_outside"),
+        *("test_sharded_selection", "test_placements", "test_sigterm"),
+    ),
+}
+
+# What takes longest.
 LONGEST = (
-    "test_push",
-    "test_launch",
-    "test_card",
-    "test_trainer_card",
-    "test_ways_of_training",
-    "test_crashes",
-    "test_hub_server",
-    "test_shipped",
-    "test_callback",
-    "test_run",
-    "test_sharded_selection",
-    "test_replicated",
-    "test_architectures",
-    "test_recipe_scripts",
+    *TOGETHER["hub"],
+    *TOGETHER["forks"],
+    *("test_launch", "test_card", "test_run", "test_commands", "test_pruner", "test_ways_of_training"),
+    *("test_shipped", "test_distillation", "test_collectors", "test_architectures", "test_trainer"),
 )
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first: at the end no process waits for another that has just begun one."""
+    """What is long comes first: at the end no process waits for another that has just begun it."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile`, with the files of `TOGETHER` as one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return next((name for name, stems in TOGETHER.items() if Path(file).stem in stems), file)
+
+    return ByFile(config, log)
+
+
+def pytest_collection_finish():
+    """What the imports have made stays: Trainers collect garbage in each training, and need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config):

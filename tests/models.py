@@ -74,10 +74,9 @@ def t5(**changes):
         d_model=16,
         d_ff=24,
         d_kv=8,
-        num_layers=2,
         num_heads=2,
         decoder_start_token_id=0,
-        **changes,
+        **{"num_layers": 2} | changes,
     )
     return transformers.T5ForConditionalGeneration(config)
 

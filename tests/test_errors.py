@@ -5,11 +5,21 @@ import inspect
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from models import bert
 
 import hf_prune
-from hf_prune import errors
+from hf_prune import (
+    DistillationConfig,
+    Pruner,
+    PruningCallback,
+    PruningConfig,
+    errors,
+    load_masks,
+    merge,
+)
 from hf_prune.cli import commands
 from hf_prune.errors import HfPruneError, PruningConfigError, PushError, RecipeError
 
@@ -119,3 +129,53 @@ def test_what_is_wrong_with_a_saved_configuration_keeps_its_fields(tmp_path):
         hf_prune.load_configs(tmp_path)
     assert [field for field, _ in caught.value.problems] == ["method", "sparsity"]
     assert caught.value.places == [str(path)] * 2
+
+
+def wrong_arguments(folder):
+    """Calls with arguments of a wrong kind, and the one line that each ends in."""
+    config, model = PruningConfig(sparsity=0.5), bert()
+    model_words = "model: expected a model (torch.nn.Module), got"
+    configs_words = "config: expected a PruningConfig or a list of them, got"
+    steps_words = "total_steps: expected the number of optimizer steps of the training, 1 or more, got"
+    path_words = "directory: expected a path, got None"
+    yield lambda: Pruner("x", config), f"{model_words} str"
+    yield lambda: Pruner(None, config, 10), f"{model_words} NoneType"
+    yield lambda: Pruner(model, config).start(10, {}), f"{model_words} dict"
+    yield lambda: load_masks("x", folder), f"{model_words} str"
+    yield lambda: load_masks(model, None), path_words
+    for wrong in (None, 5, "0.5", [], {"sparsity": 0.5}, [config, None]):
+        yield lambda wrong=wrong: Pruner(model, wrong), f"{configs_words} {wrong!r}"
+        yield lambda wrong=wrong: PruningCallback(wrong), f"{configs_words} {wrong!r}"
+    for wrong in ("10", 2.5, 0, -1, True):
+        yield lambda wrong=wrong: Pruner(model, config, wrong), f"{steps_words} {wrong!r}"
+        yield lambda wrong=wrong: Pruner(model, config).plan(wrong), f"{steps_words} {wrong!r}"
+        yield lambda wrong=wrong: Pruner(model, config).resume(wrong, folder), f"{steps_words} {wrong!r}"
+    yield lambda: Pruner(model, config).start(None), f"{steps_words} None"
+    yield lambda: Pruner(model, config).plan(), f"{steps_words} None"
+    yield lambda: Pruner(model, config, 10).save(None), path_words
+    yield lambda: Pruner(model, config, 10).load(None), path_words
+    yield lambda: PruningConfig.from_pretrained(None), path_words
+    yield lambda: config.save_pretrained(None), path_words
+    for read in (PruningConfig.from_dict, DistillationConfig.from_dict):
+        for wrong in (None, [1], "abc", 3):
+            yield lambda read=read, wrong=wrong: read(wrong), f"expected a mapping of fields, got {wrong!r}"
+        yield lambda read=read: read({1: 2}), "1: unknown field"
+    yield (
+        lambda: merge("x"),
+        "expected a model with PEFT adapters that change weights, such as LoRA, got str; adapters of other kinds "
+        "cannot be merged",
+    )
+
+
+def test_arguments_of_a_wrong_kind_are_one_line_of_the_family(tmp_path):
+    cases = list(wrong_arguments(tmp_path))
+    assert len(cases) > 30
+    for call, line in cases:
+        with pytest.raises(HfPruneError) as caught:
+            call()
+        assert str(caught.value) == line
+
+
+def test_a_number_of_steps_of_numpy_is_a_number_of_steps():
+    pruner = Pruner(bert(), PruningConfig(sparsity=0.5), np.int64(10))
+    assert type(pruner.total_steps) is int

@@ -208,7 +208,7 @@ def sharded(pruner, tmp_path_factory):
 @quick(120)
 @given(data=st.data())
 def test_recipes(data, tmp_path_factory):
-    path = tmp_path_factory.getbasetemp() / "recipe.yaml"
+    path = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
     as_json = edited_json(yaml.safe_load(RECIPE))  # which is YAML, too
     path.write_bytes(data.draw(as_json if data.draw(st.booleans(), label="as JSON") else edited(RECIPE.encode())))
     with or_lines():

@@ -224,8 +224,10 @@ def card_command(
     with _errors_as_lines():
         _check_folder(model)
         _quiet()
-        from ..publish.card import forget_measurements, write_card
+        from ..publish.card import forget_measurements, read_card, write_card
+        from ..publish.card_merge import is_stock
         from ..publish.given import add_to_record, read_metrics
+        from ..publish.record import load_record
         from ..saved.model import SavedModel
 
         saved = SavedModel(model)
@@ -236,8 +238,14 @@ def card_command(
             problem = add_to_record(saved, base_model, evaluations, dataset)
             if problem is not None:
                 print_line(f"The license of the base model is unknown: {problem}")
+        replaced = is_stock(read_card(saved))
         path = write_card(saved)
+        record = load_record(saved)
     console.print(str(path), soft_wrap=True)
+    if replaced:
+        console.print("The text that the Trainer had generated was replaced; its metadata were kept.")
+    if replaced and (record is None or not record.evaluations):
+        console.print("To have its results in the card, pass them with --metrics.")
 
 
 @app.command("push")
@@ -348,8 +356,7 @@ def _plan_model(source: str, overrides: list[str], steps: int) -> "Plan":
 
 def _load_weights(folder: Path, skeleton: "PreTrainedModel") -> "PreTrainedModel":
     """The model with its weights; a folder with a config.json alone gives the skeleton, which counts as dense."""
-    from safetensors import SafetensorError
-
+    from ..model.opening import LOADING_ERRORS
     from ..saved.files import weight_files
 
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
@@ -357,7 +364,7 @@ def _load_weights(folder: Path, skeleton: "PreTrainedModel") -> "PreTrainedModel
     weight_files(folder)
     try:
         return type(skeleton).from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise ReportError(f"{folder}: the weights cannot be loaded: {one_line(error)}") from error
 
 

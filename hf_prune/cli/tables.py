@@ -182,14 +182,20 @@ def print_result(result: "RunResult") -> None:
             kept = recovery(name, dense, value)
             table.add_row(name, f"{dense:.4f}", f"{value:.4f}", f"{kept:.1%}" if kept is not None else "-")
     empty = [""] if result.dense else []
-    if result.report.removed is not None:
-        before, after = result.report.removed.parameters
-        of_dense = [f"{before:,}"] if result.dense else []
-        table.add_row("parameters", *of_dense, f"{after:,}", *([f"{after / before:.1%}"] if result.dense else []))
     for name, share in (("prunable", result.report.prunable_sparsity), ("all", result.report.sparsity)):
         table.add_row(f"zeros in {name} tensors", *empty, f"{share:.2%}" if share is not None else "-", *empty)
+    for name, sizes, unit in (("parameters", result.parameters, 1), ("megabytes", result.file_bytes, 1e6)):
+        shown = [f"{sizes[model] / unit:,.{0 if unit == 1 else 1}f}" for model in sizes]
+        table.add_row(name, *shown, *([f"{sizes['pruned'] / sizes['dense']:.1%}"] if result.dense else []))
+    latency = result.latency
+    if latency is not None:
+        dense_ms = [f"{1000 * latency.dense_seconds:.1f}"] if latency.dense_seconds is not None else empty
+        faster = (
+            [f"{latency.dense_seconds / latency.seconds:.2f}x faster"] if latency.dense_seconds is not None else empty
+        )
+        table.add_row("milliseconds a sample", *dense_ms, f"{1000 * latency.seconds:.1f}", *faster)
     table.add_row(
-        "seconds",
+        "seconds of training",
         *([f"{result.seconds['dense']:.0f}"] if result.dense else []),
         f"{result.seconds['pruned']:.0f}",
         *empty,

@@ -3,23 +3,31 @@
 import dataclasses
 import math
 import numbers
+import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..errors import nearest
+from ..errors import ArgumentError, nearest
 
 Problem = tuple[str, str]  # the field, and the message
+
+_LONGEST = 10_000  # characters of a regular expression: making a matcher of one may take a millisecond for three
 
 
 def why_no_expression(expression: Any) -> str | None:
     """Why a value is not a regular expression, or None if it is one."""
     if not isinstance(expression, str):
         return f"it is of type {type(expression).__name__}, not str"
+    if len(expression) > _LONGEST:
+        return f"it has more than {_LONGEST:,} characters"
     try:
         re.compile(expression)
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         return str(error)
+    except RecursionError:
+        return "it has too many levels of groups"
     return None
 
 
@@ -54,7 +62,16 @@ def numbers_as_floats(config: Any, *names: str) -> None:
             object.__setattr__(config, name, float(getattr(config, name)))
 
 
-def unknown_fields(names: Iterable[str], config: type) -> list[Problem]:
-    """A problem for each name that is not a field of a dataclass, with the nearest field as a hint."""
+def problems_of_fields(values: Any, config: type) -> list[Problem]:
+    """Why these values are no mapping of fields of a dataclass: a problem for each other name, with the nearest one."""
+    if not isinstance(values, Mapping):
+        return [("", f"expected a mapping of fields, got {values!r}")]
     allowed = [field.name for field in dataclasses.fields(config)]
-    return [(name, f"unknown field{nearest(name, allowed)}") for name in names if name not in allowed]
+    return [(str(name), f"unknown field{nearest(name, allowed)}") for name in values if name not in allowed]
+
+
+def as_path(directory: Any) -> Path:
+    """A directory as a path. Raises ArgumentError for what is none."""
+    if not isinstance(directory, (str, os.PathLike)):
+        raise ArgumentError("directory", f"expected a path, got {directory!r}")
+    return Path(directory)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DistillationConfigError
-from .checks import Problem, is_number, numbers_as_floats, unknown_fields
+from .checks import Problem, is_number, numbers_as_floats, problems_of_fields
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class DistillationConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DistillationConfig":
-        """Make a configuration from a mapping of fields. Raises DistillationConfigError for unknown fields."""
-        unknown = unknown_fields(values, cls)
-        if unknown:
-            raise DistillationConfigError(problems=unknown)
+        """Make a configuration from a mapping of fields. Raises DistillationConfigError for what is none."""
+        problems = problems_of_fields(values, cls)
+        if problems:
+            raise DistillationConfigError(problems=problems)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

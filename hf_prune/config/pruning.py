@@ -3,25 +3,27 @@
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..errors import PruningConfigError
+from ..errors import PruningConfigError, nearest, shown
 from ..methods.patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from ..methods.penalties import PENALTIES
 from ..methods.schedules import SCHEDULES, resolve_step
 from ..methods.scopes import SCOPES
 from ..methods.solvers import SOLVERS
-from ..methods.table import method_names, needs_a_step
+from ..methods.table import ENTRY_POINTS, find_in_packages, method_names, needs_a_step
 from .checks import (
     Problem,
+    as_path,
     expected_one_of,
     is_number,
     is_one_of,
     numbers_as_floats,
-    unknown_fields,
+    problems_of_fields,
     why_no_expression,
 )
 from .safe_json import parse_json, read_json
@@ -32,6 +34,8 @@ FORMAT_VERSION = 1
 
 # What can be removed as a whole.
 STRUCTURES = ("neurons", "heads", "layers")
+
+_MOST_SECONDS = 2  # of the processor, for making matchers of all expressions
 
 # What is pruned of a model with adapters of PEFT.
 ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
@@ -155,15 +159,20 @@ class PruningConfig:
     def _check_choices(self) -> Iterator[Problem]:
         if self.structure is not None and not is_one_of(self.structure, STRUCTURES):
             yield "structure", expected_one_of(self.structure, STRUCTURES, or_none=True)
+        methods = method_names(self.structure if is_one_of(self.structure, STRUCTURES) else None)
+        broken = {name: find_in_packages(getattr(self, name)) for name in ("method", "schedule", "scope")}
+        if not is_one_of(self.method, methods):
+            hint = f"; a package can declare methods in the entry-point group {ENTRY_POINTS}: is it installed?"
+            hint = "" if self.structure or nearest(self.method, methods) else hint
+            yield "method", broken["method"] or expected_one_of(self.method, methods) + hint
         for name, allowed in (
-            ("method", method_names(self.structure)),
             ("schedule", SCHEDULES),
             ("scope", SCOPES),
             ("block_norm", BLOCK_NORMS),
         ):
             value = getattr(self, name)
             if not is_one_of(value, allowed):
-                yield name, expected_one_of(value, allowed)
+                yield name, broken.get(name) or expected_one_of(value, allowed)
         if self.adapters is not None and not is_one_of(self.adapters, ADAPTER_WAYS):
             yield "adapters", expected_one_of(self.adapters, ADAPTER_WAYS, or_none=True)
         pattern = self._pattern_or_none()
@@ -184,7 +193,7 @@ class PruningConfig:
             )
 
     def _check_structure(self) -> Iterator[Problem]:
-        if self.structure is None:
+        if not is_one_of(self.structure, STRUCTURES):
             return
         for name, default in (("pattern", "unstructured"), ("scope", "layer"), ("overrides", None), ("penalty", None)):
             if getattr(self, name) != default:
@@ -240,8 +249,9 @@ class PruningConfig:
             if self.penalty_weight is not None:
                 yield "penalty_weight", f"must not be set without a penalty, got {self.penalty_weight!r}"
             return
+        broken = find_in_packages(self.penalty)
         if not is_one_of(self.penalty, PENALTIES):
-            yield "penalty", expected_one_of(self.penalty, PENALTIES, or_none=True)
+            yield "penalty", broken or expected_one_of(self.penalty, PENALTIES, or_none=True)
         elif self.method == "keep" or self.schedule == "one_shot":
             yield "penalty", f"must not be set with method 'keep' or schedule 'one_shot', got {self.penalty!r}"
         if not is_number(self.penalty_weight) or self.penalty_weight <= 0:
@@ -258,10 +268,17 @@ class PruningConfig:
                 yield name, f"expected a list of regular expressions, got {value!r}"
         if isinstance(self.overrides, dict):
             expressions += [("overrides", expression) for expression in self.overrides]
+        began = time.process_time()
         for name, expression in expressions:
             why = why_no_expression(expression)
             if why is not None:
-                yield name, f"expected a regular expression, got {expression!r} ({why})"
+                yield name, f"expected a regular expression, got {shown(expression)} ({why})"
+            if time.process_time() - began > _MOST_SECONDS:
+                yield (
+                    name,
+                    f"expected regular expressions that are ready within {_MOST_SECONDS} seconds, got slower ones",
+                )
+                break
         if not isinstance(self.pruning_seed, int) or isinstance(self.pruning_seed, bool):
             yield "pruning_seed", f"expected a whole number, got {self.pruning_seed!r}"
 
@@ -302,10 +319,10 @@ class PruningConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PruningConfig":
-        """Make a configuration from a mapping of fields. Raises PruningConfigError for unknown fields."""
-        unknown = unknown_fields(values, cls)
-        if unknown:
-            raise PruningConfigError(problems=unknown)
+        """Make a configuration from a mapping of fields. Raises PruningConfigError for what is none."""
+        problems = problems_of_fields(values, cls)
+        if problems:
+            raise PruningConfigError(problems=problems)
         return cls(**values)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
@@ -323,12 +340,20 @@ class PruningConfig:
         return configs[0]
 
 
+class SavedConfig(PruningConfig):
+    """A configuration that is only read: its method may be one of a package that is not installed here."""
+
+    def _check_choices(self) -> Iterator[Problem]:
+        is_name = isinstance(self.method, str)
+        return (problem for problem in super()._check_choices() if problem[0] != "method" or not is_name)
+
+
 def save_configs(configs: Sequence[PruningConfig], directory: str | os.PathLike, frozen: Sequence[str] = ()) -> None:
     """Write configurations into `pruning_config.json` in a directory, which is created if needed.
 
     `frozen` are the names of weights that the default targets left out because they were not trained.
     """
-    path = Path(directory, CONFIG_NAME)
+    path = as_path(directory) / CONFIG_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"format_version": FORMAT_VERSION, "configs": [config.to_dict() for config in configs]}
     if frozen:
@@ -341,7 +366,16 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
 
     Raises FileNotFoundError if there is none, and PruningConfigError, naming the file, if it cannot be used.
     """
-    path = Path(directory, CONFIG_NAME)
+    return _load(directory, PruningConfig)
+
+
+def load_saved_configs(directory: str | os.PathLike) -> list[PruningConfig]:
+    """Read configurations as `load_configs` does, whether their methods are known here or not."""
+    return _load(directory, SavedConfig)
+
+
+def _load(directory: str | os.PathLike, kind: type[PruningConfig]) -> list[PruningConfig]:
+    path = as_path(directory) / CONFIG_NAME
     content = _read(path)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
@@ -352,9 +386,21 @@ def load_configs(directory: str | os.PathLike) -> list[PruningConfig]:
     if not isinstance(sections, list) or not all(isinstance(values, dict) for values in sections):
         raise PruningConfigError(f"{path}: expected a list of mappings under configs, got {sections!r}")
     try:
-        return [PruningConfig.from_dict(values) for values in sections]
+        return [kind.from_dict(values) for values in sections]
     except PruningConfigError as error:
         raise PruningConfigError(problems=error.problems, at=str(path)) from error
+
+
+def written_expressions(directory: str | os.PathLike) -> list[str]:
+    """The regular expressions in a directory's `pruning_config.json`, unchecked. Raises as `load_configs` does."""
+    sections = _read(Path(directory, CONFIG_NAME)).get("configs")
+    fields = [
+        section.get(name)
+        for section in (sections if isinstance(sections, list) else [])
+        if isinstance(section, dict)
+        for name in ("targets", "exclude", "overrides")
+    ]
+    return [text for field in fields if isinstance(field, (list, dict)) for text in field if isinstance(text, str)]
 
 
 def load_frozen(directory: str | os.PathLike) -> list[str]:

@@ -6,6 +6,7 @@ A weight's index is its flat index in the whole tensor; a position is its flat i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -36,6 +37,14 @@ class Region:
     def first(self) -> int:
         """The index of the first weight; for an empty shard, where it would be."""
         return sum(start * stride for start, stride in zip(self.start, _strides(self.shape), strict=True))
+
+    def slices(self, number: int) -> list[slice]:
+        """The positions here of each of this number of equal parts of the tensor, cut along its first dimension."""
+        if number == 1:
+            return [slice(0, self.weights)]
+        length, inner = self.shape[0] // number, math.prod(self.size[1:])
+        bounds = [min(max(index * length - self.start[0], 0), self.size[0]) * inner for index in range(number + 1)]
+        return [slice(first, end) for first, end in pairwise(bounds)]
 
     @property
     def is_range(self) -> bool:

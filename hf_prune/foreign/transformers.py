@@ -47,6 +47,7 @@ OVERRIDDEN = _of_trainer(
         "rename a checkpoint once it is complete",
         "when the Trainer itself does",
     ),
+    ("_save", "output_dir, state_dict", "save the smaller model in place of a sharded one", "when a callback can"),
     (
         "_push_from_checkpoint",
         "checkpoint_folder",

@@ -25,14 +25,15 @@ class Masks:
         targets: the tensors, in the model's order.
         parameters: parameter name -> parameter.
         engine: how the parameters are held and trained.
-        trained: names of tensors that, if they are all zeros, are taken to be trained from zero and are not masked.
         by_unit: names of tensors whose single zeros are not masked: whole units are removed from them.
+        trained: names of tensors that, if they are all zeros, are taken to be trained from zero and are not masked; for
+            a fused tensor of experts, each expert that is.
 
     Attributes:
         parts: parameter name -> bool tensor, True where a weight is kept: the mask of this process's shard.
         masked: parameter name -> number of masked weights, on all processes together.
         holdings: parameter name -> how this process holds it.
-        fresh: those of the `trained` tensors that were all zeros.
+        fresh: those of the `trained` tensors that were all zeros, and "NAME (expert 3)" for experts that were.
         sharded: whether the parameters are sharded over processes.
         all_reduce: adds up the counts of all processes, if tensors are sharded.
 
@@ -65,17 +66,36 @@ class Masks:
                 for name in parameters
             }
         )
-        self.fresh = {name for name in trained if self.masked[name] == self._targets[name].weights}
-        if self.fresh:
-            self.take(
-                {name: torch.ones_like(mask) if name in self.fresh else mask for name, mask in self.parts.items()}
-            )
+        self.fresh = self._unmask_fresh([name for name in parameters if name in trained])
 
     def take(self, parts: Mapping[str, torch.Tensor]) -> None:
         """Replace the masks with these."""
         self.parts = {name: parts[name].to(parameter.device) for name, parameter in self._parameters.items()}
         self._masked_here = {name: _count_masked(mask) for name, mask in self.parts.items()}
         self.count(self.parts)
+
+    def _unmask_fresh(self, trained: Sequence[str]) -> list[str]:
+        """Unmask the tensors and experts of these that are all zeros; returns what is to be said of them."""
+        matrices = {
+            name: self.holdings[name].region.slices(self._targets[name].experts)
+            for name in trained
+            if self.masked[name] and self.masked[name] >= self._targets[name].weights // self._targets[name].experts
+        }
+        kept = [
+            _count_kept(self.parts[name].view(-1)[one]) * self.counts(name)
+            for name, of_one in matrices.items()
+            for one in of_one
+        ]
+        sums = iter(self.add_up(kept))
+        fresh = []
+        for name, of_one in matrices.items():
+            zero = [index for index in range(len(of_one)) if next(sums) == 0]
+            for index in zero:
+                self.parts[name].view(-1)[of_one[index]] = True
+            self.note_change(name, None)
+            fresh += [name] if len(zero) == len(of_one) else [f"{name} (expert {index})" for index in zero]
+        self.count(matrices)
+        return fresh
 
     def for_tensor(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """A mask on the device of `like`, to which it is moved permanently."""
@@ -155,4 +175,8 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 def _count_masked(mask: torch.Tensor) -> int:
     """The number of masked weights; a mask without data (on the meta device) counts as dense."""
-    return 0 if mask.is_meta else mask.numel() - int(mask.count_nonzero())
+    return mask.numel() - _count_kept(mask)
+
+
+def _count_kept(mask: torch.Tensor) -> int:
+    return mask.numel() if mask.is_meta else int(mask.count_nonzero())

@@ -1,6 +1,7 @@
 """Plans, made without any weights: configurations -> groups of tensors -> counts to prune at a step."""
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -18,7 +19,7 @@ from ..methods.schedules import sparsity_at, update_steps
 from ..methods.scopes import SCOPES, Pool, Prunable
 from ..methods.table import needs_a_step, reads_of
 from ..model.layouts import Target
-from ..model.names import named_parameters, shape_of
+from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import check_expressions
 from ..structure.coupled import CoupledUnits, Family
 from ..structure.shrink import cut_of
@@ -180,6 +181,15 @@ def _check_shape(config: PruningConfig, pattern: Pattern, target: Target) -> Non
         )
 
 
+def as_steps(total_steps: Any) -> int:
+    """A number of optimizer steps. Raises PruningConfigError for what is none."""
+    if not isinstance(total_steps, numbers.Integral) or isinstance(total_steps, bool) or total_steps < 1:
+        raise PruningConfigError(
+            "total_steps", f"expected the number of optimizer steps of the training, 1 or more, got {total_steps!r}"
+        )
+    return int(total_steps)
+
+
 def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], total_steps: int) -> list[Window]:
     """When each configuration updates masks in a training of `total_steps`.
 
@@ -257,22 +267,25 @@ class Plan:
     _groups: tuple[Group, ...] = field(default=(), repr=False, compare=False)
 
     def of_model(self, model: nn.Module) -> "Plan":
-        """The same plan with `weights_left`, of the model that was planned for.
+        """The same plan with `weights_left`, of the model that was planned for, and with layers that must stay counted.
 
         It stays None where no structure is pruned, and where it depends on which layers are removed.
         """
+        if not self.units:
+            return self
+        plain = plain_model(model)
         removed = {f"{one.structure} of {one.path}": one.removed for one in self.units}
-        families = [
-            Family(group.config.structure or "", (), group.coupled, stack=_stack_of(group)) for group in self._groups
-        ]
+        families = [_whole_family(group, plain) for group in self._groups]
         shapes = {name: torch.empty(shape_of(one), device="meta") for name, one in named_parameters(model)}
-        numbers = set()
+        counts = set()
         for last in (False, True):  # the layers that are removed are the first, or the last
             dropped: dict[str, torch.Tensor] = {}
             for group in self._groups:
                 dropped |= _some_dropped(group, removed, last)
-            numbers.add(sum(tensor.numel() for tensor in cut_of(families, dropped).tensors(shapes).values()))
-        return replace(self, weights_left=numbers.pop() if families and len(numbers) == 1 else None)
+            counts.add(sum(tensor.numel() for tensor in cut_of(families, dropped).tensors(shapes).values()))
+        depths = {family.stack: len(family.groups) for family in families if family.structure == "layers"}
+        units = [replace(one, of=depths[one.path]) if one.structure == "layers" else one for one in self.units]
+        return replace(self, units=units, weights_left=counts.pop() if len(counts) == 1 else None)
 
     @property
     def final_sparsity(self) -> float:
@@ -383,6 +396,16 @@ def _dropped_now(group: Group, masked: Mapping[str, Fraction]) -> list[int]:
 def _stack_of(group: Group) -> str:
     """The path of the stack whose layers a group has; empty for other units."""
     return group.coupled[0].path.rpartition(".")[0] if group.config.structure == "layers" else ""
+
+
+def _whole_family(group: Group, model: nn.Module) -> Family:
+    """The family of a group, for what is left of a model; with the layers of the stack that cannot be removed."""
+    stack, coupled = _stack_of(group), group.coupled
+    if stack:
+        known = {layer.path: layer for layer in coupled}
+        paths = [f"{stack}.{name}" for name, _ in model.get_submodule(stack).named_children()]
+        coupled = tuple(known.get(path, CoupledUnits("layers", path, 1, (), ())) for path in paths)
+    return Family(coupled[0].structure, (), coupled, stack=stack)
 
 
 def _some_dropped(group: Group, removed: Mapping[str, int], last: bool) -> dict[str, torch.Tensor]:

@@ -13,26 +13,28 @@ import torch
 from torch import nn
 
 from ..config.arguments import PruningArguments
-from ..config.pruning import PruningConfig, load_configs
+from ..config.checks import as_path
+from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, written_expressions
 from ..engines.choose import engine_of
 from ..engines.optimizers import is_at_step, is_micro_batch, leaves_zeros, zero_masked
 from ..engines.processes import rank
-from ..errors import ArgumentError, PlacementError, PruningConfigError, PruningStateError
+from ..errors import ArgumentError, PlacementError, PruningStateError
 from ..methods.patterns import count_of
 from ..methods.scopes import Pool
 from ..model.adapters import mask_additions
+from ..model.expressions import refuse_slow
 from ..model.layouts import Target
-from ..model.names import named_parameters, shape_of
+from ..model.names import every_name, named_parameters, shape_of
 from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
 from .local import LocalTensor
 from .masks import Masks
 from .penalty_terms import WeightPenalties
-from .plan import Group, Plan, PlannedTensor, Window, make_groups, make_plan, make_windows
+from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_groups, make_plan, make_windows
 from .ranking import Change, update_masks
 from .readings import Readings
 from .resuming import check_state, continue_schedule
-from .structures import Structures, update_units
+from .structures import SmallerModel, Structures, update_units
 from .watch import Watch, warn_of_changes
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ class Pruner:
     Raises:
         TargetError: an expression or a shape does not fit the model.
         PruningConfigError: a configuration does not fit into the training, or two prune a tensor at the same time.
+        ArgumentError: an argument has the wrong type.
         PruningStateError: a weight is NaN or infinite when masks are to be updated (no mask is changed then), or
             processes that hold the same weights have different masks.
         PlacementError: a parameter is sharded in a way that is not supported.
@@ -92,11 +95,8 @@ class Pruner:
         config: PruningConfig | Sequence[PruningConfig],
         total_steps: int | None = None,
     ):
-        self.configs = [config] if isinstance(config, PruningConfig) else list(config)
-        if not self.configs or not all(isinstance(entry, PruningConfig) for entry in self.configs):
-            raise ArgumentError("config", f"expected a PruningConfig or a list of them, got {config!r}")
-        if any(isinstance(entry, PruningArguments) for entry in self.configs):
-            raise ArgumentError("config", "expected a PruningConfig, got PruningArguments; pass its attribute config")
+        _check_model(model)
+        self.configs = as_configs(config)
         self._state = PruningState()
         self._told_of_changes = False
         self.total_steps: int | None = None
@@ -152,7 +152,7 @@ class Pruner:
         )
         self._structures.mask_zero_units(self._groups, self._masks)
         self._structures.skip_layers(self._groups, self._masks, model)
-        self._fresh = sorted(self._masks.fresh - adapters)
+        self._fresh = [name for name in self._masks.fresh if name not in adapters]
         self._state = PruningState(self.completed_steps)
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
@@ -193,6 +193,16 @@ class Pruner:
         """
         if self.removed is None and self._structures.cut_as_saved(Path(directory), self.model):
             self._attach(self.model)
+
+    def smaller_model(self) -> SmallerModel | None:
+        """The model without its masked units, to be saved in place of one that is sharded; every process must call it.
+
+        None if no structure is pruned, if it is not finished, or if its units were cut out already.
+        """
+        groups = [index for index, group in enumerate(self._groups) if group.coupled]
+        if not groups or not set(self._unfinished()).isdisjoint(groups):
+            return None
+        return self._structures.smaller_model(self._groups, self._masks, self.configs)
 
     def _go_on_with(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Go on with a model out of which units were cut, with these masks."""
@@ -254,6 +264,9 @@ class Pruner:
         have pruned by then is pruned now. `model` replaces the current model. Raises PruningConfigError if the
         configuration does not fit into that many steps.
         """
+        total_steps = as_steps(total_steps)
+        if model is not None:
+            _check_model(model)
         self.stop_collecting()
         told = self.left_out
         self._attach(model if model is not None else self.model, optimizer)
@@ -281,11 +294,14 @@ class Pruner:
                 "%s%s: all weights are zero, as in a tensor that is trained from zero; they are not masked. To keep "
                 "such zeros, use the method 'keep'.",
                 self._fresh[0],
-                f" and {len(self._fresh) - 1} more tensors" if len(self._fresh) > 1 else "",
+                f" and {len(self._fresh) - 1} more" if len(self._fresh) > 1 else "",
             )
         zeros = sum(self.masked.values())
         if zeros:
-            logger.info("%s prunable weights are already zero; they are masked and stay zero.", f"{zeros:,}")
+            logger.info(
+                "%s prunable weights are already zero; they are masked and stay zero, also whole groups and blocks.",
+                f"{zeros:,}",
+            )
         sparser = []
         for group in self._groups:
             weights = sum(target.weights for target in group.members)
@@ -309,6 +325,7 @@ class Pruner:
         `total_steps` may differ from those of the training that saved them: what the schedule would have pruned by now
         is then pruned after the next optimizer step.
         """
+        total_steps = as_steps(total_steps)
         self.stop_collecting()
         self._attach(model if model is not None else self.model, optimizer)
         self._windows = make_windows(self.configs, self._groups, total_steps)
@@ -322,9 +339,8 @@ class Pruner:
         `total_steps` (optimizer steps) is needed before the start. Raises PruningConfigError if it is missing, or if
         the configuration does not fit into that many steps.
         """
-        total_steps = next((steps for steps in (total_steps, self.total_steps, self.expected_steps) if steps), None)
-        if total_steps is None:
-            raise PruningConfigError("total_steps", "expected the number of optimizer steps of the training, got None")
+        known = (total_steps, self.total_steps, self.expected_steps)
+        total_steps = as_steps(next((steps for steps in known if steps is not None), None))
         windows = make_windows(self.configs, self._groups, total_steps)
         tensors = [
             PlannedTensor(target.name, target.shape, target.weights, self.masked[target.name], None)
@@ -734,6 +750,21 @@ class Pruner:
             self._begin_step()
 
 
+def as_configs(config: Any) -> list[PruningConfig]:
+    """One configuration, or several, as a list. Raises ArgumentError for anything else."""
+    configs = [config] if isinstance(config, PruningConfig) else config
+    if not isinstance(configs, Sequence) or not configs or not all(isinstance(one, PruningConfig) for one in configs):
+        raise ArgumentError("config", f"expected a PruningConfig or a list of them, got {config!r}")
+    if any(isinstance(one, PruningArguments) for one in configs):
+        raise ArgumentError("config", "expected a PruningConfig, got PruningArguments; pass its attribute config")
+    return list(configs)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError("model", f"expected a model (torch.nn.Module), got {type(model).__name__}")
+
+
 def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:
     """Set the weights of a model to zero that are masked in a directory where a pruned model was saved.
 
@@ -741,10 +772,13 @@ def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:
     (`PeftModel.from_pretrained`) it restores the sparse base, and masks the updates of `sparse_merge` adapters as in
     training. Adapters pruned with `sparse_adapters` have their zeros in their own file; for them it does nothing.
 
-    Raises PruningStateError, before anything is changed, if the directory has no masks or those of another model.
+    Raises PruningStateError, before anything is changed, if the directory has no masks or those of another model, and
+    TargetError for a regular expression in its configuration that takes too long to match.
     """
-    if not state_files(Path(directory)):
+    _check_model(model)
+    if not state_files(as_path(directory)):
         raise PruningStateError(f"{directory}: has no masks; give a directory where a pruned model was saved")
+    refuse_slow(str(Path(directory, CONFIG_NAME)), written_expressions(directory), every_name(model))
     configs = load_configs(directory)
     if any(config.adapters != "sparse_adapters" for config in configs):
         Pruner(model, configs).load(directory)

@@ -4,8 +4,10 @@ Few numbers describe the units, so every process ranks all of them: what is adde
 each unit, not those of weights.
 """
 
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,18 +15,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..config.pruning import PruningConfig
+from ..config.pruning import PruningConfig, save_configs
 from ..engines.regions import Region
 from ..methods import scopes
 from ..methods.criteria import Piece
 from ..methods.unit_criteria import UNIT_CRITERIA, UnitCriterion
 from ..model.layouts import Target
-from ..model.names import plain_model
+from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.coupled import CoupledUnits, Family, Part, find_families, select_groups
+from ..structure.proof import proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
-from ..structure.shrink import cut_of, shrink_model
+from ..structure.shrink import Cut, cut_of, shrink_model
 from ..structure.skipping import skip
 from .local import LocalTensor
 from .masks import Masks
@@ -167,8 +170,8 @@ def _unit_ids(region: Region, shape: tuple[int, ...], part: Part, units: int) ->
     the expert is left to the caller. For a range of the flattened tensor it is flat, with the expert.
     """
     of_index = torch.full((shape[part.dim],), units, dtype=torch.int64)
-    for start in part.starts:
-        of_index[start : start + units * part.width] = torch.arange(units).repeat_interleave(part.width)
+    for start, width in part.runs:
+        of_index[start : start + units * width] = torch.arange(units).repeat_interleave(width)
     if region.shape == shape and len(shape) > 1:
         start, size = region.start[part.dim], region.size[part.dim]
         sides = [1] * len(shape)
@@ -194,6 +197,8 @@ class Structures:
         self.sums: dict[str, torch.Tensor] = {}
         self.layers: list[bool] | None = None
         self._families: dict[int, list[Family]] = {}  # by the index of the configuration
+        self._model: nn.Module | None = None  # that has these units
+        self._class: type[PreTrainedModel] | None = None  # of that model, before it was sharded
         self._skipped: list[Any] = []  # handles of the hooks that skip layers
         self._added = False  # whether the gradients of the current step were added to the sums
 
@@ -208,14 +213,19 @@ class Structures:
         if self.removed is not None:
             number = self.removed["families"].get(str(index), 0)
             return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
-        families = select_groups(find_families(model, config.structure), config.targets, config.exclude)
-        self._families[index] = families
+        if self._model is not plain_model(model):
+            self._model, self._families = plain_model(model), {}
+            self._class = cast(type[PreTrainedModel], type(self._model))
+        if index not in self._families:
+            found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
+            self._families[index] = proven(found, cast(PreTrainedModel, self._model))
+        families = self._families[index]
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []
         for family in families if config.method != "keep" else ():
             names = set(family.names)
             members = tuple(target for target in targets if target.name in names)
-            groups.append(make_unit_group(index, config, members, family.groups))
+            groups.append(make_unit_group(index, config, members, family.removable))
         return targets, groups
 
     def mask_zero_units(self, groups: Sequence[Group], masks: Masks) -> None:
@@ -238,11 +248,16 @@ class Structures:
         for group in groups:
             if group.coupled and group.config.structure == "layers":
                 dropped = masked_units(group, masks)
-                skipped = [bool(dropped[layer.name].all()) for layer in group.coupled]
-                self.layers = [not is_skipped for is_skipped in skipped]
-                for layer, is_skipped in zip(group.coupled, skipped, strict=True):
-                    if is_skipped:
+                family = self._family_of(group)
+                skipped = {layer.name for layer in group.coupled if bool(dropped[layer.name].all())}
+                self.layers = [layer.name not in skipped for layer in family.groups]
+                for layer in group.coupled:
+                    if layer.name in skipped:
                         self._skipped.append(skip(plain_model(model).get_submodule(layer.path)))
+
+    def _family_of(self, group: Group) -> Family:
+        families = self._families[group.config_index]
+        return next(family for family in families if family.removable == group.coupled)
 
     def skip_no_layers(self) -> None:
         """Skip no layer any more."""
@@ -284,23 +299,48 @@ class Structures:
     ) -> dict[str, torch.Tensor]:
         """Cut the masked units out of a model, in place; returns the masks of what is left. See `shrink_model`."""
         plain = cast(PreTrainedModel, plain_model(model))
+        cut = self.what_is_left(groups, masks)
+        content = self.describe(cut, groups, plain)
+        left = cut.tensors(masks.parts)
+        self.skip_no_layers()
+        shrink_model(plain, cut, optimizer)
+        self.removed = content
+        self.sums.clear()
+        return left
+
+    def what_is_left(self, groups: Sequence[Group], masks: Masks) -> Cut:
+        """What is left of the model without the masked units; every process must call it."""
         families = [family for found in self._families.values() for family in found]
         dropped: dict[str, torch.Tensor] = {}
         for group in groups:
             dropped.update(masked_units(group, masks) if group.coupled else {})
-        cut = cut_of(families, dropped)
-        left = cut.tensors(masks.parts)
-        by_unit = {name for family in families for name in family.names}
-        before = sum(part.numel() for name, part in masks.parts.items() if name in by_unit)
-        after = sum(left[new].numel() for name in by_unit if (new := cut.name_of(name)) is not None)
-        numbers = sum(parameter.numel() for parameter in plain.parameters())
-        config = plain.config
-        self.skip_no_layers()
-        shrink_model(plain, cut, optimizer)
-        smaller = sum(parameter.numel() for parameter in plain.parameters())
-        self.removed = describe_cut(cut, self._families, config, parameters=(numbers, smaller), weights=(before, after))
-        self.sums.clear()
-        return left
+        return cut_of(families, dropped)
+
+    def describe(self, cut: Cut, groups: Sequence[Group], model: PreTrainedModel) -> dict[str, Any]:
+        """What a cut removes from a model, see `describe_cut`."""
+        shapes = {name: shape_of(parameter) for name, parameter in named_parameters(model)}
+        left = cut.tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+        by_unit = dict.fromkeys(target.name for group in groups if group.coupled for target in group.members)
+        names = {name: cut.name_of(name) for name in by_unit}
+        return describe_cut(
+            cut,
+            self._families,
+            model.config,
+            parameters=(sum(map(math.prod, shapes.values())), sum(tensor.numel() for tensor in left.values())),
+            weights=(
+                sum(math.prod(shapes[name]) for name in by_unit),
+                sum(left[new].numel() for new in names.values() if new is not None),
+            ),
+        )
+
+    def smaller_model(self, groups: Sequence[Group], masks: Masks, configs: Sequence[PruningConfig]) -> "SmallerModel":
+        """The model without the masked units, for saving; every process must call it."""
+        assert self._class is not None
+        plain = cast(PreTrainedModel, self._model)
+        cut = self.what_is_left(groups, masks)
+        with torch.device("meta"):
+            skeleton = self._class(cut.config(plain.config))
+        return SmallerModel(cut, skeleton, self.describe(cut, groups, plain), configs)
 
     def cut_as_saved(self, directory: Path, model: nn.Module) -> bool:
         """Cut out of a model what was cut out of the one in a folder; whether anything was.
@@ -336,6 +376,21 @@ class Structures:
         self.sums = read_unit_scores(
             directory, {units.name: units.units for group in groups for units in group.coupled}
         )
+
+
+@dataclass(frozen=True)
+class SmallerModel:
+    """A model without its masked units: what is left, the model without weights, and what was removed."""
+
+    cut: Cut
+    skeleton: PreTrainedModel
+    removed: dict[str, Any]
+    configs: Sequence[PruningConfig]
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write configuration and `pruning_structure.json` into a directory, which is created if needed."""
+        save_configs(self.configs, directory)
+        write_structure(Path(directory), self.removed)
 
 
 def masked_units(group: Group, masks: Masks) -> dict[str, torch.Tensor]:

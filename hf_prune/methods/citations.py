@@ -23,8 +23,13 @@ _HIDDEN_STATES = """@article{kurtic2023sparse,
 }"""
 
 
-def citations(pruning: Sequence[Mapping[str, Any]], distilled: bool, hidden_states: bool) -> list[str]:
-    """The BibTeX entries of all that was used, each once; what has no paper is left out."""
+def citations(
+    pruning: Sequence[Mapping[str, Any]], distilled: bool, hidden_states: bool, recorded: Mapping[str, str | None]
+) -> list[str]:
+    """The BibTeX entries of all that was used, each once; what has no paper is left out.
+
+    `recorded` has the papers of methods that no table has.
+    """
     papers: list[str | None] = []
     for config in pruning:
         if config["method"] != "keep":
@@ -34,7 +39,8 @@ def citations(pruning: Sequence[Mapping[str, Any]], distilled: bool, hidden_stat
                 SCOPES[config["scope"]],
             )
             pattern = PATTERNS[parse_pattern(config["pattern"]).name]
-            papers += [method.paper if method is not None else None, schedule.paper, scope.paper, pattern.paper]
+            paper = method.paper if method is not None else recorded.get(config["method"])
+            papers += [paper, schedule.paper, scope.paper, pattern.paper]
         if config.get("penalty"):
             papers.append(PENALTIES[config["penalty"]].paper)
     papers += [_DISTILLATION if distilled else None, _HIDDEN_STATES if hidden_states else None]

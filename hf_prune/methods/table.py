@@ -1,9 +1,34 @@
 """All methods by name: criteria, solvers, and `keep`, which only holds existing zeros."""
 
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..errors import one_line
 from .criteria import CRITERIA, Criterion
+from .penalties import PENALTIES
+from .schedules import SCHEDULES
 from .scopes import SCOPES
 from .solvers import SOLVERS, Solver
 from .unit_criteria import UNIT_CRITERIA, UnitCriterion
+
+ENTRY_POINTS = "hf_prune.methods"
+
+
+def find_in_packages(name: Any) -> str | None:
+    """Import what installed packages declare under a name that no table has, as entry points of `hf_prune.methods`.
+
+    The imported module adds its entry to a table. Returns why a module cannot be imported, or None.
+    """
+    if not isinstance(name, str) or name in {*method_names(), *SCHEDULES, *SCOPES, *PENALTIES}:
+        return None
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        try:
+            entry.load()
+        except (ImportError, AttributeError) as error:
+            package = f"the package {entry.dist.name}" if entry.dist is not None else "a package"
+            return f"{name!r} is declared by {package} as {entry.value}, which cannot be imported: {one_line(error)}"
+    return None
 
 
 def method_names(structure: str | None = None) -> tuple[str, ...]:
@@ -16,12 +41,13 @@ def method_of(name: str, structure: str | None = None) -> Criterion | Solver | U
     return UNIT_CRITERIA.get(name) if structure else CRITERIA.get(name) or SOLVERS.get(name)
 
 
-def words_of(name: str, structure: str | None = None) -> str:
-    """What a method prunes, as model cards describe it."""
+def words_of(name: str, recorded: Mapping[str, str], structure: str | None = None) -> str:
+    """What a method prunes, as model cards describe it; `recorded` has the words of methods that no table has."""
     entry = method_of(name, structure)
-    if entry is None:
+    if name == "keep":
         return "existing zeros kept"
-    return f"{structure}, {entry.words}" if structure else entry.words
+    words = entry.words if entry is not None else recorded[name]
+    return f"{structure}, {words}" if structure else words
 
 
 def reads_of(method: str, scope: str, structure: str | None = None) -> set[str]:

@@ -38,6 +38,11 @@ class Target:
         return math.prod(self.shape)
 
     @property
+    def experts(self) -> int:
+        """The number of experts whose matrices the tensor holds; 1 for a tensor of another kind."""
+        return self.shape[0] if self.layout.startswith("experts") else 1
+
+    @property
     def sides(self) -> tuple[int, ...]:
         """The sides of one matrix or convolution: experts are separate matrices."""
         return self.shape[1:] if self.layout.startswith("experts") else self.shape

@@ -62,6 +62,11 @@ def all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {of_one[0]: tuple(of_one) for of_one in names.values()}
 
 
+def every_name(model: nn.Module) -> list[str]:
+    """The names of all parameters; of a tied one, each of its names."""
+    return [name for of_one in all_names(model).values() for name in of_one]
+
+
 def added_paths(model: nn.Module) -> set[str]:
     """The paths of modules that only wrap others or that PEFT wraps; the last component of each is in no plain name."""
     added = set()

@@ -12,7 +12,7 @@ from ..errors import one_line
 
 # What from_pretrained raises for files that are missing, damaged, or of something else.
 LOADING_ERRORS = (
-    *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError),
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
     *(SafetensorError, StrictDataclassError),
 )
 

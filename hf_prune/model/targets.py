@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import TargetError
+from ..errors import TargetError, shown
 from .anatomy import (
     adapter_modules,
     head_modules,
@@ -92,14 +92,14 @@ def check_expressions(field: str, expressions: Sequence[str], names: Sequence[st
     for expression in expressions:
         try:
             matcher = re.compile(expression)
-        except re.error as error:
-            raise TargetError(field, f"{expression!r} is not a regular expression: {error}") from error
+        except (re.error, OverflowError, RecursionError) as error:
+            raise TargetError(field, f"{shown(expression)} is not a regular expression: {error}") from error
         if not any(matcher.fullmatch(name) for name in names):
             near = _nearest_name(expression.replace("\\", "").replace(".*", ""), names)
             hint = f"; the nearest is {near!r}" if near else ""
             raise TargetError(
                 field,
-                f"{expression!r} matches no parameter name of the model{hint} "
+                f"{shown(expression)} matches no parameter name of the model{hint} "
                 "(expressions must match the whole name, as with re.fullmatch)",
             )
 

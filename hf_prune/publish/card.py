@@ -6,6 +6,7 @@ were made on.
 
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +15,15 @@ from typing import Any
 
 from ..config.safe_json import parse_json
 from ..errors import CardError, one_line
+from ..methods.table import ENTRY_POINTS, method_names
 from ..saved.files import check_inside, saved_files, write_file
 from ..saved.model import SavedModel
 from .card_merge import Existing, merge_cards
 from .card_text import generated_metadata, render_card
 from .record import RECORD_NAME, RunRecord, load_record, save_record
 from .sparsity_json import FIGURES_NAME, Figures, count_figures
+
+logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 
@@ -55,6 +59,7 @@ def make_files(
     if repo_id is not None:
         figures = figures.model_copy(update={"model": repo_id.rsplit("/", 1)[-1]})
     known = record if record is not None else RunRecord(name=figures.model)
+    _warn_of_unknown_methods(figures, known)
     figures = figures.model_copy(update={"metadata": generated_metadata(figures, known)})
     card = merge_cards(
         render_card(figures, known, repo_id or _shown_path(saved.folder)),
@@ -79,6 +84,16 @@ def make_files(
         plot_schedule(known.history, image, "Sparsity while fine-tuning", metric)
         files[SCHEDULE_NAME] = image.getvalue()
     return files
+
+
+def _warn_of_unknown_methods(figures: Figures, record: RunRecord) -> None:
+    for name in sorted({config["method"] for config in figures.pruning} - {*method_names(), *record.methods}):
+        logger.warning(
+            "The method %r is not known here, and the record of the run does not describe it: the card has its name "
+            "alone. Install the package that declares it in the entry-point group %s, and make the card again.",
+            name,
+            ENTRY_POINTS,
+        )
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
@@ -112,6 +127,7 @@ def forget_measurements(folder: str | os.PathLike) -> None:
                 tags=record.tags,
                 base_model=record.base_model,
                 pruning=record.pruning,
+                methods=record.methods,
                 weights=SavedModel.of(folder).hashes,
             ),
         )

@@ -17,7 +17,7 @@ _LINE_BREAK = re.compile(r"\r\n?")
 _MARKER = re.compile(r"^<!-- hf-prune: (begin|end) ([a-z]+) -->[ \t]*$", re.MULTILINE)
 
 # Metadata that is always generated, never kept from an existing card.
-_OURS_ALONE = ("base_model_relation", "co2_eq_emissions", "eval_results", "model-index", "model_name")
+_OURS_ALONE = ("eval_results", "model-index", "model_name")
 
 # Lists that people may add to.
 _LISTS = ("datasets", "language", "metrics", "tags")
@@ -220,6 +220,11 @@ _STOCK_LINES = {
     "### Training results": r"\|.*\|",
     "### Framework versions": r"- \w+ \S+",
 }
+
+
+def is_stock(existing: Existing | None) -> bool:
+    """Whether a card is one that only the Trainer wrote: its metadata are kept, and its text is not."""
+    return existing is not None and _is_stock(split_body(_read_metadata(existing.text)[1]))
 
 
 def _is_stock(body: Body) -> bool:

@@ -206,7 +206,8 @@ def _shown(source: Source, kind: str = "") -> str:
 def _summary(figures: Figures, record: RunRecord) -> str:
     base = _shown(record.base_model) if record.base_model is not None else "A model"
     if figures.pruning and record.steps:
-        methods = "; then ".join(map(_method, figures.pruning))
+        recorded = {name: inline(method.words) for name, method in record.methods.items()}
+        methods = "; then ".join(_method(config, recorded) for config in figures.pruning)
         distilled = "distilled" if record.distillation is not None else "fine-tuned"
         missed = _target_missed(figures)
         note = f" Its target sparsity of {missed:.2%} was not reached." if missed is not None else ""
@@ -215,13 +216,14 @@ def _summary(figures: Figures, record: RunRecord) -> str:
     return f"{base}, {'pruned' if _is_pruned(figures) else 'dense'}."
 
 
-def _method(config: Mapping[str, Any]) -> str:
+def _method(config: Mapping[str, Any], recorded: Mapping[str, str]) -> str:
+    unknown = {config["method"]: f"the weights that the method {code(config['method'])} selects"}
+    what = words_of(config["method"], {**unknown, **recorded}, config.get("structure"))
     if config["method"] == "keep":
-        return words_of("keep")
+        return what
     pattern = parse_pattern(config["pattern"])
     if pattern.name == "n:m":
-        return f"{words_of(config['method'])} of every group ({config['pattern']})"
-    what = words_of(config["method"], config.get("structure"))
+        return f"{what} of every group ({config['pattern']})"
     if config.get("structure"):
         return what
     blocks = f", in whole {config['pattern'].removeprefix('block:')} blocks" if pattern.name == "block" else ""
@@ -288,6 +290,9 @@ def _how_pruned(figures: Figures) -> list[str]:
     lines = [_configuration(config) for config in figures.pruning]
     if not lines and figures.prunable:
         lines.append(f"Prunable tensors: {_DEFAULT_TARGETS}.")
+    if figures.frozen:
+        number = f"{len(figures.frozen)} tensors, such as" if len(figures.frozen) > 1 else "the tensor"
+        lines.append(f"Not pruned, because it was not trained: {number} {code(figures.frozen[0])}.")
     if figures.note and not figures.tensors:
         lines.append(f"The zeros are not counted: {inline(figures.note)}.")
     elif figures.note:
@@ -626,9 +631,15 @@ def _limits(record: RunRecord) -> list[str]:
     return lines
 
 
+def _as_block(text: str) -> str:
+    """Lines for a code block, of printable characters, in which nothing begins a part of the card."""
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in text).replace("<!--", "<! --")
+
+
 def _citations(figures: Figures, record: RunRecord) -> str | None:
     """BibTeX entries of the methods that were used."""
     distillation = record.distillation
     hidden = distillation is not None and distillation.hidden_weight > 0
-    found = citations(figures.pruning, distillation is not None, hidden)
+    recorded = {name: _as_block(method.paper or "") or None for name, method in record.methods.items()}
+    found = citations(figures.pruning, distillation is not None, hidden, recorded)
     return fence("\n\n".join(found), "bibtex") if found else None

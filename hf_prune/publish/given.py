@@ -10,7 +10,7 @@ from ..config.safe_json import read_json
 from ..errors import CardError, one_line
 from ..saved.model import SavedModel
 from .logs import metrics_of, not_finite
-from .record import Evaluation, RunRecord, load_record, save_record
+from .record import Evaluation, RunRecord, describe_methods, load_record, save_record
 from .sources import describe_base, describe_name
 from .sparsity_json import check_weights
 from .tasks import main_metric, task_of
@@ -89,7 +89,12 @@ def add_to_record(
     check_weights(saved, record)
     if record is None:
         pruning = [config.to_dict() for config in saved.pruning_configs]
-        record = RunRecord(name=saved.folder.resolve().name, pruning=pruning, weights=saved.hashes)
+        record = RunRecord(
+            name=saved.folder.resolve().name,
+            pruning=pruning,
+            methods=describe_methods(saved.pruning_configs),
+            weights=saved.hashes,
+        )
     problem = None
     changes: dict[str, Any] = {}
     if base_model is not None:

@@ -1,16 +1,18 @@
 """Plots of a run, as PNG files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib.ticker
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..methods.penalties import PENALTIES
-from ..saved.removed import Removed, natural
+from ..saved.removed import Removed
 
 _SPARSITY_COLOR = "#b5432b"
 
@@ -147,8 +149,13 @@ def _panels_of(removed: Removed) -> dict[str, list[tuple[str, float, str]]]:
     for structure in (name for name in removed.structures if name != "layers"):
         units = [one for one in removed.units if one.structure == structure]
         bars = [(one.path, one.left / one.of, f"{one.left:,} of {one.of:,}") for one in units]
-        panels[structure] = sorted([*bars, *gone], key=lambda bar: natural(bar[0]))
+        panels[structure] = sorted([*bars, *gone], key=lambda bar: _natural(bar[0]))
     return panels
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """A key that sorts paths as they are counted: layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path)]
 
 
 def _plot_outline(sparsities: Sequence[float], path: Path | BinaryIO, title: str) -> None:
@@ -162,4 +169,6 @@ def _plot_outline(sparsities: Sequence[float], path: Path | BinaryIO, title: str
 
 
 def _save(figure: Figure, path: Path | BinaryIO) -> None:
-    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})  # the same bytes, whatever the version
+    figure.dpi = 120
+    # Drawn once, where `savefig` would draw twice for the same bytes; without the version, which would change them.
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})

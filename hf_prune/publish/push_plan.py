@@ -21,7 +21,7 @@ from ..structure.record import STRUCTURE_NAME
 from .card import CARD_NAME, PLOTS, make_files
 from .card_merge import Existing
 from .record import RECORD_NAME
-from .redact import find_secret
+from .redact import find_secret, is_password_file
 from .sparsity_json import FIGURES_NAME, Figures
 
 _DOCUMENTS = ("LICENSE*", "LICENCE*", "NOTICE*", "CITATION*")
@@ -136,6 +136,8 @@ def make_push_plan(
 
 def _refuse_secrets(files: Mapping[str, Path | bytes]) -> None:
     for name in sorted(files):
+        if is_password_file(name):
+            raise CardError(f"{name}: is a file that a program keeps a password in; leave it out")
         kind = find_secret(_searched(files[name]))
         if kind is not None:
             raise CardError(f"{name}: contains what looks like {kind}; remove it before pushing")

@@ -4,14 +4,16 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from ..config.pruning import PruningConfig
+from ..config.pruning import PruningConfig, SavedConfig
 from ..config.safe_json import read_json
 from ..errors import RecordError, one_line
+from ..methods.table import method_of
 from ..saved.files import SavedFile, write_file
 
 RECORD_NAME = "run_record.json"
@@ -104,6 +106,13 @@ class Generation(Frozen):
     dense_tokens_per_second: float | None = None
 
 
+class Method(Frozen):
+    """What a method prunes, in words, and its BibTeX entry."""
+
+    words: str
+    paper: str | None = None
+
+
 class Hardware(Frozen):
     """The machine of the run. `threads` are those of torch on the CPU."""
 
@@ -127,7 +136,8 @@ class RunRecord(Frozen):
     """What a card says that cannot be read from the weights. `weights` are the files that the measurements belong to.
 
     `steps` is the number of trained steps; the weights are those of `kept_step`, which differs if the best model was
-    loaded at the end. The first of `evaluations` is the main one.
+    loaded at the end. The first of `evaluations` is the main one. `methods` are those of `pruning`, which another
+    package may have brought.
 
     `chosen` is metadata that a user set for the card: license, language, pipeline_tag, base_model; `tags` are more
     tags.
@@ -139,6 +149,7 @@ class RunRecord(Frozen):
     tags: list[str] = []
     base_model: Source | None = None
     pruning: list[dict[str, Any]] = []
+    methods: dict[str, Method] = {}
     target_sparsity: float | None = None
     distillation: Distillation | None = None
     steps: int | None = None
@@ -166,7 +177,7 @@ class RunRecord(Frozen):
     @field_validator("pruning")
     @classmethod
     def _complete(cls, configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [PruningConfig.from_dict(config).to_dict() for config in configs]
+        return [SavedConfig.from_dict(config).to_dict() for config in configs]
 
     @field_validator("history")
     @classmethod
@@ -174,6 +185,12 @@ class RunRecord(Frozen):
         if not all("step" in entry for entry in history):
             raise ValueError("history: expected a step in every entry")
         return history
+
+
+def describe_methods(configs: Sequence[PruningConfig]) -> dict[str, Method]:
+    """The methods of configurations that are known here, by name."""
+    entries = {config.method: method_of(config.method) for config in configs}
+    return {name: Method(words=one.words, paper=one.paper) for name, one in entries.items() if one is not None}
 
 
 def save_record(folder: str | os.PathLike, record: RunRecord) -> None:

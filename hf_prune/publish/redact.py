@@ -7,6 +7,12 @@ from typing import Any
 
 _SECRETS = ("token", "apikey", "password", "secret")
 
+# Characters that are not in the user's name and password of a URL; nor are those of templates, such as {user}.
+_OUTSIDE = r"\s/@?#\"'`<>{}$\\"
+
+# Files that programs keep passwords in, whatever else is in there.
+_PASSWORD_FILES = ("netrc", ".netrc", "_netrc", "kaggle.json", ".git-credentials", ".pgpass", ".pypirc", ".npmrc")
+
 # Forms of secrets. Each begins with fixed letters: so a vocabulary of 10 MB is searched in a fraction of a second.
 _FORMS = tuple(
     (kind, re.compile(form.encode()))
@@ -27,6 +33,7 @@ _FORMS = tuple(
         ("a key of Azure", r"AccountKey=[A-Za-z0-9+/]{86}"),
         ("a key of Azure", r"SharedAccessKey=[A-Za-z0-9+/]{43}"),
         ("a key of Azure", r"8Q~[A-Za-z0-9_.~-]{31}"),
+        ("a key of Azure", r"sig=[A-Za-z0-9%/+]{40,90}(?:%3[Dd]|=)"),  # of a shared access signature, in a URL
         ("a key of DigitalOcean", r"do[opr]_v1_[0-9a-f]{64}"),
         ("a token of GitHub", r"gh[pousr]_[A-Za-z0-9]{36}"),
         ("a token of GitHub", r"github_pat_\w{50,}"),
@@ -52,7 +59,25 @@ _FORMS = tuple(
         ("a token of Grafana", r"glsa_[A-Za-z0-9]{32}_[0-9a-f]{8}"),
         ("a token of Databricks", r"dapi[0-9a-f]{32}"),
         ("a token of Telegram", r":AA(?<=\d{8}:AA)[\w-]{33}(?![\w-])"),
+        ("a token of Discord", r"\.(?:(?<=[MNO][\w-]{23}\.)|(?<=[MNO][\w-]{25}\.))[\w-]{6}\.[\w-]{27,38}(?![\w-])"),
+        ("a webhook of Discord", r"/api/webhooks/\d{15,}/[\w-]{60,}"),
+        ("a key of Mailgun", r"key-[0-9a-f]{32}(?![0-9a-f])"),
+        ("a key of Mailgun", r"-(?<=[0-9a-f]{32}-)[0-9a-f]{8}-[0-9a-f]{8}(?![0-9a-f-])"),
+        ("a key of Mailchimp", r"-us(?<=[0-9a-f]{32}-us)\d{1,2}(?!\w)"),
+        ("a key of Square", r"sq0(?:csp|atp)-[\w-]{22,}"),
+        ("a key of Twilio", r"SK[0-9a-f]{32}(?![0-9a-f])"),
+        ("a token of Twilio", r"TWILIO_AUTH_TOKEN\W{1,8}[0-9a-f]{32}"),
+        ("a token of Shopify", r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"),
+        ("a key of Pinecone", r"pcsk_\w{50,}"),
+        ("a key of Pinecone", r"PINECONE_API_KEY\W{1,8}[0-9a-f-]{36}"),
+        ("a key of Kaggle", r"KGAT_[0-9a-f]{32}"),
+        ("a key of Kaggle", r"KAGGLE_KEY\W{1,8}[0-9a-f]{32}"),
+        ("a key of Kaggle", r'"username"\s{0,9}:\s{0,9}"[^"]{1,99}"\s{0,9},\s{0,9}"key"\s{0,9}:\s{0,9}"[0-9a-f]{32}"'),
         ("a key of Weights & Biases", r"WANDB_API_KEY\W{1,8}[0-9a-f]{40}"),
+        ("a key of Weights & Biases", r"wandb_v1_\w{40,}"),
+        ("a key of Weights & Biases", r"wandb\.login\([^)]{0,40}[\"'][0-9a-f]{40}"),
+        ("a password of netrc", r"machine\s{1,9}\S{1,99}\s{1,9}login\s{1,9}\S{1,99}\s{1,9}password\s{1,9}\S"),
+        ("a password in a URL", rf"://[^{_OUTSIDE}:]{{1,64}}:(?!pass(?:word)?@|\*+@)[^{_OUTSIDE}]{{3,128}}@[\w\[]"),
         ("a JSON Web Token", r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
     )
 )
@@ -84,8 +109,22 @@ def _is_secret(value: Any) -> bool:
     return isinstance(value, str) and find_secret(value.encode(errors="replace")) is not None
 
 
+def is_password_file(name: str) -> bool:
+    """Whether a file of this name is one that a program keeps a password in."""
+    return name.rpartition("/")[2].lower() in _PASSWORD_FILES
+
+
 def find_secret(content: bytes) -> str | None:
-    """What kind of secret the content seems to contain, such as "a private key"; None if none is seen."""
+    """What kind of secret the content seems to contain, such as "a private key"; None if none is seen.
+
+    Text in UTF-16 and UTF-32 is searched too, and `&` as JSON may have it.
+    """
+    found = _find(content)
+    return _find(content.replace(b"\0", b"")) if found is None and b"\0" in content else found
+
+
+def _find(content: bytes) -> str | None:
+    content = content.replace(b"\\u0026", b"&")
     for kind, form in _FORMS:
         for found in form.finditer(content):
             before, first = (

@@ -20,7 +20,8 @@ FORMAT_VERSION = 1
 class Figures(Frozen):
     """The content of `sparsity.json`: counted in the saved files, with the evaluations of these weights.
 
-    `missed_patterns` are n:m patterns that some group of weights does not have. `metadata` was generated for the card:
+    `missed_patterns` are n:m patterns that some group of weights does not have. `frozen` are tensors that were left out
+    because they were not trained, with their names in the files. `metadata` was generated for the card:
     metadata in the card that differ from it were written by a person. `removed` is what was cut out of the model.
     """
 
@@ -36,6 +37,7 @@ class Figures(Frozen):
     note: str | None
     missed_patterns: tuple[str, ...] = ()
     removed: Removed | None = None
+    frozen: tuple[str, ...] = ()
     files: dict[str, SavedFile]
     evaluations: list[Evaluation]
     metadata: dict[str, Any]
@@ -57,6 +59,8 @@ class Figures(Frozen):
         if self.removed is None or not self.prunable:
             return self.prunable_sparsity
         before, after = self.removed.weights
+        if self.only_smaller:
+            return (before - after) / max(before, 1)
         left = totals_of(self.prunable)
         return (left.zeros + before - after) / max(left.weights + before - after, 1)
 
@@ -95,6 +99,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,
         missed_patterns=tuple(saved.missed_patterns),
         removed=report.removed,
+        frozen=tuple(tensor.saved_as or tensor.name for tensor in report.tensors if tensor.name in saved.frozen),
         files=saved.hashes,
         evaluations=record.evaluations if record is not None else [],
         metadata={},

@@ -107,7 +107,7 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
             key = ("pruning",) if index is None else ("pruning", index)
             problems.update(check_config(key, values, PruningConfig))
     problems.update(_check_distillation(content))
-    problems.update(_check_metrics(content))
+    problems.update(_check_metrics(content) or _check_best_model(content))
     inner = {key[:length] for key in problems for length in range(len(key))}
     return [(key, message) for key, message in problems.items() if key not in inner]
 
@@ -126,6 +126,28 @@ def _check_metrics(content: dict) -> dict[tuple, str]:
     if not foreign and (task != "text-generation" or metrics == ["perplexity"]):
         return {}
     return {("metrics",): f"expected [{', '.join(_METRICS[task])}] for {task}, got {metrics}"}
+
+
+# What evaluations have for each metric, beside the loss.
+_NAMES = {"accuracy": ("accuracy",), "f1": ("f1",), "perplexity": (), "rouge": ("rouge1", "rouge2", "rougeL")}
+
+_TIMES = ("runtime", "samples_per_second", "steps_per_second")
+
+
+def _check_best_model(content: dict) -> dict[tuple, str]:
+    """Problems with what chooses the best model, where it is known which values evaluations will have."""
+    metrics = content.get("metrics")
+    if not isinstance(metrics, list) or not all(isinstance(name, str) and name in _NAMES for name in metrics):
+        return {}
+    names = ["loss", *(name for metric in metrics for name in _NAMES[metric])]
+    problems = {}
+    for section in ("training", "dense"):
+        values = content.get(section)
+        chosen = values.get("metric_for_best_model") if isinstance(values, dict) else None
+        if isinstance(chosen, str) and chosen.removeprefix("eval_") not in (*names, *_TIMES):
+            expected = f"expected one of {', '.join(names)}" if len(names) > 1 else f"expected {names[0]}"
+            problems[section, "metric_for_best_model"] = f"{expected}, which evaluations have, got {chosen!r}"
+    return problems
 
 
 def _check_distillation(content: dict) -> dict[tuple, str]:

@@ -11,7 +11,7 @@ from ..config.checks import is_number
 from ..foreign.transformers import commit_of
 from ..publish.card import write_card
 from ..publish.push import PushResult
-from ..publish.record import Evaluation, Generation, Source, recovery, save_record
+from ..publish.record import Evaluation, Generation, Latency, RunRecord, Source, recovery, save_record
 from ..publish.redact import without_paths, without_tokens
 from ..publish.sources import describe_base, describe_dataset
 from ..saved.model import SavedModel
@@ -30,7 +30,9 @@ Say = Callable[[str], None]
 class RunResult:
     """The result of a recipe: metrics on the test split, by name; `dense` is None without a dense run.
 
-    `groups` has the same for each group of the test split; `generation` the texts that both models wrote.
+    `groups` has the same for each group of the test split; `generation` the texts that both models wrote; `latency` the
+    seconds of a forward pass of both on one sample, in turns. `parameters` and `file_bytes` have the numbers of
+    parameters and the sizes of the weight files of both models, `dense` and `pruned`.
     """
 
     recipe: dict[str, Any]
@@ -43,6 +45,9 @@ class RunResult:
     test_samples: int
     seconds: dict[str, float]
     files: list[Path]
+    latency: Latency | None
+    parameters: dict[str, int]
+    file_bytes: dict[str, int]
     pushed: PushResult | None = None
 
     @property
@@ -68,6 +73,9 @@ class RunResult:
             "test_samples": self.test_samples,
             "prunable_sparsity": self.report.prunable_sparsity,
             "overall_sparsity": self.report.sparsity,
+            "latency": self.latency.model_dump() if self.latency is not None else None,
+            "parameters": self.parameters,
+            "file_bytes": self.file_bytes,
             "seconds": self.seconds,
         }
 
@@ -89,8 +97,8 @@ def write_record(
     pruned: Scores,
     generation: Generation | None,
     say: Say,
-) -> None:
-    """Write the record and the card of the run beside the model that it saved."""
+) -> RunRecord:
+    """Write the record and the card of the run beside the model that it saved; returns the record."""
     recipe = prepared.recipe
     record = record_of(
         trainer,
@@ -131,6 +139,7 @@ def write_record(
     )
     save_record(saved, record)
     write_card(saved)
+    return record
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

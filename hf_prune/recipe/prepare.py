@@ -25,6 +25,8 @@ from ..errors import (
 )
 from ..masking.plan import Plan
 from ..masking.pruner import Pruner
+from ..model.expressions import refuse_slow
+from ..model.names import every_name
 from ..trainer.callback import check_needs
 from ..trainer.training import training_steps
 from .data import load_data
@@ -80,6 +82,7 @@ def _prepare(recipe: Recipe) -> Prepared:
     set_padding(model, tokenizer)
     check_length(model, tokenizer, recipe.dataset.max_length)
     set_generation(model, recipe)
+    _check_expressions(recipe, model)
     freeze(model, recipe.model.freeze)
     with args.main_process_first():
         data = task.tokenize(data, tokenizer, model)
@@ -87,6 +90,20 @@ def _prepare(recipe: Recipe) -> Prepared:
     for dense in (False, True):
         _try_trainer(prepared, dense)
     return prepared
+
+
+def _check_expressions(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Raise RecipeError for an expression that takes too long to match: other people may have written the recipe."""
+    names = every_name(model)
+    configs = recipe.pruning_configs
+    of_pruning = [
+        text for config in configs for text in (*(config.targets or ()), *config.exclude, *(config.overrides or ()))
+    ]
+    try:
+        refuse_slow("model.freeze", recipe.model.freeze, names)
+        refuse_slow("pruning", of_pruning, names)
+    except TargetError as error:
+        raise RecipeError(problems=error.problems) from error
 
 
 def make_trainer(prepared: Prepared, dense: bool) -> Trainer:

@@ -96,7 +96,9 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         _generate(prepared, trainer, _open(prepared.task, output / "model", dtype), dense_model) if alone else None
     )
     saved = SavedModel(output / "model")
-    write_record(saved, prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
+    record = write_record(saved, prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
+    folders = {"dense": SavedModel(output / "dense")} if dense is not None else {}
+    folders["pruned"] = saved
     files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
@@ -113,6 +115,9 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         test_samples=len(prepared.data["test"]),
         seconds=seconds,
         files=files,
+        latency=record.latency,
+        parameters={name: sum(tensor.weights for tensor in one.tensors) for name, one in folders.items()},
+        file_bytes={name: one.file_bytes for name, one in folders.items()},
     )
     (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     args = trainer.args

@@ -15,6 +15,7 @@ from ..errors import ReportError, first_line, nearest_beside
 from ..structure.record import STRUCTURE_NAME
 
 WEIGHTS_NAME = "model.safetensors"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MODULES_NAME = "modules.json"  # of sentence-transformers
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")

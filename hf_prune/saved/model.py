@@ -7,14 +7,16 @@ from pathlib import Path
 import transformers
 from transformers import PreTrainedModel
 
-from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, load_frozen
+from ..config.pruning import CONFIG_NAME, PruningConfig, load_frozen, load_saved_configs, written_expressions
 from ..config.safe_json import read_json
 from ..errors import ReportError
+from ..model.expressions import refuse_slow
+from ..model.names import every_name
 from ..model.targets import find_targets
 from . import files
 from .removed import Removed, removed_from
 from .skeleton import build_skeleton
-from .zeros import TensorReport, count_tensors, has_groups, prunable_names
+from .zeros import IN_FIRST_MODULE, TensorReport, count_tensors, has_groups, prunable_names
 
 
 class SavedModel(os.PathLike):
@@ -102,8 +104,7 @@ class SavedModel(os.PathLike):
         prunable = set()
         if self.skeleton is not None:
             in_first_module = (self.folder / files.MODULES_NAME).exists()
-            frozen = load_frozen(self.folder) if self.pruning_configs else []
-            prunable = prunable_names(self.skeleton, self.pruning_configs, in_first_module, frozen)
+            prunable = prunable_names(self.skeleton, self.pruning_configs, in_first_module, self.frozen)
         found = count_tensors(weights, self.skeleton, prunable)
         self._check_unchanged()
         return found
@@ -117,7 +118,7 @@ class SavedModel(os.PathLike):
         for config in self.pruning_configs:
             pattern = config.parsed_pattern
             if pattern.name == "n:m" and config.method != "keep":
-                frozen = load_frozen(self.folder) if config.targets is None else []
+                frozen = self.frozen if config.targets is None else []
                 found = find_targets(self.skeleton, config.targets, config.exclude)
                 targets = [target for target in found if target.name not in frozen]
                 if not has_groups(self.weight_files, self.skeleton, targets, pattern):
@@ -157,8 +158,24 @@ class SavedModel(os.PathLike):
 
     @cached_property
     def pruning_configs(self) -> list[PruningConfig]:
-        """The configurations that the model was pruned with; empty if they are unknown."""
-        return load_configs(self.folder) if (self.folder / CONFIG_NAME).exists() else []
+        """The configurations that the model was pruned with; empty if they are unknown.
+
+        Raises TargetError if one has an expression that takes too long to match; other people may have written it.
+        """
+        path = self.folder / CONFIG_NAME
+        if not path.exists():
+            return []
+        names = every_name(self.skeleton) if self.skeleton is not None else []
+        if (self.folder / files.MODULES_NAME).exists():
+            names += [f"{IN_FIRST_MODULE}{name}" for name in names]
+        refuse_slow(str(path), written_expressions(self.folder), names)
+        return load_saved_configs(self.folder)
+
+    @cached_property
+    def frozen(self) -> list[str]:
+        """The weights that the default targets left out because they were not trained; empty if they are unknown."""
+        names = load_frozen(self.folder) if self.pruning_configs else []
+        return [name.removeprefix(IN_FIRST_MODULE) for name in names]
 
     @cached_property
     def removed(self) -> Removed | None:

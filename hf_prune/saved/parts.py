@@ -14,12 +14,12 @@ import transformers
 from ..config.safe_json import read_json, read_object
 from ..errors import ReportError, one_line
 from ..foreign.transformers import get_relative_imports
-from .files import MODULES_NAME, lies_inside
+from .files import INDEX_NAME, MODULES_NAME, TOKENIZER_NAMES, lies_inside
 
 # Patterns of the names that classes read in a folder, and which classes.
 _READ = (
     *("config.json", "generation_config.json"),  # models
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),  # tokenizers
+    *(*TOKENIZER_NAMES, "special_tokens_map.json", "added_tokens.json"),  # tokenizers
     *("tokenizer.model", "tiktoken.model", "tekken.json"),  # tokenizers that have no tokenizer.json
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),  # processors
@@ -32,7 +32,7 @@ _READ = (
 )
 
 # The weights of a sentence-transformers module; those of the model itself are known.
-_WEIGHTS_OF_MODULES = ("model*.safetensors", "model.safetensors.index.json")
+_WEIGHTS_OF_MODULES = ("model*.safetensors", INDEX_NAME)
 
 
 def files_of_classes(folder: Path) -> set[str]:

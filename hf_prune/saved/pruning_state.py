@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..config.checks import is_number
+from ..config.checks import as_path, is_number
 from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, save_configs
 from ..config.safe_json import read_json
 from ..engines.processes import gather, processes, rank, wait_for_all
@@ -76,7 +76,7 @@ def save_pruning(
         memory: what methods remember of each weight, for the same tensors or shards as `masks`.
         frozen: see `save_configs`.
     """
-    path = Path(directory)
+    path = as_path(directory)
     path.mkdir(parents=True, exist_ok=True)
     if regions is None:
         digests: dict[str, int] = {MASKS_NAME: write_masks(path, masks, memory)}
@@ -101,7 +101,7 @@ def load_pruning(
     the file and the difference, if a file is missing, broken or of another format version, if it was saved for another
     model or configuration, or if the masks are not those that were saved with the state.
     """
-    path = Path(directory)
+    path = as_path(directory)
     _check_same_configuration(path, configs)
     state, digests, sparsity = _read_state(path / STATE_NAME)
     return read_masks(path, shapes, regions, digests), read_memory(path, regions), state, sparsity

@@ -1,6 +1,5 @@
 """What was cut out of a saved model, as the `pruning_structure.json` beside it says."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,14 +116,8 @@ def _parsed(content: Mapping[str, Any]) -> Removed:
     ]
     if not units and not layers:
         raise ValueError("units: none")
-    units.sort(key=lambda one: (STRUCTURES.index(one.structure), natural(one.path)))
     pairs = [_shrinking(content[name], name) for name in ("parameters", "weights")]
     return Removed(pairs[0], pairs[1], tuple(units), tuple(layers))
-
-
-def natural(path: str) -> list[tuple[int, str]]:
-    """A key that sorts paths as they are counted: layer 2 before layer 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path)]
 
 
 def _shrinking(pair: Sequence[int], name: str) -> tuple[int, int]:

@@ -24,6 +24,9 @@ from .skeleton import owner_of, owners_of
 # Rows read at a time, so that a large embedding is never in memory whole.
 _VALUES_AT_A_TIME = 1 << 24
 
+# What parameter names begin with in the list of modules of a sentence-transformers model, for the model in the first.
+IN_FIRST_MODULE = "0.model."
+
 
 @dataclass(frozen=True)
 class TensorReport:
@@ -164,8 +167,7 @@ def prunable_names(
             names = _prunable_of_first_module(skeleton, config)
         else:
             names = {target.name for target in find_targets(skeleton, config.targets, config.exclude)}
-        left_out = {name.removeprefix("0.model.") for name in frozen} if config.targets is None else set()
-        found |= names - left_out
+        found |= names.difference(frozen if config.targets is None else ())
     return found
 
 
@@ -197,7 +199,7 @@ def _prunable_of_first_module(skeleton: nn.Module, config: PruningConfig) -> set
     else:
         targets = [expression for expression in config.targets if _fits_any(expression, names)]
         found = find_targets(whole, targets, exclude) if targets else []
-    return {target.name.removeprefix("0.model.") for target in found}
+    return {target.name.removeprefix(IN_FIRST_MODULE) for target in found}
 
 
 def _fits_any(expression: str, names: Sequence[str]) -> bool:

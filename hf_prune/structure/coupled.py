@@ -7,7 +7,7 @@ Which tensors belong to a unit is found from the shapes that a model has with ot
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
-from ..model.anatomy import stacks
+from ..model.anatomy import has_adapters, stacks
 from ..model.layouts import layout_of
 from ..model.names import named_modules_of, plain_model
 from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of, value_in
@@ -26,20 +26,20 @@ from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_o
 class Part:
     """Where the units of a group lie in one tensor.
 
-    Unit u has the indices `start + u * width` to `start + (u + 1) * width - 1` of dimension `dim`, for each of the
-    `starts`. `expert` is the index in the first dimension of a tensor of fused experts that the group is limited to.
+    Unit u has the indices `start + u * width` to `start + (u + 1) * width - 1` of dimension `dim`, for each (start,
+    width) of the `runs`. `expert` is the index in the first dimension of a tensor of fused experts that the group is
+    limited to.
     """
 
     name: str
     dim: int
-    starts: tuple[int, ...]
-    width: int
+    runs: tuple[tuple[int, int], ...]
     expert: int | None = None
 
     def indices(self, units: torch.Tensor) -> torch.Tensor:
         """The sorted indices (int64) of these units (int64) in the dimension."""
-        offsets = units[:, None] * self.width + torch.arange(self.width)
-        return torch.cat([offsets.reshape(-1) + start for start in self.starts]).sort().values
+        found = [(start + units[:, None] * width + torch.arange(width)).reshape(-1) for start, width in self.runs]
+        return torch.cat(found).sort().values
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Family:
     """Groups whose number of units the same fields of the configuration set: all have as many.
 
     `fixed` are fields that must be set beside them, such as the size of a head. For layers, each is a group of its own;
-    `stack` is the path of the module that has them, and `lists` are fields with an entry for each layer.
+    `stack` is the path of the module that has them, `lists` are fields with an entry for each layer, and `fixed_layers`
+    the indices of those that cannot be removed.
     """
 
     structure: str
@@ -99,11 +100,17 @@ class Family:
     fixed: Mapping[Path, Any] = field(default_factory=dict)
     stack: str = ""
     lists: tuple[Path, ...] = ()
+    fixed_layers: tuple[int, ...] = ()
+
+    @property
+    def removable(self) -> tuple[CoupledUnits, ...]:
+        """The groups whose units can be removed."""
+        return tuple(group for index, group in enumerate(self.groups) if index not in self.fixed_layers)
 
     @property
     def names(self) -> list[str]:
-        """The names of all tensors that the units are part of."""
-        return list(dict.fromkeys(name for group in self.groups for name in group.names))
+        """The names of all tensors that removable units are part of."""
+        return list(dict.fromkeys(name for group in self.removable for name in group.names))
 
     def config(self, config: PreTrainedConfig, units: int, kept: Sequence[int] = ()) -> dict[Path, Any]:
         """The values of the fields for so many units in each group, or for the kept layers."""
@@ -113,18 +120,22 @@ class Family:
 
 
 def find_families(model: nn.Module, structure: str) -> list[Family]:
-    """All units of a kind in a model, which may have adapters, that its configuration has a number for.
+    """All units of a kind in a model that its configuration has a number for.
 
-    Raises StructureError if there are none, or if the model is not one of transformers.
+    Raises StructureError if there are none, if the model is not one of transformers, or if it has adapters.
     """
     plain = plain_model(model)
+    if has_adapters(model):
+        raise StructureError(
+            "structure",
+            "must not be set for a model with adapters; merge them first (hf_prune.merge)",
+        )
     if not isinstance(plain, PreTrainedModel):
         raise StructureError(
             "structure",
             f"expected a model of transformers, whose configuration can be changed, got {type(plain).__name__}",
         )
-    finder = _Finder(plain)
-    families = {"neurons": finder.neurons, "heads": finder.heads, "layers": finder.layers}[structure]()
+    families = families_of(plain, structure)
     if not families:
         raise StructureError(
             "structure",
@@ -132,6 +143,16 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
             f" so a model without some of them could not be opened by from_pretrained; got {structure!r}",
         )
     return families
+
+
+def families_of(model: PreTrainedModel, structure: str, interleaved: bool = False) -> list[Family]:
+    """The same for a plain model; none where there are none.
+
+    The shapes do not say in which order the parts of a fused tensor lie. By default gate and up are taken to be two
+    blocks of neurons, and query, key and value to lie together for each head; if `interleaved`, the other way.
+    """
+    finder = _Finder(model, interleaved)
+    return {"neurons": finder.neurons, "heads": finder.heads, "layers": finder.layers}[structure]()
 
 
 def select_groups(families: Sequence[Family], targets: Sequence[str] | None, exclude: Sequence[str]) -> list[Family]:
@@ -165,8 +186,8 @@ def _matches_any(expressions: Sequence[str], group: CoupledUnits) -> bool:
 class _Finder:
     """Looks for the fields of a model's configuration that count units."""
 
-    def __init__(self, model: PreTrainedModel):
-        self._class, self._config = type(model), model.config
+    def __init__(self, model: PreTrainedModel, interleaved: bool):
+        self._class, self._config, self._interleaved = type(model), model.config, interleaved
         before = shapes_of(self._class, self._config)
         if before is None:
             raise StructureError(
@@ -236,9 +257,10 @@ class _Finder:
         return Family("neurons", (Field(path, per_unit),), tuple(self._by_expert(groups)))
 
     def _fused(self, key: tuple[str, int], units: int, multiple: int) -> Part:
-        """A tensor with `multiple` times as many rows: as many blocks (gate and up)."""
-        name, dim = key
-        return Part(name, dim, tuple(block * units for block in range(multiple)), 1)
+        """A tensor with `multiple` times as many rows (gate and up)."""
+        if self._interleaved:
+            return Part(*key, ((0, multiple),))
+        return Part(*key, tuple((block * units, 1) for block in range(multiple)))
 
     def _by_expert(self, groups: Sequence[CoupledUnits]) -> Iterator[CoupledUnits]:
         """The groups; those of fused experts once for each expert."""
@@ -249,8 +271,7 @@ class _Finder:
                 continue
             for expert in range(self._before[next(iter(fused))][0]):
                 parts, readers = (
-                    tuple(Part(part.name, part.dim, part.starts, part.width, expert) for part in some)
-                    for some in (group.parts, group.readers)
+                    tuple(replace(part, expert=expert) for part in some) for some in (group.parts, group.readers)
                 )
                 yield CoupledUnits(group.structure, f"{group.path}[{expert}]", group.units, parts, readers)
 
@@ -313,7 +334,7 @@ class _Finder:
         for key, (before, after) in effect.sizes.items():
             if before % shared or after % new or before // shared != after // new:
                 return None
-            parts[key] = Part(*key, (0,), before // shared)
+            parts[key] = self._of_heads(key, shared, before // shared, effect.sizes[readers[0]][0] // shared)
         width = getattr(section_of(self._config, path), "hidden_size", None)
         if any(effect.sizes[reader][0] == heads * width for reader in readers if type(width) is int):
             return None  # another field of this value: the ratio of the neurons to the width of the model
@@ -322,6 +343,13 @@ class _Finder:
         if other is not None:
             fields.append(Field(other, 1))
         return Family("heads", tuple(fields), tuple(groups), fixed)
+
+    def _of_heads(self, key: tuple[str, int], units: int, width: int, of_queries: int) -> Part:
+        """A tensor with so many rows for each unit; more than those of the queries are keys and values (fused)."""
+        if not self._interleaved or width <= of_queries or (width - of_queries) % 2:
+            return Part(*key, ((0, width),))
+        of_keys = (width - of_queries) // 2
+        return Part(*key, ((0, of_queries), (units * of_queries, of_keys), (units * (of_queries + of_keys), of_keys)))
 
     # ---- Layers ----
 
@@ -352,11 +380,11 @@ class _Finder:
     def _layer(self, path: str) -> CoupledUnits:
         """A layer as one unit: the weights of its linear layers, and their biases."""
         weights = [name for name in self._before if name.startswith(f"{path}.") and self._inputs[name] is not None]
-        owners = {name.rpartition(".")[0] for name in weights}
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in weights)
         biases = [f"{owner}.bias" for owner in owners if f"{owner}.bias" in self._before]
-        parts = {name: Part(name, 0, (0,), self._before[name][0]) for name in (*weights, *sorted(biases))}
+        parts = {name: Part(name, 0, ((0, self._before[name][0]),)) for name in (*weights, *biases)}
         readers = tuple(parts[name] for name in weights)
-        return CoupledUnits("layers", path, 1, tuple(parts[name] for name in sorted(biases)), readers)
+        return CoupledUnits("layers", path, 1, tuple(parts[name] for name in biases), readers)
 
 
 def _lists_of(config: PreTrainedConfig, path: Path, length: int) -> Iterator[Path]:

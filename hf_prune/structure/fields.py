@@ -19,7 +19,7 @@ from ..model.limits import few_modules
 Path = tuple[str, ...]
 
 # What constructors of configurations and models raise for values that do not fit together.
-_MISFITS = (
+MISFITS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError),
     *(RuntimeError, TypeError, ValueError, StrictDataclassError),
 )
@@ -89,7 +89,7 @@ def shapes_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> d
     try:
         with torch.device("meta"), few_modules():
             model = model_class(config)
-    except _MISFITS:
+    except MISFITS:
         return None
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
@@ -103,13 +103,15 @@ def effect_of(
     """What these values change in the shapes `before`; None if the model cannot be built with them."""
     try:
         changed = with_fields(config, values)
-    except _MISFITS:
+    except MISFITS:
         return None
     after = shapes_of(model_class, changed)
     if after is None:
         return None
     sizes = {}
-    for name in before.keys() & after.keys():
+    for name in before:  # in the model's order, the same on every process
+        if name not in after:
+            continue
         if len(before[name]) != len(after[name]):
             return None
         for dim, (old, new) in enumerate(zip(before[name], after[name], strict=True)):

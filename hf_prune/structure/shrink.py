@@ -105,7 +105,10 @@ class Cut:
 
 
 def _select(tensor: torch.Tensor, dim: int, part: Part, kept: torch.Tensor) -> torch.Tensor:
-    return tensor.index_select(dim, part.indices(kept).to(tensor.device))
+    inside = part.indices(kept)
+    if tensor.is_meta:
+        return tensor.narrow(dim, 0, len(inside))
+    return tensor.index_select(dim, inside.to(tensor.device))
 
 
 def cut_of(families: Iterable[Family], dropped: Mapping[str, torch.Tensor]) -> Cut:
@@ -120,12 +123,14 @@ def cut_of(families: Iterable[Family], dropped: Mapping[str, torch.Tensor]) -> C
         for family in families
         if family.structure == "layers"
         for group in family.groups
-        if bool(dropped[group.name].all())
+        if group.name in dropped and bool(dropped[group.name].all())
     ]
     kept = {}
     for family in families:
         if family.structure == "layers":
-            kept.update({group.name: (~dropped[group.name]).nonzero().squeeze(1) for group in family.groups})
+            for group in family.groups:
+                gone_here = dropped.get(group.name, torch.zeros(1, dtype=torch.bool))
+                kept[group.name] = (~gone_here).nonzero().squeeze(1)
             continue
         there = [group for group in family.groups if not any(f"{group.path}.".startswith(f"{path}.") for path in gone)]
         most = max((int((~dropped[group.name]).sum()) for group in there), default=0)
@@ -213,7 +218,7 @@ def _zero_units(group: CoupledUnits, parameters: Mapping[str, nn.Parameter]) -> 
             weight, dim = weight[part.expert], dim - 1
         others = [other for other in range(weight.dim()) if other != dim]
         nonzero = (weight != 0).sum(others).cpu() if others else (weight != 0).cpu()
-        of_units = [nonzero[start : start + group.units * part.width].view(group.units, -1) for start in part.starts]
+        of_units = [nonzero[start : start + group.units * width].view(group.units, -1) for start, width in part.runs]
         kept |= torch.cat(of_units, dim=1).any(dim=1)
     return ~kept
 
@@ -286,5 +291,9 @@ def _copy_sizes(skeleton: nn.Module, model: nn.Module) -> None:
     for path, module in skeleton.named_modules():
         own = modules[path]
         for name, value in vars(module).items():
-            if not name.startswith("_") and name != "training" and isinstance(value, _PLAIN):
+            if not name.startswith("_") and name != "training" and _is_plain(value):
                 setattr(own, name, value)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, list) and all(map(_is_plain, value)))

@@ -30,7 +30,7 @@ from ..engines.choose import SHARED_MERGE
 from ..engines.optimizers import updates_in_backward
 from ..errors import PruningConfigError, PruningStateError, StructureError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
-from ..masking.pruner import Pruner
+from ..masking.pruner import Pruner, as_configs
 from ..masking.readings import check_reads
 from ..methods.table import remembers_gradients
 from ..saved.pruning_state import state_files
@@ -42,8 +42,9 @@ class PruningCallback(TrainerCallback):
     """Prunes the model of any `Trainer` during training: `Trainer(..., callbacks=[PruningCallback(config)])`.
 
     Masks, weights and moments are as exact as with `PruningTrainer`. What a callback cannot change is the reporters'
-    logs (sparsity is only in `state.log_history` and on the progress bar), and the Hub push of a checkpoint, which the
-    Trainer makes before `on_save`, so without the masks.
+    logs (sparsity is only in `state.log_history` and on the progress bar), the Hub push of a checkpoint, which the
+    Trainer makes before `on_save`, so without the masks, and `trainer.save_model(DIR)`, which saves the sparse weights
+    alone: call `callback.pruner.save(DIR)` after it, and reports and cards know the configuration.
 
     Args:
         config: one configuration, or several that apply together or one after another.
@@ -58,7 +59,7 @@ class PruningCallback(TrainerCallback):
         pruner: Pruner | None = None,
         in_trainer: bool = False,
     ):
-        self.config = config
+        self.config = config if pruner is not None else as_configs(config)
         self.pruner = pruner
         self.resume_directory: Path | None = None
         self._in_trainer = in_trainer

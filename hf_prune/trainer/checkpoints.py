@@ -16,16 +16,13 @@ from safetensors import SafetensorError, safe_open
 from ..config.safe_json import read_object
 from ..errors import CheckpointError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME, sort_checkpoints
+from ..saved.files import ADAPTER_WEIGHTS_NAME, INDEX_NAME, WEIGHTS_NAME
 
 UNFINISHED = "_unfinished"
 
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 
 _OURS = re.compile(rf"(deleted-)?{_CHECKPOINT.pattern}")  # in there
-
-_WEIGHTS_NAMES = ("model.safetensors", "adapter_model.safetensors")
-
-_INDEX_NAME = "model.safetensors.index.json"
 
 _SENTINEL_NAME = "checkpoint-is-incomplete.txt"
 
@@ -127,10 +124,10 @@ def is_complete(folder: Path) -> bool:
         return False
     if not _may_train_on(names):
         return False
-    shards = read_object(folder / _INDEX_NAME).get("weight_map") if _INDEX_NAME in names else {}
+    shards = read_object(folder / INDEX_NAME).get("weight_map") if INDEX_NAME in names else {}
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         return False
-    files = {*shards.values(), *(name for name in _WEIGHTS_NAMES if name in names)}
+    files = {*shards.values(), *(name for name in (WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME) if name in names)}
     other_formats = any(name.startswith(_OTHER_WEIGHTS) for name in names)
     return all(_is_whole(folder / name) for name in files) and (bool(files) or other_formats)
 

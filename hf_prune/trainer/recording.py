@@ -14,7 +14,7 @@ from ..foreign.transformers import commit_of
 from ..model.names import plain_model
 from ..publish.logs import MeasuredEvaluation, changed_arguments, metrics_of, not_finite, thin_history
 from ..publish.measure import emissions_of, hardware, versions
-from ..publish.record import Distillation, Evaluation, Latency, RunRecord, Source
+from ..publish.record import Distillation, Evaluation, Latency, RunRecord, Source, describe_methods
 from ..publish.sources import describe_base, describe_dataset, is_hub_name, shown_name
 from ..publish.tasks import HUB_TASKS, main_metric, task_of
 from ..saved.files import SavedFile
@@ -95,6 +95,7 @@ def record_of(
     return record.model_copy(
         update={
             "pruning": [config.to_dict() for config in configs],
+            "methods": describe_methods(configs),
             "target_sparsity": target_sparsity,
             "distillation": _distillation(trainer),
             "steps": trainer.state.global_step,

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..engines.fsdp_checkpoints import is_fsdp_checkpoint, load_fsdp_model, load_fsdp_optimizer
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, TRAINER_STATE_NAME
+from ..masking.structures import SmallerModel
 from ..publish.card import keep_card
 from .base import TrainerBase
 from .checkpoints import UNFINISHED, keep_only, publish, rotate
@@ -24,6 +25,7 @@ class SavingMixin(TrainerBase):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._unfinished: Path | None = None
+        self._smaller: SmallerModel | None = None  # that is being saved in place of a sharded model
         super().__init__(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -37,14 +39,31 @@ class SavingMixin(TrainerBase):
             return
         folder = output_dir or str(self.args.output_dir)
         self.pruner.hold_zeros()
-        self.pruner.save_from_all(folder, self.args.should_save)
+        if self._unfinished is None and self.pruner.sharded:
+            self._smaller = self.pruner.smaller_model()
+        if self._smaller is None:
+            self.pruner.save_from_all(folder, self.args.should_save)
+        elif self.args.should_save:
+            self._smaller.save(folder)
         with (
             whole_state_dict(self.accelerator) if self._unfinished is None else nullcontext(),
             keep_card(folder) if self.args.should_save else nullcontext(),
         ):
             super().save_model(output_dir, _internal_call)
+        self._smaller = None
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self.accelerator.wait_for_everyone()  # a process that exits now could stop the one that writes
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the model, or the smaller one that is left of a sharded model, whose whole tensors are given."""
+        if self._smaller is None or not state_dict:
+            super()._save(output_dir, state_dict)
+            return
+        whole, self.model = self.model, self._smaller.skeleton
+        try:
+            super()._save(output_dir, self._smaller.cut.tensors(state_dict))
+        finally:
+            self.model = whole
 
     # ---- Resuming ----
 

@@ -318,6 +318,14 @@ def test_a_structure_that_a_model_does_not_have_is_one_line(sparse_bert):
     assert line.startswith("hf-prune: command line: structure: no field of BertConfig sets the number of heads")
 
 
+@pytest.mark.parametrize("content", ["[]", "5", "null", "[" * 5000])
+def test_a_generation_configuration_that_is_no_object_is_one_line(tmp_path, content):
+    mixtral().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content, encoding="utf-8")
+    (line,) = refused("plan", tmp_path, "sparsity=0.5")
+    assert line.startswith(f"hf-prune: {tmp_path}: the weights cannot be loaded: ")
+
+
 def test_a_plan_for_a_model_shows_tensors_updates_and_totals(sparse_bert):
     text = printed("plan", sparse_bert, "sparsity=0.5", "begin=0", "end=10", "frequency=5", "--steps", "20")
     weights = load_file(sparse_bert / "model.safetensors")

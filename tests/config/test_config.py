@@ -87,6 +87,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "penalty_weight": None,
         "pruning_seed": 0,
         "adapters": None,
+        "structure": None,
     }
     for name, value in config.to_dict().items():
         assert re.search(rf"^        {name}: ", PruningConfig.__doc__, re.MULTILINE), name
@@ -162,6 +163,24 @@ def test_an_expression_that_does_not_compile_is_refused(field):
     assert problem.startswith(f"{field}: expected a regular expression, got '(b'")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("(" * 3000 + ")" * 3000, "(it has too many levels of groups)"),
+        ("a{99999999999999999999}", "too large)"),
+        ("a" * 10_001, "(it has more than 10,000 characters)"),
+    ],
+)
+def test_expressions_beyond_what_re_can_hold_are_problems(text, why):
+    assert problems_of(sparsity=0.5, exclude=[text])[0].endswith(why)
+
+
+def test_expressions_that_take_long_to_compile_are_one_problem():
+    slow = [r"(?i:[\0-\U0010ffff])" * 50 + str(number) for number in range(10_000)]
+    [problem] = problems_of(sparsity=0.5, exclude=slow)
+    assert problem == "exclude: expected regular expressions that are ready within 2 seconds, got slower ones"
+
+
 @pytest.mark.parametrize("field", ["targets", "exclude", "overrides"])
 @pytest.mark.parametrize("expression", [3, None, b"a", re.compile("a")], ids=["int", "none", "bytes", "compiled"])
 def test_an_expression_that_is_no_string_is_refused(field, expression):
@@ -211,6 +230,7 @@ def test_all_errors_are_told_at_once():
         "penalty_weight": -1,
         "pruning_seed": 0.5,
         "adapters": "sparse",
+        "structure": "rows",
     }
     assert set(wrong) == set(FIELDS)
     problems = problems_of(**wrong)
@@ -607,3 +627,22 @@ def test_a_share_of_few_steps_begins_after_a_step_for_methods_that_read_one():
     assert config.window(100)[0] == 2
     with pytest.raises(PruningConfigError, match="begin: expected 1 or more for 'wanda'"):
         PruningConfig(method="wanda", sparsity=0.5, begin=0, end=0.6).window(4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "movement"}, "method: expected one of magnitude, random, activation, wanda, taylor, keep"),
+        ({"pattern": "2:4"}, "pattern: expected 'unstructured' with a structure, got '2:4'"),
+        ({"scope": "global"}, "scope: expected 'layer' with a structure, got 'global'"),
+        ({"adapters": "sparse_base"}, "adapters: must not be set with a structure, got 'sparse_base'"),
+    ],
+)
+def test_what_a_structure_cannot_be_pruned_with_is_refused(changes, message):
+    problems = problems_of(**{"sparsity": 0.5, "structure": "neurons", **changes})
+    assert any(problem.startswith(message) for problem in problems), problems
+
+
+def test_a_method_of_structures_is_refused_without_one():
+    [problem] = problems_of(sparsity=0.5, method="activation")
+    assert problem.startswith("method: expected one of magnitude")

@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 import torch.distributed
 from collectives import CountedCollectives
-from models import bert
+from models import bert, mixtral
 from torch import nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -100,6 +100,24 @@ def held_of_fsdp_over_tensor_parallelism(shape, mesh_shape, dim):
     linear.weight = nn.Parameter(distribute_tensor(indices, mesh["model"], [Shard(dim)]))
     fully_shard(linear, mesh=mesh["data"])
     return linear.weight.to_local().detach().reshape(-1), holding_of("w", linear.weight)
+
+
+def zeros_of_sharded_experts(placement):
+    """What a sharded pruner masks of a tensor of experts, one of which is wholly zero and one in part."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    torch.manual_seed(0)
+    model = mixtral()
+    for name, weight in model.named_parameters():
+        if name.endswith("mlp.experts.down_proj"):
+            weight.data[1] = 0
+            weight.data[2, 0] = 0
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.ndim == 3:
+                module.register_parameter(name, nn.Parameter(distribute_tensor(weight, mesh, [Shard(placement)])))
+    pruner = Pruner(model, PruningConfig(sparsity=0.5, begin=2, end=4), 10)
+    masks = {name: mask.count_nonzero().item() for name, mask in pruner.masks.items() if "down_proj" in name}
+    return {name: count for name, count in pruner.masked.items() if "down_proj" in name}, masks
 
 
 def refusal_of_a_partial_tensor():

@@ -146,7 +146,8 @@ def test_two_replicated_processes_write_once_what_one_would(tmp_path, material, 
     compare(tmp_path / "out", alone)
 
 
-@pytest.mark.parametrize(("name", "processes"), [("fsdp2", 2), pytest.param("fsdp2_hybrid", 4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "processes"), [("fsdp2", 2), ("fsdp2_hybrid", 4)])
 def test_processes_with_sharded_weights_write_once_what_one_would(tmp_path, material, alone, name, processes):
     recipe = recipe_for(tmp_path, material, batch_size=16 // processes)
     script = HERE / "launch_fsdp.py"

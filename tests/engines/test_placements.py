@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from models import bert
+from models import bert, mixtral
 from workers import Workers
 
 from hf_prune import Pruner, PruningConfig, PruningStateError
@@ -67,6 +67,16 @@ def test_parts_of_fsdp_over_tensor_parallelism(four, shape, dim):
 def test_a_placement_that_is_not_supported_is_refused_by_the_name_of_the_tensor(four):
     for message in four.run("refusal_of_a_partial_tensor", [()] * 4):
         assert "layers.0.weight: expected a tensor that is replicated or sharded" in message
+
+
+@pytest.mark.parametrize("placement", [0, 1, 2])
+def test_an_expert_of_zeros_is_found_wherever_its_parts_lie(four, placement):
+    down = dict(mixtral().named_parameters())["model.layers.0.mlp.experts.down_proj"]
+    answers = four.run("zeros_of_sharded_experts", [(placement,)] * 4)
+    for masked, _ in answers:
+        assert set(masked.values()) == {down.shape[2]}
+    for name in answers[0][0]:
+        assert sum(kept[name] for _, kept in answers) == down.numel() - down.shape[2]
 
 
 # ---- Replicas ----

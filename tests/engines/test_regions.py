@@ -55,6 +55,17 @@ def test_positions_and_indices_are_each_others_inverse(data, shape):
 
 @quick
 @given(data=st.data(), shape=shapes)
+def test_slices_have_the_weights_of_each_row_of_the_whole_tensor(data, shape):
+    indices = torch.arange(math.prod(shape)).reshape(shape)
+    for region in data.draw(parts(shape)):
+        here = region.indices(torch.arange(region.weights))
+        for row, positions in zip(indices, region.slices(shape[0]), strict=True):
+            assert here[positions].tolist() == sorted({*row.reshape(-1).tolist()} & {*here.tolist()})
+        assert region.slices(1) == [slice(0, region.weights)]
+
+
+@quick
+@given(data=st.data(), shape=shapes)
 def test_parts_overlap_where_they_have_a_weight_in_common(data, shape):
     for first in data.draw(parts(shape)):
         for second in data.draw(parts(shape)):

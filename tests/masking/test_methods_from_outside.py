@@ -1,11 +1,14 @@
 """A criterion, a solver and a scope of another package: an entry each, through contract, Trainer, card and resume."""
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from forks import run_script
 from method_contract import check_criterion, check_solver
 from models import bert, bert_examples, training_arguments
 from transformers import AutoModelForSequenceClassification
@@ -17,6 +20,7 @@ from hf_prune.methods.solvers import SOLVERS, Solver
 
 GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", GUIDE.partition("## Adding a method")[2], flags=re.MULTILINE | re.DOTALL)
+DECLARED = tomllib.loads(re.search(r"^```toml\n(.*?)^```$", GUIDE, flags=re.MULTILINE | re.DOTALL)[1])
 
 
 def by_activity(tensors, sparsity):
@@ -155,3 +159,108 @@ def test_a_solver_is_refused_for_weights_that_adapters_add_to():
     config = PruningConfig(method="rescaled", sparsity=0.5, adapters="sparse_merge")
     with pytest.raises(PruningConfigError, match="methods that write weights cannot be used"):
         Pruner(model, config)
+
+
+# ---- The commands, which only an installed package can tell of a method ----
+
+COMMAND = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+sys.argv = ["hf-prune", *sys.argv[2:]]
+from hf_prune.cli.commands import main
+try:
+    main()
+finally:
+    print("somebodys_methods" in sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """What pip makes of a package that declares its methods as CONTRIBUTING.md shows."""
+    folder = tmp_path / "installed"
+    described = folder / "somebodys-1.0.dist-info"
+    described.mkdir(parents=True)
+    [(group, names)] = DECLARED["project"]["entry-points"].items()
+    lines = [f"[{group}]", *(f"{name} = {module}" for name, module in names.items())]
+    (described / "entry_points.txt").write_text("\n".join(lines))
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (folder / "somebodys_methods.py").write_text("\n".join(BLOCKS))
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path):
+    """A command of hf-prune in a process of its own, with a folder of packages: its output, and what it said."""
+    (tmp_path / "command.py").write_text(COMMAND)
+
+    def run(packages, *arguments):
+        done = run_script(tmp_path / "command.py", packages, *arguments)
+        said, imported = done.stderr.splitlines()[:-1], done.stderr.splitlines()[-1]
+        return done.returncode, done.stdout, "\n".join(said), imported == "True"
+
+    return run
+
+
+@pytest.fixture
+def trained(tmp_path):
+    trainer = trainer_of(tmp_path / "run", PruningConfig(**METHODS["criterion"]), save_strategy="no")
+    trainer.train()
+    trainer.create_model_card()
+    return trainer
+
+
+def zeros_in(output):
+    return json.loads(output)["prunable"]["zeros"]
+
+
+@pytest.fixture
+def model(trained):
+    return Path(trained.args.output_dir)
+
+
+def test_the_method_of_an_installed_package_is_found_by_its_name_alone(tmp_path, command, package, model):
+    (model / "run_record.json").unlink()
+    code, _, said, imported = command(package, "card", model)
+    assert (code, said, imported) == (0, "", True)
+    assert CRITERIA["average"].paper in (model / "README.md").read_text(encoding="utf-8")
+    code, _, said, imported = command(package, "plan", model, "method=average", "sparsity=0.7")
+    assert (code, said, imported) == (0, "", True)
+    bert().save_pretrained(tmp_path / "dense")
+    code, _, said, imported = command(package, "plan", tmp_path / "dense", "sparsity=0.7")
+    assert (code, said, imported) == (0, "", False)
+
+
+def test_without_the_package_a_saved_model_loses_nothing(tmp_path, command, trained, model):
+    (tmp_path / "nothing").mkdir()
+    code, output, said, _ = command(tmp_path / "nothing", "report", model, "--json")
+    assert (code, said) == (0, "")
+    assert zeros_in(output) == sum(trained.pruner.masked.values())
+    card = (model / "README.md").read_text(encoding="utf-8")
+    for arguments in (["card", model], ["push", model, "somebody/sparse", "--dry-run"]):
+        code, _, said, _ = command(tmp_path / "nothing", *arguments)
+        assert (code, said) == (0, "")
+    assert (model / "README.md").read_text(encoding="utf-8") == card
+    assert CRITERIA["average"].words in card
+
+
+def test_a_card_of_a_method_that_nothing_describes_has_its_name_and_a_note_says_why(tmp_path, command, model):
+    (tmp_path / "nothing").mkdir()
+    record = json.loads((model / "run_record.json").read_text(encoding="utf-8"))
+    del record["methods"]  # as it was written before it had them
+    (model / "run_record.json").write_text(json.dumps(record), encoding="utf-8")
+    code, _, said, _ = command(tmp_path / "nothing", "card", model)
+    assert code == 0
+    assert re.search("'average' is not known here, .* Install the package .* hf_prune.methods", said)
+    card = (model / "README.md").read_text(encoding="utf-8")
+    assert "the weights that the method `average` selects, in each tensor separately" in card
+
+
+def test_a_method_that_cannot_be_imported_is_told_and_keeps_nobody_from_reading(command, package, model):
+    (package / "somebodys_methods.py").write_text("import a_module_that_is_not_there")
+    code, output, _, _ = command(package, "report", model, "--json")
+    assert code == 0
+    assert zeros_in(output)
+    code, _, said, _ = command(package, "plan", model, "method=average", "sparsity=0.7")
+    assert code == 2
+    assert "the package somebodys as somebodys_methods, which cannot be imported: No module named" in said

@@ -464,6 +464,14 @@ def test_the_parameters_that_are_left_are_those_of_the_model_that_is_left(build)
     assert plan.weights_left == sum(parameter.numel() for parameter in model.parameters()) < plan.all_weights
 
 
+def test_layers_that_cannot_be_removed_are_counted_among_those_that_are_left():
+    model = t5(num_layers=3, num_decoder_layers=5)  # the first of each has the position biases of all
+    plan, pruner, _ = plan_and_small_model(model, [LAYERS])
+    assert [(one.path, one.of, one.left) for one in plan.units] == [("encoder.block", 3, 2), ("decoder.block", 5, 3)]
+    assert (model.config.num_layers, model.config.num_decoder_layers) == (2, 3)
+    assert plan.weights_left == pruner.removed["parameters"][1]
+
+
 def test_neurons_that_are_zero_already_are_counted_as_removed():
     model = bert()
     with torch.no_grad():

@@ -683,6 +683,52 @@ def test_a_tensor_that_is_trained_from_zero_is_not_taken_for_sparse(caplog):
     assert Pruner(model, PruningConfig(method="keep"), 4).masked == {FIRST: 64, SECOND: 16}
 
 
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_an_expert_that_is_trained_from_zero_is_not_taken_for_sparse(name, caplog):
+    model = ARCHITECTURES[name].build()
+    experts, down = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"
+    weights = dict(model.named_parameters())
+    weights[experts].data[1] = 0
+    weights[experts].data[2, :3] = 0
+    weights[down].data.zero_()
+    weights["model.layers.1.mlp.experts.gate_up_proj"].data[0, 0] = 0
+    zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
+    with caplog.at_level(logging.WARNING, "hf_prune"):
+        pruner = Pruner(model, PruningConfig(sparsity=0.5, begin=2, end=4), 4)
+    assert pruner.masked[experts] == zeros[experts] - weights[experts][1].numel() == int((~pruner.masks[experts]).sum())
+    assert bool(pruner.masks[experts][1].all())
+    assert not pruner.masks[experts][2, :3].any()
+    assert pruner.masked[down] == 0
+    assert pruner.masked["model.layers.1.mlp.experts.gate_up_proj"] == weights[experts][0, 0].numel()
+    told = [record.getMessage() for record in caplog.records if "all weights are zero" in record.getMessage()]
+    assert told[0].startswith(f"{experts} (expert 1) and 1 more: all weights are zero")
+    before = weights[experts][1].clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    weights[experts].grad = torch.ones_like(weights[experts])
+    pruner.mask_gradients()
+    optimizer.step()
+    pruner.step(optimizer)
+    assert bool((weights[experts][1] != before).all())
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "block:2x2"])
+def test_groups_and_blocks_of_zeros_are_kept_as_an_earlier_pruning_left_them(pattern, caplog):
+    model = Stack()
+    model.layers[0].dense.weight.data[:2, :4] = 0
+    with caplog.at_level(logging.INFO, "hf_prune"):
+        pruner = Pruner(model, PruningConfig(sparsity=0.5, pattern=pattern, begin=2, end=4), 4)
+    assert pruner.masked == {FIRST: 8, SECOND: 0}
+    assert not pruner.masks[FIRST][:2, :4].any()
+    assert "8 prunable weights are already zero; they are masked and stay zero, also whole groups and blocks." in [
+        record.getMessage() for record in caplog.records
+    ]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = torch.randn(4, 8)
+    train(pruner, optimizer, lambda: model(inputs), 4, lambda: assert_masked_weights_are_zero(pruner))
+    assert not model.layers[0].dense.weight[:2, :4].any()
+    assert pruner.sparsity == (0.5 if pattern != "2:4" else (32 + 4 + 32) / 128)
+
+
 def test_frozen_weights_that_are_named_are_pruned_and_need_no_gradient():
     model = Stack()
     model.layers[0].requires_grad_(False)

@@ -10,7 +10,7 @@ import torch
 import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from models import ARCHITECTURES, bert, gpt2, training_arguments
+from models import ARCHITECTURES, bert, gpt2, mixtral, training_arguments
 from safetensors.numpy import load_file
 from shrunk import NEURONS, save_shrunk
 from test_markdown import MARKDOWN, Elements, texts
@@ -19,18 +19,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_prune import Pruner, PruningConfig
+from hf_prune.config.pruning import save_configs
 from hf_prune.errors import CardError, StaleRecordError
 from hf_prune.model.targets import find_targets
 from hf_prune.publish.card import CARD_NAME, forget_measurements, make_files, metadata_in, read_card, write_card
 from hf_prune.publish.card_merge import Existing, split_body
 from hf_prune.publish.card_text import generated_metadata, render_card
-from hf_prune.publish.markdown import single_line
+from hf_prune.publish.markdown import code, single_line
 from hf_prune.publish.record import (
     RECORD_NAME,
     Emissions,
     Evaluation,
     Hardware,
     Latency,
+    Method,
     RunRecord,
     Source,
     load_record,
@@ -638,6 +640,18 @@ def test_a_pattern_that_not_every_group_has_is_no_tag_though_there_are_zeros_eno
     assert "2:4" not in metadata_of(card_of(tmp_path))["tags"]
 
 
+@pytest.mark.parametrize("prefix", ["", "0.model."])
+def test_frozen_tensors_that_were_left_out_have_the_names_of_the_files(tmp_path, prefix):
+    model = mixtral()
+    model.save_pretrained(tmp_path)
+    if prefix:
+        (tmp_path / "modules.json").write_text("[]", encoding="utf-8")
+    experts = [f"{prefix}{name}" for name, _ in model.named_parameters() if "down_proj" in name]
+    save_configs([PruningConfig(sparsity=0.5)], tmp_path, frozen=experts[:1])
+    name = code("model.layers.0.block_sparse_moe.experts.*.w2.weight")
+    assert f"Not pruned, because it was not trained: the tensor {name}." in card_of(tmp_path)
+
+
 def test_patterns_are_tags_without_a_colon_in_blocks():
     configs = [PruningConfig(pattern="2:4"), PruningConfig(sparsity=0.5, pattern="block:4x1")]
     card = render_card(figures_of(pruning=[config.to_dict() for config in configs]), None, "m")
@@ -973,6 +987,7 @@ def test_what_was_changed_on_the_hub_since_the_push_counts(tmp_path):
     path.write_text(pushed, encoding="utf-8")
     generated = read_card(folder).generated
 
+    @cache
     def merged(old, new, before=pushed):
         files = make_files(folder, "ada/bert", Existing(pushed.replace(old, new), generated), before)
         return files[CARD_NAME].decode()
@@ -1046,7 +1061,7 @@ FIELDS = (
     *("training data revision", "training data config", "training data split", "training data rows"),
     *("tensor", "file", "note", "target", "exclude", "argument", "value", "nested value", "recipe key", "recipe value"),
     *("processor", "accelerator", "version name", "version", "country", "shape", "chosen license", "second metric"),
-    *("given in", "saved as", "removed stack"),
+    *("given in", "saved as", "method", "method words", "method paper", "removed stack"),
 )
 
 
@@ -1057,7 +1072,8 @@ def card_with(names):
         return names.get(field, "plain")
 
     names_of_tensors = {"targets": [name("target")], "exclude": [name("exclude")], "overrides": {name("override"): 0.1}}
-    pruning = [PruningConfig(sparsity=0.5).to_dict() | names_of_tensors]
+    config = PruningConfig(sparsity=0.5).to_dict() | names_of_tensors
+    pruning = [config, config | {"method": name("method")}, config | {"method": "recorded"}]
     counted = {"shape": [4, 4], "weights": 16, "zeros": 8, "prunable": True}
     tensors = [TensorReport(name=name("tensor"), **counted), TensorReport("a", **counted, saved_as=name("saved as"))]
     figures = figures_of(name("name"), pruning, tensors=tensors, files=[name("file")], note=name("note"))
@@ -1077,6 +1093,7 @@ def card_with(names):
             languages=[name("language")],
         ),
         pruning=pruning,
+        methods={"recorded": Method(words=name("method words"), paper=name("method paper"))},
         steps=5,
         seed=1,
         training_arguments={name("argument"): name("value"), "nested": {"a": [name("nested value")]}},

@@ -341,8 +341,6 @@ def test_results_of_an_earlier_card_do_not_survive():
     stale = {
         "metrics": ["accuracy"],
         "model-index": [{"name": "old", "results": results}],
-        "base_model_relation": "quantized",
-        "co2_eq_emissions": {"emissions": 5},
     }
     old = card(stale, part("summary"))
     assert metadata_of(merge(GENERATED, [old], known={"metrics": ["accuracy"]})) == metadata_of(GENERATED)
@@ -480,11 +478,21 @@ def test_what_a_person_took_from_the_generated_metadata_comes_back():
     assert metadata_of(merged) == metadata_of(generated)
 
 
-@pytest.mark.parametrize("known", [{}, {"model-index": [{"name": "x"}], "base_model_relation": "adapter"}])
+@pytest.mark.parametrize("emissions", [5, {"emissions": 5.25, "source": "a bill"}])
+def test_relation_and_emissions_that_a_person_wrote_are_kept_and_generated_ones_are_not(emissions):
+    ours = {"base_model_relation": "finetune", "co2_eq_emissions": {"emissions": 1.5e-05, "source": "codecarbon"}}
+    written = {"base_model_relation": "quantized", "co2_eq_emissions": emissions}
+    new = card({"base_model_relation": "finetune", "license": "mit"}, *map(part, NAMES))
+    assert metadata_of(merge(new, [card(ours, "x")], known=ours)) == metadata_of(new)
+    assert metadata_of(merge(new, [card(written, "x")], known=ours)) == metadata_of(new) | written
+    for pushed in (None, card(ours, "x")):
+        merged = merge(new, [card(written, "x"), card(ours, "x")], known=ours, pushed=pushed)
+        assert metadata_of(merged) == metadata_of(new) | written
+
+
+@pytest.mark.parametrize("known", [{}, {"model-index": [{"name": "x"}]}])
 def test_results_are_generated_or_there_are_none(known):
     written = {
-        "base_model_relation": "quantized",
-        "co2_eq_emissions": 5,
         "eval_results": [1],
         "model-index": [{"name": "old", "results": []}],
         "model_name": "old",

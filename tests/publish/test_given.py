@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from models import bert, bert_examples, training_arguments
 from test_card import KNOWN, card_of, metadata_of, parts_of, rows_of, save_with_record
 from test_sparsity_json import flip_a_weight, save_sparse
+from transformers import Trainer
 from typer.testing import CliRunner
 
 from hf_prune import PruningConfig
@@ -148,3 +150,22 @@ def test_metrics_for_a_record_of_other_weights_are_refused(tmp_path):
     assert (folder / RECORD_NAME).read_bytes() == before
     assert run(folder, "--metrics", metrics, "--without-measurements").exit_code == 0
     assert [one.metrics for one in load_record(folder).evaluations] == [{"accuracy": 0.5}]
+
+
+def test_what_becomes_of_a_card_that_the_trainer_generated_is_told(tmp_path):
+    told = "The text that the Trainer had generated was replaced; its metadata were kept."
+    hint = "To have its results in the card, pass them with --metrics."
+    arguments = training_arguments(tmp_path)
+    trainer = Trainer(bert(), arguments, train_dataset=bert_examples(), eval_dataset=bert_examples())
+    trainer.train()
+    results = written(tmp_path / "results.json", trainer.evaluate())
+    for words, lines in (((), [told, hint]), (("--metrics", results), [told])):
+        trainer.save_model()
+        trainer.create_model_card(language="en", finetuned_from="ada/bert")
+        (tmp_path / "sparsity.json").unlink(missing_ok=True)
+        done = run(tmp_path, *words)
+        assert done.exit_code == 0, done.output
+        assert done.output.splitlines()[1:] == lines
+        metadata = metadata_of((tmp_path / "README.md").read_text(encoding="utf-8"))
+        assert (metadata["language"], metadata["base_model"]) == (["en"], "ada/bert")
+    assert told not in run(tmp_path).output

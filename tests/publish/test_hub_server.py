@@ -11,9 +11,12 @@ from hub_server import GIT_ATTRIBUTES, OTHER_TOKEN, READ_TOKEN, card_problems
 from packaging.version import Version
 
 # The stand-in is that of today's client: an older one validates cards elsewhere, and raises other errors.
-pytestmark = pytest.mark.skipif(
-    Version(huggingface_hub.__version__) < Version("2.2"), reason="the stand-in speaks with today's client"
-)
+pytestmark = [
+    pytest.mark.slow,  # it tests the tests' own stand-in
+    pytest.mark.skipif(
+        Version(huggingface_hub.__version__) < Version("2.2"), reason="the stand-in speaks with today's client"
+    ),
+]
 
 NAME = "somebody/model"
 FILES = {

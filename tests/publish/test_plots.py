@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from hf_prune.publish.plots import plot_layers, plot_schedule, plot_units
@@ -37,13 +37,13 @@ RED, BLUE = (0xB5, 0x43, 0x2B), (0x2B, 0x6C, 0xB5)
 def drawn(monkeypatch):
     """The figures that are saved, in the end of the list."""
     figures = []
-    save = Figure.savefig
+    save = FigureCanvasAgg.print_png
 
-    def keep(figure, *args, **kwargs):
-        figures.append(figure)
-        return save(figure, *args, **kwargs)
+    def keep(canvas, *args, **kwargs):
+        figures.append(canvas.figure)
+        return save(canvas, *args, **kwargs)
 
-    monkeypatch.setattr(Figure, "savefig", keep)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", keep)
     return figures
 
 

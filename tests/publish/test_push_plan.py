@@ -8,12 +8,15 @@ import pytest
 import torch
 from models import bert
 from safetensors.torch import load_file, save_file
+from test_run import save_tiny_bert
 
 from hf_prune.errors import CardError, PushError, ReportError
 from hf_prune.publish.card import write_card
 from hf_prune.publish.push import _Pushed, _remember
 from hf_prune.publish.push_plan import NOTHING_THERE, choose_files, make_push_plan
 from hf_prune.publish.redact import find_secret
+
+REPOSITORY = Path(__file__).parents[2]
 
 CARD = 'A plot: ![zeros](assets/own%20plot.png) and <img width="9" src="./assets/two.svg"> and ![](https://a.b/c.png)'
 
@@ -217,10 +220,25 @@ SECRETS = [
     *(f"r8_{LETTERS[:37]}", f"lsv2_pt_{'0a' * 16}_{'0a' * 5}", f"dckr_pat_{LETTERS[:27]}", f"hvs.{LETTERS[:40]}"),
     *(f"glsa_{LETTERS[:32]}_0a1b2c3d", f"WANDB_API_KEY = '{'0a' * 20}'"),
     f"eyJ{LETTERS[:20]}.eyJ{LETTERS[:20]}.{LETTERS[:30]}",
+    *(f"M{LETTERS[:23]}.{LETTERS[:6]}.{LETTERS[:27]}", f"N{LETTERS[:25]}.{LETTERS[:6]}.{LETTERS[:38]}"),
+    *(f"https://discord.com/api/webhooks/{'1' * 18}/{LETTERS[:68]}", f"key-{'0a' * 16}"),
+    *(f"{'0a' * 16}-0a1b2c3d-0a1b2c3d", f"SK{'0a' * 16}", f"TWILIO_AUTH_TOKEN={'0a' * 16}", f"shpat_{'0a' * 16}"),
+    *(f"{'0a' * 16}-us12", f"sq0csp-{LETTERS[:43]}"),
+    *(f"pcsk_{LETTERS[:6]}_{LETTERS[:62]}", "PINECONE_API_KEY: 01234567-89ab-cdef-0123-456789abcdef"),
+    *(f"KGAT_{'0a' * 16}", f'"username": "me", "key": "{"0a" * 16}"', f"KAGGLE_KEY={'0a' * 16}"),
+    *(f"wandb_v1_{LETTERS[:77]}", f"wandb.login(key='{'0a' * 20}')", f"wandb.login('{'0a' * 20}')"),
+    f"machine api.wandb.ai\n  login user\n  password {'0a' * 20}",
+    *("https://me:s3cr3t!@example.org/x.git", "postgres://me:pa55:w0rd@[::1]/db", "redis://me:hunter2@localhost"),
+    f"https://a.blob.core.windows.net/b?sv=2022-11-02&sig={LETTERS[:41]}%2B%3D",
+    f"https://a.blob.core.windows.net/b?sv=2022-11-02\\u0026sig={LETTERS[:43]}=",
 ]
 NO_SECRETS = [
     *("-----BEGIN PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----", "##AKIA", "AKIA" + "A" * 40, "task-" + "a" * 40),
     *('"pad_token": "<|endoftext|>"', f'"sha256": "{"0a" * 32}"', "sk-learn", "eyJhbGciOi.eyJ", "shelf_" + "a" * 40),
+    *("https://example.org:8080/a@b", "https://example.org/user:name@x", "https://{user}:{password}@example.org"),
+    *("https://<user>:<token>@example.org", "https://user:password@example.org", "git@example.org:a/b", "://a:b@"),
+    *("a machine that learns, a login and a password", f"monkey-{'0a' * 16}", f'"key": "{"0a" * 16}"', "sig=0.5"),
+    *("01234567-89ab-cdef-0123-456789abcdef", f"TASK{'0a' * 16}", f"0.{LETTERS[:6]}.{LETTERS[:27]}", "wandb_v1_x"),
 ]
 
 
@@ -228,6 +246,8 @@ NO_SECRETS = [
 def test_a_secret_is_seen_wherever_it_stands(text):
     assert find_secret(f'{{"a": "{text}"}}\n'.encode())
     assert find_secret(text.encode())
+    for encoding in ("utf-16", "utf-16-be", "utf-32-le"):
+        assert find_secret(f'{{"a": "{text}"}}\n'.encode(encoding))
 
 
 @pytest.mark.parametrize("text", NO_SECRETS)
@@ -250,6 +270,22 @@ def test_a_file_that_holds_a_secret_is_refused(model, name):
     (model / name).write_text(f"Here: {SECRETS[0]}")
     with pytest.raises(CardError, match=rf"{name}: contains what looks like a private key; remove it"):
         planned(model, include=["train.json"] if name == "train.json" else [])
+
+
+@pytest.mark.parametrize("name", ["kaggle.json", "netrc", "sub/_netrc"])
+def test_a_file_that_programs_keep_passwords_in_is_refused_by_its_name(model, name):
+    (model / "sub").mkdir()
+    (model / name).write_text("{}")
+    with pytest.raises(CardError, match=rf"{name}: is a file that a program keeps a password in; leave it out"):
+        planned(model, include=[name])
+
+
+def test_what_a_model_and_its_tokenizer_consist_of_holds_no_secret(tmp_path):
+    save_tiny_bert(tmp_path)
+    folders = (tmp_path, *(REPOSITORY / name for name in ("model_cards", "docs", "recipes")))
+    files = [path for folder in folders for path in folder.rglob("*.*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if find_secret(path.read_bytes()) is not None] == []
 
 
 def test_a_secret_in_a_file_that_stays_here_hinders_nothing(model):

@@ -590,6 +590,14 @@ def test_an_override_whose_value_is_no_yaml_is_refused(tmp_path):
         ("training.resume_from_checkpoint=last", "command line: training.resume_from_checkpoint: must not be set: a "),
         ("training.logging_steps=0", "command line: training.logging_steps: "),
         ("dense.deepspeed=nofile.json", "command line: dense.deepspeed: "),
+        (
+            "training.metric_for_best_model=f1",
+            "command line: training.metric_for_best_model: expected one of loss, acc",
+        ),
+        (
+            "dense.metric_for_best_model=eval_rouge1",
+            "command line: dense.metric_for_best_model: expected one of loss, a",
+        ),
         ("metrics=[]", "command line: metrics: expected a list of one or more entries, got []"),
         ("pruning=[]", "command line: pruning: expected "),
         ("pruning=5", "command line: pruning: expected "),
@@ -737,3 +745,27 @@ def test_the_quickstart_names_its_packages_and_can_be_read_without_them(tmp_path
     assert recipe.model.name.startswith("package:")
     assert recipe.dataset.name.startswith("package:")
     assert math.isclose(recipe.pruning_configs[0].sparsity, 0.7)
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss", "accuracy", "eval_accuracy", "runtime"])
+def test_the_best_model_is_chosen_by_what_evaluations_have(tmp_path, name):
+    recipe = load_recipe(write(tmp_path), [f"training.metric_for_best_model={name}"])
+    assert recipe.training["metric_for_best_model"] == name
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "names"),
+    [
+        ("text-classification", "f1", "expected one of loss, f1"),
+        ("text-generation", "perplexity", "expected loss"),
+        ("summarization", "rouge", "expected one of loss, rouge1, rouge2, rougeL"),
+    ],
+)
+def test_the_best_model_by_another_value_is_refused_before_anything_is_loaded(tmp_path, task, metric, names):
+    overrides = [f"task={task}", f"metrics=[{metric}]", "training.metric_for_best_model=fame"]
+    problem = only_problem(write(tmp_path), *overrides)
+    assert problem.endswith(f"metric_for_best_model: {names}, which evaluations have, got 'fame'")
+
+
+def test_which_values_a_metric_of_ones_own_has_is_not_known_before_an_evaluation(tmp_path):
+    load_recipe(write(tmp_path), ["metrics=[accuracy, own.py]", "training.metric_for_best_model=fame"])

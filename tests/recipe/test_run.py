@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_metrics import SCRIPT as METRIC
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from hf_prune import DistillationConfig, PruningConfigError, TargetError
@@ -798,6 +799,23 @@ def test_a_model_of_millions_of_layers_is_refused_and_not_built(tmp_path, materi
     assert refusal(tmp_path, material, model__name=str(tmp_path / "model")).endswith(f"model.name: {path}: {problem}")
     model = {"config": {"model_type": "bert", "num_hidden_layers": 10**7}, "tokenizer": str(material / "model")}
     assert refusal(tmp_path, material, model=model).endswith(f"model.config: {problem}")
+
+
+def test_expressions_that_take_years_to_match_are_refused(tmp_path, material):
+    words = "expected regular expressions that match 41 parameter names within 2 seconds, got '(.|.)+!'"
+    pruning = {"sparsity": 0.5, "exclude": ["(.|.)+!"]}
+    assert f"pruning: {words}" in refusal(tmp_path, material, pruning=pruning)
+    assert f"model.freeze: {words}" in refusal(tmp_path, material, model__freeze=["(.|.)+!"])
+
+
+def test_a_best_model_by_a_value_that_a_metric_of_ones_own_does_not_have_is_one_line(tmp_path, material):
+    (tmp_path / "misses.py").write_text(METRIC, encoding="utf-8")
+    every_step = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "fame"}
+    changes = {f"training__{name}": value for name, value in (every_step | best).items()}
+    path = write_recipe(tmp_path, material, metrics=[str(tmp_path / "misses.py")], **changes)
+    with pytest.raises(RecipeError, match=r"training\.metric_for_best_model: .*'eval_fame'.* is not found"):
+        quiet_run(path)
 
 
 def test_a_second_run_into_a_folder_is_refused(tmp_path, material):

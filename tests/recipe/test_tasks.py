@@ -138,14 +138,6 @@ def test_a_training_that_diverges_is_recorded_without_the_metrics_that_are_not_f
     assert "| `perplexity` | – | not a finite number |" in card
 
 
-def test_a_best_model_by_a_metric_that_evaluations_do_not_have_is_one_line(tmp_path, material):
-    every_step = dict.fromkeys(("eval_strategy", "save_strategy"), "steps") | {"eval_steps": 2, "save_steps": 2}
-    training = every_step | {"load_best_model_at_end": True, "metric_for_best_model": "fame"}
-    recipe = write_recipe(tmp_path, "text-generation", material, training=training)
-    with pytest.raises(RecipeError, match=r"training\.metric_for_best_model: .*'eval_fame'.* is not found"):
-        run(load_recipe(recipe), say=lambda text: None)
-
-
 def test_perplexity_is_that_of_every_token_of_the_held_out_texts(tmp_path, material):
     prepared = prepare(load_recipe(write_recipe(tmp_path, "text-generation", material)))
     blocks = torch.tensor(prepared.data["test"]["input_ids"])

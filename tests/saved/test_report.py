@@ -12,7 +12,7 @@ from models import ARCHITECTURES, albert, bert, gpt2, gpt_oss, llama, mixtral, r
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hf_prune import PruningConfig, TargetError
+from hf_prune import Pruner, PruningConfig, TargetError, load_masks
 from hf_prune.config.pruning import save_configs
 from hf_prune.errors import ReportError
 from hf_prune.model import limits
@@ -50,6 +50,34 @@ def counts(found):
 def change_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize("field", ["targets", "exclude", "overrides"])
+def test_an_expression_that_takes_years_to_match_is_refused_with_its_file(field, tmp_path):
+    saved(tmp_path, bert())
+    save_configs(
+        [PruningConfig(sparsity=0.5, **{field: {"(.|.)+!": 0.1} if field == "overrides" else ["(.|.)+!"]})], tmp_path
+    )
+    with pytest.raises(TargetError, match=r"got '\(\.\|\.\)\+!', which does not") as error:
+        make_report(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'pruning_config.json'}: expected regular expressions that match ")
+    with pytest.raises(TargetError, match=r"pruning_config\.json: expected regular expressions"):
+        write_card(tmp_path)
+
+
+def test_masks_are_not_loaded_by_an_expression_that_takes_years_to_match(tmp_path):
+    Pruner(bert(), PruningConfig(sparsity=0.5, schedule="one_shot", begin=0), 1).save(tmp_path)
+    save_configs([PruningConfig(sparsity=0.5, targets=["(.|.)+!"])], tmp_path)
+    with pytest.raises(TargetError, match=r"pruning_config\.json: expected regular expressions"):
+        load_masks(bert(), tmp_path)
+
+
+def test_an_expression_that_only_names_of_a_list_of_modules_take_years_to_match_is_refused(tmp_path):
+    saved(tmp_path, bert().bert)
+    (tmp_path / "modules.json").write_text("[]", encoding="utf-8")
+    save_configs([PruningConfig(sparsity=0.5, targets=[r"0\.model(.|.)+!"])], tmp_path)
+    with pytest.raises(TargetError, match=r"pruning_config\.json: expected regular expressions"):
+        make_report(tmp_path)
 
 
 # ---- Files that are not what the class expects ----

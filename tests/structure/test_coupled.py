@@ -2,6 +2,7 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 import transformers
@@ -94,6 +95,12 @@ def test_heads_of_bert_are_refused_as_its_configuration_has_no_number_for_them()
 def test_a_model_that_is_none_of_transformers_is_refused():
     with pytest.raises(StructureError, match="expected a model of transformers"):
         find_families(torch.nn.Sequential(torch.nn.Linear(4, 4)), "neurons")
+
+
+def test_a_model_with_adapters_is_refused():
+    model = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(StructureError, match="merge them first"):
+        find_families(model, "neurons")
 
 
 def test_encoder_and_decoder_have_layers_of_their_own():

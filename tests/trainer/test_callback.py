@@ -6,6 +6,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from hf_prune import Pruner, PruningCallback, PruningConfig, PruningStateError, PruningTrainer
 from hf_prune.saved.masks import MASKS_NAME
+from hf_prune.saved.report import make_report
 
 CONFIG = PruningConfig(sparsity=0.7, schedule="linear", begin=2, end=8, frequency=2)
 
@@ -234,3 +235,17 @@ def test_resuming_from_a_checkpoint_without_masks_is_an_error_that_names_the_fil
     resumed = stock_trainer(tmp_path)
     with pytest.raises(PruningStateError, match=f"checkpoint-4/{MASKS_NAME}: .*does not exist"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_a_model_that_a_stock_trainer_saves_is_reported_as_it_was_pruned_once_the_pruner_is_saved_beside_it(tmp_path):
+    model = bert()
+    model.bert.encoder.layer[0].requires_grad_(False)
+    trainer = stock_trainer(tmp_path / "run", PruningConfig(sparsity=0.7, exclude=[r".*intermediate.*"]), model)
+    trainer.train()
+    trainer.save_model(tmp_path / "model")
+    assert make_report(tmp_path / "model").prunable_sparsity < 0.5
+    pruner = callback_of(trainer).pruner
+    pruner.save(tmp_path / "model")
+    found = make_report(tmp_path / "model")
+    assert [tensor.name for tensor in found.prunable] == [target.name for target in pruner.targets]
+    assert found.prunable_sparsity == pruner.sparsity

@@ -18,6 +18,7 @@ from test_trainer import AT_ONCE, CONFIG, PruningSeq2SeqTrainer, pruning_trainer
 from transformers import Seq2SeqTrainingArguments
 
 from hf_prune import DistillationConfig, PruningConfig, PruningTrainer
+from hf_prune.publish.card import write_card
 from hf_prune.publish.record import load_record
 from hf_prune.saved.report import make_report
 from hf_prune.trainer.pushes import UnsavedToken, copy_folder
@@ -98,6 +99,26 @@ def test_the_card_says_what_the_last_evaluation_measured(tmp_path):
     assert f"{make_report(tmp_path).prunable_sparsity:.2%} of the prunable weights" in card
     assert card.startswith("---\n")
     assert "# Tiny" in card
+
+
+def test_the_card_says_which_frozen_layers_were_left_out_also_when_it_is_made_again(tmp_path):
+    trainer = trainer_of(tmp_path)
+    assert "because it was not trained" not in card_of_trained(trainer, tmp_path)
+    model = bert()
+    model.bert.encoder.layer[0].requires_grad_(False)
+    frozen = PruningTrainer(model, training_arguments(tmp_path), train_dataset=bert_examples(), pruning_config=CONFIG)
+    said = (
+        "Not pruned, because it was not trained: 6 tensors, such as `bert.encoder.layer.0.attention.self.query.weight`."
+    )
+    assert said in card_of_trained(frozen, tmp_path)
+    write_card(tmp_path)
+    assert said in card_of(tmp_path)
+
+
+def card_of_trained(trainer, directory):
+    trainer.train()
+    trainer.create_model_card()
+    return card_of(directory)
 
 
 def test_the_card_says_what_a_model_learned_from(tmp_path):

@@ -1,0 +1,264 @@
+"""Whether a model without some units answers as the whole model does with those units at zero: tried on a small twin.
+
+The twin is a model of the same class with random weights, few layers, neurons and words, in float64 if it can.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..errors import StructureError, first_line
+from .coupled import CoupledUnits, Family, families_of
+from .fields import MISFITS, Path, value_in, with_fields
+from .shrink import cut_of, shrink_model
+from .skipping import skip
+
+# The twin has so many layers in each stack, so many neurons in each, and so many words.
+_LAYERS, _NEURONS, _WORDS = 3, 64, 512
+
+logger = logging.getLogger(__name__)
+
+# Up to which difference, relative to the largest output, two models answer alike. Some classes compute in float32 only.
+_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+
+
+def proven(families: Sequence[Family], model: PreTrainedModel) -> list[Family]:
+    """The families with those units whose removal was tried, and changes nothing but the size.
+
+    A layer that cannot be removed, such as the first where it computes what others use, is left out of its family's
+    `removable` ones; a family of which nothing can be removed is left out with a warning. Raises StructureError, naming
+    the units, if that leaves none.
+    """
+    found: list[Family] = []
+    problems: list[StructureError] = []
+    for family in families:
+        try:
+            found.append(_proven(family, model))
+        except StructureError as error:
+            problems.append(error)
+    if problems and not found:
+        raise problems[0]
+    for problem in problems:
+        logger.warning("%s; they are not pruned.", first_line(problem).removeprefix("structure: "))
+    return found
+
+
+def _proven(family: Family, model: PreTrainedModel) -> Family:
+    """The family, with the parts of fused tensors in the order that the model has them in."""
+    try:
+        return _tried(family, type(model), model.config, interleaved=False)
+    except StructureError:
+        for other in families_of(model, family.structure, interleaved=True):
+            if other.fields == family.fields and other != family:
+                return _tried(other, type(model), model.config, interleaved=True)
+        raise
+
+
+def _tried(family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig, interleaved: bool) -> Family:
+    for dtype in _TOLERANCES:
+        twin_family, twin = _twin_of(family, model_class, config, dtype, interleaved)
+        inputs = sample_inputs(twin)
+        if inputs is not None:
+            break
+    if inputs is None:
+        raise StructureError(
+            "structure", f"no inputs were found to try {model_class.__name__} without some of its {family.structure}"
+        )
+    if family.structure != "layers":
+        if family.groups[0].units < 2:
+            raise StructureError("structure", f"{family.groups[0].name} cannot be removed: there is only one")
+        why = _difference(twin, twin_family, _half_of(twin_family), inputs)
+        if why is not None:
+            raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {why}")
+        return family
+    depth = len(twin_family.groups)
+    kinds = {}
+    for index in {0, 1, depth - 1} if depth > 1 else ():
+        dropped = {group.name: torch.tensor([place == index]) for place, group in enumerate(twin_family.groups)}
+        kinds[index] = _difference(twin, twin_family, dropped, inputs)
+    if not kinds or all(why is not None for why in kinds.values()):
+        why = next(iter(kinds.values()), "there is only one")
+        raise StructureError("structure", f"layers of {family.stack} cannot be removed: {why}")
+    last = len(family.groups) - 1
+    fixed = [
+        index
+        for index in range(len(family.groups))
+        if kinds.get(0 if index == 0 else depth - 1 if index == last else min(1, depth - 1)) is not None
+    ]
+    return replace(family, fixed_layers=tuple(fixed))
+
+
+def _twin_of(
+    family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, interleaved: bool
+) -> tuple[Family, PreTrainedModel]:
+    """A small model of the class, and its family of the same fields."""
+    for smaller in _smaller(config, model_class):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            try:
+                twin = model_class(smaller).eval()
+                nn.Module.to(twin, dtype)
+            except MISFITS:
+                continue
+            with torch.no_grad():
+                for parameter in twin.parameters():
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+        found = [
+            one
+            for one in families_of(twin, family.structure, interleaved)
+            if [field.path for field in one.fields] == [field.path for field in family.fields]
+        ]
+        if found:
+            return found[0], twin
+    raise StructureError("structure", f"{model_class.__name__} cannot be built to try it without {family.structure}")
+
+
+def _smaller(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Iterator[PreTrainedConfig]:
+    """Configurations with fewer layers, neurons and words, the smallest first; the last is the given one."""
+    layers: dict[Path, Any] = {}
+    for family in families_of(_skeleton(model_class, config), "layers"):
+        if len(family.groups) > _LAYERS:
+            layers |= family.config(config, _LAYERS, range(_LAYERS))
+    shallow = with_fields(config, layers)
+    neurons: dict[Path, Any] = {}
+    for family in families_of(_skeleton(model_class, shallow), "neurons"):
+        if family.groups[0].units > _NEURONS:
+            neurons |= family.config(config, _NEURONS)
+    words: dict[Path, Any] = {}
+    if (value_in(config, ("vocab_size",)) or 0) > _WORDS:
+        words[("vocab_size",)] = _WORDS
+    for values in ({**layers, **neurons, **words}, {**layers, **words}, layers, {}):
+        try:
+            yield with_fields(config, values)
+        except MISFITS:
+            continue
+
+
+def _skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return model_class(copy.deepcopy(config))
+
+
+def _half_of(family: Family) -> dict[str, torch.Tensor]:
+    """Half of the units of each group, at random."""
+    generator = torch.Generator().manual_seed(0)
+    dropped = {}
+    for group in family.groups:
+        dropped[group.name] = torch.zeros(group.units, dtype=torch.bool)
+        dropped[group.name][torch.randperm(group.units, generator=generator)[: group.units // 2]] = True
+    return dropped
+
+
+def _difference(
+    twin: PreTrainedModel, family: Family, dropped: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]
+) -> str | None:
+    """Why the twin without these units is not the twin with them at zero (layers: skipped); None if it is."""
+    masked, small = copy.deepcopy(twin), copy.deepcopy(twin)
+    if family.structure == "layers":
+        for group in family.groups:
+            if bool(dropped[group.name].all()):
+                skip(masked.get_submodule(group.path))
+    else:
+        zero_units(masked, family.groups, dropped)
+    try:
+        shrink_model(small, cut_of([family], dropped))
+        whole, expected, found = (_answers(model, inputs) for model in (twin, masked, small))
+    except StructureError as error:
+        return first_line(error).removeprefix("structure: ")
+    except MISFITS as error:
+        return f"the smaller model does not run ({first_line(error)})"
+    if not [one.shape for one in whole] == [one.shape for one in expected] == [one.shape for one in found]:
+        return "the smaller model has outputs of other shapes"
+    tolerance = _TOLERANCES[twin.dtype]
+    scale = max((float(one.abs().max()) for one in expected if one.numel()), default=0.0)
+    difference = _largest_difference(expected, found)
+    if not difference <= tolerance * max(scale, 1e-30):
+        return f"the smaller model's outputs differ by {difference / max(scale, 1e-30):.1e} of the largest"
+    if _largest_difference(whole, expected) <= tolerance * scale:
+        return "they do not change the outputs, so nothing can be compared"
+    return None
+
+
+def zero_units(model: nn.Module, groups: Sequence[CoupledUnits], dropped: Mapping[str, torch.Tensor]) -> None:
+    """Set all weights of units to zero."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for group in groups:
+            units = dropped[group.name].nonzero().squeeze(1)
+            for part in group.all_parts:
+                tensor: torch.Tensor = parameters[part.name]
+                dim = part.dim
+                if part.expert is not None:
+                    tensor, dim = tensor[part.expert], dim - 1
+                tensor.index_fill_(dim, part.indices(units).to(tensor.device), 0)
+
+
+def _largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    pairs = zip(one, other, strict=True)
+    return max((float((first - second).abs().max()) for first, second in pairs if first.numel()), default=0.0)
+
+
+def _answers(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The floating-point outputs of a model, without those of single layers (caches, attentions, hidden states)."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        outputs = model(**inputs)
+    found = outputs.values() if isinstance(outputs, Mapping) else [outputs]
+    return [value for value in found if isinstance(value, torch.Tensor) and value.is_floating_point()]
+
+
+def sample_inputs(model: PreTrainedModel) -> dict[str, Any] | None:
+    """Inputs that a model runs with, made from the name of its main input and the sizes in its configuration."""
+    for inputs in _possible_inputs(model):
+        try:
+            if _answers(model, inputs):
+                return inputs
+        except MISFITS:
+            continue
+    return None
+
+
+def _possible_inputs(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
+    config, dtype = model.config, model.dtype
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def words(length: int = 12) -> torch.Tensor:
+        most = min(_first(config, "vocab_size") or 64, 64)
+        ids = torch.randint(3, max(most - 2, 4), (2, length), generator=generator)
+        end = _first(config, "eos_token_id")
+        if type(end) is int and end < (_first(config, "vocab_size") or 64):
+            ids[:, -1] = end
+        return ids
+
+    main = model.main_input_name
+    decoder = {"decoder_input_ids": words()} if getattr(config, "is_encoder_decoder", False) else {}
+    if main == "pixel_values":
+        size = _first(config, "image_size") or 32
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        channels = _first(config, "num_channels") or 3
+        yield {"pixel_values": numbers(2, channels, height, width), **decoder}
+    elif main == "input_features":
+        bins = _first(config, "num_mel_bins", "feature_size", "input_feat_per_channel") or 80
+        frames = 2 * (_first(config, "max_source_positions") or 50)
+        yield {"input_features": numbers(2, bins, frames), **decoder}
+        yield {"input_features": numbers(2, frames, bins), **decoder}
+    elif main == "input_values":
+        yield {"input_values": numbers(2, 8000), **decoder}
+    yield {"input_ids": words(), "attention_mask": torch.ones(2, 12, dtype=torch.long), **decoder}
+    yield {"input_ids": words(), **decoder}
+    yield dict(model.dummy_inputs)
+
+
+def _first(config: PreTrainedConfig, *names: str) -> Any:
+    """The first of these fields that the configuration or one of its parts has."""
+    parts = [config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))]
+    return next((value for part in parts for name in names if (value := getattr(part, name, None))), None)

@@ -1,0 +1,42 @@
+"""Structures on several processes: the same units on all, and a small model is saved, also of a sharded one."""
+
+import pytest
+import torch
+import train_structures
+from forks import run_group
+from transformers import AutoModelForSequenceClassification
+
+from hf_prune.structure.coupled import find_families
+from hf_prune.structure.record import cut_of_record, read_structure
+
+
+def saved_by(directory, engine):
+    """What a group of two processes saved, as plain transformers opens it, and the record of what was cut out."""
+    ended = run_group(2, train_structures.main, directory, engine)
+    assert [one.returncode for one in ended] == [0, 0], "\n".join(one.stderr[-3000:] for one in ended)
+    opened, loading = AutoModelForSequenceClassification.from_pretrained(directory / "saved", output_loading_info=True)
+    assert not any(loading.values()), loading
+    assert (opened.config.intermediate_size, opened.config.num_hidden_layers) == (6, 2)
+    return opened, read_structure(directory / "saved")
+
+
+def cut_out_of(weights, record, directory):
+    """The weights without the units that the record says are gone."""
+    families = [family for kind in ("neurons", "layers") for family in find_families(train_structures.dense(), kind)]
+    return cut_of_record(record, families, directory).tensors(weights)
+
+
+def test_replicated_processes_end_with_the_same_small_model(tmp_path):
+    opened, _ = saved_by(tmp_path, "ddp")
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    weights = dict(opened.named_parameters())
+    assert all(torch.equal(weights[name], value) for name, value in result["weights"].items() if name in weights)
+
+
+@pytest.mark.slow
+def test_a_sharded_model_is_saved_as_the_smaller_one(tmp_path):
+    opened, record = saved_by(tmp_path, "fsdp")
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    expected = cut_out_of(result["weights"], record, tmp_path)
+    for name, weight in opened.named_parameters():
+        assert torch.equal(weight, expected[name]), name

@@ -1,0 +1,33 @@
+"""Run by processes of a group: remove structures from a tiny BERT under an engine, and save what is left."""
+
+import torch
+from models import bert, bert_examples
+from train import make_arguments, whole_weights
+from transformers import set_seed
+
+from hf_prune import PruningConfig, PruningTrainer
+
+CONFIGS = [
+    {"structure": "neurons", "method": "taylor", "sparsity": 0.75, "begin": 1, "end": 5, "frequency": 1},
+    {"structure": "layers", "method": "taylor", "sparsity": 0.5, "begin": 1, "end": 5, "frequency": 1},
+]
+
+
+def dense():
+    set_seed(0)
+    return bert(num_hidden_layers=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def main(directory, engine):
+    case = {"engine": engine, "model": "bert", "arguments": {"max_steps": 8}}
+    trainer = PruningTrainer(
+        model=dense(),
+        args=make_arguments(directory, case),
+        train_dataset=bert_examples(48),
+        pruning_config=[PruningConfig(**config) for config in CONFIGS],
+    )
+    trainer.train()
+    trainer.save_model(str(directory / "saved"))
+    weights = whole_weights(trainer.model)
+    if torch.distributed.get_rank() == 0:
+        torch.save({"weights": weights, "sparsity": trainer.pruner.sparsity}, directory / "result.pt")

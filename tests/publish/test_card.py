@@ -10,9 +10,9 @@ import torch
 import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from models import ARCHITECTURES, bert, gpt2, mixtral, training_arguments
+from models import ARCHITECTURES, bert, gpt2, mixtral, t5, training_arguments
 from safetensors.numpy import load_file
-from shrunk import NEURONS, save_shrunk
+from shrunk import LAYERS, NEURONS, save_shrunk
 from test_markdown import MARKDOWN, Elements, texts
 from test_sparsity_json import PRUNABLE, flip_a_weight, record_of, recount, save_sparse
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -722,6 +722,15 @@ def test_a_target_that_removed_and_masked_weights_do_not_reach_is_said_to_be_mis
         record = record_of(tmp_path, pruning=pruning, steps=2, target_sparsity=target)
         save_record(tmp_path, record)
         assert ("was not reached" in card_of(tmp_path)) == said
+
+
+def test_layers_that_cannot_be_removed_are_no_missed_target(tmp_path):
+    pruner = save_shrunk(tmp_path, [LAYERS], t5(num_layers=3, num_decoder_layers=5))
+    pruning = [config.to_dict() for config in pruner.configs]
+    save_record(tmp_path, record_of(tmp_path, pruning=pruning, steps=2, target_sparsity=pruner.target_sparsity))
+    card = card_of(tmp_path)
+    assert "1 of 3 layers of encoder.block and 2 of 5 layers of decoder.block were removed" in card
+    assert "not reached" not in card
 
 
 def test_removed_units_and_zeros_of_weights_are_both_said(tmp_path):

@@ -493,8 +493,9 @@ def test_a_result_whose_dense_metric_is_zero_is_a_table_all_the_same(monkeypatch
     report = Report("m", [TensorReport("a", (2,), 2, 1, True)], 8)
     seconds = {"dense": 1.0, "pruned": 2.0}
     metrics = {"matthews_correlation": 0.0, "accuracy": 0.5}
+    pruned, sizes = metrics | {"accuracy": 0.25}, {"dense": 2, "pruned": 2}
     result = RunResult(
-        {}, metrics, metrics | {"accuracy": 0.25}, {}, None, report, "matthews_correlation", 3, seconds, []
+        {}, metrics, pruned, {}, None, report, "matthews_correlation", 3, seconds, [], None, sizes, sizes
     )
     monkeypatch.setattr("hf_prune.recipe.loading.load_recipe", lambda *args: None)
     monkeypatch.setattr("hf_prune.recipe.run.run", lambda *args, **kwargs: result)

@@ -27,6 +27,7 @@ from ..model.layouts import Target
 from ..model.names import every_name, named_parameters, shape_of
 from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
+from ..structure.proof import Example
 from .local import LocalTensor
 from .masks import Masks
 from .penalty_terms import WeightPenalties
@@ -62,6 +63,8 @@ class Pruner:
         config: one configuration, or several, which prune different tensors, or the same ones one after another.
         total_steps: the number of optimizer steps of the training. If given, pruning starts at once: an update due at
             step 0 is made here. If not, call `start` before training.
+        example: a batch that the model runs with, or a function that returns one. It is used only for structures, to
+            try what can be removed, and only where no inputs can be made from the model's configuration.
 
     Attributes:
         targets: the tensors to prune, in the model's order.
@@ -94,6 +97,7 @@ class Pruner:
         model: nn.Module,
         config: PruningConfig | Sequence[PruningConfig],
         total_steps: int | None = None,
+        example: Mapping[str, Any] | Example | None = None,
     ):
         _check_model(model)
         self.configs = as_configs(config)
@@ -103,7 +107,7 @@ class Pruner:
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
         self._windows: list[Window] = []
-        self._structures = Structures()
+        self._structures = Structures(example if callable(example) else lambda: example)
         refuse_reparametrised(model)
         self._attach(model)
         self._log_left_out()

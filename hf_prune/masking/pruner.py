@@ -332,10 +332,12 @@ class Pruner:
         total_steps = as_steps(total_steps)
         self.stop_collecting()
         self._attach(model if model is not None else self.model, optimizer)
+        self.cut_as_saved(directory)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
         self.load(directory)
-        self.target_sparsity = self.plan().final_sparsity
+        plan = self.plan()
+        self.target_sparsity = self._with_removed(plan.final_sparsity * plan.weights, plan.weights)
 
     def plan(self, total_steps: int | None = None) -> Plan:
         """What would be pruned, how much and when, starting from the current masks. Changes nothing.
@@ -535,7 +537,10 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """The share of masked weights among all targets, now."""
-        masked, weights = sum(self.masked.values()), sum(target.weights for target in self.targets)
+        return self._with_removed(sum(self.masked.values()), sum(target.weights for target in self.targets))
+
+    def _with_removed(self, masked: float, weights: int) -> float:
+        """The share of masked weights, with those that were cut out."""
         if self.removed is not None:
             before, left = self.removed["weights"]
             masked, weights = masked + before - left, max(weights, left) + before - left

@@ -27,6 +27,7 @@ from ..model.layouts import Target
 from ..model.names import every_name, named_parameters, shape_of
 from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
+from ..structure.proof import Example
 from .local import LocalTensor
 from .masks import Masks
 from .penalty_terms import WeightPenalties
@@ -62,6 +63,8 @@ class Pruner:
         config: one configuration, or several, which prune different tensors, or the same ones one after another.
         total_steps: the number of optimizer steps of the training. If given, pruning starts at once: an update due at
             step 0 is made here. If not, call `start` before training.
+        example: a batch that the model runs with, or a function that returns one. It is used only for structures, to
+            try what can be removed, and only where no inputs can be made from the model's configuration.
 
     Attributes:
         targets: the tensors to prune, in the model's order.
@@ -94,6 +97,7 @@ class Pruner:
         model: nn.Module,
         config: PruningConfig | Sequence[PruningConfig],
         total_steps: int | None = None,
+        example: Mapping[str, Any] | Example | None = None,
     ):
         _check_model(model)
         self.configs = as_configs(config)
@@ -103,7 +107,7 @@ class Pruner:
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
         self._windows: list[Window] = []
-        self._structures = Structures()
+        self._structures = Structures(example if callable(example) else lambda: example)
         refuse_reparametrised(model)
         self._attach(model)
         self._log_left_out()
@@ -328,10 +332,12 @@ class Pruner:
         total_steps = as_steps(total_steps)
         self.stop_collecting()
         self._attach(model if model is not None else self.model, optimizer)
+        self.cut_as_saved(directory)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
         self.load(directory)
-        self.target_sparsity = self.plan().final_sparsity
+        plan = self.plan()
+        self.target_sparsity = self._with_removed(plan.final_sparsity * plan.weights, plan.weights)
 
     def plan(self, total_steps: int | None = None) -> Plan:
         """What would be pruned, how much and when, starting from the current masks. Changes nothing.
@@ -531,7 +537,10 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """The share of masked weights among all targets, now."""
-        masked, weights = sum(self.masked.values()), sum(target.weights for target in self.targets)
+        return self._with_removed(sum(self.masked.values()), sum(target.weights for target in self.targets))
+
+    def _with_removed(self, masked: float, weights: int) -> float:
+        """The share of masked weights, with those that were cut out."""
         if self.removed is not None:
             before, left = self.removed["weights"]
             masked, weights = masked + before - left, max(weights, left) + before - left

@@ -25,7 +25,7 @@ from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.coupled import CoupledUnits, Family, Part, find_families, select_groups
-from ..structure.proof import proven
+from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.shrink import Cut, cut_of, shrink_model
 from ..structure.skipping import skip
@@ -185,6 +185,9 @@ def _unit_ids(region: Region, shape: tuple[int, ...], part: Part, units: int) ->
 class Structures:
     """The structures of a pruner: their units, the layers that are skipped, scores, and what was cut out.
 
+    Args:
+        example: gives a batch that the model runs with, to try what can be removed.
+
     Attributes:
         removed: what was cut out of the model, see `record.describe_cut`; None if nothing was.
         sums: the scores that are added up over optimizer steps (float64), by the name of the coupled units.
@@ -192,7 +195,8 @@ class Structures:
             encoder-decoders, those of the decoder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, example: Example) -> None:
+        self._example = example
         self.removed: dict[str, Any] | None = None
         self.sums: dict[str, torch.Tensor] = {}
         self.layers: list[bool] | None = None
@@ -218,7 +222,7 @@ class Structures:
             self._class = cast(type[PreTrainedModel], type(self._model))
         if index not in self._families:
             found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
-            self._families[index] = proven(found, cast(PreTrainedModel, self._model))
+            self._families[index] = proven(found, cast(PreTrainedModel, self._model), self._example)
         families = self._families[index]
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []

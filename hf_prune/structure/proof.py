@@ -5,7 +5,7 @@ The twin is a model of the same class with random weights, few layers, neurons a
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,18 +28,23 @@ logger = logging.getLogger(__name__)
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
-def proven(families: Sequence[Family], model: PreTrainedModel) -> list[Family]:
+# A batch that a model runs with, or None.
+Example = Callable[[], Mapping[str, Any] | None]
+
+
+def proven(families: Sequence[Family], model: PreTrainedModel, example: Example = lambda: None) -> list[Family]:
     """The families with those units whose removal was tried, and changes nothing but the size.
 
     A layer that cannot be removed, such as the first where it computes what others use, is left out of its family's
-    `removable` ones; a family of which nothing can be removed is left out with a warning. Raises StructureError, naming
-    the units, if that leaves none.
+    `removable` ones; a family of which nothing can be removed is left out with a warning. `example` gives a batch to
+    try it with, for models for which none can be made from the configuration. Raises StructureError, naming the units,
+    if that leaves none.
     """
     found: list[Family] = []
     problems: list[StructureError] = []
     for family in families:
         try:
-            found.append(_proven(family, model))
+            found.append(_proven(family, model, example))
         except StructureError as error:
             problems.append(error)
     if problems and not found:
@@ -49,21 +54,22 @@ def proven(families: Sequence[Family], model: PreTrainedModel) -> list[Family]:
     return found
 
 
-def _proven(family: Family, model: PreTrainedModel) -> Family:
+def _proven(family: Family, model: PreTrainedModel, example: Example) -> Family:
     """The family, with the parts of fused tensors in the order that the model has them in."""
     try:
-        return _tried(family, type(model), model.config, interleaved=False)
+        return _tried(family, model, example, interleaved=False)
     except StructureError:
         for other in families_of(model, family.structure, interleaved=True):
             if other.fields == family.fields and other != family:
-                return _tried(other, type(model), model.config, interleaved=True)
+                return _tried(other, model, example, interleaved=True)
         raise
 
 
-def _tried(family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig, interleaved: bool) -> Family:
+def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved: bool) -> Family:
+    model_class, config = type(model), model.config
     for dtype in _TOLERANCES:
         twin_family, twin = _twin_of(family, model_class, config, dtype, interleaved)
-        inputs = sample_inputs(twin)
+        inputs = sample_inputs(twin, example)
         if inputs is not None:
             break
     if inputs is None:
@@ -213,9 +219,12 @@ def _answers(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
     return [value for value in found if isinstance(value, torch.Tensor) and value.is_floating_point()]
 
 
-def sample_inputs(model: PreTrainedModel) -> dict[str, Any] | None:
-    """Inputs that a model runs with, made from the name of its main input and the sizes in its configuration."""
-    for inputs in _possible_inputs(model):
+def sample_inputs(model: PreTrainedModel, example: Example = lambda: None) -> dict[str, Any] | None:
+    """Inputs that a model runs with, made from the name of its main input and the sizes in its configuration.
+
+    Where these do not run, those of the example; None if neither does.
+    """
+    for inputs in _possible_inputs(model, example):
         try:
             if _answers(model, inputs):
                 return inputs
@@ -224,7 +233,7 @@ def sample_inputs(model: PreTrainedModel) -> dict[str, Any] | None:
     return None
 
 
-def _possible_inputs(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
+def _possible_inputs(model: PreTrainedModel, example: Example) -> Iterator[dict[str, Any]]:
     config, dtype = model.config, model.dtype
     generator = torch.Generator().manual_seed(0)
 
@@ -256,6 +265,11 @@ def _possible_inputs(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
     yield {"input_ids": words(), "attention_mask": torch.ones(2, 12, dtype=torch.long), **decoder}
     yield {"input_ids": words(), **decoder}
     yield dict(model.dummy_inputs)
+    given = example() or {}
+    yield {
+        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in given.items()
+    }
 
 
 def _first(config: PreTrainedConfig, *names: str) -> Any:

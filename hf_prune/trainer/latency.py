@@ -48,6 +48,19 @@ def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency
     )
 
 
+def example_of(trainer: Trainer) -> dict[str, Any] | None:
+    """A batch of the first two samples of a Trainer's training data, on the CPU; None if there are none.
+
+    The model gets the inputs that it takes by name.
+    """
+    dataset: Any = trainer.train_dataset
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) < 2:
+        return None
+    assert trainer.model is not None  # ensured by Trainer.__init__
+    with torch.random.fork_rng():
+        return _inputs_of(trainer.model, evaluation_collator(trainer)([dataset[0], dataset[1]]))
+
+
 def _inputs_of(model: nn.Module, batch: Any) -> dict[str, Any] | None:
     """The inputs of a batch that a model's forward pass takes, by name; None if it takes none, or one is missing."""
     if not isinstance(batch, Mapping):

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -17,6 +18,7 @@ from ..foreign.transformers import check_trainer
 from ..masking.pruner import Pruner
 from .callback import PruningCallback, check_needs
 from .distilling import DistillingMixin
+from .latency import example_of
 from .measuring import MeasuringMixin
 from .publishing import PublishingMixin
 from .pushes import PushesMixin
@@ -99,7 +101,7 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
         if pruning_config is None:
             return
         assert self.model is not None  # ensured by Trainer.__init__
-        pruner = Pruner(self.model, pruning_config)
+        pruner = Pruner(self.model, pruning_config, example=partial(example_of, self))
         check_needs(pruner.configs, self.args, self.is_deepspeed_enabled)
         self._pruning = PruningCallback(pruning_config, pruner, in_trainer=True)
         self.add_callback(self._pruning)

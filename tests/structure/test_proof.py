@@ -78,3 +78,25 @@ def test_a_layer_that_changes_the_shape_cannot_be_skipped():
     skip(layer)
     with pytest.raises(ValueError, match="cannot be skipped"):
         layer(torch.ones(1, 4))
+
+
+def test_a_batch_is_used_where_no_inputs_can_be_made_from_the_configuration():
+    config = transformers.LxmertConfig(
+        vocab_size=64, hidden_size=16, num_attention_heads=2, intermediate_size=24, l_layers=1, x_layers=1, r_layers=1,
+        visual_feat_dim=8, visual_pos_dim=4, num_qa_labels=3,
+    )  # fmt: skip
+    model = transformers.LxmertForQuestionAnswering(config)
+    neurons = PruningConfig(structure="neurons", sparsity=0.5, schedule="one_shot", begin=0)
+    with pytest.raises(StructureError, match="no inputs were found to try LxmertForQuestionAnswering"):
+        Pruner(model, neurons, total_steps=1)
+    batch = {
+        "input_ids": torch.arange(3, 9).repeat(2, 1),
+        "visual_feats": torch.randn(2, 5, 8),
+        "visual_pos": torch.rand(2, 5, 4),
+    }
+    pruner = Pruner(model, neurons, total_steps=1, example=batch)
+    model.eval()
+    masked = model(**batch).question_answering_score
+    pruner.shrink()
+    assert model.config.intermediate_size == 12
+    torch.testing.assert_close(model(**batch).question_answering_score, masked)

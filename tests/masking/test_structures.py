@@ -1,0 +1,177 @@
+"""Structures in a loop of one's own: which units go, exact counts on the way, and what is cut out."""
+
+import copy
+
+import pytest
+import torch
+from models import ARCHITECTURES, bert, llama
+
+from hf_prune import Pruner, PruningConfig, PruningStateError, StructureError
+from hf_prune.structure.coupled import find_families
+
+METHODS = ["magnitude", "random", "activation", "wanda", "taylor"]
+
+
+def config(structure="neurons", **changes):
+    schedule = {"schedule": "linear", "begin": 1, "end": 5, "frequency": 1}
+    return PruningConfig(**{"structure": structure, "method": "taylor", "sparsity": 0.75, **schedule, **changes})
+
+
+def train(model, pruner, optimizer, steps, kind="bert"):
+    """Steps of a loop, with the numbers of dropped neurons of the first layer after each."""
+    for _ in range(steps):
+        model.train()
+        model(**ARCHITECTURES[kind].batch()).loss.backward()
+        pruner.mask_gradients()
+        optimizer.step()
+        pruner.step(optimizer)
+        optimizer.zero_grad()
+        yield sum(not row.any() for row in pruner.masks.get("bert.encoder.layer.0.intermediate.dense.weight", ()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_units_are_masked_on_schedule_in_all_their_tensors(method):
+    model = bert(hidden_dropout_prob=0.0)
+    pruner = Pruner(model, config(method=method), total_steps=8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    dropped = list(train(model, pruner, optimizer, 8))
+    assert dropped == [0, 4, 9, 14, 18, 18, 18, 18]  # round(24 * share), half to even
+    for layer in model.bert.encoder.layer:
+        gone = ~layer.intermediate.dense.weight.any(dim=1)
+        assert int(gone.sum()) == 18
+        assert not layer.intermediate.dense.bias[gone].any()
+        assert not layer.output.dense.weight[:, gone].any()
+        assert layer.output.dense.weight[:, ~gone].all()
+    assert pruner.sparsity == pruner.target_sparsity == 0.75
+
+
+def scores_by_hand(model, batch, structure):
+    """|d loss / d factor| of each unit's output, from the weights and gradients of what reads it, for one step."""
+    model.zero_grad()
+    model(**batch).loss.backward()
+    found = {}
+    for family in find_families(model, structure):
+        for group in family.groups:
+            [reader] = group.readers
+            weight = model.get_parameter(reader.name)
+            [(_, width)] = reader.runs
+            found[group.name] = (weight * weight.grad).sum(0).view(group.units, width).sum(1).abs().double()
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("structure", ["neurons", "heads"])
+def test_taylor_removes_the_units_without_which_the_loss_changes_least(structure):
+    kind, build = (
+        ("bert", bert)
+        if structure == "neurons"
+        else ("llama", lambda: llama(num_attention_heads=4, num_key_value_heads=4))
+    )
+    model = build().eval()
+    batch = ARCHITECTURES[kind].batch()
+    expected = scores_by_hand(model, batch, structure)
+    pruner = Pruner(model, config(structure, schedule="one_shot", begin=1, sparsity=0.5), total_steps=2)
+    frozen = torch.optim.SGD(model.parameters(), lr=0.0)
+    model(**batch).loss.backward()
+    pruner.mask_gradients()
+    frozen.step()
+    pruner.step(frozen)
+    for family in find_families(model, structure):
+        for group in family.groups:
+            [reader] = group.readers
+            [(_, width)] = reader.runs
+            kept = pruner.masks[reader.name].any(0).view(group.units, width).any(1)
+            lowest = expected[group.name].argsort(stable=True)[: group.units // 2]
+            assert torch.equal((~kept).nonzero().squeeze(1), lowest.sort().values), group.name
+
+
+def test_a_layer_that_is_masked_is_skipped_and_counted_in_whole_layers():
+    model = bert(num_hidden_layers=4).eval()
+    pruner = Pruner(
+        model, config("layers", sparsity=0.5, method="magnitude", schedule="one_shot", begin=0), total_steps=2
+    )
+    batch = ARCHITECTURES["bert"].batch()
+    masked = model(**batch).logits
+    gone = [index for index in range(4) if not model.bert.encoder.layer[index].output.dense.weight.any()]
+    assert len(gone) == 2
+    kept = [layer for index, layer in enumerate(model.bert.encoder.layer) if index not in gone]
+    pruner.shrink()
+    assert list(model.bert.encoder.layer) == kept
+    assert torch.equal(model(**batch).logits, masked)
+
+
+def test_a_loop_goes_on_with_the_moments_of_what_is_left():
+    model = bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    pruner = Pruner(model, config(), total_steps=8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    list(train(model, pruner, optimizer, 5))
+    assert pruner.can_shrink
+    masked, reference = copy.deepcopy(model), copy.deepcopy(pruner)
+    weight = model.bert.encoder.layer[0].output.dense.weight
+    moment, kept = (
+        optimizer.state[weight]["exp_avg"].clone(),
+        pruner.masks["bert.encoder.layer.0.output.dense.weight"].any(0),
+    )
+    del masked, reference
+    pruner.shrink(optimizer)
+    assert not pruner.can_shrink
+    small = model.bert.encoder.layer[0].output.dense.weight
+    assert torch.equal(optimizer.state[small]["exp_avg"], moment[:, kept])
+    assert {id(one) for group in optimizer.param_groups for one in group["params"]} == set(map(id, model.parameters()))
+    list(train(model, pruner, optimizer, 3))
+    assert pruner.sparsity == 0.75
+    assert pruner.at_final_sparsity
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_loop_resumes_before_and_after_the_units_are_cut_out(tmp_path, step):
+    torch.manual_seed(1)
+    model = bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    pruner = Pruner(model, config(), total_steps=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    list(train(model, pruner, optimizer, step))
+    if pruner.can_shrink:
+        pruner.shrink(optimizer)
+    pruner.save(tmp_path)
+    model.save_pretrained(tmp_path)
+    list(train(model, pruner, optimizer, 8 - step))
+    again = type(model).from_pretrained(tmp_path)
+    resumed = Pruner(again, config())
+    resumed.resume(8, tmp_path)
+    list(train(again, resumed, torch.optim.SGD(again.parameters(), lr=1e-2), 8 - step))
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
+    assert resumed.sparsity == pruner.sparsity == 0.75
+    assert resumed.removed == pruner.removed
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    model = bert()
+    pruner = Pruner(model, config(method="magnitude", schedule="one_shot", begin=0), total_steps=1)
+    pruner.shrink()
+    pruner.save(tmp_path)
+    other = Pruner(bert(intermediate_size=48), config(method="magnitude", schedule="one_shot", begin=0))
+    with pytest.raises(
+        PruningStateError, match=r"expected a model with intermediate_size 24, or 6 after units were cut"
+    ):
+        other.resume(1, tmp_path)
+
+
+def test_an_optimizer_with_state_of_another_shape_is_refused_and_nothing_is_changed():
+    model = bert()
+    pruner = Pruner(model, config(method="magnitude", schedule="one_shot", begin=1), total_steps=2)
+    optimizer = torch.optim.Adam(model.parameters())
+    list(train(model, pruner, optimizer, 1))
+    weight = model.bert.encoder.layer[0].output.dense.weight
+    optimizer.state[weight]["rows"] = torch.ones(16)
+    with pytest.raises(StructureError, match="Adam keeps 'rows' of another shape than its parameter"):
+        pruner.shrink(optimizer)
+    assert weight.shape == (16, 24)
+    assert pruner.removed is None
+    assert pruner.can_shrink
+
+
+def test_weights_that_read_units_must_be_trained_for_taylor():
+    model = bert()
+    model.bert.encoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="methods that read gradients cannot be used for weights that are not trained"):
+        Pruner(model, config())

@@ -84,7 +84,7 @@ def removed_from(folder: Path, config: PreTrainedConfig | None) -> Removed | Non
     path = folder / STRUCTURE_NAME
     try:
         removed = _parsed(content)
-    except (ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError) as error:
         raise PruningStateError(
             f"{path}: expected the units that were cut out, got a file that cannot be used ({error!r})"
         ) from error

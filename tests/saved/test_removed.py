@@ -125,6 +125,7 @@ def unit(content):
         lambda content: content.pop("units"),
         lambda content: content.update(units={}),
         lambda content: content.update(units=[]),
+        lambda content: content.update(units={"neurons of x": {"kept": []}}),
         lambda content: content.update(units={"widths of x": {"of": 1, "kept": []}}),
         lambda content: content.update(units={"layers of x.y": {"of": 1, "kept": []}}),
         lambda content: content["units"].update({"neurons of a\nb": {"of": 3, "kept": []}}),

@@ -1,7 +1,8 @@
 """Plans, made without any weights: configurations -> groups of tensors -> counts to prune at a step."""
 
+import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -266,6 +267,8 @@ def make_plan(
     The counts are those of training, unless existing zeros lie unevenly in the units of a pattern.
     """
     masked = {tensor.name: Fraction(tensor.masked) for tensor in tensors}
+    there = dict(masked)
+    unit_shares: dict[int, dict[str, Fraction]] = {}
     ranked: set[str] = set()
     starts: dict[int, float] = {}
     updates = []
@@ -275,7 +278,15 @@ def make_plan(
             if not window.due(step):
                 continue
             if group.coupled:
-                ranked |= _plan_units(group, window, step, starts, index, masked)
+                dropped = _dropped_units(group, there)
+                start = starts.setdefault(index, group.share_dropped(dropped))
+                unit_shares[index], of_units = _plan_units(group, window, step, start, dropped)
+                ranked |= of_units
+                for target in group.members:  # units of several kinds, such as neurons of layers that are removed
+                    kept = [1 - shares[target.name] for shares in unit_shares.values() if target.name in shares]
+                    masked[target.name] = max(
+                        masked[target.name], (1 - math.prod(kept, start=Fraction(1))) * target.weights
+                    )
                 continue
             weights_a_unit = group.pattern.unit_size * group.pattern.unit_sparsity
             dropped = [int(masked[target.name] / weights_a_unit) for target in group.members]
@@ -302,28 +313,29 @@ def make_plan(
 
 
 def _plan_units(
-    group: Group, window: Window, step: int, starts: dict[int, float], index: int, masked: dict[str, Fraction]
-) -> set[str]:
-    """Update the numbers of masked weights for one update of a group of coupled units.
+    group: Group, window: Window, step: int, start: float, dropped: Sequence[int]
+) -> tuple[dict[str, Fraction], set[str]]:
+    """The share of each tensor's weights that a group of coupled units has masked after an update.
 
-    Returns the names of the tensors for which a ranking across several will decide.
+    Also returned are the names of the tensors for which a ranking across several will decide; all have the mean.
     """
-    weights = {target.name: target.weights for target in group.members}
-    shares = [min(masked[name] / weights[name] for name in units.names) for units in group.coupled]
-    dropped = [int(share * units.units) for share, units in zip(shares, group.coupled, strict=True)]
-    starts.setdefault(index, group.share_dropped(dropped))
     of_tensor: dict[str, list[Fraction]] = {}
     ranked: set[str] = set()
-    for pool in group.pools(window, step, starts[index], dropped):
+    for pool in group.pools(window, step, start, dropped):
         members = [group.coupled[member] for member in pool.members]
         share = Fraction(pool.count, sum(member.units for member in members))
         for member in members:
             for name in member.names:
                 of_tensor.setdefault(name, []).append(share)
             ranked.update(member.names if len(members) > 1 else ())
-    for name, some in of_tensor.items():
-        masked[name] = max(masked[name], sum(some, Fraction(0)) / len(some) * weights[name])
-    return ranked
+    return {name: sum(some, Fraction(0)) / len(some) for name, some in of_tensor.items()}, ranked
+
+
+def _dropped_units(group: Group, masked: Mapping[str, Fraction]) -> list[int]:
+    """The number of units of each coupled units that are dropped already, given the masked weights of each tensor."""
+    weights = {target.name: target.weights for target in group.members}
+    shares = [min(masked[name] / weights[name] for name in units.names) for units in group.coupled]
+    return [int(share * units.units) for share, units in zip(shares, group.coupled, strict=True)]
 
 
 def _all_update_steps(groups: Sequence[Group], windows: Sequence[Window]) -> list[int]:

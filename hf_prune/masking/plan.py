@@ -43,7 +43,8 @@ class Group:
     """Tensors with one configuration, final sparsity and scope, for which counts are computed together.
 
     `coupled` are the units that are removed as a whole, if a structure is pruned; `members` are then all tensors that
-    they are part of.
+    they are part of. One unit is always kept, unless there are layers beside them that cannot be removed
+    (`others_stay`).
     """
 
     config_index: int
@@ -53,6 +54,7 @@ class Group:
     scope: str
     final: float
     coupled: tuple[CoupledUnits, ...] = ()
+    others_stay: bool = False
 
     def units_of(self, target: Target) -> int:
         """The number of units that the pattern divides a tensor into."""
@@ -122,7 +124,12 @@ class Group:
             for one in zip(self.ranked_units, dropped, sides, inputs or [None] * len(dropped), strict=True)
         ]
         scope = SCOPES["global" if SCOPES[self.scope].reads is not None and inputs is None else self.scope]
-        return scope.pools(prunable, Fraction(str(sparsity)) / self.pattern.unit_sparsity)
+        pools = scope.pools(prunable, Fraction(str(sparsity)) / self.pattern.unit_sparsity)
+        if not self.coupled:
+            return pools
+        units = [sum(self.coupled[member].units for member in pool.members) for pool in pools]
+        kept = 0 if self.others_stay else 1
+        return [replace(pool, count=min(pool.count, most - kept)) for pool, most in zip(pools, units, strict=True)]
 
     def penalty_weight(self, window: Window, step: int, start: float) -> float:
         """The factor of the penalty on the members after `step` completed steps; see `PruningConfig`."""
@@ -162,12 +169,17 @@ def make_groups(index: int, config: PruningConfig, targets: Sequence[Target]) ->
 
 
 def make_unit_group(
-    index: int, config: PruningConfig, members: Sequence[Target], coupled: Sequence[CoupledUnits]
+    index: int,
+    config: PruningConfig,
+    members: Sequence[Target],
+    coupled: Sequence[CoupledUnits],
+    others_stay: bool = False,
 ) -> Group:
     """A group of units of a structure, and all tensors that they are part of; layers are ranked together."""
     assert config.sparsity is not None
     scope = "global" if config.structure == "layers" else config.scope
-    return Group(index, config, config.parsed_pattern, tuple(members), scope, config.sparsity, tuple(coupled))
+    pattern = config.parsed_pattern
+    return Group(index, config, pattern, tuple(members), scope, config.sparsity, tuple(coupled), others_stay)
 
 
 def _check_shape(config: PruningConfig, pattern: Pattern, target: Target) -> None:

@@ -229,7 +229,8 @@ class Structures:
         for family in families if config.method != "keep" else ():
             names = set(family.names)
             members = tuple(target for target in targets if target.name in names)
-            groups.append(make_unit_group(index, config, members, family.removable))
+            others_stay = bool(family.fixed_layers)
+            groups.append(make_unit_group(index, config, members, family.removable, others_stay))
         return targets, groups
 
     def mask_zero_units(self, groups: Sequence[Group], masks: Masks) -> None:
@@ -371,8 +372,7 @@ class Structures:
     def save(self, directory: Path) -> None:
         """Write what was cut out, and the scores."""
         directory.mkdir(parents=True, exist_ok=True)
-        if self.removed is not None:
-            write_structure(directory, self.removed)
+        write_structure(directory, self.removed)
         write_unit_scores(directory, self.sums)
 
     def load(self, directory: Path, groups: Sequence[Group]) -> None:

@@ -43,9 +43,13 @@ def describe_cut(
     }
 
 
-def write_structure(directory: Path, content: Mapping[str, Any]) -> None:
-    """Write `pruning_structure.json`."""
-    (directory / STRUCTURE_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
+def write_structure(directory: Path, content: Mapping[str, Any] | None) -> None:
+    """Write `pruning_structure.json`; where nothing was cut out, remove that of another model."""
+    path = directory / STRUCTURE_NAME
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def read_structure(directory: Path) -> dict[str, Any] | None:

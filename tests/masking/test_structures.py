@@ -6,6 +6,7 @@ from models import ARCHITECTURES, bert, llama
 
 from hf_prune import Pruner, PruningConfig, PruningStateError, StructureError
 from hf_prune.structure.coupled import find_families
+from hf_prune.structure.record import STRUCTURE_NAME
 
 METHODS = ["magnitude", "random", "activation", "wanda", "taylor"]
 
@@ -172,3 +173,25 @@ def test_weights_that_read_units_must_be_trained_for_taylor():
     model.bert.encoder.requires_grad_(False)
     with pytest.raises(ValueError, match="methods that read gradients cannot be used for weights that are not trained"):
         Pruner(model, config())
+
+
+@pytest.mark.parametrize("structure", ["neurons", "layers"])
+def test_one_unit_stays_however_high_the_sparsity(structure):
+    model = bert()
+    at_once = config(structure, method="magnitude", sparsity=0.999, schedule="one_shot", begin=0)
+    pruner = Pruner(model, at_once, total_steps=1)
+    assert pruner.sparsity == pruner.target_sparsity
+    pruner.shrink()
+    assert (model.config.intermediate_size, model.config.num_hidden_layers) == (
+        (1, 2) if structure == "neurons" else (24, 1)
+    )
+    assert model(**ARCHITECTURES["bert"].batch()).logits.isfinite().all()
+
+
+def test_the_record_of_another_model_is_removed_where_nothing_was_cut_out(tmp_path):
+    pruner = Pruner(bert(), config(method="magnitude", schedule="one_shot", begin=0), total_steps=1)
+    pruner.shrink()
+    pruner.save(tmp_path)
+    assert (tmp_path / STRUCTURE_NAME).exists()
+    Pruner(bert(), PruningConfig(sparsity=0.5), total_steps=1).save(tmp_path)
+    assert not (tmp_path / STRUCTURE_NAME).exists()

@@ -177,8 +177,8 @@ class Pruner:
     def shrink(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Cut the masked units of structures out of the model, in place: it is smaller and faster from then on.
 
-        The masks of other configurations go on. Parameters stay the same objects, with smaller values; the moments in
-        the optimizer's state are cut with them. Nothing is changed if no structure is pruned.
+        The masks of other configurations go on. Parameters that units are cut from are replaced, also in the optimizer,
+        whose moments are cut with them. Nothing is changed if no structure is pruned.
 
         Raises StructureError, before anything is changed, if the optimizer keeps state of other shapes than its
         parameters', and PlacementError if parameters are sharded.

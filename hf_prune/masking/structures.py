@@ -1,4 +1,4 @@
-"""Units that are removed as a whole (neurons, heads): their scores, and the masks of all tensors that they are part of.
+"""Units that are removed as a whole (neurons, heads, layers): their scores, and the masks of all tensors that they are part of.
 
 Few numbers describe the units, so every process ranks all of them: what is added up over processes are the numbers of
 each unit, not those of weights.
@@ -226,7 +226,7 @@ class Structures:
         families = self._families[index]
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []
-        for family in families if config.method != "keep" else ():
+        for family in families:
             names = set(family.names)
             members = tuple(target for target in targets if target.name in names)
             others_stay = bool(family.fixed_layers)
@@ -307,8 +307,8 @@ class Structures:
         cut = self.what_is_left(groups, masks)
         content = self.describe(cut, groups, plain)
         left = cut.tensors(masks.parts)
-        self.skip_no_layers()
         shrink_model(plain, cut, optimizer)
+        self.skip_no_layers()
         self.removed = content
         self.sums.clear()
         return left

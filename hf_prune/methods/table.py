@@ -33,7 +33,7 @@ def find_in_packages(name: Any) -> str | None:
 
 def method_names(structure: str | None = None) -> tuple[str, ...]:
     """The values that `PruningConfig.method` accepts; entries added to the tables are included at once."""
-    return (*(UNIT_CRITERIA if structure else (*CRITERIA, *SOLVERS)), "keep")
+    return tuple(UNIT_CRITERIA) if structure else (*CRITERIA, *SOLVERS, "keep")
 
 
 def method_of(name: str, structure: str | None = None) -> Criterion | Solver | UnitCriterion | None:

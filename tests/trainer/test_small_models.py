@@ -42,6 +42,15 @@ class Sizes(TrainerCallback):
         self.parameters.append(sum(parameter.numel() for parameter in model.parameters()))
 
 
+class SkippedLayers(TrainerCallback):
+    """From the end of the schedule on, half of the layers return what they get."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step >= 5:
+            hidden = torch.randn(1, 3, 16)
+            assert sum(torch.equal(layer(hidden), hidden) for layer in model.bert.encoder.layer) == 2
+
+
 def test_what_is_saved_is_the_small_model_that_training_ends_with(tmp_path):
     sizes = Sizes()
     trainer = trainer_of(tmp_path / "run")
@@ -114,6 +123,7 @@ def test_an_optimizer_with_other_state_has_the_units_cut_out_at_the_end(tmp_path
     sizes = Sizes()
     trainer = trainer_of(tmp_path, optim="adafactor", learning_rate=1e-3)
     trainer.add_callback(sizes)
+    trainer.add_callback(SkippedLayers())
     trainer.train()
     assert len(set(sizes.parameters)) == 1
     assert trainer.model.config.intermediate_size == 6

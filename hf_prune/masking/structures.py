@@ -1,4 +1,4 @@
-"""Units that are removed as a whole (neurons, heads, layers): their scores, and the masks of all tensors that they are part of.
+"""Units that are removed as a whole (neurons, heads, layers): their scores, and the masks of all their tensors.
 
 Few numbers describe the units, so every process ranks all of them: what is added up over processes are the numbers of
 each unit, not those of weights.

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
-from ..model.anatomy import has_adapters, stacks
+from ..model.anatomy import has_adapters, is_experts, stacks
 from ..model.layouts import layout_of
 from ..model.names import named_modules_of, plain_model
 from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of, value_in
@@ -197,7 +197,8 @@ class _Finder:
         modules = named_modules_of(model, self._before.keys())
         self._inputs = {}  # parameter -> the dimension of its inputs; None where it has none
         for name, module in modules.items():
-            self._inputs[name] = _input_dim(layout_of(module, len(self._before[name])))
+            is_bias = is_experts(module) and len(self._before[name]) < 3  # a row for each expert
+            self._inputs[name] = None if is_bias else _input_dim(layout_of(module, len(self._before[name])))
         self._experts = {
             name for name, module in modules.items() if layout_of(module, len(self._before[name])).startswith("experts")
         }
@@ -252,9 +253,11 @@ class _Finder:
         if len(readers) == len(multiples):
             return None
         parts = {key: self._fused(key, old, multiple) for key, multiple in multiples.items()}
-        groups = _group("neurons", parts, readers, old)
+        groups = list(self._by_expert(_group("neurons", parts, readers, old)))
+        if not groups:
+            return None
         per_unit = 1 if value is None else value / old
-        return Family("neurons", (Field(path, per_unit),), tuple(self._by_expert(groups)))
+        return Family("neurons", (Field(path, per_unit),), tuple(groups))
 
     def _fused(self, key: tuple[str, int], units: int, multiple: int) -> Part:
         """A tensor with `multiple` times as many rows (gate and up)."""
@@ -263,13 +266,15 @@ class _Finder:
         return Part(*key, tuple((block * units, 1) for block in range(multiple)))
 
     def _by_expert(self, groups: Sequence[CoupledUnits]) -> Iterator[CoupledUnits]:
-        """The groups; those of fused experts once for each expert."""
+        """The groups; those of fused experts once for each expert, if all of their tensors are of as many experts."""
         for group in groups:
             fused = {name for name in group.names if name in self._experts}
             if not fused:
                 yield group
                 continue
-            for expert in range(self._before[next(iter(fused))][0]):
+            sizes = {self._before[part.name][0] if part.dim > 0 else None for part in group.all_parts}
+            experts = sizes.pop()
+            for expert in range(experts) if experts is not None and not sizes else ():
                 parts, readers = (
                     tuple(replace(part, expert=expert) for part in some) for some in (group.parts, group.readers)
                 )

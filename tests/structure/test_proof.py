@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from models import bert, gpt2, llama, mixtral, t5, vit
+from models import bert, gpt2, gpt_oss, llama, mixtral, t5, vit
 
 from hf_prune import Pruner, PruningConfig, StructureError
 from hf_prune.structure.coupled import find_families
@@ -21,7 +21,7 @@ def phi3(**changes):
     return transformers.Phi3ForCausalLM(config)
 
 
-@pytest.mark.parametrize("build", [bert, llama, gpt2, mixtral, t5, vit, phi3])
+@pytest.mark.parametrize("build", [bert, llama, gpt2, mixtral, gpt_oss, t5, vit, phi3])
 def test_neurons_and_layers_of_real_classes_are_proven(build):
     model = build()
     for structure in ("neurons", "layers"):

@@ -12,7 +12,7 @@ from ..errors import IncompatibleVersionError
 # The oldest and the newest version of each library that the tests pass with.
 KNOWN_VERSIONS = {
     "transformers": ("5.10.2", "5.23.0"),
-    "accelerate": ("1.10.0", "1.15.0"),
+    "accelerate": ("1.13.0", "1.15.0"),
     "peft": ("0.21.0", "0.21.2"),
     "huggingface_hub": ("1.5.0", "2.4.0"),
     "deepspeed": ("0.19.8", "0.19.8"),

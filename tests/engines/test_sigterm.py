@@ -10,7 +10,7 @@ from hf_prune.trainer.checkpoints import is_complete
 
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"),
-    reason="transformers 5.10 loads an optimizer's state to cpu:0 on several processes without GPUs; torch 2.13 refuses",
+    reason="transformers 5.10 loads optimizer states to cpu:0 on several CPU processes, which torch 2.13 refuses",
 )
 def test_processes_save_and_stop_together_when_one_gets_sigterm_and_go_on_bit_for_bit(tmp_path):
     ended = run_group(2, train_sigterm.main, tmp_path)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .config.pruning import PruningConfig, load_configs
     from .masking.pruner import Pruner, load_masks
     from .model.adapters import merge
-    from .structure.shrink import shrink
+    from .structure.zero_units import shrink
     from .trainer.callback import PruningCallback
     from .trainer.trainer import PruningMixin, PruningTrainer
 
@@ -62,7 +62,7 @@ _MODULES = {
     "load_configs": ".config.pruning",
     "load_masks": ".masking.pruner",
     "merge": ".model.adapters",
-    "shrink": ".structure.shrink",
+    "shrink": ".structure.zero_units",
 }
 
 

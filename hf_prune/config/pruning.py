@@ -164,6 +164,7 @@ class PruningConfig:
         if not is_one_of(self.method, methods):
             hint = f"; a package can declare methods in the entry-point group {ENTRY_POINTS}: is it installed?"
             hint = "" if self.structure or nearest(self.method, methods) else hint
+            hint = "; hf_prune.shrink cuts out units that are zero already" if self.method == "keep" else hint
             yield "method", broken["method"] or expected_one_of(self.method, methods) + hint
         for name, allowed in (
             ("schedule", SCHEDULES),

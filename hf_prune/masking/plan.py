@@ -14,7 +14,7 @@ from torch import nn
 from ..config.pruning import PruningConfig
 from ..errors import PruningConfigError, TargetError
 from ..methods.criteria import CRITERIA, Criterion
-from ..methods.patterns import Pattern
+from ..methods.patterns import Pattern, count_of
 from ..methods.schedules import sparsity_at, update_steps
 from ..methods.scopes import SCOPES, Pool, Prunable
 from ..methods.table import needs_a_step, reads_of
@@ -23,6 +23,9 @@ from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import check_expressions
 from ..structure.coupled import CoupledUnits, Family
 from ..structure.shrink import cut_of
+
+# The names of the coupled units of a group, which several configurations may prune one after another.
+_Units = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Group:
     """Tensors with one configuration, final sparsity and scope, for which counts are computed together.
 
     `coupled` are the units that are removed as a whole, if a structure is pruned; `members` are then all tensors that
-    they are part of. One unit is always kept, unless there are layers beside them that cannot be removed
-    (`others_stay`).
+    they are part of. One unit is always kept, unless there are `fixed` layers beside them, which cannot be removed, but
+    are counted.
     """
 
     config_index: int
@@ -54,7 +57,7 @@ class Group:
     scope: str
     final: float
     coupled: tuple[CoupledUnits, ...] = ()
-    others_stay: bool = False
+    fixed: int = 0
 
     def units_of(self, target: Target) -> int:
         """The number of units that the pattern divides a tensor into."""
@@ -67,7 +70,8 @@ class Group:
 
     def share_dropped(self, dropped: Sequence[int]) -> float:
         """The sparsity of the group, given the number of dropped units of each that is ranked."""
-        return float(Fraction(sum(dropped), max(sum(self.ranked_units), 1)) * self.pattern.unit_sparsity)
+        units = sum(self.ranked_units) + self.fixed
+        return float(Fraction(sum(dropped), max(units, 1)) * self.pattern.unit_sparsity)
 
     @property
     def criterion(self) -> Criterion | None:
@@ -124,11 +128,15 @@ class Group:
             for one in zip(self.ranked_units, dropped, sides, inputs or [None] * len(dropped), strict=True)
         ]
         scope = SCOPES["global" if SCOPES[self.scope].reads is not None and inputs is None else self.scope]
-        pools = scope.pools(prunable, Fraction(str(sparsity)) / self.pattern.unit_sparsity)
+        share = Fraction(str(sparsity)) / self.pattern.unit_sparsity
+        pools = scope.pools(prunable, share)
         if not self.coupled:
             return pools
         units = [sum(self.coupled[member].units for member in pool.members) for pool in pools]
-        kept = 0 if self.others_stay else 1
+        kept = 1
+        if self.fixed:  # layers, in one pool
+            kept = 0
+            pools = [replace(pools[0], count=max(count_of(share, units[0] + self.fixed), sum(dropped)))]
         return [replace(pool, count=min(pool.count, most - kept)) for pool, most in zip(pools, units, strict=True)]
 
     def penalty_weight(self, window: Window, step: int, start: float) -> float:
@@ -173,13 +181,13 @@ def make_unit_group(
     config: PruningConfig,
     members: Sequence[Target],
     coupled: Sequence[CoupledUnits],
-    others_stay: bool = False,
+    fixed: int = 0,
 ) -> Group:
     """A group of units of a structure, and all tensors that they are part of; layers are ranked together."""
     assert config.sparsity is not None
     scope = "global" if config.structure == "layers" else config.scope
     pattern = config.parsed_pattern
-    return Group(index, config, pattern, tuple(members), scope, config.sparsity, tuple(coupled), others_stay)
+    return Group(index, config, pattern, tuple(members), scope, config.sparsity, tuple(coupled), fixed)
 
 
 def _check_shape(config: PruningConfig, pattern: Pattern, target: Target) -> None:
@@ -214,7 +222,8 @@ def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], tota
     for later, window in enumerate(windows):
         for earlier, before in enumerate(windows[:later]):
             shared = [name for name in names[later] if name in names[earlier]]
-            if configs[later].structure is not None and configs[earlier].structure is not None:
+            structures = configs[later].structure, configs[earlier].structure
+            if None not in structures and structures[0] != structures[1]:
                 continue  # such as the neurons of layers, some of which are removed
             if shared and window.begin < before.end:
                 raise PruningConfigError(
@@ -287,7 +296,7 @@ class Plan:
             return self
         plain = plain_model(model)
         removed = {f"{one.structure} of {one.path}": one.removed for one in self.units}
-        families = [_whole_family(group, plain) for group in self._groups]
+        families = list({_units_of(group): _whole_family(group, plain) for group in self._groups}.values())
         shapes = {name: torch.empty(shape_of(one), device="meta") for name, one in named_parameters(model)}
         counts = set()
         for last in (False, True):  # the layers that are removed are the first, or the last
@@ -329,9 +338,9 @@ def make_plan(
     starts: dict[int, float] = {}
     updates = []
     weights = sum(tensor.weights for tensor in tensors)
-    dropped_of = {index: _dropped_now(group, masked) for index, group in enumerate(groups) if group.coupled}
-    planned_units: dict[int, list[PlannedUnits]] = {}  # by the index of the group
-    gone: dict[str, dict[int, Fraction]] = {}  # the share of a tensor that goes with the units of each group
+    dropped_of = {_units_of(group): _dropped_now(group, masked) for group in groups if group.coupled}
+    planned_units: dict[_Units, list[PlannedUnits]] = {}
+    gone: dict[str, dict[_Units, Fraction]] = {}  # the share of a tensor that goes with the units of each group
     weights_of = {tensor.name: tensor.weights for tensor in tensors}
     for step in _all_update_steps(groups, windows):
         for index, group in enumerate(groups):
@@ -339,14 +348,15 @@ def make_plan(
             if not window.due(step):
                 continue
             if group.coupled:
-                start = starts.setdefault(index, group.share_dropped(dropped_of[index]))
-                planned_units[index], shares = _plan_units(group, window, step, start, dropped_of[index])
+                units = _units_of(group)
+                start = starts.setdefault(index, group.share_dropped(dropped_of[units]))
+                planned_units[units], shares = _plan_units(group, window, step, start, dropped_of[units])
                 for name, share in shares.items():
                     by_group = gone.setdefault(name, {})
-                    by_group[index] = share
+                    by_group[units] = share
                     kept = math.prod((1 - one for one in by_group.values()), start=Fraction(1))
                     masked[name] = max(masked[name], (1 - kept) * weights_of[name])
-                if len(planned_units[index]) < len(group.coupled):
+                if len(planned_units[units]) < len(group.coupled):
                     ranked |= shares.keys()
                 continue
             weights_a_unit = group.pattern.unit_size * group.pattern.unit_sparsity
@@ -354,10 +364,10 @@ def make_plan(
             starts.setdefault(index, group.share_dropped(dropped))
             for pool in group.pools(window, step, starts[index], dropped):
                 members = [group.members[member] for member in pool.members]
-                units = sum(group.units_of(target) for target in members)
+                of = sum(group.units_of(target) for target in members)
                 for target in members:
                     # The ranking will decide how many each loses; an even split keeps the total exact.
-                    share = Fraction(group.units_of(target), max(units, 1)) * pool.count * weights_a_unit
+                    share = Fraction(group.units_of(target), max(of, 1)) * pool.count * weights_a_unit
                     masked[target.name] = share if len(members) > 1 else max(masked[target.name], share)
                 if len(members) > 1:
                     ranked.update(target.name for target in members)
@@ -373,6 +383,10 @@ def make_plan(
     return Plan(
         planned, updates, total_steps, weights, all_weights, units=list(chain(*planned_units.values())), _groups=by_unit
     )
+
+
+def _units_of(group: Group) -> _Units:
+    return tuple(units.name for units in group.coupled)
 
 
 def _plan_units(

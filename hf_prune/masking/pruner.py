@@ -28,6 +28,7 @@ from ..model.names import every_name, named_parameters, shape_of
 from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
 from ..structure.proof import Example
+from ..structure.shrink import Cut
 from .local import LocalTensor
 from .masks import Masks
 from .penalty_terms import WeightPenalties
@@ -177,24 +178,36 @@ class Pruner:
     def shrink(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Cut the masked units of structures out of the model, in place: it is smaller and faster from then on.
 
-        The masks of other configurations go on. Parameters that units are cut from are replaced, also in the optimizer,
-        whose moments are cut with them. Nothing is changed if no structure is pruned.
+        The masks of other configurations go on. A parameter that is cut becomes a new one, without a gradient; the
+        optimizer gets it in place of the old one, and its moments are cut. Nothing is changed if no structure is
+        pruned, or if its units were cut out already.
 
         Raises StructureError, before anything is changed, if the optimizer keeps state of other shapes than its
-        parameters', and PlacementError if parameters are sharded.
+        parameters', PlacementError if parameters are sharded, and PruningStateError if units are still to be masked.
         """
         if self.sharded:
             raise PlacementError("a model that is sharded over processes cannot be shrunk in place; it is when saved")
-        if any(group.coupled for group in self._groups):
-            self._go_on_with(self._structures.cut(self._groups, self._masks, self.model, optimizer))
-            self._begin_step()
+        if not any(group.coupled for group in self._groups):
+            return
+        if not self.can_shrink:
+            raise PruningStateError(
+                "The pruner has not masked all units yet: shrink the model when can_shrink is true, which it is after "
+                f"step {self.last_update_step} at the latest."
+                if self._windows
+                else "The pruner has not been started: pass total_steps to Pruner, or call start(total_steps)."
+            )
+        self._go_on_with(*self._structures.cut(self._groups, self._masks, self.model, optimizer))
+        self._begin_step()
 
-    def cut_as_saved(self, directory: str | os.PathLike) -> None:
+    def cut_as_saved(self, directory: str | os.PathLike, model: nn.Module | None = None) -> None:
         """Before a checkpoint's weights are loaded: cut out of the model what was cut out of that in the checkpoint.
 
-        Nothing is done if nothing was. Raises PruningStateError if the model is neither the one that was pruned nor the
-        one that was left of it.
+        `model` replaces the current model. Nothing is done if nothing was. Raises PruningStateError if the model is
+        neither the one that was pruned nor the one that was left of it.
         """
+        if model is not None and model is not self.model:
+            self.stop_collecting()
+            self._attach(model)
         if self.removed is None and self._structures.cut_as_saved(Path(directory), self.model):
             self._attach(self.model)
 
@@ -208,16 +221,26 @@ class Pruner:
             return None
         return self._structures.smaller_model(self._groups, self._masks, self.configs)
 
-    def _go_on_with(self, masks: Mapping[str, torch.Tensor]) -> None:
+    def _go_on_with(self, masks: Mapping[str, torch.Tensor], cut: Cut) -> None:
         """Go on with a model out of which units were cut, with these masks."""
-        state, before = self._state, {target.name: target.shape for target in self.targets}
+        state, before = self._state, _identities(self._groups, cut.name_of)
+        shapes = {cut.name_of(target.name): target.shape for target in self.targets}
         self.stop_collecting()
         self._attach(self.model)
-        self._state = state
+        places = {identity: index for index, identity in enumerate(_identities(self._groups))}
+        moved = {index: places[identity] for index, identity in enumerate(before) if identity in places}
+        starts = {moved[index]: share for index, share in state.starts.items() if index in moved}
         for index, group in enumerate(self._groups):
-            if any(before.get(target.name) != target.shape for target in group.members):
-                state.starts.pop(index, None)  # the share of what is left is counted anew
+            if any(shapes.get(target.name) != target.shape for target in group.members):
+                starts.pop(index, None)  # the share of what is left is counted anew
+        self._state = replace(
+            state,
+            starts=starts,
+            owed={moved[index] for index in state.owed if index in moved},
+            finished={moved[index] for index in state.finished or () if index in moved},
+        )
         self._masks.take({name: masks[name] for name in self.parameters})
+        self._expect()
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
 
@@ -336,6 +359,10 @@ class Pruner:
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
         self.load(directory)
+        self._expect()
+
+    def _expect(self) -> None:
+        """Compute the target sparsity anew."""
         plan = self.plan()
         self.target_sparsity = self._with_removed(plan.final_sparsity * plan.weights, plan.weights)
 
@@ -757,6 +784,21 @@ class Pruner:
         self.stop_collecting()
         if self.total_steps is not None:
             self._begin_step()
+
+
+def _identities(
+    groups: Sequence[Group], name_of: Callable[[str], str | None] = lambda name: name
+) -> list[tuple[Any, ...]]:
+    """For each group what tells it from the others, also in a model that layers were cut out of (`name_of`)."""
+    units = [0] * (1 + max((group.config_index for group in groups), default=0))
+    found = []
+    for group in groups:
+        names = [name for target in group.members if (name := name_of(target.name)) is not None]
+        if group.config.structure is not None:
+            names = [str(units[group.config_index])]
+            units[group.config_index] += 1
+        found.append((group.config_index, *names))
+    return found
 
 
 def as_configs(config: Any) -> list[PruningConfig]:

@@ -214,12 +214,14 @@ class Structures:
         Raises StructureError if the model has no such units that can be removed.
         """
         assert config.structure is not None
+        if self._model is not plain_model(model):  # nothing was cut out of another one
+            self._model, self._families = plain_model(model), {}
+            self._class = cast(type[PreTrainedModel], type(self._model))
+            self.removed = self.layers = None
+            self.sums.clear()
         if self.removed is not None:
             number = self.removed["families"].get(str(index), 0)
             return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
-        if self._model is not plain_model(model):
-            self._model, self._families = plain_model(model), {}
-            self._class = cast(type[PreTrainedModel], type(self._model))
         if index not in self._families:
             found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
             self._families[index] = proven(found, cast(PreTrainedModel, self._model), self._example)
@@ -229,8 +231,7 @@ class Structures:
         for family in families:
             names = set(family.names)
             members = tuple(target for target in targets if target.name in names)
-            others_stay = bool(family.fixed_layers)
-            groups.append(make_unit_group(index, config, members, family.removable, others_stay))
+            groups.append(make_unit_group(index, config, members, family.removable, len(family.fixed_layers)))
         return targets, groups
 
     def mask_zero_units(self, groups: Sequence[Group], masks: Masks) -> None:
@@ -279,13 +280,17 @@ class Structures:
     def add_gradients(
         self, groups: Sequence[Group], masks: Masks, gradients: Mapping[str, torch.Tensor], loss_scale: float
     ) -> None:
-        """Add the scores of an optimizer step, once, from its gradients; a step that is not finite is left out."""
+        """Add the scores of an optimizer step, once, from its gradients; a step that is not finite is left out.
+
+        Weights without a gradient, such as those of a layer that is skipped, add nothing; a group all of whose weights
+        are without one was not in the loss, and has no scores of this step.
+        """
         for group in () if self._added else groups:
-            if all(name in gradients for name in group.read_names):
-                held = {
-                    name: replace(masks.local(name), gradient=gradients[name].detach().float().reshape(-1) / loss_scale)
-                    for name in group.read_names
-                }
+            if any(name in gradients for name in group.read_names):
+                held = {name: masks.local(name) for name in group.read_names}
+                for name, local in held.items():
+                    gradient = gradients[name] if name in gradients else torch.zeros_like(local.weight)
+                    held[name] = replace(local, gradient=gradient.detach().float().reshape(-1) / loss_scale)
                 criterion = UNIT_CRITERIA[group.config.method]
                 scores = unit_scores(group.coupled, held, criterion, group.config.pruning_seed, masks.all_reduce)
                 if all(bool(score.isfinite().all()) for score in scores.values()):
@@ -301,8 +306,8 @@ class Structures:
 
     def cut(
         self, groups: Sequence[Group], masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer | None
-    ) -> dict[str, torch.Tensor]:
-        """Cut the masked units out of a model, in place; returns the masks of what is left. See `shrink_model`."""
+    ) -> tuple[dict[str, torch.Tensor], Cut]:
+        """Cut the masked units out of a model, in place, see `shrink_model`; returns the masks of what is left, too."""
         plain = cast(PreTrainedModel, plain_model(model))
         cut = self.what_is_left(groups, masks)
         content = self.describe(cut, groups, plain)
@@ -311,15 +316,21 @@ class Structures:
         self.skip_no_layers()
         self.removed = content
         self.sums.clear()
-        return left
+        return left, cut
 
     def what_is_left(self, groups: Sequence[Group], masks: Masks) -> Cut:
         """What is left of the model without the masked units; every process must call it."""
-        families = [family for found in self._families.values() for family in found]
         dropped: dict[str, torch.Tensor] = {}
         for group in groups:
             dropped.update(masked_units(group, masks) if group.coupled else {})
-        return cut_of(families, dropped)
+        return cut_of(self._all_families(), dropped)
+
+    def _all_families(self) -> list[Family]:
+        """The families of all configurations; those that several prune, one after another, once."""
+        families: dict[tuple[str, ...], Family] = {}
+        for family in (one for found in self._families.values() for one in found):
+            families.setdefault(tuple(group.name for group in family.groups), family)
+        return list(families.values())
 
     def describe(self, cut: Cut, groups: Sequence[Group], model: PreTrainedModel) -> dict[str, Any]:
         """What a cut removes from a model, see `describe_cut`."""
@@ -357,8 +368,7 @@ class Structures:
             return False
         plain = cast(PreTrainedModel, plain_model(model))
         if not is_cut(content, plain.config, directory):
-            families = [family for found in self._families.values() for family in found]
-            shrink_model(plain, cut_of_record(content, families, directory))
+            shrink_model(plain, cut_of_record(content, self._all_families(), directory))
         self.skip_no_layers()
         self.removed = content
         layers = [name for name in content["units"] if name.startswith("layers of ")]

@@ -32,7 +32,10 @@ def find_in_packages(name: Any) -> str | None:
 
 
 def method_names(structure: str | None = None) -> tuple[str, ...]:
-    """The values that `PruningConfig.method` accepts; entries added to the tables are included at once."""
+    """The values that `PruningConfig.method` accepts; entries added to the tables are included at once.
+
+    `keep` is none for structures: `hf_prune.shrink` cuts out units that are zero.
+    """
     return tuple(UNIT_CRITERIA) if structure else (*CRITERIA, *SOLVERS, "keep")
 
 

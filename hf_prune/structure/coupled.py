@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..errors import StructureError
 from ..model.anatomy import has_adapters, is_experts, stacks
 from ..model.layouts import layout_of
-from ..model.names import named_modules_of, plain_model
+from ..model.names import named_modules_of, plain_model, shape_of
 from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of, value_in
 
 
@@ -124,6 +124,19 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
 
     Raises StructureError if there are none, if the model is not one of transformers, or if it has adapters.
     """
+    plain = checked_model(model)
+    families = families_of(plain, structure)
+    if not families:
+        raise StructureError(
+            "structure",
+            f"no field of {type(plain.config).__name__} sets the number of {structure} of {type(plain).__name__} alone,"
+            f" so a model without some of them could not be opened by from_pretrained; got {structure!r}",
+        )
+    return families
+
+
+def checked_model(model: nn.Module) -> PreTrainedModel:
+    """The model, if units can be cut out of it; StructureError if it is not one of transformers, or has adapters."""
     plain = plain_model(model)
     if has_adapters(model):
         raise StructureError(
@@ -135,14 +148,7 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
             "structure",
             f"expected a model of transformers, whose configuration can be changed, got {type(plain).__name__}",
         )
-    families = families_of(plain, structure)
-    if not families:
-        raise StructureError(
-            "structure",
-            f"no field of {type(plain.config).__name__} sets the number of {structure} of {type(plain).__name__} alone,"
-            f" so a model without some of them could not be opened by from_pretrained; got {structure!r}",
-        )
-    return families
+    return plain
 
 
 def families_of(model: PreTrainedModel, structure: str, interleaved: bool = False) -> list[Family]:
@@ -194,6 +200,7 @@ class _Finder:
                 "structure", f"{self._class.__name__} cannot be built from its configuration alone; prune weights"
             )
         self._before = before
+        _check_as_built(model, before)
         modules = named_modules_of(model, self._before.keys())
         self._inputs = {}  # parameter -> the dimension of its inputs; None where it has none
         for name, module in modules.items():
@@ -390,6 +397,20 @@ class _Finder:
         parts = {name: Part(name, 0, ((0, self._before[name][0]),)) for name in (*weights, *biases)}
         readers = tuple(parts[name] for name in weights)
         return CoupledUnits("layers", path, 1, tuple(parts[name] for name in biases), readers)
+
+
+def _check_as_built(model: PreTrainedModel, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise StructureError for a model with other tensors than its class builds; `from_pretrained` opens none such."""
+    found = {name: shape_of(parameter) for name, parameter in model.named_parameters()}
+    other = next((name for name in (*expected, *found) if expected.get(name) != found.get(name)), None)
+    if other is not None:
+        got = f"{other} of shape {found[other]}" if other in found else f"no {other}"
+        built = f"one of shape {expected[other]}" if other in expected else "none"
+        raise StructureError(
+            "structure",
+            f"expected a model as {type(model).__name__} builds it from its configuration, or from_pretrained could "
+            f"not open a smaller one; got {got}, where it builds {built}",
+        )
 
 
 def _lists_of(config: PreTrainedConfig, path: Path, length: int) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """Cutting units out of a model: its tensors, its layers, its configuration, and the state of its optimizer."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
-from ..model.names import named_parameters, plain_model
-from .coupled import CoupledUnits, Family, Part, find_families
+from .coupled import CoupledUnits, Family, Part
 from .fields import Path, with_fields
 
 # Types of attributes of modules that describe their shape.
@@ -152,7 +152,7 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
     config = cut.config(model.config)
     try:
         with torch.device("meta"):
-            skeleton = type(model)(config)
+            skeleton, whole = type(model)(config), type(model)(copy.deepcopy(model.config))
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise StructureError(
             "structure", f"{type(model).__name__} cannot be built without the removed units: {error}"
@@ -169,58 +169,13 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
         if (new_name := cut.name_of(name)) is not None
     }
     _remove_layers(model, cut)
+    _remove_layers(whole, cut)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, new[parameter])
     if optimizer is not None:
         _replace(optimizer, {**dict.fromkeys(parameters.values()), **new}, states)
-    _copy_sizes(skeleton, model)
-
-
-def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
-    """Cut the neurons and heads all of whose weights are zero out of a model of transformers, in place.
-
-    Returns the same model, smaller and faster, with the same outputs up to rounding; its configuration opens it with a
-    plain `from_pretrained`. As a configuration has one number for all layers, each keeps as many units as the one with
-    the most. The moments in the optimizer's state are cut with the weights. Layers leave no zeros that could be told
-    from others; `Pruner.shrink` and `PruningTrainer` remove them.
-
-    Raises StructureError if the model is not one of transformers, or what `shrink_model` raises.
-    """
-    plain = plain_model(model)
-    families: list[Family] = []
-    dropped: dict[str, torch.Tensor] = {}
-    parameters = dict(named_parameters(model))
-    for structure in ("neurons", "heads"):
-        try:
-            found = find_families(model, structure)
-        except StructureError:
-            if not isinstance(plain, PreTrainedModel):
-                raise
-            continue
-        for family in found:
-            gone = {group.name: _zero_units(group, parameters) for group in family.groups}
-            if all(bool(flags.any()) for flags in gone.values()):
-                families.append(family)
-                dropped.update(gone)
-    if families:
-        assert isinstance(plain, PreTrainedModel)
-        shrink_model(plain, cut_of(families, dropped), optimizer)
-    return model
-
-
-def _zero_units(group: CoupledUnits, parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:
-    """Which units of a group have no weight that is not zero (bool)."""
-    kept = torch.zeros(group.units, dtype=torch.bool)
-    for part in group.all_parts:
-        weight, dim = parameters[part.name].detach(), part.dim
-        if part.expert is not None:
-            weight, dim = weight[part.expert], dim - 1
-        others = [other for other in range(weight.dim()) if other != dim]
-        nonzero = (weight != 0).sum(others).cpu() if others else (weight != 0).cpu()
-        of_units = [nonzero[start : start + group.units * width].view(group.units, -1) for start, width in part.runs]
-        kept |= torch.cat(of_units, dim=1).any(dim=1)
-    return ~kept
+    _copy_sizes(skeleton, whole, model)
 
 
 def _check_shapes(tensors: Mapping[str, torch.Tensor], skeleton: nn.Module) -> None:
@@ -285,13 +240,18 @@ def _remove_layers(model: nn.Module, cut: Cut) -> None:
             stack.add_module(str(index), layer)
 
 
-def _copy_sizes(skeleton: nn.Module, model: nn.Module) -> None:
-    """Give every module the sizes, indices and configuration that the same module of a newly built model has."""
-    modules = dict(model.named_modules())
+def _copy_sizes(skeleton: nn.Module, whole: nn.Module, model: nn.Module) -> None:
+    """Give every module the sizes, indices and configuration that the same module of a newly built model has.
+
+    What a newly built whole model has alike stays, such as the rate of a dropout that was changed.
+    """
+    modules, before = dict(model.named_modules()), dict(whole.named_modules())
     for path, module in skeleton.named_modules():
-        own = modules[path]
+        own, old = modules[path], vars(before[path])
         for name, value in vars(module).items():
-            if not name.startswith("_") and name != "training" and _is_plain(value):
+            if name.startswith("_") or name == "training" or not _is_plain(value):
+                continue
+            if isinstance(value, PreTrainedConfig) or name not in old or value != old[name]:
                 setattr(own, name, value)
 
 

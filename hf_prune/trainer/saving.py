@@ -68,6 +68,8 @@ class SavingMixin(TrainerBase):
     # ---- Resuming ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._pruning is not None and self.model_init is not None and self.pruner is not None and model is None:
+            self.pruner.cut_as_saved(resume_from_checkpoint, cast(nn.Module, self.model))
         if self._pruning is not None and self._is_of_fsdp(resume_from_checkpoint):
             load_fsdp_model(cast(nn.Module, model if model is not None else self.model), Path(resume_from_checkpoint))
         elif model is None:

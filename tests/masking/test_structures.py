@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import ARCHITECTURES, bert, llama
 
-from hf_prune import Pruner, PruningConfig, PruningStateError, StructureError
+from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, StructureError
 from hf_prune.structure.coupled import find_families
 from hf_prune.structure.record import STRUCTURE_NAME
 
@@ -195,3 +195,102 @@ def test_the_record_of_another_model_is_removed_where_nothing_was_cut_out(tmp_pa
     assert (tmp_path / STRUCTURE_NAME).exists()
     Pruner(bert(), PruningConfig(sparsity=0.5), total_steps=1).save(tmp_path)
     assert not (tmp_path / STRUCTURE_NAME).exists()
+
+
+@pytest.mark.parametrize("structure", ["neurons", "layers"])
+def test_several_configurations_remove_the_same_units_one_after_another(structure):
+    model = bert(num_hidden_layers=4)
+    configs = [config(structure, sparsity=0.25, end=2), config(structure, sparsity=0.5, begin=3)]
+    pruner = Pruner(model, configs, total_steps=8)
+    plan = pruner.plan()
+    assert {one.removed for one in plan.units} == ({12} if structure == "neurons" else {2})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    list(train(model, pruner, optimizer, 5))
+    assert pruner.sparsity == pytest.approx(plan.final_sparsity)
+    pruner.shrink(optimizer)
+    assert pruner.removed["parameters"][1] == plan.of_model(bert(num_hidden_layers=4)).weights_left
+    list(train(model, pruner, optimizer, 3))
+    left = (model.config.intermediate_size, model.config.num_hidden_layers)
+    assert left == ((12, 4) if structure == "neurons" else (24, 2))
+
+
+def test_two_configurations_do_not_remove_the_same_units_at_the_same_time():
+    with pytest.raises(PruningConfigError, match="expected configuration 2 to begin at or after step 5"):
+        Pruner(bert(), [config(sparsity=0.25), config(sparsity=0.5)], total_steps=8)
+
+
+@pytest.mark.parametrize("step", [5, 6])
+def test_weights_of_the_layers_that_are_left_have_the_configured_zeros(step):
+    model = bert(num_hidden_layers=4)
+    weights = PruningConfig(sparsity=0.5, begin=step, end=7, frequency=1)
+    pruner = Pruner(model, [config("layers", sparsity=0.5, method="magnitude"), weights], total_steps=8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    list(train(model, pruner, optimizer, 5))
+    pruner.shrink(optimizer)
+    list(train(model, pruner, optimizer, 3))
+    assert pruner.at_final_sparsity
+    assert pruner.sparsity == pruner.target_sparsity
+    matrices = [one for name, one in model.named_parameters() if "encoder.layer" in name and one.dim() == 2]
+    assert [int((one == 0).sum()) / one.numel() for one in matrices] == [0.5] * 12
+
+
+def test_scores_of_gradients_are_added_up_while_layers_are_skipped():
+    model = bert(num_hidden_layers=4)
+    pruner = Pruner(model, [config(), config("layers", sparsity=0.5)], total_steps=8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    before = {}
+    for _ in train(model, pruner, optimizer, 4):
+        sums = {name: score.sum().item() for name, score in pruner._structures.sums.items()}
+        kept = pruner._structures.layers
+        grew = [
+            sums[f"layers of bert.encoder.layer.{index}"] > before.get(index, 0) for index in range(4) if kept[index]
+        ]
+        assert all(grew)
+        before = {index: sums[f"layers of bert.encoder.layer.{index}"] for index in range(4)}
+    assert kept.count(False) == 2
+
+
+def test_what_was_changed_in_the_modules_stays_when_units_are_cut_out():
+    model = bert(num_hidden_layers=4)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    configs = [
+        config(structure, method="magnitude", schedule="one_shot", begin=0) for structure in ("neurons", "layers")
+    ]
+    Pruner(model, configs, total_steps=1).shrink()
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+    assert model.bert.encoder.layer[0].intermediate.dense.out_features == 6
+
+
+def test_another_model_is_pruned_from_the_beginning():
+    at_once = config(method="magnitude", schedule="one_shot", begin=0)
+    pruner = Pruner(bert(), at_once, total_steps=1)
+    pruner.shrink()
+    other = bert()
+    pruner.start(1, other)
+    assert pruner.removed is None
+    assert pruner.target_sparsity == 0.75
+    pruner.shrink()
+    assert other.config.intermediate_size == 6
+
+
+def test_a_model_is_not_cut_before_the_schedule_has_ended():
+    model = bert()
+    pruner = Pruner(model, config(method="magnitude"))
+    with pytest.raises(PruningStateError, match="has not been started"):
+        pruner.shrink()
+    pruner.start(8)
+    with pytest.raises(PruningStateError, match="after step 5 at the latest"):
+        pruner.shrink()
+    list(train(model, pruner, torch.optim.AdamW(model.parameters()), 5))
+    pruner.shrink()
+    pruner.shrink()
+    assert model.config.intermediate_size == 6
+
+
+def test_a_model_that_its_configuration_does_not_describe_is_refused_at_once():
+    model = bert()
+    model.classifier = torch.nn.Linear(16, 2, bias=False)
+    with pytest.raises(StructureError, match=r"got no classifier\.bias, where it builds one of shape \(2,\)"):
+        Pruner(model, config())

@@ -11,6 +11,7 @@ from models import bert, gpt2, llama, mixtral, t5, vit
 from hf_prune import shrink
 from hf_prune.errors import StructureError
 from hf_prune.structure.coupled import find_families, select_groups
+from hf_prune.structure.proof import zero_units
 from hf_prune.structure.shrink import cut_of, shrink_model
 
 
@@ -155,3 +156,16 @@ def test_shrink_removes_the_units_of_a_model_at_hand_that_are_zero():
     dense = llama()
     before = copy.deepcopy(dense)
     assert all(map(torch.equal, shrink(dense).state_dict().values(), before.state_dict().values()))
+
+
+def test_shrink_leaves_heads_that_share_a_position_bias():
+    model = t5()
+    for index, family in enumerate(find_families(model, "heads")):
+        for place, group in enumerate(family.groups):
+            dropped = torch.arange(group.units) == (index + place) % 2  # others in each layer
+            zero_units(model, [group], {group.name: dropped})
+    inputs = {"input_ids": IDS, "decoder_input_ids": IDS}
+    before = outputs_of(model, **inputs)
+    shrink(model)
+    assert model.config.num_heads == 2
+    assert torch.equal(outputs_of(model, **inputs), before)

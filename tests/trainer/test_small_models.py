@@ -164,3 +164,37 @@ def test_weights_are_pruned_beside_structures_and_after_them(tmp_path):
         weight = layer.intermediate.dense.weight
         assert weight.shape == (6, 16)
         assert int((weight == 0).sum()) == 48
+
+
+def test_a_model_of_model_init_is_made_smaller_in_every_training_and_resumed(tmp_path):
+    def trainer(folder, **arguments):
+        return PruningTrainer(
+            model_init=lambda: bert(num_hidden_layers=4),
+            args=training_arguments(tmp_path / folder, max_steps=8, **arguments),
+            train_dataset=bert_examples(),
+            pruning_config=[NEURONS, LAYERS],
+        )
+
+    whole = trainer("whole", save_strategy="steps", save_steps=6)
+    sizes = []
+    for _ in range(2):
+        whole.train()
+        assert whole.pruner.sparsity == whole.pruner.target_sparsity > 0.6
+        sizes.append((whole.model.config.intermediate_size, whole.model.config.num_hidden_layers))
+    assert sizes == [(6, 2)] * 2
+    resumed = trainer("resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert all(map(torch.equal, whole.model.state_dict().values(), resumed.model.state_dict().values()))
+
+
+def test_a_stock_trainer_is_resumed_with_the_small_model(tmp_path):
+    def trainer(model=None, **arguments):
+        callback = PruningCallback([NEURONS, LAYERS])
+        return trainer_of(tmp_path, model=model, callbacks=[callback], trainer_class=Trainer, **arguments)
+
+    whole = trainer(save_strategy="steps", save_steps=6)
+    whole.train()
+    small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint-6")
+    resumed = trainer(small)
+    resumed.train(resume_from_checkpoint=True)
+    assert all(map(torch.equal, whole.model.state_dict().values(), resumed.model.state_dict().values()))

@@ -35,6 +35,9 @@ CAUGHT = {
     ("model.limits", "ValueError"),  # build_skeleton says so in a note
     ("saved.masks", "ValueError"),  # the same file, with its path
     ("saved.pruning_state", "ValueError"),
+    ("saved.removed", "ValueError"),  # the same file, with its path
+    ("structure.record", "ValueError"),
+    ("structure.skipping", "ValueError"),  # whoever tries a model without some layers
     ("trainer.claims", "FileNotFoundError"),  # the same file, which tries again
     ("recipe.metrics", "ImportError"),  # the task that wants the metric
 }

@@ -159,8 +159,8 @@ class PruningConfig:
     def _check_choices(self) -> Iterator[Problem]:
         if self.structure is not None and not is_one_of(self.structure, STRUCTURES):
             yield "structure", expected_one_of(self.structure, STRUCTURES, or_none=True)
-        methods = method_names(self.structure if is_one_of(self.structure, STRUCTURES) else None)
         broken = {name: find_in_packages(getattr(self, name)) for name in ("method", "schedule", "scope")}
+        methods = method_names(self.structure if is_one_of(self.structure, STRUCTURES) else None)
         if not is_one_of(self.method, methods):
             hint = f"; a package can declare methods in the entry-point group {ENTRY_POINTS}: is it installed?"
             hint = "" if self.structure or nearest(self.method, methods) else hint

@@ -317,8 +317,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        content = asdict(replace(self, _groups=()))
-        del content["_groups"]
+        fields = asdict(replace(self, _groups=()))
+        content = {name: value for name, value in fields.items() if not name.startswith("_")}
         return content | {"final_sparsity": self.final_sparsity}
 
 

@@ -208,7 +208,7 @@ class Pruner:
         if model is not None and model is not self.model:
             self.stop_collecting()
             self._attach(model)
-        if self.removed is None and self._structures.cut_as_saved(Path(directory), self.model):
+        if self.removed is None and self._structures.cut_as_saved(as_path(directory), self.model):
             self._attach(self.model)
 
     def smaller_model(self) -> SmallerModel | None:
@@ -750,7 +750,7 @@ class Pruner:
             regions = self._masks.regions
         memory = self._readings.memory.saved(masks) if self._remembering() else {}
         if not self.sharded or rank() == 0:
-            self._structures.save(Path(directory))
+            self._structures.save(as_path(directory))
         frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
         save_pruning(directory, self.configs, self._state, masks, regions, notes, memory, frozen)
 
@@ -776,7 +776,7 @@ class Pruner:
         self._state = state
         self._masks.take(masks)
         self._readings.memory.take(memory, self.parameters)
-        self._structures.load(Path(directory), self._groups)
+        self._structures.load(as_path(directory), self._groups)
         self._structures.skip_layers(self._groups, self._masks, self.model)
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from ..engines.processes import all_reduce, wait_for_all
 from ..errors import CheckpointError, PushError, RecipeError, one_line
 from ..foreign.transformers import keep_origin
 from ..masking.plan import Plan
+from ..model.names import shape_of
 from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample
 from ..publish.redact import without_tokens
@@ -65,12 +67,15 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
     seconds: dict[str, float] = {}
 
     dense: Scores | None = None
+    dense_parameters: dict[str, int] = {}
     if recipe.dense is not None:
         say("Fine-tuning the dense model")
         start = time.perf_counter()
         trainer = make_trainer(prepared, dense=True)
         _train(trainer, recipe, dense=True)
         dense = prepared.task.evaluate(trainer, prepared.data["test"])
+        shapes = [shape_of(parameter) for parameter in cast(PreTrainedModel, trainer.model).parameters()]
+        dense_parameters["dense"] = sum(map(math.prod, shapes))
         with whole_state_dict(trainer.accelerator):
             trainer.save_model(str(output / "dense"))
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -97,8 +102,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
     )
     saved = SavedModel(output / "model")
     record = write_record(saved, prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
-    folders = {"dense": SavedModel(output / "dense")} if dense is not None else {}
-    folders["pruned"] = saved
+    file_bytes = {"dense": SavedModel(output / "dense").file_bytes} if dense is not None else {}
     files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
@@ -116,8 +120,8 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         seconds=seconds,
         files=files,
         latency=record.latency,
-        parameters={name: sum(tensor.weights for tensor in one.tensors) for name, one in folders.items()},
-        file_bytes={name: one.file_bytes for name, one in folders.items()},
+        parameters={**dense_parameters, "pruned": sum(tensor.weights for tensor in saved.tensors)},
+        file_bytes={**file_bytes, "pruned": saved.file_bytes},
     )
     (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     args = trainer.args

@@ -81,7 +81,7 @@ def test_the_last_layer_of_a_model_is_reported_too(tmp_path):
 def test_encoder_and_decoder_are_told_apart(tmp_path):
     save_shrunk(tmp_path, [LAYERS], t5(num_layers=3, num_decoder_layers=5))  # the first of each cannot be removed
     report = make_report(tmp_path)
-    assert report.removed.words == "1 of 3 layers of encoder.block and 2 of 5 layers of decoder.block"
+    assert report.removed.words == "2 of 3 layers of encoder.block and 2 of 5 layers of decoder.block"
     assert [stack.kept[0] for stack in report.removed.layers] == [0, 0]
     assert report.sparsity == 0
 

@@ -10,12 +10,15 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..engines.fsdp_checkpoints import is_fsdp_checkpoint, load_fsdp_model, load_fsdp_optimizer
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, TRAINER_STATE_NAME
 from ..masking.structures import SmallerModel
 from ..publish.card import keep_card
+from ..saved.files import WEIGHTS_NAME
 from .base import TrainerBase
 from .checkpoints import UNFINISHED, keep_only, publish, rotate
 
@@ -74,8 +77,27 @@ class SavingMixin(TrainerBase):
             load_fsdp_model(cast(nn.Module, model if model is not None else self.model), Path(resume_from_checkpoint))
         elif model is None:
             super()._load_from_checkpoint(resume_from_checkpoint)  # not every class takes a model
+            self._load_renamed(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_best_model(*args, **kwargs)
+        if self.state.best_model_checkpoint is not None:
+            self._load_renamed(self.state.best_model_checkpoint)
+
+    def _load_renamed(self, checkpoint: str) -> None:
+        """Load the weights of a class that saves them under other names than its own, such as those of ViT and Mixtral.
+
+        The Trainer (5.23) leaves such weights as they were, with a warning.
+        """
+        model = self.model
+        if self.pruner is None or self.pruner.sharded or not isinstance(model, PreTrainedModel):
+            return
+        names = _names_in(Path(checkpoint))
+        if names - model.state_dict().keys():
+            opened = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+            model.load_state_dict(opened.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._pruning is not None and self._is_of_fsdp(checkpoint):
@@ -140,6 +162,15 @@ class SavingMixin(TrainerBase):
             # The Trainer then keeps only the best checkpoint, and would delete the other in place, not atomically.
             keep_only(Path(self._get_output_dir(trial=trial)), self.state.best_model_checkpoint)
         return super()._finalize_training(trial, *args, **kwargs)
+
+
+def _names_in(folder: Path) -> set[str]:
+    """The names of the weights of a model in a folder, from `model.safetensors`; none without it."""
+    path = folder / WEIGHTS_NAME
+    if not path.exists():
+        return set()
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys())
 
 
 @contextmanager

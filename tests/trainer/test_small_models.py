@@ -198,3 +198,28 @@ def test_a_stock_trainer_is_resumed_with_the_small_model(tmp_path):
     resumed = trainer(small)
     resumed.train(resume_from_checkpoint=True)
     assert all(map(torch.equal, whole.model.state_dict().values(), resumed.model.state_dict().values()))
+
+
+@pytest.mark.parametrize("kind", ["vit", "mixtral"])
+def test_weights_that_are_saved_under_other_names_are_resumed_and_loaded(tmp_path, kind):
+    def trainer(folder, **arguments):
+        torch.manual_seed(len(folder))
+        return PruningTrainer(
+            model=ARCHITECTURES[kind].build(),
+            args=training_arguments(tmp_path / folder, max_steps=8, **arguments),
+            train_dataset=ARCHITECTURES[kind].examples(40),
+            eval_dataset=ARCHITECTURES[kind].examples(8),
+            pruning_config=PruningConfig(structure="neurons", sparsity=0.5, begin=1, end=5, frequency=1),
+        )
+
+    whole = trainer("whole", save_strategy="steps", save_steps=6)
+    whole.train()
+    resumed = trainer("resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert all(map(torch.equal, whole.model.state_dict().values(), resumed.model.state_dict().values()))
+
+    every = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    best = trainer("best", load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True, **every)
+    best.train()
+    opened = type(best.model).from_pretrained(best.state.best_model_checkpoint)
+    assert all(map(torch.equal, best.model.state_dict().values(), opened.state_dict().values()))

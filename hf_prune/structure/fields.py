@@ -46,7 +46,9 @@ def with_fields(config: PreTrainedConfig, values: Mapping[Path, Any]) -> PreTrai
             section = section[name]
         section[path[-1]] = value
     changed = type(config).from_dict(content)
-    changed._attn_implementation = config._attn_implementation
+    for name in ("_attn_implementation", "_experts_implementation"):  # not in config.json
+        if hasattr(config, name):
+            setattr(changed, name, getattr(config, name))
     return changed
 
 

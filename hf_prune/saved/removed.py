@@ -55,9 +55,11 @@ class Removed:
         parts = []
         for structure in (name for name in self.structures if name != "layers"):
             of, left = self.totals(structure)
+            if left == of:
+                continue
             where = " of each layer" if self.in_each(structure) is not None else ""
             parts.append(f"{100 * (1 - left / of):.4g}% of the {structure}{where}")
-        for stack in self.layers:
+        for stack in (one for one in self.layers if len(one.kept) < one.of):
             which = f" of {stack.path}" if len(self.layers) > 1 else ""
             parts.append(f"{stack.of - len(stack.kept):,} of {stack.of:,} layers{which}")
         return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)

@@ -182,3 +182,8 @@ def test_a_configuration_that_selects_some_layers_only_is_refused_in_a_line(fold
     path.write_text(json.dumps(content))
     with pytest.raises(HfPruneError, match="expected all layers with neurons of the same size or none"):
         make_report(folder)
+
+
+def test_units_of_which_none_was_removed_are_not_named():
+    kept = (UnitsLeft("neurons", "layer.0.mlp", 24, 24),)
+    assert Removed((20, 10), (8, 4), kept, (LayersLeft("layer", 2, (0,)),)).words == "1 of 2 layers"

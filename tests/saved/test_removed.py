@@ -101,7 +101,7 @@ def test_if_every_unit_is_kept_nothing_was_removed(tmp_path):
 def test_units_that_differ_from_layer_to_layer_are_counted_together():
     units = (UnitsLeft("neurons", "a.0", 10, 5), UnitsLeft("neurons", "a.1", 10, 3), UnitsLeft("heads", "a.0", 3, 2))
     removed = Removed((100, 50), (80, 30), units, (LayersLeft("a", 2, (0, 1)),))
-    assert removed.words == "60% of the neurons, 33.33% of the heads of each layer and 0 of 2 layers"
+    assert removed.words == "60% of the neurons and 33.33% of the heads of each layer"
     assert removed.totals("neurons") == (20, 8)
     assert removed.structures == ["neurons", "heads", "layers"]
 

@@ -215,6 +215,13 @@ def keep_origin(config: Any, origin: Any) -> None:
     config._commit_hash = commit_of(origin)
 
 
+def keep_implementations(config: Any, origin: Any) -> None:
+    """Give a configuration the implementations of attention and experts of another one: config.json has none."""
+    for name in ("_attn_implementation", "_experts_implementation"):
+        if hasattr(origin, name):
+            setattr(config, name, getattr(origin, name))
+
+
 def task_mappings() -> Iterator[Mapping[type, Any]]:
     """For each task, the model classes: configuration class -> model class, or a tuple of classes."""
     if find(_MODEL_MAPPING) is None:

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..foreign.transformers import keep_implementations
 from ..model.limits import few_modules
 
 # The place of a field in a configuration, such as ("text_config", "intermediate_size").
@@ -46,9 +47,7 @@ def with_fields(config: PreTrainedConfig, values: Mapping[Path, Any]) -> PreTrai
             section = section[name]
         section[path[-1]] = value
     changed = type(config).from_dict(content)
-    for name in ("_attn_implementation", "_experts_implementation"):  # not in config.json
-        if hasattr(config, name):
-            setattr(changed, name, getattr(config, name))
+    keep_implementations(changed, config)
     return changed
 
 

@@ -189,11 +189,11 @@ def print_result(result: "RunResult") -> None:
         table.add_row(name, *shown, *([f"{sizes['pruned'] / sizes['dense']:.1%}"] if result.dense else []))
     latency = result.latency
     if latency is not None:
-        dense_ms = [f"{1000 * latency.dense_seconds:.1f}"] if latency.dense_seconds is not None else empty
-        faster = (
-            [f"{latency.dense_seconds / latency.seconds:.2f}x faster"] if latency.dense_seconds is not None else empty
-        )
-        table.add_row("milliseconds a sample", *dense_ms, f"{1000 * latency.seconds:.1f}", *faster)
+        dense_ms, speed = empty, empty
+        if latency.dense_seconds is not None:
+            dense_ms = [f"{1000 * latency.dense_seconds:.1f}"]
+            speed = [f"{latency.dense_seconds / latency.seconds:.2f}x the speed"]
+        table.add_row("milliseconds a sample", *dense_ms, f"{1000 * latency.seconds:.1f}", *speed)
     table.add_row(
         "seconds of training",
         *([f"{result.seconds['dense']:.0f}"] if result.dense else []),

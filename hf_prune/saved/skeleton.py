@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel
 
 from ..config.safe_json import read_json
@@ -12,13 +11,8 @@ from ..errors import first_line
 from ..foreign.transformers import revert_weight_conversion
 from ..model.limits import few_modules, too_large
 from ..model.opening import why_not_opened
+from ..structure.fields import MISFITS
 from .files import lies_inside
-
-# What the constructors of transformers raise when a config.json does not fit its class: the note says so.
-_BUILDING_ERRORS = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError),
-    *(RuntimeError, TypeError, ValueError, StrictDataclassError),
-)
 
 
 def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
@@ -34,14 +28,14 @@ def build_skeleton(folder: Path) -> tuple[PreTrainedModel | None, str | None]:
         architectures = getattr(config, "architectures", None)
         names = [str(name) for name in architectures] if isinstance(architectures, (list, tuple)) else []
         model_class = getattr(transformers, names[0], None) if names else None
-    except (OSError, *_BUILDING_ERRORS) as error:
+    except (OSError, *MISFITS) as error:
         return None, f"the model class is unknown: {why_not_opened(error, first_line)}"
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         return None, f"the model class {names[0] if names else '(none named)'} is not part of transformers"
     try:
         with torch.device("meta"), few_modules():
             return model_class(config), None
-    except _BUILDING_ERRORS as error:
+    except MISFITS as error:
         return None, f"{names[0]} cannot be created from config.json: {first_line(error)}"
 
 

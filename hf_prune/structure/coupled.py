@@ -240,7 +240,7 @@ class _Finder:
                 break
         else:
             return None
-        if effect.added or effect.removed or not effect.sizes:
+        if not effect.only_resizes:
             return None
         readers = [key for key in effect.sizes if self._inputs[key[0]] == key[1]]
         if not readers or len({effect.sizes[key] for key in readers}) != 1:
@@ -335,7 +335,7 @@ class _Finder:
                 break
         else:
             return None
-        if effect.added or effect.removed or not effect.sizes:
+        if not effect.only_resizes:
             return None
         new = int(shared * factor)
         readers = [key for key in effect.sizes if self._inputs[key[0]] == key[1] and self._in_stack(key[0])]

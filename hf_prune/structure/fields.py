@@ -37,6 +37,11 @@ class Effect:
     added: frozenset[str]
     removed: frozenset[str]
 
+    @property
+    def only_resizes(self) -> bool:
+        """Whether the same tensors are there, and some have another size."""
+        return bool(self.sizes) and not self.added and not self.removed
+
 
 def with_fields(config: PreTrainedConfig, values: Mapping[Path, Any]) -> PreTrainedConfig:
     """A configuration with other values of some fields, as it would be read from a `config.json` that has them."""

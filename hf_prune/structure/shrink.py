@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
 from .coupled import CoupledUnits, Family, Part
-from .fields import Path, with_fields
+from .fields import MISFITS, Path, with_fields
 
 # Types of attributes of modules that describe their shape.
 _PLAIN = (bool, int, float, str, tuple, type(None), PreTrainedConfig)
@@ -153,7 +153,7 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
     try:
         with torch.device("meta"):
             skeleton, whole = type(model)(config), type(model)(copy.deepcopy(model.config))
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except MISFITS as error:
         raise StructureError(
             "structure", f"{type(model).__name__} cannot be built without the removed units: {error}"
         ) from error

@@ -47,7 +47,7 @@ def _removable(model: PreTrainedModel, structure: str) -> list[Family]:
     try:
         return proven(found, model)
     except StructureError as error:
-        logger.info("%s; they stay.", first_line(error).removeprefix("structure: "))
+        logger.warning("%s; they stay.", first_line(error).removeprefix("structure: "))
         return []
 
 

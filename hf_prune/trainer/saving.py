@@ -42,8 +42,8 @@ class SavingMixin(TrainerBase):
             return
         folder = output_dir or str(self.args.output_dir)
         self.pruner.hold_zeros()
-        if self._unfinished is None and self.pruner.sharded:
-            self._smaller = self.pruner.smaller_model()
+        of_checkpoint = self._unfinished is not None
+        self._smaller = self.pruner.smaller_model() if self.pruner.sharded and not of_checkpoint else None
         if self._smaller is None:
             self.pruner.save_from_all(folder, self.args.should_save)
         elif self.args.should_save:

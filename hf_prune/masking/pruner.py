@@ -35,7 +35,7 @@ from .penalty_terms import WeightPenalties
 from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_groups, make_plan, make_windows
 from .ranking import Change, update_masks
 from .readings import Readings
-from .resuming import check_state, continue_schedule
+from .resuming import check_state, check_zeros, continue_schedule
 from .structures import SmallerModel, Structures, update_units
 from .watch import Watch, warn_of_changes
 
@@ -346,11 +346,13 @@ class Pruner:
         directory: str | os.PathLike,
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        zeros_loaded: bool = False,
     ) -> None:
         """Resume a training whose masks and state `save` wrote into `directory`; see `load` for the errors.
 
         `total_steps` may differ from those of the training that saved them: what the schedule would have pruned by now
-        is then pruned after the next optimizer step.
+        is then pruned after the next optimizer step. With `zeros_loaded`, the weights must be those that were saved
+        with these masks: masked weights that are not zero raise PruningStateError.
         """
         total_steps = as_steps(total_steps)
         self.stop_collecting()
@@ -358,7 +360,7 @@ class Pruner:
         self.cut_as_saved(directory)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = total_steps
-        self.load(directory)
+        self._load(directory, zeros_loaded)
         self._expect()
 
     def _expect(self) -> None:
@@ -655,17 +657,21 @@ class Pruner:
         processes together if tensors are sharded.
         """
         self._engine.prepare(self.model)
-        here = []
-        for name, parameter in self.parameters.items():
-            part = self._engine.part(parameter).reshape(-1)
-            mask = self._masks.for_tensor(name, part).reshape(-1)
-            here.append(int(((part != 0) & ~mask).sum()) if self._masks.counts(name) and not part.is_meta else 0)
-        counts = dict(zip(self.parameters, self._masks.add_up(here), strict=True))
-        found = {name: count for name, count in counts.items() if count}
+        found = self._masked_values(self.masks)
         if found:
             self.mask_weights()
             warn_of_changes(found)
         return sum(found.values())
+
+    def _masked_values(self, masks: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """How many weights are not zero where these masks are False, by tensor, on all processes together."""
+        here = []
+        for name, parameter in self.parameters.items():
+            part = self._engine.part(parameter).reshape(-1)
+            mask = masks[name].to(part.device).reshape(-1)
+            here.append(int(((part != 0) & ~mask).sum()) if self._masks.counts(name) and not part.is_meta else 0)
+        counts = dict(zip(self.parameters, self._masks.add_up(here), strict=True))
+        return {name: count for name, count in counts.items() if count}
 
     def _came_back(self, names: Iterable[str]) -> list[str]:
         """Which of these tensors have masked weights that are not zero, in a sample."""
@@ -740,8 +746,17 @@ class Pruner:
         """Write masks, configuration and state into the directory, which is created if needed.
 
         If tensors are sharded, every process must call it: each writes the masks of its shards, and returns when all
-        have. Without sharding, the process that calls it writes everything.
+        have. Without sharding, the process that calls it writes everything. A warning says so if something has changed
+        masked weights since the last step: a model that is saved beside these masks is not as sparse as they say.
         """
+        changed = self._watch.changed(lambda name: self._engine.part(self.parameters[name]), self.parameters)
+        if changed and not self._engine.steps_in_backward:
+            logger.warning(
+                "%s: masked weights of %s are not zero: something has changed them since the last step. Call "
+                "hold_zeros() and save the model again, or it is less sparse than the masks that are saved here.",
+                directory,
+                changed[0],
+            )
         weights = sum(target.weights for target in self.targets)
         notes = {"sparsity": sum(self.masked.values()) / max(weights, 1)}  # of the masks, without what was cut out
         masks, regions = self.masks, None
@@ -766,6 +781,9 @@ class Pruner:
         version, or was saved for another model or configuration, or if pruning has not ended and no step is left for
         it. Nothing is changed then.
         """
+        self._load(directory, zeros_loaded=False)
+
+    def _load(self, directory: str | os.PathLike, zeros_loaded: bool) -> None:
         shapes = {target.name: target.shape for target in self.targets}
         masks, memory, state, sparsity = load_pruning(directory, self.configs, shapes, self._masks.regions)
         here = sum(mask.numel() - int(mask.sum()) for name, mask in masks.items() if self._masks.counts(name))
@@ -773,6 +791,8 @@ class Pruner:
         check_state(directory, state, sparsity, share, groups=len(self._groups))
         if self.total_steps is not None:
             state = continue_schedule(state, self.configs, self._groups, self._windows, self.total_steps, directory)
+        if zeros_loaded:
+            check_zeros(directory, self._masked_values(masks))
         self._state = state
         self._masks.take(masks)
         self._readings.memory.take(memory, self.parameters)

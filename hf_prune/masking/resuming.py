@@ -1,7 +1,7 @@
 """Resuming: whether a saved state fits its masks, and how it goes on in a training of another length."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,20 @@ def check_state(
     unknown = sorted(index for index in {*state.starts, *state.owed, *(state.finished or ())} if index >= groups)
     if unknown:
         raise PruningStateError(f"{path}: expected groups of tensors below {groups}, got {unknown[0]}")
+
+
+def check_zeros(directory: str | os.PathLike, found: Mapping[str, int]) -> None:
+    """Raise PruningStateError if weights that the masks of a checkpoint set to zero are not zero in the model.
+
+    `found` has the numbers of these weights by tensor.
+    """
+    if found:
+        name, count = next(iter(found.items()))
+        raise PruningStateError(
+            f"{directory}: its masks set {sum(found.values()):,} weights to zero that are not zero in the model "
+            f"({count:,} of them in {name}): training was resumed from another checkpoint. Set `resume_directory` of "
+            "PruningCallback to the folder that is passed as resume_from_checkpoint"
+        )
 
 
 def continue_schedule(

@@ -18,6 +18,7 @@ One optimizer step of `transformers.Trainer`, and what happens at each event:
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..config.checks import as_path
 from ..config.pruning import PruningConfig
 from ..engines.choose import SHARED_MERGE
 from ..engines.optimizers import updates_in_backward
@@ -33,6 +35,7 @@ from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
 from ..masking.pruner import Pruner, as_configs
 from ..masking.readings import check_reads
 from ..methods.table import remembers_gradients
+from ..model.anatomy import has_adapters
 from ..saved.pruning_state import state_files
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,10 @@ class PruningCallback(TrainerCallback):
         pruner: an existing pruner to use; by default one is made from `config` when training begins.
         in_trainer: whether a `PruningMixin` masks the gradients after backward and saves masks with each model; if not,
             the callback does both, with hooks on the parameters and in `on_save`.
+
+    Attributes:
+        resume_directory: the checkpoint that training resumes from. The Trainer does not tell a callback which one that
+            is: if it is not in `output_dir`, set this before `trainer.train(resume_from_checkpoint=...)`.
     """
 
     def __init__(
@@ -61,7 +68,7 @@ class PruningCallback(TrainerCallback):
     ):
         self.config = config if pruner is not None else as_configs(config)
         self.pruner = pruner
-        self.resume_directory: Path | None = None
+        self.resume_directory: str | os.PathLike | None = None
         self._in_trainer = in_trainer
         self._training = False
         self._hooks: list[Any] = []
@@ -76,11 +83,13 @@ class PruningCallback(TrainerCallback):
         if self.pruner is None:
             self.pruner = Pruner(model, self.config)
         check_needs(self.pruner.configs, args, with_deepspeed=bool(args.deepspeed))
-        directory = self.resume_directory or _checkpoint_directory(args, state)
+        directory = as_path(self.resume_directory or _checkpoint_directory(args, state))
         if state.global_step == 0:
             self.pruner.start(state.max_steps, model, optimizer=optimizer)
         elif state_files(directory):
-            self.pruner.resume(state.max_steps, directory, model, optimizer)
+            # The Trainer has loaded the weights of a checkpoint; a base model of adapters is not among them.
+            guessed = self.resume_directory is None and not has_adapters(model) and not args.deepspeed
+            self.pruner.resume(state.max_steps, directory, model, optimizer, zeros_loaded=guessed)
         else:
             logger.warning("%s has no masks: training was dense so far, and pruning starts now.", directory)
             self.pruner.start(state.max_steps, model, state.global_step, optimizer)

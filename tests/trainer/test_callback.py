@@ -237,6 +237,44 @@ def test_resuming_from_a_checkpoint_without_masks_is_an_error_that_names_the_fil
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
+def test_resuming_from_another_folder_needs_to_know_the_folder(tmp_path):
+    arguments = {"save_strategy": "steps", "save_steps": 4, "max_grad_norm": 0.1}
+    whole = stock_trainer(tmp_path / "first", **arguments)
+    whole.train()
+    torch.manual_seed(5)
+    stock_trainer(tmp_path / "second", **arguments).train()  # has a checkpoint-4 of its own
+    checkpoint = str(tmp_path / "first" / "checkpoint-4")
+
+    resumed = stock_trainer(tmp_path / "second", **arguments)
+    with pytest.raises(PruningStateError, match="training was resumed from another checkpoint"):
+        resumed.train(resume_from_checkpoint=checkpoint)
+
+    resumed = stock_trainer(tmp_path / "second", **arguments)
+    callback_of(resumed).resume_directory = checkpoint
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert_same(weights_of(whole.model), weights_of(resumed.model))
+    assert_same(callback_of(whole).pruner.masks, callback_of(resumed).pruner.masks)
+
+
+def test_saving_the_pruner_warns_of_masked_weights_that_a_later_callback_changed(tmp_path, caplog):
+    class Average(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            with torch.no_grad():
+                model.bert.encoder.layer[0].output.dense.weight.add_(1.0)
+
+    trainer = stock_trainer(tmp_path / "run", callbacks=[Average()])
+    trainer.train()
+    trainer.save_model(tmp_path / "model")
+    pruner = callback_of(trainer).pruner
+    pruner.save(tmp_path / "model")
+    assert "masked weights of bert.encoder.layer.0.output.dense.weight are not zero" in caplog.text
+    caplog.clear()
+    pruner.hold_zeros()
+    caplog.clear()
+    pruner.save(tmp_path / "model")
+    assert "not zero" not in caplog.text
+
+
 def test_a_model_that_a_stock_trainer_saves_is_reported_as_it_was_pruned_once_the_pruner_is_saved_beside_it(tmp_path):
     model = bert()
     model.bert.encoder.layer[0].requires_grad_(False)

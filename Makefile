@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest check docs bench bench-quality format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest check docs bench bench-quality bench-structure format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +23,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/hf-prune run recipes/quickstart.yaml
 
 # The cards in model_cards/, from real runs of shipped recipes: recipes/NAME.yaml writes into outputs/NAME.
-CARDS ?= quickstart generation
+CARDS ?= quickstart sparse generation
 cards: $(VENV)/installed
 	for recipe in $(CARDS); do \
 		$(BIN)/hf-prune run recipes/$$recipe.yaml output_dir=outputs/$$recipe && \
@@ -94,6 +94,11 @@ bench: $(VENV)/installed
 # The accuracy of pruned models, over three seeds; continues where it was stopped. The report is in outputs/quality.
 bench-quality: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py
+
+# Models that structures were removed from, and other small models, over three seeds; continues where it was stopped. The
+# report is in outputs/structure.
+bench-structure: $(VENV)/installed
+	$(BIN)/python benchmarks/structure.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -42,9 +42,9 @@ SMALL_BATCHES = {
 }
 # Each part: a recipe, what differs from it, and the steps of its dense and its pruned runs.
 PARTS: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "sentences": ("quickstart", SMALL_BATCHES, 120, 420),
+    "sentences": ("sparse", SMALL_BATCHES, 120, 420),
     "imdb": (
-        "quickstart",
+        "sparse",
         {
             **SMALL_BATCHES,
             "dataset.where": {"source": "imdb"},

@@ -24,7 +24,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 # What makes each so short that a test can run it.
 SHORT = {
     "quickstart": [],
-    "structured": [],
+    "sparse": [],
     "sentiment": ["dataset.max_train_samples=64", "dataset.max_length=32"],
     "summarization": ["dataset.max_train_samples=64", "dataset.max_length=32", "generation.max_new_tokens=4"],
     "generation": ["dataset.max_train_samples=8", "dataset.max_length=16", "generation.max_new_tokens=3"],

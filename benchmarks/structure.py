@@ -1,0 +1,309 @@
+"""Models that structures were removed from, and other small models: accuracy, size and latency, over three seeds.
+
+All rows start from the dense model of their seed, train for the same number of steps on the same data, and are
+distilled from that dense model: the data and the training are those of `recipes/quickstart.yaml`. Rows are kept in
+outputs/structure/rows.jsonl and their models beside it; run it again to continue. Latencies are measured at the end, of
+all models in turns: CPU seconds of a forward pass in float32 on one thread, the least of several.
+"""
+
+import argparse
+import copy
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality import computes_in_bf16
+from safetensors.torch import load_model
+from structure_report import write_report
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
+from transformers.utils import logging
+
+from hf_prune import PruningTrainer
+from hf_prune.recipe.loading import load_recipe
+from hf_prune.recipe.prepare import Prepared, prepare
+from hf_prune.recipe.schema import Recipe
+
+QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+
+# What differs from the recipe in each task.
+TASKS: dict[str, dict[str, Any]] = {
+    "sentences": {},
+    "imdb": {
+        "dataset.where": {"source": "imdb"},
+        "dataset.max_length": 256,
+        "dataset.max_train_samples": 6560,
+        "dataset.test_size": 1000,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to get a smaller model.
+
+    `pruning` has the fields of each PruningConfig that differ from the recipe's; none for models that are not pruned.
+    With `fields`, the model is a new one with random weights, but for the dense model's embeddings, and with these
+    fields in its configuration.
+    """
+
+    kind: str
+    pruning: tuple[dict[str, Any], ...] = ()
+    fields: dict[str, Any] | None = None
+
+
+def neurons(share: float, **fields: Any) -> dict[str, Any]:
+    return {"structure": "neurons", "sparsity": share, **fields}
+
+
+def heads(share: float, **fields: Any) -> dict[str, Any]:
+    return {"structure": "heads", "sparsity": share, **fields}
+
+
+def layers(share: float, **fields: Any) -> dict[str, Any]:
+    return {"structure": "layers", "sparsity": share, **fields}
+
+
+RANDOM = {"method": "random", "schedule": "one_shot", "begin": 0, "end": None}
+SETTINGS: dict[str, Setting] = {
+    "dense, as many steps": Setting("dense"),
+    "neurons 1/2": Setting("neurons", (neurons(0.5),)),
+    "neurons 1/4": Setting("neurons", (neurons(0.75),)),
+    "layers 4 of 6": Setting("layers", (layers(0.3),)),
+    "layers 3 of 6": Setting("layers", (layers(0.5),)),
+    "layers 2 of 6": Setting("layers", (layers(0.7),)),
+    "neurons 1/2, layers 3 of 6": Setting("neurons and layers", (neurons(0.5), layers(0.5))),
+    "neurons 1/4, layers 3 of 6": Setting("neurons and layers", (neurons(0.75), layers(0.5))),
+    "neurons 1/4, layers 2 of 6": Setting("neurons and layers", (neurons(0.75), layers(0.7))),
+    "global: neurons 1/2, heads 3/4": Setting("per layer", (neurons(0.5, scope="global"), heads(0.25, scope="global"))),
+    "global: neurons 1/4, heads 1/2": Setting("per layer", (neurons(0.75, scope="global"), heads(0.5, scope="global"))),
+    "global: neurons 1/8, heads 1/4": Setting(
+        "per layer", (neurons(0.875, scope="global"), heads(0.75, scope="global"))
+    ),
+    "at random: neurons 1/4, layers 3 of 6": Setting(
+        "at random, at once", (neurons(0.75, **RANDOM), layers(0.5, **RANDOM))
+    ),
+    "new: neurons 1/4, layers 3 of 6": Setting(
+        "new small model", fields={"intermediate_size": 384, "num_hidden_layers": 3}
+    ),
+    "new: neurons 1/4, layers 2 of 6": Setting(
+        "new small model", fields={"intermediate_size": 384, "num_hidden_layers": 2}
+    ),
+    # As many weights are left in the layers as with a quarter of the neurons and half of the layers.
+    "zeros, 75%": Setting("zeros", ({"method": "magnitude", "sparsity": 0.75, "scope": "global"},)),
+}
+# Rows of the longer task.
+OF_IMDB = (
+    "dense, as many steps",
+    "neurons 1/4, layers 3 of 6",
+    "global: neurons 1/4, heads 1/2",
+    "global: neurons 1/8, heads 1/4",
+    "new: neurons 1/4, layers 3 of 6",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training."""
+
+    task: str
+    setting: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of its model."""
+        name = "".join(letter if letter.isalnum() else "-" for letter in self.setting)
+        return f"{self.task}-{name}-{self.seed}"
+
+
+def rows_of(task: str, seeds: Sequence[int]) -> list[Row]:
+    """All rows of a task but the dense ones."""
+    settings = OF_IMDB if task == "imdb" else SETTINGS
+    return [Row(task, setting, seed) for seed in seeds for setting in settings]
+
+
+def recipe_of(row: Row, steps: float, bf16: bool, folder: str) -> Recipe:
+    """The recipe that a row is trained with; the Trainer writes into `folder`, which no other run may use."""
+    values: dict[str, Any] = {
+        "output_dir": folder,
+        "training.bf16": bf16,
+        "training.seed": row.seed,
+        "training.eval_strategy": "no",
+        "training.logging_strategy": "no",
+        "training.disable_tqdm": True,
+        **TASKS[row.task],
+    }
+    recipe = load_recipe(QUICKSTART)
+    values["training.num_train_epochs"] = steps * recipe.training["num_train_epochs"]
+    values["dense.num_train_epochs"] = steps * (recipe.dense or {})["num_train_epochs"]
+    if row.setting != "dense" and SETTINGS[row.setting].pruning:
+        common = {key: recipe.pruning[0][key] for key in ("method", "begin", "end")}
+        values["pruning"] = [common | fields for fields in SETTINGS[row.setting].pruning]
+    return load_recipe(QUICKSTART, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+
+
+def measure(row: Row, output: Path, steps: float, bf16: bool) -> dict[str, Any]:
+    """Train a row, and save its model; what came of it on the test part."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as runs:
+        recipe = recipe_of(row, steps, bf16, runs)
+        prepared = prepare(recipe)
+        trainer = make_trainer(prepared, row, output / "models" / Row(row.task, "dense", row.seed).folder)
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+        found = {
+            **asdict(row),
+            "kind": SETTINGS[row.setting].kind if row.setting != "dense" else "dense",
+            "test": prepared.task.evaluate(trainer, prepared.data["test"])[""][recipe.metrics[0]],
+            "steps": trainer.state.global_step,
+            "seconds": seconds,
+        }
+        trainer.save_model(str(output / "models" / row.folder))
+    return found
+
+
+def make_trainer(prepared: Prepared, row: Row, dense: Path) -> Trainer:
+    """The Trainer of a row; `dense` is the folder of the dense model that it starts from."""
+    recipe = prepared.recipe
+    is_dense = row.setting == "dense"
+    keywords: dict[str, Any] = {
+        "args": recipe.training_arguments(is_dense),
+        "train_dataset": prepared.data["train"],
+        "eval_dataset": prepared.data["validation"],
+        "processing_class": prepared.tokenizer,
+        "data_collator": prepared.task.collator(prepared.tokenizer, prepared.model),
+        "compute_metrics": prepared.task.compute_metrics(prepared.tokenizer),
+    }
+    if is_dense:
+        return Trainer(model=prepared.model, **keywords)
+    load_model(prepared.model, dense / "model.safetensors")
+    setting = SETTINGS[row.setting]
+    model = prepared.model if setting.fields is None else new_model(prepared.model, setting.fields)
+    return PruningTrainer(
+        model=model,
+        **keywords,
+        pruning_config=recipe.pruning_configs if setting.pruning else None,
+        teacher_model=dense,
+        distillation_config=recipe.distillation_config,
+    )
+
+
+def new_model(dense: PreTrainedModel, fields: dict[str, Any]) -> PreTrainedModel:
+    """A model of the same class with other values in its configuration: random weights, the dense model's embeddings.
+
+    The embeddings stay frozen where they are in the dense model.
+    """
+    config = copy.deepcopy(dense.config)
+    config.update(fields)
+    model = type(dense)(config)
+    embeddings = dense.base_model.embeddings
+    model.base_model.embeddings.load_state_dict(embeddings.state_dict())
+    for name, parameter in embeddings.named_parameters():
+        model.base_model.embeddings.get_parameter(name).requires_grad_(parameter.requires_grad)
+    return model
+
+
+def measure_sizes(rows: Sequence[Row], output: Path, passes: int) -> dict[str, dict[str, Any]]:
+    """Parameters, multiply-adds and CPU seconds of the models of rows, by folder, on one thread.
+
+    Seconds are those of a forward pass of 1 and of 32 texts of 128 tokens, the least of so many, in turns.
+    """
+    torch.set_num_threads(1)
+    models = {}
+    for row in rows:
+        model = AutoModelForSequenceClassification.from_pretrained(output / "models" / row.folder, dtype=torch.float32)
+        models[row.folder] = model.eval()
+    found: dict[str, dict[str, Any]] = {}
+    for folder, model in models.items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(input_ids=torch.ones(1, 128, dtype=torch.long))
+        parameters = list(model.parameters())
+        found[folder] = {
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "flops": counter.get_total_flops(),
+            "seconds": {},
+        }
+    for texts in (1, 32):
+        inputs = torch.randint(1000, 20000, (texts, 128), generator=torch.Generator().manual_seed(0))
+        least = dict.fromkeys(models, float("inf"))
+        for _ in range(1 + (passes if texts == 1 else max(passes // 4, 1))):  # the first warms up
+            for folder, model in models.items():
+                start = time.thread_time()
+                with torch.inference_mode():
+                    model(input_ids=inputs)
+                least[folder] = min(least[folder], time.thread_time() - start)
+        for folder, seconds in least.items():
+            found[folder]["seconds"][str(texts)] = seconds
+    return found
+
+
+def known_rows(path: Path) -> dict[Row, dict[str, Any]]:
+    """The rows that were measured before."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    entries = [json.loads(line) for line in lines]
+    return {Row(entry["task"], entry["setting"], entry["seed"]): entry for entry in entries}
+
+
+def measure_all(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    """Measure rows, so many at a time, and write down each."""
+    threads = max((os.cpu_count() or 1) // options.jobs, 1)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (threads,)) as pool:
+        waiting = [pool.submit(measure, row, options.output, options.steps, options.bf16) for row in rows]
+        for done in as_completed(waiting):
+            found = done.result()
+            with (options.output / "rows.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+            print(*(found[key] for key in ("task", "setting", "seed", "test", "seconds")), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="only these")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each on its share of the cores")
+    parser.add_argument("--steps", type=float, default=1.0, help="how many times as long to train")
+    parser.add_argument("--passes", type=int, default=40, help="forward passes of each model to take the least of")
+    parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=computes_in_bf16(),
+        help="train in autocast; default: where the hardware computes in it",
+    )
+    parser.add_argument("--only-report", action="store_true", help="measure no latencies, and write the report")
+    parser.add_argument("--output", type=Path, default=Path("outputs", "structure"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "rows.jsonl"
+    for task in options.tasks:
+        known = known_rows(path)
+        dense = [Row(task, "dense", seed) for seed in options.seeds]
+        gone = [row for row in dense if not (options.output / "models" / row.folder).exists()]
+        wanted = [row for row in rows_of(task, options.seeds) if row not in known]
+        if options.settings:
+            wanted = [row for row in wanted if row.setting in options.settings]
+        measure_all([row for row in dense if row not in known or row in gone], options)
+        measure_all(wanted, options)
+    sizes = options.output / "sizes.json"
+    if not options.only_report:
+        rows = [row for row in known_rows(path) if row.task == "sentences"]
+        sizes.write_text(json.dumps(measure_sizes(rows, options.output, options.passes), indent=1), encoding="utf-8")
+    known = known_rows(path)
+    entries = [{**entry, "folder": row.folder} for row, entry in known.items()]
+    print(write_report(entries, json.loads(sizes.read_text(encoding="utf-8")), options.output))
+
+
+if __name__ == "__main__":
+    main()

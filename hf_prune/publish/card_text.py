@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -207,13 +208,23 @@ def _summary(figures: Figures, record: RunRecord) -> str:
     base = _shown(record.base_model) if record.base_model is not None else "A model"
     if figures.pruning and record.steps:
         recorded = {name: inline(method.words) for name, method in record.methods.items()}
-        methods = "; then ".join(_method(config, recorded) for config in figures.pruning)
+        methods = _methods(figures.pruning, recorded)
         distilled = "distilled" if record.distillation is not None else "fine-tuned"
         missed = _target_missed(figures)
         note = f" Its target sparsity of {missed:.2%} was not reached." if missed is not None else ""
         note += "".join(f" Not every group of weights has the pattern {one}." for one in figures.missed_patterns)
         return f"{base}, {distilled} and pruned with hf-prune: {methods}.{note}"
     return f"{base}, {'pruned' if _is_pruned(figures) else 'dense'}."
+
+
+def _methods(configs: Sequence[Mapping[str, Any]], recorded: Mapping[str, str]) -> str:
+    """What the configurations prune: together where they begin before the one ahead of them has ended, or in turn."""
+    text = _method(configs[0], recorded)
+    for before, config in pairwise(configs):
+        begin, end = config.get("begin"), before.get("end")
+        together = begin is not None and end is not None and type(begin) is type(end) and begin < end
+        text += f"{'; and' if together else '; then'} {_method(config, recorded)}"
+    return text
 
 
 def _method(config: Mapping[str, Any], recorded: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from functools import cache
 from types import SimpleNamespace
 
@@ -703,13 +704,24 @@ def test_what_was_removed_is_said_in_a_sentence_and_a_table(shrunk):
 
 def test_removed_units_are_no_missing_zeros(shrunk):
     summary = parts_of(shrunk.card)["summary"]
-    assert "pruned with hf-prune: neurons, those with the smallest norm of their weights; then layers, " in summary
+    assert "pruned with hf-prune: neurons, those with the smallest norm of their weights; and layers, " in summary
     assert "not reached" not in shrunk.card
     assert "weights are zero**" not in summary
     rows = rows_of(parts_of(shrunk.card)["sparsity"])
     assert "target for prunable tensors" not in rows
     assert rows["all tensors"] == [f"{shrunk.removed['parameters'][1]:,}", "0", "0.00%"]
     assert "structure: `neurons`, 75.00% of them" in parts_of(shrunk.card)["sparsity"]
+
+
+def test_what_was_pruned_in_turn_is_told_in_turn(shrunk, tmp_path):
+    folder = tmp_path / "small"
+    shutil.copytree(shrunk.folder, folder)
+    pruning = [PruningConfig(structure="neurons", sparsity=0.75, begin=0.1, end=0.3)]
+    pruning.append(PruningConfig(structure="layers", sparsity=0.5, begin=0.3, end=0.6))
+    save_configs(pruning, folder)
+    known = {name: value for name, value in KNOWN.items() if name not in ("recipe", "history")}
+    save_record(folder, record_of(folder, **(known | {"pruning": [config.to_dict() for config in pruning]})))
+    assert "the smallest norm of their weights; then layers, " in parts_of(card_of(folder))["summary"]
     assert "the size and speed of a dense one" not in shrunk.card
     assert "layers" not in parts_of(shrunk.card)  # a chart of no zeros
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import Trainer
 
 from ..config.distillation import DistillationConfig
 from ..distillation.compare import distance, hidden_distance, logits_to_compare
@@ -94,7 +95,7 @@ class DistillingMixin(TrainerBase):
         items: Any = mask.sum().clamp_min(1)
         scale = 1
         if over_all and num_items_in_batch is not None:
-            if not task.divides_by_items and not getattr(self, "loss_is_scaled_for_ga", None):
+            if not task.divides_by_items and not self._says_that_it_scales:
                 labelled = mask.sum()  # without any, a mean is 0 / 0
                 task_loss = torch.where(labelled > 0, task_loss * labelled / num_items_in_batch, 0.0)
             items, scale = num_items_in_batch, self._loss_scale
@@ -127,10 +128,14 @@ class DistillingMixin(TrainerBase):
 
         This is the condition of `Trainer.training_step`.
         """
-        said: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
-        if said is not None:
-            return said
+        if self._says_that_it_scales is not None:
+            return self._says_that_it_scales
         return (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or self.compute_loss_func is not None
+
+    @property
+    def _says_that_it_scales(self) -> bool | None:
+        """What a class says of its loss in `loss_is_scaled_for_ga`; None if nothing, or if the Trainer ignores it."""
+        return getattr(self, "loss_is_scaled_for_ga", None) if hasattr(Trainer, "loss_is_scaled_for_ga") else None
 
     def _task_loss(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any) -> TaskLoss:
         """How the task's loss treats labels and items; found out once, and equal on every process."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from models import bert, llama, t5, training_arguments
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -670,6 +671,10 @@ def test_a_teacher_of_another_architecture_is_opened_as_what_it_is(tmp_path):
     trainer.train()
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="older Trainers count the labels of this model without the first of each text, and scale its loss by that",
+)
 @pytest.mark.parametrize("collated", [False, True])
 def test_decoders_that_shift_labels_by_themselves_are_distilled(tmp_path, collated):
     """M2M100 has no function that makes the decoder's inputs, so it is given labels, as the model is."""

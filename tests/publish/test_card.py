@@ -118,7 +118,7 @@ def number(text):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A saved model of which all is known, and its card; no test may change them."""
-    folder = save_with_record(tmp_path_factory.mktemp("whole") / "bert-pruned", **KNOWN)
+    folder = save_with_record(tmp_path_factory.mktemp("whole") / "bert-pruned", share=0.25, **KNOWN)
     return SimpleNamespace(folder=folder, card=card_of(folder), record=load_record(folder))
 
 

@@ -95,7 +95,7 @@ class DistillingMixin(TrainerBase):
         items: Any = mask.sum().clamp_min(1)
         scale = 1
         if over_all and num_items_in_batch is not None:
-            if not task.divides_by_items and not self._says_that_it_scales:
+            if not task.divides_by_items and not getattr(self, "loss_is_scaled_for_ga", None):
                 labelled = mask.sum()  # without any, a mean is 0 / 0
                 task_loss = torch.where(labelled > 0, task_loss * labelled / num_items_in_batch, 0.0)
             items, scale = num_items_in_batch, self._loss_scale
@@ -128,14 +128,10 @@ class DistillingMixin(TrainerBase):
 
         This is the condition of `Trainer.training_step`.
         """
-        if self._says_that_it_scales is not None:
-            return self._says_that_it_scales
+        said: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
+        if said is not None and hasattr(Trainer, "loss_is_scaled_for_ga"):  # older ones do not read it
+            return said
         return (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or self.compute_loss_func is not None
-
-    @property
-    def _says_that_it_scales(self) -> bool | None:
-        """What a class says of its loss in `loss_is_scaled_for_ga`; None if nothing, or if the Trainer ignores it."""
-        return getattr(self, "loss_is_scaled_for_ga", None) if hasattr(Trainer, "loss_is_scaled_for_ga") else None
 
     def _task_loss(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any) -> TaskLoss:
         """How the task's loss treats labels and items; found out once, and equal on every process."""

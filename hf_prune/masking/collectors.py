@@ -89,7 +89,8 @@ class Statistics:
         self._layers = {path: plain.get_submodule(path) for path in similarity}
         self._called: set[str] = set()  # the parameters whose layers were called, and the layers
         self._squares: dict[str, torch.Tensor] = {}
-        self._products: dict[str, torch.Tensor] = {}
+        self._products: dict[str, torch.Tensor] = {}  # of inputs minus the centre
+        self._centres: dict[str, torch.Tensor] = {}  # near the mean of the inputs, so that float32 is enough
         self._sums: dict[str, torch.Tensor] = {}  # of inputs; of whole layers, of cosines
         self._tokens: dict[str, int] = {}
         self._gradients: dict[str, torch.Tensor] = {}
@@ -105,7 +106,8 @@ class Statistics:
     def begin(self, products: Collection[str] = ()) -> None:
         """Start to collect, for the next optimizer step; products of inputs only for these parameters."""
         self.stop()
-        self._squares, self._products, self._sums, self._tokens, self._gradients = {}, {}, {}, {}, {}
+        self._squares, self._products, self._centres, self._gradients = {}, {}, {}, {}
+        self._sums, self._tokens = {}, {}
         self._called, self._called_around = set(), set()
         self._multiplied = set(products)
         self._hooks = [
@@ -195,10 +197,14 @@ class Statistics:
         found = {}
         for name in sorted(self._multiplied):
             width, device = self._widths[name], next(self._modules[name].parameters()).device
-            products = self._products.pop(name, torch.zeros(width, width, device=device))
-            sums = self._sums.get(name, torch.zeros(width, dtype=torch.float64, device=device))
-            tokens = int(all_reduce(torch.tensor([self._tokens.get(name, 0)], dtype=torch.int64)))
-            found[name] = InputMoments(tokens, all_reduce(sums), all_reduce(products))
+            zero = torch.zeros(width, dtype=torch.float64, device=device)
+            sums, centre, tokens = self._sums.get(name, zero), self._centres.get(name, zero), self._tokens.get(name, 0)
+            all_tokens = int(all_reduce(torch.tensor([tokens], dtype=torch.int64)))
+            means = all_reduce(sums) / max(all_tokens, 1)
+            products = self._products.pop(name, torch.zeros(width, width, device=device)).double()
+            moved = torch.outer(sums - tokens * centre, means - centre)  # from the centre to the means
+            products += tokens * torch.outer(means - centre, means - centre) - moved - moved.T
+            found[name] = InputMoments(all_tokens, means, all_reduce(products).float())
         return found
 
     def _similarity(self) -> dict[str, float]:
@@ -246,9 +252,11 @@ class Statistics:
             if name in self._squared:
                 _add(self._squares, name, _column_sums(tokens, torch.square))
             if name in self._multiplied:
-                whole = tokens.float()
-                _add(self._products, name, whole.T @ whole)
-                _add(self._sums, name, _column_sums(tokens, lambda rows: rows))
+                sums = _column_sums(tokens, lambda rows: rows)
+                centre = self._centres.setdefault(name, (sums / max(len(tokens), 1)).float())
+                about = tokens.float() - centre
+                _add(self._products, name, about.T @ about)
+                _add(self._sums, name, sums)
                 self._tokens[name] = self._tokens.get(name, 0) + len(tokens)
 
         return add_inputs

@@ -39,7 +39,8 @@ def solve_readers(reconstruction: str, readers: Sequence[LocalTensor], biased: C
             )
         flat = from_matrices(values.unsqueeze(0), target.layout, target.shape).reshape(-1)
         yield Change(target, values=flat, shift=shift if target.name in biased else None)
-    if readers and moments is not None:
+    if readers:
+        assert moments is not None
         logger.info("%d layers were solved anew from %d tokens.", len(readers), moments.tokens)
 
 

@@ -14,16 +14,16 @@ _RIDGE = 0.01
 
 @dataclass(frozen=True)
 class InputMoments:
-    """Sums over the tokens of a step of the inputs x of a linear layer, on all processes together.
+    """Moments of the inputs x of a linear layer over the tokens of a step, on all processes together.
 
     Attributes:
         tokens: the number of tokens.
-        sums: the sum of x (float64, of the number of input features).
-        products: the sum of x xᵀ (float32, input features by input features).
+        means: the mean m of x (float64, of the number of input features).
+        products: the sum of (x - m) (x - m)ᵀ (float32, input features by input features).
     """
 
     tokens: int
-    sums: torch.Tensor
+    means: torch.Tensor
     products: torch.Tensor
 
 
@@ -54,10 +54,9 @@ def least_squares(
     their means if there is a bias. The ridge is 1% of the mean of the diagonal of S_KK: without one, the change follows
     the noise of few tokens. (He, Zhang and Sun, arXiv 1707.06168, equation 5, with a ridge.)
     """
-    products = moments.products.to(weight) / moments.tokens
-    means = moments.sums.to(weight) / moments.tokens
-    if has_bias:
-        products = products - torch.outer(means, means)
+    products, means = moments.products.to(weight) / moments.tokens, moments.means.to(weight)
+    if not has_bias:
+        products = products + torch.outer(means, means)
     inside, removed = products[kept][:, kept], weight[:, ~kept]
     ridge = _RIDGE * inside.diagonal().mean()
     new = weight * kept

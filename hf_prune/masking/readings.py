@@ -242,7 +242,8 @@ def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_input
             )
     if config.reconstruction is not None and compiled:
         raise PruningConfigError(
-            "reconstruction", f"reads inputs and cannot be used with {compiled}, got {config.reconstruction!r}; use none"
+            "reconstruction",
+            f"reads inputs and cannot be used with {compiled}, got {config.reconstruction!r}; use none",
         )
 
 

@@ -71,7 +71,9 @@ def test_gradual_updates_measure_the_layers_that_are_left():
 
 
 def test_it_ranks_no_other_units():
-    with pytest.raises(PruningConfigError, match="method: expected one of magnitude, random, activation, wanda, taylor"):
+    with pytest.raises(
+        PruningConfigError, match="method: expected one of magnitude, random, activation, wanda, taylor"
+    ):
         config(structure="neurons")
     with pytest.raises(PruningConfigError, match="method: expected one of magnitude"):
         config(structure=None)

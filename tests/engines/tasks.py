@@ -12,7 +12,7 @@ from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from hf_prune import Pruner, PruningConfig, PruningStateError
+from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError
 from hf_prune.engines.holdings import Holding, holding_of
 from hf_prune.engines.processes import all_reduce
 from hf_prune.errors import CheckpointError, PlacementError
@@ -190,11 +190,8 @@ def update_with_nan(config, bad_rank):
     return None, bool(pruner.masks["weight"].all())
 
 
-def solved_from(batches):
-    """Weights of a BERT half of whose neurons were removed, after forward passes with these token ids."""
-    torch.manual_seed(0)
-    model = bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
-    config = PruningConfig(
+def _halving_and_solving():
+    return PruningConfig(
         structure="neurons",
         method="wanda",
         sparsity=0.5,
@@ -202,7 +199,23 @@ def solved_from(batches):
         begin=1,
         reconstruction="least_squares",
     )
-    pruner = Pruner(model, config, total_steps=2)
+
+
+def refusal_of_solving_shards():
+    model = bert()
+    fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    try:
+        Pruner(model, _halving_and_solving(), total_steps=2)
+    except PruningConfigError as error:
+        return str(error)
+    return None
+
+
+def solved_from(batches):
+    """Weights of a BERT half of whose neurons were removed, after forward passes with these token ids."""
+    torch.manual_seed(0)
+    model = bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    pruner = Pruner(model, _halving_and_solving(), total_steps=2)
     for ids in batches:
         model(input_ids=ids)
     pruner.step()

@@ -255,7 +255,8 @@ class Statistics:
                 sums = _column_sums(tokens, lambda rows: rows)
                 centre = self._centres.setdefault(name, (sums / max(len(tokens), 1)).float())
                 about = tokens.float() - centre
-                _add(self._products, name, about.T @ about)
+                with torch.autocast(about.device.type, enabled=False):  # which multiplies in bfloat16
+                    _add(self._products, name, about.T @ about)
                 _add(self._sums, name, sums)
                 self._tokens[name] = self._tokens.get(name, 0) + len(tokens)
 
@@ -273,8 +274,9 @@ class Statistics:
                     f"{tuple(after.shape)}; use another method than 'block_influence'"
                 )
             self._called.add(path)
-            before, after = self._without_padding(before.detach()), self._without_padding(after.detach())
-            _add(self._sums, path, nn.functional.cosine_similarity(before.float(), after.float()).double().sum())
+            before, after = (self._without_padding(states.detach()).float() for states in (before, after))
+            with torch.autocast(before.device.type, enabled=False):
+                _add(self._sums, path, nn.functional.cosine_similarity(before, after).double().sum())
             self._tokens[path] = self._tokens.get(path, 0) + len(before)
 
         return add_cosines

@@ -7,6 +7,7 @@ import torch
 from models import ARCHITECTURES, bert, gpt2, llama, mixtral, training_arguments
 
 from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningTrainer, TargetError
+from hf_prune.masking.collectors import Statistics
 from hf_prune.masking.readings import check_reads
 from hf_prune.methods.reconstructions import InputMoments, least_squares
 from hf_prune.structure.coupled import find_families
@@ -157,6 +158,25 @@ def test_a_masked_bias_stays_zero():
     bias = model.get_parameter(names[0])
     assert not bias[:8].any()
     assert bias[8:].all()
+
+
+def test_moments_are_summed_in_float32_under_autocast():
+    model, data = build("llama"), batches("llama")
+    statistics = Statistics(model, [], [], products=["model.layers.1.mlp.down_proj.weight"])
+    statistics.begin(products=["model.layers.1.mlp.down_proj.weight"])
+    seen = []
+    hook = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(
+        lambda module, arguments: seen.append(arguments[0][data[len(seen)]["attention_mask"].bool()].double())
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        for batch in data:
+            model(**batch)
+    hook.remove()
+    [moments] = statistics.finish().moments.values()
+    x = torch.cat(seen)
+    centred = x - x.mean(0)
+    assert moments.tokens == len(x) == 250
+    assert torch.allclose(moments.products.double(), centred.T @ centred, rtol=1e-4, atol=1e-12)
 
 
 def test_how_many_tokens_were_read_is_logged(caplog):

@@ -52,7 +52,8 @@ def least_squares(
     R are the weights of the features that are not kept; c is zero if the layer has no bias. So what the layer loses is
     regressed on what it keeps: `D = R S_RK (S_KK + ridge I)⁻¹`, where S has the second moments of the inputs, about
     their means if there is a bias. The ridge is 1% of the mean of the diagonal of S_KK: without one, the change follows
-    the noise of few tokens. (He, Zhang and Sun, arXiv 1707.06168, equation 5, with a ridge.)
+    the noise of few tokens. Where rounding leaves the matrix indefinite nevertheless, it is ten times as large, and so
+    on. (He, Zhang and Sun, arXiv 1707.06168, equation 5, with a ridge.)
     """
     products, means = moments.products.to(weight) / moments.tokens, moments.means.to(weight)
     if not has_bias:
@@ -62,9 +63,11 @@ def least_squares(
     new = weight * kept
     shift = torch.zeros_like(weight[:, 0])
     if ridge > 0:  # else the kept inputs are all zero, or constant, and explain nothing
-        inside.diagonal().add_(ridge)
-        change = torch.cholesky_solve(products[kept][:, ~kept] @ removed.T, torch.linalg.cholesky(inside)).T
-        new[:, kept] += change
+        factor, failed = torch.linalg.cholesky_ex(inside + ridge * torch.eye(len(inside)).to(inside))
+        while failed:
+            ridge = 10 * ridge
+            factor, failed = torch.linalg.cholesky_ex(inside + ridge * torch.eye(len(inside)).to(inside))
+        new[:, kept] += torch.cholesky_solve(products[kept][:, ~kept] @ removed.T, factor).T
     if has_bias:
         shift = (weight - new) @ means
     return new, shift

@@ -127,6 +127,15 @@ def test_inputs_that_are_all_zero_change_nothing():
     assert not shift.any()
 
 
+def test_rounding_that_leaves_the_moments_indefinite_raises_the_ridge():
+    weight, kept = torch.ones(1, 3).double(), torch.tensor([True, True, False])
+    products = torch.tensor([[1.0, 1.05, 0.5], [1.05, 1.0, 0.3], [0.5, 0.3, 1.0]])  # kept: an eigenvalue of -0.05
+    new, _ = least_squares(weight, kept, InputMoments(1, torch.zeros(3).double(), products), has_bias=False)
+    moments = products.double()
+    expected = torch.linalg.solve(moments[:2, :2] + 0.1 * torch.eye(2), moments[:2, 2])  # 10 times 1%
+    assert torch.allclose(new[0, :2] - 1, expected)
+
+
 def test_units_that_are_gone_stay_zero_over_many_updates_and_steps():
     model = build("bert")
     gradual = config(schedule="linear", begin=1, end=4, frequency=1, sparsity=0.75)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from models import bert, bert_examples, training_arguments
+from models import ARCHITECTURES, bert, bert_examples, llama, training_arguments
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -60,6 +60,8 @@ def names_for(folder):
         "metrics": lambda prediction: {"mean": float(np.mean(prediction.label_ids))},
         "optimizer": torch.optim.AdamW(model.parameters()),
         "batches": [batch] * 10,
+        "language_model": llama(),
+        "texts": [ARCHITECTURES["llama"].batch()] * 2,
     }
 
 

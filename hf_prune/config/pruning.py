@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 from ..errors import PruningConfigError, nearest, shown
 from ..methods.patterns import BLOCK_NORMS, PATTERN_FORMS, Pattern, parse_pattern
 from ..methods.penalties import PENALTIES
+from ..methods.reconstructions import RECONSTRUCTIONS
 from ..methods.schedules import SCHEDULES, resolve_step
 from ..methods.scopes import SCOPES
 from ..methods.solvers import SOLVERS
@@ -35,6 +36,9 @@ FORMAT_VERSION = 1
 # What can be removed as a whole.
 STRUCTURES = ("neurons", "heads", "layers")
 
+# Those whose units are read by linear layers, which can be solved anew without the removed ones.
+_RECONSTRUCTED = ("neurons", "heads")
+
 _MOST_SECONDS = 2  # of the processor, for making matchers of all expressions
 
 # What is pruned of a model with adapters of PEFT.
@@ -56,8 +60,9 @@ class PruningConfig:
         structure: `neurons` (of feed-forward networks) or `heads` (of attention) are removed as a whole: masked in
             training, in all tensors that they are part of, and cut out of the model that is saved at the end. Default
             None: single weights, or the pattern's units. Methods for structures are `magnitude`, `random`, `activation`
-            (norm of the outputs), `wanda` (activation times the norm of the weights that read it) and `taylor` (first-
-            order change of the loss, added up over steps).
+            (norm of the outputs), `wanda` (activation times the norm of the weights that read it), `taylor` (first-
+            order change of the loss, added up over steps) and, for layers alone, `block_influence` (how much a layer
+            changes what it gets).
         sparsity: the final share of masked weights, 0 <= s < 1. Not needed for `keep` and for an n:m pattern, which
             determine it. There is no default: no sparsity suits every model.
         initial_sparsity: the sparsity at which the schedule starts. Default None: that of the model (0 if it is dense).
@@ -90,6 +95,9 @@ class PruningConfig:
             stay separate. `sparse_merge`: the sums of base weights and adapters, so that merging keeps every zero.
             `sparse_adapters`: the adapters' own matrices. Default None: `sparse_base` if the model has adapters, as
             PEFT alone then gives the same outputs.
+        reconstruction: `least_squares`: at each mask update of neurons or heads, the layers that read the removed ones
+            are solved anew on the tokens of the step before it, so that their outputs change least. Default None: it
+            needs memory and time that a model with enough training may not need.
 
     Raises:
         PruningConfigError: if a value is invalid; it lists all problems.
@@ -113,6 +121,7 @@ class PruningConfig:
     pruning_seed: int = field(default=0, metadata={"help": "Seed of the method random."})
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
     structure: str | None = field(default=None, metadata={"help": f"None, or one of {', '.join(STRUCTURES)}."})
+    reconstruction: str | None = field(default=None, metadata={"help": f"One of {', '.join(RECONSTRUCTIONS)}."})
 
     def __post_init__(self) -> None:
         numbers_as_floats(self, "sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight")
@@ -122,6 +131,7 @@ class PruningConfig:
             *self._check_sparsities(),
             *self._check_times(),
             *self._check_penalty(),
+            *self._check_reconstruction(),
             *self._check_expressions(),
         ]
         if problems:
@@ -258,6 +268,19 @@ class PruningConfig:
         if not is_number(self.penalty_weight) or self.penalty_weight <= 0:
             yield "penalty_weight", f"expected a number greater than 0 with a penalty, got {self.penalty_weight!r}"
 
+    def _check_reconstruction(self) -> Iterator[Problem]:
+        if self.reconstruction is None:
+            return
+        broken = find_in_packages(self.reconstruction)
+        if not is_one_of(self.reconstruction, RECONSTRUCTIONS):
+            yield "reconstruction", broken or expected_one_of(self.reconstruction, RECONSTRUCTIONS, or_none=True)
+        elif not is_one_of(self.structure, _RECONSTRUCTED):
+            yield (
+                "reconstruction",
+                f"must not be set without a structure of {' or '.join(_RECONSTRUCTED)}, got {self.reconstruction!r} "
+                f"with {self.structure!r}",
+            )
+
     def _check_expressions(self) -> Iterator[Problem]:
         expressions: list[tuple[str, Any]] = []
         for name in ("targets", "exclude"):
@@ -294,7 +317,8 @@ class PruningConfig:
         Raises PruningConfigError if the window does not lie within training.
         """
         begin = resolve_step(self.begin, total_steps)
-        if needs_a_step(self.method, self.scope, self.structure) and self.begin > 0:
+        reads_a_step = needs_a_step(self.method, self.scope, self.structure, self.reconstruction)
+        if reads_a_step and self.begin > 0:
             begin = max(begin, 1)  # a share of few steps, and there must be a step to read
         at_once = self.schedule == "one_shot" or self.method == "keep"
         end = begin if at_once else resolve_step(self.end, total_steps)
@@ -304,9 +328,10 @@ class PruningConfig:
             for name, value, step in (("begin", self.begin, begin), ("end", self.end, end))
             if step > total_steps and not (name == "end" and at_once)
         ]
-        if needs_a_step(self.method, self.scope, self.structure) and begin == 0:
+        if reads_a_step and begin == 0:
+            reader = self.method if needs_a_step(self.method, self.scope, self.structure) else self.reconstruction
             problems.append(
-                ("begin", f"expected 1 or more for {self.method!r}, which needs the data of one step first, got step 0")
+                ("begin", f"expected 1 or more for {reader!r}, which needs the data of one step first, got step 0")
             )
         if begin > end and not problems:
             problems.append(("end", f"expected at least begin (step {begin} of {total_steps}), got step {end}"))

@@ -1,10 +1,12 @@
-"""Collecting what methods and scopes read besides the weights: layer inputs and gradients of one optimizer step.
+"""Collecting what methods, scopes and reconstructions read besides the weights: the inputs of linear layers, what whole
+layers get and return, and gradients, of one optimizer step.
 
 They are summed over the micro-batches of the step and over processes, so that they depend on the global batch and not
 on how it was split.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +16,13 @@ from torch import nn
 from ..engines.holdings import is_shared
 from ..engines.processes import all_reduce
 from ..errors import PruningStateError, TargetError
+from ..methods.reconstructions import InputMoments
 from ..model.anatomy import expert_modules
 from ..model.layouts import inputs_of
-from ..model.names import named_modules_of
+from ..model.names import named_modules_of, plain_model
+from ..structure.skipping import hidden_states
 
-# The number of tokens whose inputs are squared at once.
+# The number of tokens whose inputs are converted to float64 at once.
 _ROWS = 4096
 
 # For how many collected steps in a row a layer may be skipped: LayerDrop with 0.2 reaches that once in millions.
@@ -27,38 +31,52 @@ _PATIENCE = 10
 
 @dataclass(frozen=True)
 class Collected:
-    """What was read in one optimizer step, by parameter name.
+    """What was read in one optimizer step, by parameter name, or by the path of a whole layer.
 
-    `inputs` has the norm of each input feature over all processes, `gradients` the gradient of each weight that this
-    process holds, flat; for the parameters in `unusable`, nothing or a value that is not finite was collected.
+    `inputs` has the norm of each input feature over all processes, `moments` the moments of all of them, `gradients`
+    the gradient of each weight that this process holds, flat, and `similarity` the mean cosine between what a layer
+    gets and what it returns for a token. For what is in `unusable`, nothing or a value that is not finite was
+    collected.
     """
 
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    moments: dict[str, InputMoments] = field(default_factory=dict)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    similarity: dict[str, float] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
 
 
 class Statistics:
-    """Collects, from `begin` to `finish`, what methods and scopes read for the given parameters.
+    """Collects, from `begin` to `finish`, what is read for the given parameters and layers.
 
     Args:
         model: the model that is trained.
         inputs: names of parameters for which the squares of their layers' inputs are summed, by input feature.
         gradients: names of parameters whose gradients are kept.
+        products: names of parameters for which the products of all input features are summed.
+        similarity: paths of layers whose outputs are compared with what they get.
 
     Raises: TargetError, naming the parameter, if it is not the weight of a linear layer, whose inputs can be collected.
     """
 
-    def __init__(self, model: nn.Module, inputs: Iterable[str], gradients: Iterable[str]):
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Iterable[str],
+        gradients: Iterable[str],
+        products: Iterable[str] = (),
+        similarity: Iterable[str] = (),
+    ):
         self._model = model
-        self._modules = named_modules_of(model, set(inputs))
+        self._squared, self._multiplied = set(inputs), set(products)
+        self._modules = named_modules_of(model, self._squared | self._multiplied)
         self._widths: dict[str, int] = {}  # the number of input features
         for name, module in self._modules.items():
             width = inputs_of(module)
             if width is None:
                 raise TargetError(
-                    f"{name}: expected the weight of a linear layer for a method that reads inputs, got one of "
-                    f"{type(module).__name__}; exclude it or choose another method"
+                    f"{name}: expected the weight of a linear layer for a {self._reader(name)} that reads inputs, got "
+                    f"one of {type(module).__name__}; exclude it or choose another {self._reader(name)}"
                 )
             self._widths[name] = width
         experts = expert_modules(model) if self._modules else set()
@@ -67,7 +85,14 @@ class Statistics:
         self._called_around: set[str] = set()
         self._idle: dict[str, int] = {}  # for how many collected steps in a row a layer was not called
         self.gradient_names = set(gradients)
+        plain = plain_model(model)
+        self._layers = {path: plain.get_submodule(path) for path in similarity}
+        self._called: set[str] = set()  # the parameters whose layers were called, and the layers
         self._squares: dict[str, torch.Tensor] = {}
+        self._products: dict[str, torch.Tensor] = {}  # of inputs minus the centre
+        self._centres: dict[str, torch.Tensor] = {}  # near the mean of the inputs, so that float32 is enough
+        self._sums: dict[str, torch.Tensor] = {}  # of inputs; of whole layers, of cosines
+        self._tokens: dict[str, int] = {}
         self._gradients: dict[str, torch.Tensor] = {}
         self._hooks: list[Any] = []
         self._in_forward = False
@@ -78,15 +103,22 @@ class Statistics:
         """Whether collection is under way."""
         return bool(self._hooks)
 
-    def begin(self) -> None:
-        """Start to collect, for the next optimizer step."""
+    def begin(self, products: Collection[str] = ()) -> None:
+        """Start to collect, for the next optimizer step; products of inputs only for these parameters."""
         self.stop()
-        self._squares, self._gradients, self._called_around = {}, {}, set()
+        self._squares, self._products, self._centres, self._gradients = {}, {}, {}, {}
+        self._sums, self._tokens = {}, {}
+        self._called, self._called_around = set(), set()
+        self._multiplied = set(products)
         self._hooks = [
             self._model.register_forward_pre_hook(self._enter, with_kwargs=True),
             self._model.register_forward_hook(self._leave, always_call=True),
             *(module.register_forward_pre_hook(self._see(name)) for name, module in self._modules.items()),
             *(module.register_forward_pre_hook(self._see_around(name)) for name, module in self._around.items()),
+            *(
+                layer.register_forward_hook(self._compare(path), with_kwargs=True)
+                for path, layer in self._layers.items()
+            ),
         ]
 
     def stop(self) -> None:
@@ -108,10 +140,10 @@ class Statistics:
         """
         self.stop()
         gradient_names = sorted(self.gradient_names)
-        names = [*self._modules, *gradient_names]
-        seen = [int(name in self._squares) for name in self._modules]
+        names = [*self._modules, *self._layers, *gradient_names]
+        seen = [int(name in self._called) for name in (*self._modules, *self._layers)]
         seen += [int(name in self._gradients) for name in gradient_names]
-        bad = [0] * len(self._modules)
+        bad = [0] * (len(self._modules) + len(self._layers))
         bad += [int(name in self._gradients and not self._gradients[name].isfinite().all()) for name in gradient_names]
         around = [int(name in self._called_around) for name in names]
         counts = all_reduce(torch.tensor([seen, bad, around], dtype=torch.int64)).tolist()
@@ -126,9 +158,11 @@ class Statistics:
         unusable = {
             name for name, is_seen, is_bad in zip(names, counts[0], counts[1], strict=True) if is_bad or not is_seen
         }
-        norms = self._norms()
+        norms, moments, similarity = self._norms(), self._moments(), self._similarity()
         unusable |= {name for name, norm in norms.items() if not norm.isfinite().all()}
-        return Collected(norms, self._gradients, unusable)
+        unusable |= {name for name, one in moments.items() if not one.products.isfinite().all()}
+        unusable |= {path for path, cosine in similarity.items() if not math.isfinite(cosine)}
+        return Collected(norms, moments, self._gradients, similarity, unusable)
 
     def _check_called(self, seen: Sequence[int], around: Sequence[int]) -> None:
         """Raise PruningStateError for a layer that is never called, from what was seen on all processes in a step.
@@ -148,14 +182,41 @@ class Statistics:
 
     def _norms(self) -> dict[str, torch.Tensor]:
         """The norm of each input feature over all processes, with one all-reduce."""
-        if not self._modules:
+        widths = {name: width for name, width in self._widths.items() if name in self._squared}
+        if not widths:
             return {}
         squares = [
             self._squares[name].cpu() if name in self._squares else torch.zeros(width, dtype=torch.float64)
-            for name, width in self._widths.items()
+            for name, width in widths.items()
         ]
-        norms = all_reduce(torch.cat(squares)).sqrt().float().split(list(self._widths.values()))
-        return dict(zip(self._modules, norms, strict=True))
+        norms = all_reduce(torch.cat(squares)).sqrt().float().split(list(widths.values()))
+        return dict(zip(widths, norms, strict=True))
+
+    def _moments(self) -> dict[str, InputMoments]:
+        """The moments of inputs over all processes, for one layer after another."""
+        found = {}
+        for name in sorted(self._multiplied):
+            width, device = self._widths[name], next(self._modules[name].parameters()).device
+            zero = torch.zeros(width, dtype=torch.float64, device=device)
+            sums, centre, tokens = self._sums.get(name, zero), self._centres.get(name, zero), self._tokens.get(name, 0)
+            all_tokens = int(all_reduce(torch.tensor([tokens], dtype=torch.int64)))
+            means = all_reduce(sums) / max(all_tokens, 1)
+            products = self._products.pop(name, torch.zeros(width, width, device=device)).double()
+            moved = torch.outer(sums - tokens * centre, means - centre)  # from the centre to the means
+            products += tokens * torch.outer(means - centre, means - centre) - moved - moved.T
+            found[name] = InputMoments(all_tokens, means, all_reduce(products).float())
+        return found
+
+    def _similarity(self) -> dict[str, float]:
+        """The mean cosine of each layer over the tokens of all processes; NaN without tokens."""
+        if not self._layers:
+            return {}
+        sums = [[float(self._sums.get(path, 0.0)), float(self._tokens.get(path, 0))] for path in self._layers]
+        cosines, tokens = all_reduce(torch.tensor(sums, dtype=torch.float64)).T
+        return dict(zip(self._layers, (cosines / tokens).tolist(), strict=True))
+
+    def _reader(self, name: str) -> str:
+        return "method" if name in self._squared else "reconstruction"
 
     def _enter(self, model: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
         self._in_forward = model.training
@@ -177,7 +238,7 @@ class Statistics:
 
     def _see(self, name: str) -> Callable[[nn.Module, Any], None]:
         @torch.no_grad()
-        def add_squares(module: nn.Module, arguments: Any) -> None:
+        def add_inputs(module: nn.Module, arguments: Any) -> None:
             if not self._in_forward:
                 return
             seen = arguments[0].detach()
@@ -186,14 +247,57 @@ class Statistics:
                     f"{name}: expected all of its {self._widths[name]} input features on each process, got a "
                     "shard of them (tensor parallelism); use a method that reads only the weights, such as 'magnitude'"
                 )
-            if self._attention is not None and seen.dim() == 3 and seen.shape[:2] == self._attention.shape:
-                seen = seen[self._attention.bool()]  # without padding
-            squares = torch.zeros(seen.shape[-1], dtype=torch.float64, device=seen.device)
-            for rows in seen.reshape(-1, seen.shape[-1]).split(_ROWS):
-                squares += rows.double().square().sum(0)
-            self._squares[name] = self._squares[name] + squares if name in self._squares else squares
+            self._called.add(name)
+            tokens = self._without_padding(seen)
+            if name in self._squared:
+                _add(self._squares, name, _column_sums(tokens, torch.square))
+            if name in self._multiplied:
+                sums = _column_sums(tokens, lambda rows: rows)
+                centre = self._centres.setdefault(name, (sums / max(len(tokens), 1)).float())
+                about = tokens.float() - centre
+                with torch.autocast(about.device.type, enabled=False):  # which multiplies in bfloat16
+                    _add(self._products, name, about.T @ about)
+                _add(self._sums, name, sums)
+                self._tokens[name] = self._tokens.get(name, 0) + len(tokens)
 
-        return add_squares
+        return add_inputs
+
+    def _compare(self, path: str) -> Callable[[nn.Module, Any, Mapping[str, Any], Any], None]:
+        @torch.no_grad()
+        def add_cosines(layer: nn.Module, arguments: Any, options: Mapping[str, Any], output: Any) -> None:
+            if not self._in_forward:
+                return
+            before, after = hidden_states(arguments, options, output)
+            if before.shape != after.shape:
+                raise PruningStateError(
+                    f"{path}: expected a layer that returns as much as it gets, got {tuple(before.shape)} and returned "
+                    f"{tuple(after.shape)}; use another method than 'block_influence'"
+                )
+            self._called.add(path)
+            before, after = (self._without_padding(states.detach()).float() for states in (before, after))
+            with torch.autocast(before.device.type, enabled=False):
+                _add(self._sums, path, nn.functional.cosine_similarity(before, after).double().sum())
+            self._tokens[path] = self._tokens.get(path, 0) + len(before)
+
+        return add_cosines
+
+    def _without_padding(self, states: torch.Tensor) -> torch.Tensor:
+        """One row for each token, without those of padding."""
+        if self._attention is not None and states.dim() == 3 and states.shape[:2] == self._attention.shape:
+            states = states[self._attention.bool()]
+        return states.reshape(-1, states.shape[-1])
+
+
+def _column_sums(tokens: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The sum of a function of each value, by column (float64)."""
+    total = torch.zeros(tokens.shape[-1], dtype=torch.float64, device=tokens.device)
+    for rows in tokens.split(_ROWS):
+        total += function(rows.double()).sum(0)
+    return total
+
+
+def _add(sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
+    sums[name] = sums[name] + values if name in sums else values
 
 
 def _modules_around(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -7,6 +7,7 @@ import torch
 
 from ..engines.holdings import Holding
 from ..methods.criteria import Criterion, Piece
+from ..methods.reconstructions import InputMoments
 from ..model.layouts import Target, input_features
 
 # Weights processed at a time: small enough for a CPU's cache, large enough to keep an accelerator busy.
@@ -24,6 +25,7 @@ class LocalTensor:
         masked: the number of masked weights of the tensor on all processes.
         counted: whether this process counts the shard: one of those that hold the same shard does.
         inputs: the norm of each input feature, if it was read.
+        moments: the moments of the input features, if they were read.
         gradient: the gradient of each weight, if it was read.
         memory: what the method remembers for each weight, by name.
         regrowable: True where a weight may be kept after the next update; None if that is `mask`.
@@ -36,6 +38,7 @@ class LocalTensor:
     masked: int
     counted: bool
     inputs: torch.Tensor | None = None
+    moments: InputMoments | None = None
     gradient: torch.Tensor | None = None
     memory: Mapping[str, torch.Tensor] = field(default_factory=dict)
     regrowable: torch.Tensor | None = None

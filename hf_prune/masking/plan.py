@@ -80,12 +80,15 @@ class Group:
 
     @property
     def reads(self) -> set[str]:
-        """What method and scope read besides the weights: `inputs`, `gradients`, both or nothing."""
-        return reads_of(self.config.method, self.scope, self.config.structure)
+        """What is read besides the weights, see `methods.table.reads_of`."""
+        config = self.config
+        return reads_of(config.method, self.scope, config.structure, config.reconstruction if self.coupled else None)
 
     @property
     def read_names(self) -> list[str]:
-        """The names of the tensors for which it is read: all members, or those that read the coupled units."""
+        """For what it is read: the names of all members, of those that read the coupled units, or of whole layers."""
+        if "similarity" in self.reads:
+            return [units.path for units in self.coupled]
         if self.coupled:
             return list(dict.fromkeys(part.name for units in self.coupled for part in units.readers))
         return [target.name for target in self.members]
@@ -93,7 +96,8 @@ class Group:
     @property
     def needs_a_step(self) -> bool:
         """Whether an update needs an optimizer step before it."""
-        return needs_a_step(self.config.method, self.scope, self.config.structure)
+        config = self.config
+        return needs_a_step(config.method, self.scope, config.structure, config.reconstruction)
 
     @property
     def remembers(self) -> bool:

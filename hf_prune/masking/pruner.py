@@ -36,6 +36,7 @@ from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_groups, mak
 from .ranking import Change, update_masks
 from .readings import Readings
 from .resuming import check_state, check_zeros, continue_schedule
+from .solving import biases_of
 from .structures import SmallerModel, Structures, update_units
 from .watch import Watch, warn_of_changes
 
@@ -161,6 +162,7 @@ class Pruner:
         self._state = PruningState(self.completed_steps)
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
+        self._biases = biases_of(model, self._groups)
         self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
         self._watch = Watch()
         if not self.targets and self.removed is None:
@@ -715,6 +717,8 @@ class Pruner:
                 self._engine.mask_weight(parameter, mask, change.positions)
             else:
                 self._engine.write_weight(parameter, change.values, mask)
+            if change.shift is not None:
+                self._shift_bias(name, change.shift)
             if self._moments_known:
                 self._engine.mask_moments(optimizer, parameter, mask, change.positions)
             self._masks.note_change(name, change.positions)
@@ -735,10 +739,23 @@ class Pruner:
             )
         for index in due:
             if self._groups[index].coupled:
-                sums = self._structures.sums
+                given = self._readings.similarity_scores(self._groups[index]) or self._structures.sums
                 yield from update_units(
-                    self._groups[index], local, partial(pools_of, index), self._masks.all_reduce, sums
+                    self._groups[index],
+                    local,
+                    partial(pools_of, index),
+                    self._masks.all_reduce,
+                    given,
+                    biased=self._biases,
                 )
+
+    def _shift_bias(self, name: str, shift: torch.Tensor) -> None:
+        """Add to the bias of the layer that has this weight; masked values stay zero."""
+        bias_name, bias = self._biases[name]
+        part = self._engine.part(bias)
+        part.add_(shift.to(part))
+        if bias_name in self.masks:
+            self._engine.mask_weight(bias, self.masks[bias_name])
 
     # ---- Files ----
 

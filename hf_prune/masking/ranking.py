@@ -36,12 +36,13 @@ class Change:
     """What an update did to a tensor.
 
     `positions` are those of newly masked weights, if known; `values` the new values of all weights (flat), if any kept
-    weight changed.
+    weight changed; `shift` is what is added to the bias of its layer.
     """
 
     target: Target
     positions: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
 
 
 class WeightMember:

@@ -54,7 +54,7 @@ class Readings:
         self._remembering: Sequence[int] = ()
         self._seen: set[str] = set()  # names of parameters whose gradients were seen for remembering
         self._added = False  # whether the current step is remembered
-        wanted: dict[str, set[str]] = {"inputs": set(), "gradients": set()}
+        wanted: dict[str, set[str]] = {"inputs": set(), "gradients": set(), "products": set(), "similarity": set()}
         for group in groups:
             _check(group, parameters, masks, engine)
             for reads in group.reads:
@@ -76,7 +76,8 @@ class Readings:
         reading = [self._groups[index] for index in due if not self._groups[index].remembers]
         reading += [self._groups[index] for index in self._remembering if "inputs" in self._groups[index].reads]
         if any(group.reads - ({"gradients"} if group.coupled else set()) for group in reading):
-            self._statistics.begin()
+            solved = {name for group in reading if "products" in group.reads for name in group.read_names}
+            self._statistics.begin(products=solved)
 
     def stop(self) -> None:
         """Stop collecting, when training is over."""
@@ -121,7 +122,7 @@ class Readings:
         Raises PruningStateError if nothing was collected for any parameter.
         """
         reading = any(
-            group.reads and not group.remembers and not (group.coupled and "gradients" in group.reads)
+            group.reads - ({"gradients"} if group.coupled else set()) and not group.remembers
             for group in map(self._groups.__getitem__, due)
         )
         if reading or self._statistics.is_collecting:
@@ -157,9 +158,17 @@ class Readings:
         return replace(
             self._with_masked_values(group, name),
             inputs=self.collected.inputs.get(name),
+            moments=self.collected.moments.get(name),
             gradient=self.collected.gradients.get(name),
             memory=self._memory_of(group, name) or {},
         )
+
+    def similarity_scores(self, group: Group) -> dict[str, torch.Tensor]:
+        """How much each layer of a group changes what it gets, by the name of its units; empty if that was not read."""
+        if "similarity" not in group.reads:
+            return {}
+        similarity = self.collected.similarity
+        return {one.name: torch.tensor([1 - similarity[one.path]], dtype=torch.float64) for one in group.coupled}
 
     def keep_masked_values(self, index: int, tensor: LocalTensor) -> None:
         """After an update of a tensor, remember the values of masked weights, if they may come back."""
@@ -202,6 +211,8 @@ def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, e
             f"methods that read gradients cannot be used for weights that are not trained, got {method!r} for "
             f"{frozen[0]}; exclude it, or use 'magnitude' or 'wanda'",
         )
+    if group.coupled and group.config.reconstruction is not None:
+        _check_reconstruction(group, masks, engine)
     solves = group.criterion is None and not group.coupled
     if (solves or group.regrows) and not engine.writes_weights:
         raise PruningConfigError(
@@ -219,7 +230,8 @@ def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, e
 
 def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_inputs: bool = True) -> None:
     """Raise PruningConfigError for a method or scope that reads what a way of training does not give access to."""
-    hidden_by = {"gradients": "" if shows_gradients else "DeepSpeed", "inputs": "" if shows_inputs else "torch_compile"}
+    compiled = "" if shows_inputs else "torch_compile"
+    hidden_by = {"gradients": "" if shows_gradients else "DeepSpeed", "inputs": compiled, "similarity": compiled}
     for field, name, entry, use in (
         ("method", config.method, method_of(config.method, config.structure), "'magnitude'"),
         ("scope", config.scope, SCOPES[config.scope], "'layer'"),
@@ -228,3 +240,17 @@ def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_input
             raise PruningConfigError(
                 field, f"{field}s that read {entry.reads} cannot be used with {way}, got {name!r}; use {use}"
             )
+    if config.reconstruction is not None and compiled:
+        raise PruningConfigError(
+            "reconstruction",
+            f"reads inputs and cannot be used with {compiled}, got {config.reconstruction!r}; use none",
+        )
+
+
+def _check_reconstruction(group: Group, masks: Masks, engine: Engine) -> None:
+    """Raise PruningConfigError where the layers that read removed units cannot be solved anew."""
+    if not engine.writes_weights or masks.sharded:
+        way = "where weights are sharded; use DDP" if engine.writes_weights else "with DeepSpeed"
+        raise PruningConfigError(
+            "reconstruction", f"cannot be used {way}, or set none; got {group.config.reconstruction!r}"
+        )

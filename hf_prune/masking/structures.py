@@ -6,7 +6,7 @@ each unit, not those of weights.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,7 @@ from .masks import Masks
 from .plan import Group, make_unit_group
 from .ranking import Change
 from .selection import AllReduce
+from .solving import solve_readers
 
 
 def update_units(
@@ -41,7 +42,8 @@ def update_units(
     held: Mapping[str, LocalTensor],
     pools_of: Callable[[list[int]], Sequence[scopes.Pool]],
     all_reduce: AllReduce,
-    summed: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    biased: Collection[str] = (),
 ) -> Iterator[Change]:
     """Update the masks of the tensors of a group of units, for this process's shards; every process must call it.
 
@@ -49,14 +51,15 @@ def update_units(
         held: the tensors by name.
         pools_of: dropped units of each set of coupled units -> pools, with the units to drop in each.
         all_reduce: adds up numbers of all processes.
-        summed: the scores by the name of the coupled units, where the criterion adds them up over steps.
+        given: the scores by the name of the coupled units, where they are not computed from weights and inputs.
+        biased: the names of the tensors that read units and whose layers have a bias.
 
     Yields each tensor whose mask was updated.
     """
     criterion = UNIT_CRITERIA[group.config.method]
     gone = dropped_units(group, {name: tensor.mask for name, tensor in held.items()}, held, all_reduce)
-    scores: Mapping[str, torch.Tensor] = summed
-    if criterion.reads != "gradients":
+    scores = given
+    if criterion.reads not in ("gradients", "similarity"):
         scores = unit_scores(group.coupled, held, criterion, group.config.pruning_seed, all_reduce)
     changed: dict[str, None] = {}
     for pool in pools_of([int(flags.sum()) for flags in gone]):
@@ -72,8 +75,12 @@ def update_units(
             for part in member.all_parts:
                 mask_units(held[part.name], part, drop)
                 changed[part.name] = None
+    solved: dict[str, Change] = {}
+    if group.config.reconstruction is not None:
+        readers = [held[name] for name in group.read_names if name in changed]
+        solved = {one.target.name: one for one in solve_readers(group.config.reconstruction, readers, biased)}
     for name in changed:
-        yield Change(held[name].target)
+        yield solved.get(name, Change(held[name].target))
 
 
 def dropped_units(
@@ -118,6 +125,7 @@ def unit_scores(
                     index_of=tensor.holding.region.indices,
                     statistic=tensor.statistic(criterion.reads),
                 )
+                assert criterion.weigh is not None
                 total += unit_sums(criterion.weigh(tensor.weight, piece).double(), tensor, part, units.units)
         sums.append(total)
     scores = all_reduce(torch.cat(sums)).abs().split([units.units for units in coupled])

@@ -1,10 +1,11 @@
-"""BibTeX entries of the methods, schedules, scopes, patterns, penalties and losses that produced a model."""
+"""BibTeX entries of the methods, reconstructions, schedules, scopes, patterns, penalties and losses of a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .patterns import PATTERNS, parse_pattern
 from .penalties import PENALTIES
+from .reconstructions import RECONSTRUCTIONS
 from .schedules import SCHEDULES
 from .scopes import SCOPES
 from .table import method_of
@@ -43,5 +44,7 @@ def citations(
             papers += [paper, schedule.paper, scope.paper, pattern.paper]
         if config.get("penalty"):
             papers.append(PENALTIES[config["penalty"]].paper)
+        if config.get("reconstruction") in RECONSTRUCTIONS:  # none of a package that is not installed here
+            papers.append(RECONSTRUCTIONS[config["reconstruction"]].paper)
     papers += [_DISTILLATION if distilled else None, _HIDDEN_STATES if hidden_states else None]
     return list(dict.fromkeys(paper for paper in papers if paper is not None))

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import one_line
 from .criteria import CRITERIA, Criterion
 from .penalties import PENALTIES
+from .reconstructions import RECONSTRUCTIONS
 from .schedules import SCHEDULES
 from .scopes import SCOPES
 from .solvers import SOLVERS, Solver
@@ -20,7 +21,7 @@ def find_in_packages(name: Any) -> str | None:
 
     The imported module adds its entry to a table. Returns why a module cannot be imported, or None.
     """
-    if not isinstance(name, str) or name in {*method_names(), *SCHEDULES, *SCOPES, *PENALTIES}:
+    if not isinstance(name, str) or name in {*method_names(), *SCHEDULES, *SCOPES, *PENALTIES, *RECONSTRUCTIONS}:
         return None
     for entry in entry_points(group=ENTRY_POINTS, name=name):
         try:
@@ -36,7 +37,9 @@ def method_names(structure: str | None = None) -> tuple[str, ...]:
 
     `keep` is none for structures: `hf_prune.shrink` cuts out units that are zero.
     """
-    return tuple(UNIT_CRITERIA) if structure else (*CRITERIA, *SOLVERS, "keep")
+    if structure is None:
+        return (*CRITERIA, *SOLVERS, "keep")
+    return tuple(name for name, entry in UNIT_CRITERIA.items() if structure in (entry.structures or (structure,)))
 
 
 def method_of(name: str, structure: str | None = None) -> Criterion | Solver | UnitCriterion | None:
@@ -53,15 +56,21 @@ def words_of(name: str, recorded: Mapping[str, str], structure: str | None = Non
     return f"{structure}, {words}" if structure else words
 
 
-def reads_of(method: str, scope: str, structure: str | None = None) -> set[str]:
-    """What a method and a scope read besides the weights: `inputs`, `gradients`, both or nothing."""
+def reads_of(method: str, scope: str, structure: str | None = None, reconstruction: str | None = None) -> set[str]:
+    """What a configuration reads besides the weights.
+
+    `inputs` and `gradients` for methods and scopes, `similarity` of what layers get and return for methods of
+    structures, and `products` of inputs for a reconstruction.
+    """
     entries = (method_of(method, structure), SCOPES[scope])
-    return {entry.reads for entry in entries if entry is not None and entry.reads is not None}
+    reads = {entry.reads for entry in entries if entry is not None and entry.reads is not None}
+    return reads | ({"products"} if reconstruction is not None else set())
 
 
-def needs_a_step(method: str, scope: str, structure: str | None = None) -> bool:
+def needs_a_step(method: str, scope: str, structure: str | None = None, reconstruction: str | None = None) -> bool:
     """Whether a mask update needs an optimizer step before it, in which something is read or remembered."""
-    return bool(reads_of(method, scope, structure)) or bool(getattr(method_of(method, structure), "memory", ()))
+    remembers = bool(getattr(method_of(method, structure), "memory", ()))
+    return remembers or bool(reads_of(method, scope, structure, reconstruction))
 
 
 def remembers_gradients(method: str, structure: str | None = None) -> bool:

@@ -18,20 +18,23 @@ class UnitCriterion:
 
     Attributes:
         weigh: `(weight, piece) -> numbers` for a flat slice of one tensor (float64 or int32); a unit's score is the
-            absolute value of their sum over its weights.
+            absolute value of their sum over its weights. None if what is read is the score itself.
         words: what is removed, as model cards describe it.
         reads: what `weigh` needs besides the weight, as `piece.statistic`: `inputs`, the norm of the input that the
             weight is multiplied with, in the step before an update; `gradients`, its gradient, in every step up to the
-            last update, and the scores of all steps are added up; or None.
+            last update, and the scores of all steps are added up; `similarity`, for whole layers, of what they get and
+            what they return, in the step before an update: the score is 1 minus it; or None.
         of_readers: whether only the weights that read the unit's output are added up, not those that compute it.
         paper: a BibTeX entry.
+        structures: the structures whose units it ranks; None: all.
     """
 
-    weigh: Callable[[torch.Tensor, Piece], torch.Tensor]
+    weigh: Callable[[torch.Tensor, Piece], torch.Tensor] | None
     words: str
     reads: str | None = None
     of_readers: bool = True
     paper: str | None = None
+    structures: tuple[str, ...] | None = None
 
 
 def magnitude(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
@@ -114,6 +117,20 @@ UNIT_CRITERIA: dict[str, UnitCriterion] = {
   author = {Michel, Paul and Levy, Omer and Neubig, Graham},
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2019}
+}""",
+    ),
+    # 1 - E[cos(x, y)] over the tokens x that a layer gets and y that it returns (arXiv 2403.03853, equation 1).
+    "block_influence": UnitCriterion(
+        None,
+        words="those that change their inputs least",
+        reads="similarity",
+        structures=("layers",),
+        paper="""@article{men2024shortgpt,
+  title = {ShortGPT: Layers in Large Language Models are More Redundant Than You Expect},
+  author = {Men, Xin and Xu, Mingyu and Zhang, Qingyu and Wang, Bingning and Lin, Hongyu and Lu, Yaojie and Han, Xianpei
+            and Chen, Weipeng},
+  journal = {arXiv preprint arXiv:2403.03853},
+  year = {2024}
 }""",
     ),
 }

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 from ..foreign.huggingface_hub import eval_results_to_model_index
 from ..methods.citations import citations
 from ..methods.patterns import parse_pattern
+from ..methods.reconstructions import RECONSTRUCTIONS
 from ..methods.scopes import SCOPES
 from ..methods.table import words_of
 from ..saved.removed import Removed
@@ -236,7 +237,8 @@ def _method(config: Mapping[str, Any], recorded: Mapping[str, str]) -> str:
     if pattern.name == "n:m":
         return f"{what} of every group ({config['pattern']})"
     if config.get("structure"):
-        return what
+        reconstruction = RECONSTRUCTIONS.get(config.get("reconstruction") or "")
+        return f"{what} ({reconstruction.words})" if reconstruction is not None else what
     blocks = f", in whole {config['pattern'].removeprefix('block:')} blocks" if pattern.name == "block" else ""
     return f"{what}{blocks}, {SCOPES[config['scope']].words}"
 

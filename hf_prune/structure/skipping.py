@@ -6,6 +6,12 @@ import torch
 from torch import nn
 
 
+def hidden_states(arguments: Any, options: Any, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer got, the first argument or `hidden_states`, and what it returned, alone or first of a tuple."""
+    hidden = arguments[0] if arguments else options["hidden_states"]
+    return hidden, output if isinstance(output, torch.Tensor) else output[0]
+
+
 def skip(layer: nn.Module) -> Any:
     """Make a layer return its input, the first argument or `hidden_states`, until the returned handle is removed.
 
@@ -14,8 +20,7 @@ def skip(layer: nn.Module) -> Any:
     """
 
     def replace(module: nn.Module, arguments: Any, options: Any, output: Any) -> Any:
-        hidden = arguments[0] if arguments else options["hidden_states"]
-        first = output if isinstance(output, torch.Tensor) else output[0]
+        hidden, first = hidden_states(arguments, options, output)
         if hidden.shape != first.shape:
             raise ValueError(f"a layer that returns {tuple(first.shape)} for {tuple(hidden.shape)} cannot be skipped")
         return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])

@@ -88,6 +88,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "pruning_seed": 0,
         "adapters": None,
         "structure": None,
+        "reconstruction": None,
     }
     for name, value in config.to_dict().items():
         assert re.search(rf"^        {name}: ", PruningConfig.__doc__, re.MULTILINE), name
@@ -231,6 +232,7 @@ def test_all_errors_are_told_at_once():
         "pruning_seed": 0.5,
         "adapters": "sparse",
         "structure": "rows",
+        "reconstruction": "least",
     }
     assert set(wrong) == set(FIELDS)
     problems = problems_of(**wrong)

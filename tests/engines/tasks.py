@@ -12,7 +12,7 @@ from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from hf_prune import Pruner, PruningConfig, PruningStateError
+from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError
 from hf_prune.engines.holdings import Holding, holding_of
 from hf_prune.engines.processes import all_reduce
 from hf_prune.errors import CheckpointError, PlacementError
@@ -188,3 +188,35 @@ def update_with_nan(config, bad_rank):
     except PruningStateError as error:
         return str(error), bool(pruner.masks["weight"].all())
     return None, bool(pruner.masks["weight"].all())
+
+
+def _halving_and_solving():
+    return PruningConfig(
+        structure="neurons",
+        method="wanda",
+        sparsity=0.5,
+        schedule="one_shot",
+        begin=1,
+        reconstruction="least_squares",
+    )
+
+
+def refusal_of_solving_shards():
+    model = bert()
+    fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    try:
+        Pruner(model, _halving_and_solving(), total_steps=2)
+    except PruningConfigError as error:
+        return str(error)
+    return None
+
+
+def solved_from(batches):
+    """Weights of a BERT half of whose neurons were removed, after forward passes with these token ids."""
+    torch.manual_seed(0)
+    model = bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    pruner = Pruner(model, _halving_and_solving(), total_steps=2)
+    for ids in batches:
+        model(input_ids=ids)
+    pruner.step()
+    return {name: value.clone() for name, value in model.state_dict().items()}

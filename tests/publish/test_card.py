@@ -726,6 +726,19 @@ def test_what_was_pruned_in_turn_is_told_in_turn(shrunk, tmp_path):
     assert "layers" not in parts_of(shrunk.card)  # a chart of no zeros
 
 
+def test_a_reconstruction_is_said_with_its_paper(shrunk, tmp_path):
+    folder = tmp_path / "small"
+    shutil.copytree(shrunk.folder, folder)
+    record = load_record(folder)
+    record.pruning[0]["reconstruction"] = "least_squares"
+    save_record(folder, record)
+    card = card_of(folder)
+    said = "neurons, those with the smallest norm of their weights (what reads them is solved anew by least squares, so"
+    assert said in parts_of(card)["summary"]
+    assert "@inproceedings{he2017channel" in card
+    assert "he2017channel" not in shrunk.card
+
+
 def test_a_target_that_removed_and_masked_weights_do_not_reach_is_said_to_be_missed(tmp_path):
     pruner = save_shrunk(tmp_path)
     pruning = [config.to_dict() for config in pruner.configs]

@@ -28,6 +28,7 @@ SHORT = {
     "sentiment": ["dataset.max_train_samples=64", "dataset.max_length=32"],
     "summarization": ["dataset.max_train_samples=64", "dataset.max_length=32", "generation.max_new_tokens=4"],
     "generation": ["dataset.max_train_samples=8", "dataset.max_length=16", "generation.max_new_tokens=3"],
+    "structured_generation": ["dataset.max_train_samples=8", "dataset.max_length=16", "generation.max_new_tokens=3"],
 }
 SHORTENED = [
     *("training.max_steps=3", "training.per_device_train_batch_size=2", "training.eval_strategy=no"),
@@ -51,8 +52,8 @@ def test_every_recipe_is_valid(path):
 
 @pytest.mark.parametrize(
     "path",
-    # One of a model of 135 million weights is slow however short it is.
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "generation")) for path in RECIPES],
+    # Those of a model of 135 million weights are slow however short they are.
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * path.stem.endswith("generation")) for path in RECIPES],
 )
 def test_every_recipe_runs_shortened(path, tmp_path):
     model = load_recipe(path).model.name

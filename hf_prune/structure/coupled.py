@@ -200,7 +200,7 @@ class _Finder:
                 "structure", f"{self._class.__name__} cannot be built from its configuration alone; prune weights"
             )
         self._before = before
-        _check_as_built(model, before)
+        check_as_built(model, before)
         modules = named_modules_of(model, self._before.keys())
         self._inputs = {}  # parameter -> the dimension of its inputs; None where it has none
         for name, module in modules.items():
@@ -399,7 +399,7 @@ class _Finder:
         return CoupledUnits("layers", path, 1, tuple(parts[name] for name in biases), readers)
 
 
-def _check_as_built(model: PreTrainedModel, expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_as_built(model: PreTrainedModel, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise StructureError for a model with other tensors than its class builds; `from_pretrained` opens none such."""
     found = {name: shape_of(parameter) for name, parameter in model.named_parameters()}
     other = next((name for name in (*expected, *found) if expected.get(name) != found.get(name)), None)

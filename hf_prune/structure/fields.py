@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..foreign.transformers import keep_implementations
@@ -90,14 +91,26 @@ def section_of(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
     return section
 
 
-def shapes_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]] | None:
-    """The shapes of a model's parameters by name, without allocating them; None if it cannot be built."""
+def shapes_of(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, buffers: bool = False
+) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of a model's parameters by name, without allocating them; None if it cannot be built.
+
+    With `buffers`, those of its saved buffers too.
+    """
     try:
         with torch.device("meta"), few_modules():
             model = model_class(config)
     except MISFITS:
         return None
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tensors = {**dict(model.named_parameters()), **(saved_buffers(model) if buffers else {})}
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that are saved with a model's weights, by name."""
+    saved = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def effect_of(
@@ -105,13 +118,14 @@ def effect_of(
     config: PreTrainedConfig,
     values: Mapping[Path, Any],
     before: Mapping[str, tuple[int, ...]],
+    buffers: bool = False,
 ) -> Effect | None:
-    """What these values change in the shapes `before`; None if the model cannot be built with them."""
+    """What these values change in the shapes `before`, see `shapes_of`; None if the model cannot be built with them."""
     try:
         changed = with_fields(config, values)
     except MISFITS:
         return None
-    after = shapes_of(model_class, changed)
+    after = shapes_of(model_class, changed, buffers)
     if after is None:
         return None
     sizes = {}

@@ -25,7 +25,7 @@ _LAYERS, _NEURONS, _WORDS = 3, 64, 512
 logger = logging.getLogger(__name__)
 
 # Up to which difference, relative to the largest output, two models answer alike. Some classes compute in float32 only.
-_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 # A batch that a model runs with, or None.
@@ -67,7 +67,7 @@ def _proven(family: Family, model: PreTrainedModel, example: Example) -> Family:
 
 def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved: bool) -> Family:
     model_class, config = type(model), model.config
-    for dtype in _TOLERANCES:
+    for dtype in TOLERANCES:
         twin_family, twin = _twin_of(family, model_class, config, dtype, interleaved)
         inputs = sample_inputs(twin, example)
         if inputs is not None:
@@ -104,6 +104,21 @@ def _twin_of(
     family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, interleaved: bool
 ) -> tuple[Family, PreTrainedModel]:
     """A small model of the class, and its family of the same fields."""
+    for twin in small_twins(model_class, config, dtype):
+        found = [
+            one
+            for one in families_of(twin, family.structure, interleaved)
+            if [field.path for field in one.fields] == [field.path for field in family.fields]
+        ]
+        if found:
+            return found[0], twin
+    raise StructureError("structure", f"{model_class.__name__} cannot be built to try it without {family.structure}")
+
+
+def small_twins(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype
+) -> Iterator[PreTrainedModel]:
+    """Models of the class with random weights, the smallest first; the last has the given configuration."""
     for smaller in _smaller(config, model_class):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -115,14 +130,7 @@ def _twin_of(
             with torch.no_grad():
                 for parameter in twin.parameters():
                     parameter.add_(0.02 * torch.randn_like(parameter))
-        found = [
-            one
-            for one in families_of(twin, family.structure, interleaved)
-            if [field.path for field in one.fields] == [field.path for field in family.fields]
-        ]
-        if found:
-            return found[0], twin
-    raise StructureError("structure", f"{model_class.__name__} cannot be built to try it without {family.structure}")
+        yield twin
 
 
 def _smaller(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Iterator[PreTrainedConfig]:
@@ -174,19 +182,19 @@ def _difference(
         zero_units(masked, family.groups, dropped)
     try:
         shrink_model(small, cut_of([family], dropped))
-        whole, expected, found = (_answers(model, inputs) for model in (twin, masked, small))
+        whole, expected, found = (answers(model, inputs) for model in (twin, masked, small))
     except StructureError as error:
         return first_line(error).removeprefix("structure: ")
     except MISFITS as error:
         return f"the smaller model does not run ({first_line(error)})"
     if not [one.shape for one in whole] == [one.shape for one in expected] == [one.shape for one in found]:
         return "the smaller model has outputs of other shapes"
-    tolerance = _TOLERANCES[twin.dtype]
+    tolerance = TOLERANCES[twin.dtype]
     scale = max((float(one.abs().max()) for one in expected if one.numel()), default=0.0)
-    difference = _largest_difference(expected, found)
+    difference = largest_difference(expected, found)
     if not difference <= tolerance * max(scale, 1e-30):
         return f"the smaller model's outputs differ by {difference / max(scale, 1e-30):.1e} of the largest"
-    if _largest_difference(whole, expected) <= tolerance * scale:
+    if largest_difference(whole, expected) <= tolerance * scale:
         return "they do not change the outputs, so nothing can be compared"
     return None
 
@@ -205,12 +213,13 @@ def zero_units(model: nn.Module, groups: Sequence[CoupledUnits], dropped: Mappin
                 tensor.index_fill_(dim, part.indices(units).to(tensor.device), 0)
 
 
-def _largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """The largest difference of two models' outputs."""
     pairs = zip(one, other, strict=True)
     return max((float((first - second).abs().max()) for first, second in pairs if first.numel()), default=0.0)
 
 
-def _answers(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+def answers(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
     """The floating-point outputs of a model, without those of single layers (caches, attentions, hidden states)."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -226,7 +235,7 @@ def sample_inputs(model: PreTrainedModel, example: Example = lambda: None) -> di
     """
     for inputs in _possible_inputs(model, example):
         try:
-            if _answers(model, inputs):
+            if answers(model, inputs):
                 return inputs
         except MISFITS:
             continue

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
 from .coupled import CoupledUnits, Family, Part
-from .fields import MISFITS, Path, with_fields
+from .fields import MISFITS, Path, saved_buffers, with_fields
 
 # Types of attributes of modules that describe their shape.
 _PLAIN = (bool, int, float, str, tuple, type(None), PreTrainedConfig)
@@ -158,8 +158,9 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
             "structure", f"{type(model).__name__} cannot be built without the removed units: {error}"
         ) from error
     parameters = dict(model.named_parameters())
-    smaller = cut.tensors({name: parameter.detach() for name, parameter in parameters.items()})
-    _check_shapes(smaller, skeleton)
+    buffers = saved_buffers(model)
+    smaller = cut.tensors({name: tensor.detach() for name, tensor in (*parameters.items(), *buffers.items())})
+    _check_shapes(smaller, {**dict(skeleton.named_parameters()), **saved_buffers(skeleton)})
     states = _smaller_states(parameters, cut, optimizer)
     new = {
         parameter: nn.Parameter(smaller[new_name], requires_grad=parameter.requires_grad)
@@ -173,13 +174,18 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, new[parameter])
+    for name in buffers.keys() & cut.parts().keys():
+        new_name = cut.name_of(name)
+        if new_name is not None:
+            owner, _, own_name = new_name.rpartition(".")
+            model.get_submodule(owner).register_buffer(own_name, smaller[new_name])
     if optimizer is not None:
         _replace(optimizer, {**dict.fromkeys(parameters.values()), **new}, states)
     _copy_sizes(skeleton, whole, model)
 
 
-def _check_shapes(tensors: Mapping[str, torch.Tensor], skeleton: nn.Module) -> None:
-    expected = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+def _check_shapes(tensors: Mapping[str, torch.Tensor], of_class: Mapping[str, torch.Tensor]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in of_class.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if different:

@@ -20,7 +20,16 @@ from ..methods.table import words_of
 from ..saved.removed import Removed
 from ..saved.report import totals_of
 from .markdown import code, fence, inline, single_line
-from .record import Distillation, Evaluation, Generation, RunRecord, Source, lower_is_better, recovery
+from .record import (
+    Distillation,
+    Evaluation,
+    Generation,
+    RemovedTokens,
+    RunRecord,
+    Source,
+    lower_is_better,
+    recovery,
+)
 from .sparsity_json import Figures
 from .tasks import HUB_TASKS, task_of
 
@@ -43,6 +52,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
         "title": inline(figures.model),
         "summary": _summary(figures, record),
         "removed": _removed(figures),
+        "tokens": _tokens(record.removed_tokens),
         "removed_rows": _removed_rows(figures.removed),
         "units_alt": _units_alt(figures.removed),
         "only_smaller": figures.only_smaller,
@@ -269,6 +279,16 @@ def _removed(figures: Figures) -> str | None:
         return None
     before, after = map(_rounded, figures.removed.parameters)
     return f"{inline(figures.removed.words)} were removed: {before} parameters became {after}"
+
+
+def _tokens(removed: RemovedTokens | None) -> str | None:
+    """Which tokens left the vocabulary, and what that saves; None if none did."""
+    if removed is None or removed.before <= removed.after:
+        return None
+    return (
+        f"**{removed.before - removed.after:,} of {removed.before:,} tokens were removed from the vocabulary**, "
+        f"which no text of the training data has: {_rounded(removed.parameters)} parameters, {removed.bytes / 1e6:,.1f} MB"
+    )
 
 
 def _rounded(number: int) -> str:

@@ -5,6 +5,7 @@ Nothing is assumed about the names of modules or fields, except of those that tr
 """
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,10 @@ MISFITS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError),
     *(RuntimeError, TypeError, ValueError, StrictDataclassError),
 )
+
+
+# Fields that hold ids of tokens: as numbers, lists of them, or values of a mapping.
+ID_FIELD = re.compile(r".+_token_ids?|.+_token_index|(begin_)?suppress_tokens|(bad|force)_words_ids|.+_to_id")
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,14 @@ def value_in(config: PreTrainedConfig, path: Path) -> Any:
 
 
 def number_fields(config: PreTrainedConfig) -> Iterator[tuple[Path, int | float | None]]:
-    """The fields, of parts too, that are whole numbers of 2 or more, ratios above 1, or unset."""
+    """The fields, of parts too, that are whole numbers of 2 or more, ratios above 1, or unset; no ids of tokens."""
 
     def walk(section: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, int | float | None]]:
         for name, value in section.items():
             if isinstance(value, dict) and isinstance(_get(config, (*path, name)), PreTrainedConfig):
                 yield from walk(value, (*path, name))
+            elif ID_FIELD.fullmatch(name):
+                continue
             elif value is None or (type(value) in (int, float) and value > 1):
                 yield (*path, name), value
 

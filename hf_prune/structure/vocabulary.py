@@ -1,10 +1,9 @@
 """Tokens that are never used, removed from a model and its tokenizer: `shrink_vocabulary`."""
 
 import json
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any, cast
 
@@ -14,13 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import ArgumentError, StructureError, first_line, nearest, shown
 from .coupled import CoupledUnits, Family, Field, Part, check_as_built, checked_model
-from .fields import MISFITS, Path, effect_of, number_fields, saved_buffers, shapes_of
+from .fields import ID_FIELD, MISFITS, Path, effect_of, number_fields, saved_buffers, shapes_of
 from .proof import TOLERANCES, answers, largest_difference, sample_inputs, small_twins
 from .shrink import Cut, shrink_model
 from .tokens import token_ids, tokens_to_keep, without_tokens
-
-# Fields of a configuration that hold ids of tokens, as numbers, lists of them, or values of a mapping.
-_ID_FIELD = re.compile(r".+_token_ids?|.+_token_index|(begin_)?suppress_tokens|(bad|force)_words_ids|.+_to_id")
 
 _TEXTS_AT_ONCE = 1000
 
@@ -54,34 +50,63 @@ def shrink_vocabulary(
     not answer as the whole one does (which is tried on a small twin with random weights); ArgumentError if `texts` is a
     single text.
     """
+    vocabulary = smaller_vocabulary(model, tokenizer, texts, keep)
+    vocabulary.cut(model, optimizer)
+    return vocabulary.tokenizer
+
+
+@dataclass(frozen=True)
+class SmallerVocabulary:
+    """A tokenizer with some of the tokens of another, and old id -> new id of the tokens that are left."""
+
+    tokenizer: PreTrainedTokenizerBase
+    new_ids: Mapping[int, int]
+
+    def check(self, model: nn.Module) -> None:
+        """Raise StructureError if the other tokens cannot be removed from a model, see `shrink_vocabulary`."""
+        plain = checked_model(model)
+        rows = _vocabulary_of(plain).groups[0].units
+        largest = max(self.new_ids)
+        if largest >= rows:
+            raise StructureError("tokenizer", f"expected ids below {rows}, the model's vocabulary, got {largest}")
+        lost = next((number for number in _ids_in(plain) if number not in self.new_ids and 0 <= number < rows), None)
+        if lost is not None:
+            raise StructureError("model", f"its configuration has the id {lost} of a token that would be removed")
+        _check_on_twin(plain)
+
+    def cut(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Remove the other tokens from a model, in place. Raises as `check` does, before anything is changed."""
+        self.check(model)
+        plain = checked_model(model)
+        shrink_model(plain, _cut_to(_vocabulary_of(plain), plain.config, self.new_ids), optimizer)
+        generation = getattr(plain, "generation_config", None)
+        for name, value in generation.to_dict().items() if generation is not None else ():
+            if ID_FIELD.fullmatch(name):
+                setattr(generation, name, _renumbered(value, self.new_ids))
+
+
+def smaller_vocabulary(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], keep: Iterable[str] = ()
+) -> SmallerVocabulary:
+    """What `shrink_vocabulary` leaves of a tokenizer for a model, which is not changed; raises as that does.
+
+    Only `SmallerVocabulary.check` tries whether the tokens can be removed from the model.
+    """
     plain = checked_model(model)
     content = _content_of(tokenizer)
     known = token_ids(content)
-    family = _vocabulary_of(plain)
-    rows = family.groups[0].units
-    if max(known.values()) >= rows:
-        raise StructureError(
-            "tokenizer", f"expected ids below {rows}, the model's vocabulary, got one of {max(known.values())}"
-        )
-    given = _checked_texts(texts)
-    used = {token for ids in _tokenized(tokenizer, given) for token in ids}
     by_id = {number: token for token, number in known.items()}
-    wanted = {by_id[number] for number in used if number in by_id}
-    wanted |= {*_checked_tokens(keep, known), *tokenizer.all_special_tokens}
-    config_ids = [number for number in _ids_in(plain) if 0 <= number < rows]
-    wanted |= {by_id[number] for number in config_ids if number in by_id}
-    kept = tokens_to_keep(content, wanted)
-    kept_ids = sorted({*(known[token] for token in kept), *config_ids})
-    new_ids = {old: new for new, old in enumerate(kept_ids)}
+    given = _checked_texts(texts)
+    used = {number for ids in _tokenized(tokenizer, given) for number in ids}
+    named = set(_ids_in(plain))
+    wanted = {by_id[number] for number in used | named if number in by_id}
+    kept = tokens_to_keep(content, wanted | {*_checked_tokens(keep, known), *tokenizer.all_special_tokens})
+    rows = _vocabulary_of(plain).groups[0].units
+    kept_ids = {*(known[token] for token in kept), *(number for number in named if 0 <= number < rows)}
+    new_ids = {old: new for new, old in enumerate(sorted(kept_ids))}
     smaller = _smaller_tokenizer(tokenizer, without_tokens(content, kept, new_ids))
     _check_tokens(tokenizer, smaller, given, {token: new_ids[known[token]] for token in kept}, new_ids)
-    _check_on_twin(plain)
-    shrink_model(plain, _cut_to(family, plain.config, new_ids), optimizer)
-    generation = getattr(plain, "generation_config", None)
-    for name, value in generation.to_dict().items() if generation is not None else ():
-        if _ID_FIELD.fullmatch(name):
-            setattr(generation, name, _renumbered(value, new_ids))
-    return smaller
+    return SmallerVocabulary(smaller, new_ids)
 
 
 # ---- Texts and tokens ----
@@ -209,7 +234,7 @@ def _cut_to(family: Family, config: PreTrainedConfig, new_ids: Mapping[int, int]
 def _id_fields(section: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """The fields of a configuration, and of its parts, that hold ids of tokens."""
     for name, value in section.items():
-        if isinstance(name, str) and _ID_FIELD.fullmatch(name):
+        if isinstance(name, str) and ID_FIELD.fullmatch(name):
             yield (*path, name), value
         elif isinstance(value, dict):
             yield from _id_fields(value, (*path, name))

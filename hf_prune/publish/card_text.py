@@ -285,9 +285,10 @@ def _tokens(removed: RemovedTokens | None) -> str | None:
     """Which tokens left the vocabulary, and what that saves; None if none did."""
     if removed is None or removed.before <= removed.after:
         return None
+    gone, saved = removed.before - removed.after, f"{_rounded(removed.parameters)} parameters"
     return (
-        f"**{removed.before - removed.after:,} of {removed.before:,} tokens were removed from the vocabulary**, "
-        f"which no text of the training data has: {_rounded(removed.parameters)} parameters, {removed.bytes / 1e6:,.1f} MB"
+        f"**{gone:,} of {removed.before:,} tokens were removed from the vocabulary**, which no text of the training "
+        f"data has: {saved}, {removed.bytes / 1e6:,.1f} MB"
     )
 
 

@@ -17,18 +17,22 @@ from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig, save_configs
 from ..engines.regions import Region
+from ..errors import StructureError
 from ..methods import scopes
 from ..methods.criteria import Piece
+from ..methods.patterns import count_of
 from ..methods.unit_criteria import UNIT_CRITERIA, UnitCriterion
 from ..model.layouts import Target
 from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
-from ..structure.coupled import CoupledUnits, Family, Part, find_families, select_groups
+from ..structure.coupled import find_families, select_groups
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
+from ..structure.routing import avoid
 from ..structure.shrink import Cut, cut_of, shrink_model
 from ..structure.skipping import skip
+from ..structure.units import CoupledUnits, Family, Part
 from .local import LocalTensor
 from .masks import Masks
 from .plan import Group, make_unit_group
@@ -211,7 +215,7 @@ class Structures:
         self._families: dict[int, list[Family]] = {}  # by the index of the configuration
         self._model: nn.Module | None = None  # that has these units
         self._class: type[PreTrainedModel] | None = None  # of that model, before it was sharded
-        self._skipped: list[Any] = []  # handles of the hooks that skip layers
+        self._skipped: list[Any] = []  # handles of the hooks that pass by layers and experts
         self._added = False  # whether the gradients of the current step were added to the sums
 
     # ---- Units and their masks ----
@@ -234,6 +238,8 @@ class Structures:
             found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
             self._families[index] = proven(found, cast(PreTrainedModel, self._model), self._example)
         families = self._families[index]
+        for family in families:
+            _check_enough(family, config)
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []
         for family in families:
@@ -256,10 +262,14 @@ class Structures:
                 masks.note_change(name, None)
             masks.count(changed)
 
-    def skip_layers(self, groups: Sequence[Group], masks: Masks, model: nn.Module) -> None:
-        """Skip the layers that are masked, and no others."""
-        self.skip_no_layers()
+    def pass_by(self, groups: Sequence[Group], masks: Masks, model: nn.Module) -> None:
+        """Skip the layers that are masked, send tokens to no expert that is, and to all others."""
+        self.pass_by_none()
         for group in groups:
+            if group.coupled and group.config.structure == "experts":
+                dropped = masked_units(group, masks)
+                for experts in group.coupled:
+                    self._skipped += avoid(plain_model(model), experts, dropped[experts.name])
             if group.coupled and group.config.structure == "layers":
                 dropped = masked_units(group, masks)
                 family = self._family_of(group)
@@ -273,8 +283,8 @@ class Structures:
         families = self._families[group.config_index]
         return next(family for family in families if family.removable == group.coupled)
 
-    def skip_no_layers(self) -> None:
-        """Skip no layer any more."""
+    def pass_by_none(self) -> None:
+        """Run all layers and experts again."""
         for handle in self._skipped:
             handle.remove()
         self._skipped = []
@@ -321,7 +331,7 @@ class Structures:
         content = self.describe(cut, groups, plain)
         left = cut.tensors(masks.parts)
         shrink_model(plain, cut, optimizer)
-        self.skip_no_layers()
+        self.pass_by_none()
         self.removed = content
         self.sums.clear()
         return left, cut
@@ -377,7 +387,7 @@ class Structures:
         plain = cast(PreTrainedModel, plain_model(model))
         if not is_cut(content, plain.config, directory):
             shrink_model(plain, cut_of_record(content, self._all_families(), directory))
-        self.skip_no_layers()
+        self.pass_by_none()
         self.removed = content
         layers = [name for name in content["units"] if name.startswith("layers of ")]
         last = layers[-1].rpartition(".")[0] if layers else ""
@@ -420,6 +430,19 @@ def masked_units(group: Group, masks: Masks) -> dict[str, torch.Tensor]:
     held = _held(group, masks)
     gone = dropped_units(group, {name: tensor.mask for name, tensor in held.items()}, held, masks.all_reduce)
     return {units.name: flags for units, flags in zip(group.coupled, gone, strict=True)}
+
+
+def _check_enough(family: Family, config: PruningConfig) -> None:
+    """Raise StructureError if fewer units of a family would be left than there must be."""
+    assert config.sparsity is not None
+    units = family.groups[0].units
+    left = units - count_of(config.sparsity, units)
+    if 1 < family.at_least > left:
+        raise StructureError(
+            "sparsity",
+            f"expected at least {family.at_least} of {units} {family.structure} to be left, as many as each token is "
+            f"sent to, got {config.sparsity}, which leaves {left}",
+        )
 
 
 def _held(group: Group, masks: Masks) -> dict[str, LocalTensor]:

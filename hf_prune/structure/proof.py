@@ -14,10 +14,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError, first_line
-from .coupled import CoupledUnits, Family, families_of
+from .coupled import families_of
 from .fields import MISFITS, Path, value_in, with_fields
+from .routing import avoid
 from .shrink import cut_of, shrink_model
 from .skipping import skip
+from .units import CoupledUnits, Family
 
 # The twin has so many layers in each stack, so many neurons in each, and so many words.
 _LAYERS, _NEURONS, _WORDS = 3, 64, 512
@@ -77,11 +79,13 @@ def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved
             "structure", f"no inputs were found to try {model_class.__name__} without some of its {family.structure}"
         )
     if family.structure != "layers":
-        if family.groups[0].units < 2:
-            raise StructureError("structure", f"{family.groups[0].name} cannot be removed: there is only one")
-        why = _difference(twin, twin_family, _half_of(twin_family), inputs)
-        if why is not None:
-            raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {why}")
+        if family.groups[0].units <= family.at_least:
+            why = "there is only one" if family.at_least == 1 else f"each token is sent to {family.at_least} of them"
+            raise StructureError("structure", f"{family.groups[0].name} cannot be removed: {why}")
+        for dropped in _halves_of(twin_family):
+            why = _difference(twin, twin_family, dropped, inputs)
+            if why is not None:
+                raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {why}")
         return family
     depth = len(twin_family.groups)
     kinds = {}
@@ -159,14 +163,16 @@ def _skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> P
         return model_class(copy.deepcopy(config))
 
 
-def _half_of(family: Family) -> dict[str, torch.Tensor]:
-    """Half of the units of each group, at random."""
+def _halves_of(family: Family) -> Iterator[dict[str, torch.Tensor]]:
+    """Half of the units of each group, at random; of experts, which a router may choose by groups, the first too."""
     generator = torch.Generator().manual_seed(0)
-    dropped = {}
-    for group in family.groups:
-        dropped[group.name] = torch.zeros(group.units, dtype=torch.bool)
-        dropped[group.name][torch.randperm(group.units, generator=generator)[: group.units // 2]] = True
-    return dropped
+    for in_order in (False, True) if family.structure == "experts" else (False,):
+        dropped = {}
+        for group in family.groups:
+            order = torch.arange(group.units) if in_order else torch.randperm(group.units, generator=generator)
+            dropped[group.name] = torch.zeros(group.units, dtype=torch.bool)
+            dropped[group.name][order[: min(group.units // 2, group.units - family.at_least)]] = True
+        yield dropped
 
 
 def _difference(
@@ -180,6 +186,9 @@ def _difference(
                 skip(masked.get_submodule(group.path))
     else:
         zero_units(masked, family.groups, dropped)
+    if family.structure == "experts":
+        for group in family.groups:
+            avoid(masked, group, dropped[group.name])
     try:
         shrink_model(small, cut_of([family], dropped))
         whole, expected, found = (answers(model, inputs) for model in (twin, masked, small))

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
-from .coupled import CoupledUnits, Family, Part
 from .fields import MISFITS, Path, saved_buffers, with_fields
+from .units import CoupledUnits, Family, Part
 
 # Types of attributes of modules that describe their shape.
 _PLAIN = (bool, int, float, str, tuple, type(None), PreTrainedConfig)
@@ -77,7 +77,7 @@ class Cut:
         found: dict[str, list[tuple[CoupledUnits, Part]]] = {}
         for family in self.families:
             for group in family.groups if family.structure != "layers" else ():
-                for part in group.all_parts if group.name in self.kept else ():
+                for part in (*group.all_parts, *group.buffers) if group.name in self.kept else ():
                     found.setdefault(part.name, []).append((group, part))
         return found
 
@@ -98,8 +98,8 @@ class Cut:
             if part.expert is not None
         ]
         if experts:
-            return torch.stack([one for _, one in sorted(experts, key=lambda pair: pair[0])])
-        for group, part in parts:
+            tensor = torch.stack([one for _, one in sorted(experts, key=lambda pair: pair[0])])
+        for group, part in ((group, part) for group, part in parts if part.expert is None):
             tensor = _select(tensor, part.dim, part, self.kept[group.name])
         return tensor
 
@@ -136,7 +136,7 @@ def cut_of(families: Iterable[Family], dropped: Mapping[str, torch.Tensor]) -> C
         most = max((int((~dropped[group.name]).sum()) for group in there), default=0)
         for group in there:
             order = dropped[group.name].to(torch.int8).argsort(stable=True)  # those that are kept first
-            kept[group.name] = order[: max(most, 1)].sort().values
+            kept[group.name] = order[: max(most, family.at_least)].sort().values
     return Cut(families, kept)
 
 

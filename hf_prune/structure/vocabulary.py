@@ -12,11 +12,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ArgumentError, StructureError, first_line, nearest, shown
-from .coupled import CoupledUnits, Family, Field, Part, check_as_built, checked_model
+from .coupled import check_as_built, checked_model
 from .fields import ID_FIELD, MISFITS, Path, effect_of, number_fields, saved_buffers, shapes_of
 from .proof import TOLERANCES, answers, largest_difference, sample_inputs, small_twins
 from .shrink import Cut, shrink_model
 from .tokens import token_ids, tokens_to_keep, without_tokens
+from .units import CoupledUnits, Family, Field, Part
 
 _TEXTS_AT_ONCE = 1000
 

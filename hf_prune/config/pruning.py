@@ -34,7 +34,7 @@ CONFIG_NAME = "pruning_config.json"
 FORMAT_VERSION = 1
 
 # What can be removed as a whole.
-STRUCTURES = ("neurons", "heads", "layers", "experts")
+STRUCTURES = ("neurons", "heads", "layers", "experts", "hidden")
 
 # Those whose units are read by linear layers, which can be solved anew without the removed ones.
 _RECONSTRUCTED = ("neurons", "heads")

@@ -491,7 +491,7 @@ class Pruner:
         self._state.finished = (self._state.finished or set()).union(
             index for index in due if completed_steps >= self._window(self._groups[index]).end
         )
-        if any(self._groups[index].config.structure in ("layers", "experts") for index in due):
+        if any(self._groups[index].config.structure in ("layers", "experts", "hidden") for index in due):
             self._structures.pass_by(self._groups, self._masks, self.model)
         self._watch.sample(self.masks, changed)
         self._masks.compare(changed)

@@ -27,6 +27,7 @@ from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.coupled import find_families, select_groups
+from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.routing import avoid
@@ -215,7 +216,7 @@ class Structures:
         self._families: dict[int, list[Family]] = {}  # by the index of the configuration
         self._model: nn.Module | None = None  # that has these units
         self._class: type[PreTrainedModel] | None = None  # of that model, before it was sharded
-        self._skipped: list[Any] = []  # handles of the hooks that pass by layers and experts
+        self._skipped: list[Any] = []  # handles of the hooks that pass by units
         self._added = False  # whether the gradients of the current step were added to the sums
 
     # ---- Units and their masks ----
@@ -263,13 +264,14 @@ class Structures:
             masks.count(changed)
 
     def pass_by(self, groups: Sequence[Group], masks: Masks, model: nn.Module) -> None:
-        """Skip the layers that are masked, send tokens to no expert that is, and to all others."""
+        """Skip the layers that are masked, send no token to experts and normalise over no dimensions that are."""
         self.pass_by_none()
         for group in groups:
-            if group.coupled and group.config.structure == "experts":
+            pass_by = {"experts": avoid, "hidden": normalise_others}.get(group.config.structure or "")
+            if group.coupled and pass_by is not None:
                 dropped = masked_units(group, masks)
-                for experts in group.coupled:
-                    self._skipped += avoid(plain_model(model), experts, dropped[experts.name])
+                for units in group.coupled:
+                    self._skipped += pass_by(plain_model(model), units, dropped[units.name])
             if group.coupled and group.config.structure == "layers":
                 dropped = masked_units(group, masks)
                 family = self._family_of(group)
@@ -284,7 +286,7 @@ class Structures:
         return next(family for family in families if family.removable == group.coupled)
 
     def pass_by_none(self) -> None:
-        """Run all layers and experts again."""
+        """Run the whole model again."""
         for handle in self._skipped:
             handle.remove()
         self._skipped = []

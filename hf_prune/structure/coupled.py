@@ -13,11 +13,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
-from ..model.anatomy import has_adapters, is_experts, stacks
+from ..model.anatomy import has_adapters, is_experts, is_layer, stacks
 from ..model.layouts import layout_of
 from ..model.names import named_modules_of, plain_model, shape_of
 from .experts import expert_families
 from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of, value_in
+from .hidden import hidden_families
 from .units import CoupledUnits, Family, Field, Part, group_parts
 
 
@@ -65,6 +66,7 @@ def families_of(model: PreTrainedModel, structure: str, interleaved: bool = Fals
         "heads": finder.heads,
         "layers": finder.layers,
         "experts": finder.experts,
+        "hidden": finder.hidden,
     }
     return find[structure]()
 
@@ -117,6 +119,7 @@ class _Finder:
         self._experts = {
             name for name, module in modules.items() if layout_of(module, len(self._before[name])).startswith("experts")
         }
+        self._readers = {name for name, module in modules.items() if is_layer(module) and name.endswith("weight")}
         self._stacks = stacks(model)
         self._depths = {stack: len(list(model.get_submodule(stack).children())) for stack in self._stacks}
 
@@ -206,6 +209,12 @@ class _Finder:
             if part.expert is not None
         }
         return expert_families(self._class, self._config, readers)
+
+    # ---- Hidden dimensions ----
+
+    def hidden(self) -> list[Family]:
+        outside = {name for name in self._before if not self._in_stack(name)}
+        return hidden_families(self._config, self.effect, self._inputs, self._readers, outside)
 
     # ---- Heads ----
 
@@ -331,6 +340,17 @@ def check_as_built(model: PreTrainedModel, expected: Mapping[str, tuple[int, ...
             f"expected a model as {type(model).__name__} builds it from its configuration, or from_pretrained could "
             f"not open a smaller one; got {got}, where it builds {built}",
         )
+
+
+def embedding_names(model: PreTrainedModel) -> list[str]:
+    """The names of the input embeddings, and of the output embeddings where they are others; none for other inputs."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    try:
+        modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    except (AttributeError, NotImplementedError):
+        return []
+    found = [names.get(id(getattr(module, "weight", None))) for module in modules]
+    return list(dict.fromkeys(name for name in found if name is not None)) if found[0] is not None else []
 
 
 def _lists_of(config: PreTrainedConfig, path: Path, length: int) -> Iterator[Path]:

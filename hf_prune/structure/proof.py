@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..errors import StructureError, first_line
 from .coupled import families_of
 from .fields import MISFITS, Path, value_in, with_fields
+from .norms import normalise_others
 from .routing import avoid
 from .shrink import cut_of, shrink_model
 from .skipping import skip
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 # Up to which difference, relative to the largest output, two models answer alike. Some classes compute in float32 only.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
+
+# The same where hidden dimensions are gone: norms compute in float32 in many classes.
+_OF_NORMS = 1e-5
 
 # A batch that a model runs with, or None.
 Example = Callable[[], Mapping[str, Any] | None]
@@ -186,19 +190,25 @@ def _difference(
                 skip(masked.get_submodule(group.path))
     else:
         zero_units(masked, family.groups, dropped)
-    if family.structure == "experts":
-        for group in family.groups:
+    for group in family.groups:
+        if family.structure == "experts":
             avoid(masked, group, dropped[group.name])
+        elif family.structure == "hidden":
+            normalise_others(masked, group, dropped[group.name])
+    cut = cut_of([family], dropped)
     try:
-        shrink_model(small, cut_of([family], dropped))
-        whole, expected, found = (answers(model, inputs) for model in (twin, masked, small))
+        shrink_model(small, cut)
+        whole, expected, found = (answers(model, inputs) for model in (twin, masked, opened(small)))
     except StructureError as error:
         return first_line(error).removeprefix("structure: ")
     except MISFITS as error:
         return f"the smaller model does not run ({first_line(error)})"
+    if family.structure == "hidden":  # some outputs are hidden states
+        kept = cut.kept[family.groups[0].name]
+        whole, expected = ([_hidden_in(one, family, kept) for one in some] for some in (whole, expected))
     if not [one.shape for one in whole] == [one.shape for one in expected] == [one.shape for one in found]:
         return "the smaller model has outputs of other shapes"
-    tolerance = TOLERANCES[twin.dtype]
+    tolerance = max(TOLERANCES[twin.dtype], _OF_NORMS if family.structure == "hidden" else 0.0)
     scale = max((float(one.abs().max()) for one in expected if one.numel()), default=0.0)
     difference = largest_difference(expected, found)
     if not difference <= tolerance * max(scale, 1e-30):
@@ -206,6 +216,19 @@ def _difference(
     if largest_difference(whole, expected) <= tolerance * scale:
         return "they do not change the outputs, so nothing can be compared"
     return None
+
+
+def _hidden_in(output: torch.Tensor, family: Family, kept: torch.Tensor) -> torch.Tensor:
+    """An output; of hidden states, the dimensions that are kept."""
+    return output[..., kept] if output.shape[-1:] == (family.groups[0].units,) else output
+
+
+def opened(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as its class builds it anew from its configuration, with the weights that are saved."""
+    again = type(model)(copy.deepcopy(model.config)).eval()
+    nn.Module.to(again, model.dtype)
+    again.load_state_dict(model.state_dict())
+    return again
 
 
 def zero_units(model: nn.Module, groups: Sequence[CoupledUnits], dropped: Mapping[str, torch.Tensor]) -> None:

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ArgumentError, StructureError, first_line, nearest, shown
-from .coupled import check_as_built, checked_model
+from .coupled import check_as_built, checked_model, embedding_names
 from .fields import ID_FIELD, MISFITS, Path, effect_of, number_fields, saved_buffers, shapes_of
-from .proof import TOLERANCES, answers, largest_difference, sample_inputs, small_twins
+from .proof import TOLERANCES, answers, largest_difference, opened, sample_inputs, small_twins
 from .shrink import Cut, shrink_model
 from .tokens import token_ids, tokens_to_keep, without_tokens
 from .units import CoupledUnits, Family, Field, Part
@@ -186,7 +186,9 @@ def _check_tokens(
 
 def _vocabulary_of(model: PreTrainedModel) -> Family:
     """The tokens of a model, and the field of its configuration that counts them."""
-    words = _embeddings(model)
+    words = embedding_names(model)
+    if not words:
+        raise StructureError("model", f"{type(model).__name__} has no embeddings of tokens")
     before = shapes_of(type(model), model.config, buffers=True)
     if before is None:
         raise StructureError("model", f"{type(model).__name__} cannot be built from its configuration alone")
@@ -210,19 +212,6 @@ def _vocabulary_of(model: PreTrainedModel) -> Family:
     parts = tuple(Part(name, dim, ((0, 1),)) for name, dim in keys)
     group = CoupledUnits("vocabulary", parts[0].name.rpartition(".")[0], rows, parts, ())
     return Family("vocabulary", (Field(path, 1),), (group,))
-
-
-def _embeddings(model: PreTrainedModel) -> list[str]:
-    """The names of the input embeddings, and of the output embeddings where the model has some of its own."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    try:
-        modules = [model.get_input_embeddings(), model.get_output_embeddings()]
-    except (AttributeError, NotImplementedError):
-        modules = [None]
-    found = [names[id(weight)] for module in modules if id(weight := getattr(module, "weight", None)) in names]
-    if not found or modules[0] is None:
-        raise StructureError("model", f"{type(model).__name__} has no embeddings of tokens")
-    return list(dict.fromkeys(found))
 
 
 def _cut_to(family: Family, config: PreTrainedConfig, new_ids: Mapping[int, int]) -> Cut:
@@ -295,7 +284,7 @@ def _difference_on(twin: PreTrainedModel, inputs: Mapping[str, Any]) -> str | No
         renumbered = {
             name: torch.tensor([[new_ids[one] for one in row] for row in ids.tolist()]) for name, ids in texts.items()
         }
-        after = answers(twin, {**inputs, **renumbered})
+        after = answers(opened(twin), {**inputs, **renumbered})
     except StructureError as error:
         return first_line(error)
     except MISFITS as error:

@@ -27,6 +27,7 @@ from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.coupled import find_families, select_groups
+from ..structure.fields import why_not_built
 from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
@@ -240,7 +241,7 @@ class Structures:
             self._families[index] = proven(found, cast(PreTrainedModel, self._model), self._example)
         families = self._families[index]
         for family in families:
-            _check_enough(family, config)
+            _check_what_is_left(family, config, cast(PreTrainedModel, self._model))
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []
         for family in families:
@@ -434,16 +435,25 @@ def masked_units(group: Group, masks: Masks) -> dict[str, torch.Tensor]:
     return {units.name: flags for units, flags in zip(group.coupled, gone, strict=True)}
 
 
-def _check_enough(family: Family, config: PruningConfig) -> None:
-    """Raise StructureError if fewer units of a family would be left than there must be."""
+def _check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedModel) -> None:
+    """Raise StructureError if too few units would be left, or a number that the model's class cannot be built with."""
     assert config.sparsity is not None
+    if family.structure == "layers":
+        return
     units = family.groups[0].units
-    left = units - count_of(config.sparsity, units)
+    left = max(units - count_of(config.sparsity, units), 1)
     if 1 < family.at_least > left:
         raise StructureError(
             "sparsity",
             f"expected at least {family.at_least} of {units} {family.structure} to be left, as many as each token is "
             f"sent to, got {config.sparsity}, which leaves {left}",
+        )
+    why = why_not_built(type(model), model.config, family.config(model.config, left))
+    if why is not None:
+        raise StructureError(
+            "sparsity",
+            f"expected a number of {family.structure} that {type(model).__name__} can be built with, got "
+            f"{config.sparsity}, which leaves {left} of {units} ({why})",
         )
 
 

@@ -17,7 +17,7 @@ from ..methods.patterns import parse_pattern
 from ..methods.reconstructions import RECONSTRUCTIONS
 from ..methods.scopes import SCOPES
 from ..methods.table import words_of
-from ..saved.removed import Removed
+from ..saved.removed import Removed, words_for
 from ..saved.report import totals_of
 from .markdown import code, fence, inline, single_line
 from .record import (
@@ -307,8 +307,8 @@ def _removed_rows(removed: Removed | None) -> list[tuple[str, str, str]]:
     rows = [("parameters", removed.parameters)]
     for structure in (name for name in removed.structures if name != "layers"):
         in_each = removed.in_each(structure)
-        where = "each layer" if in_each is not None else "all layers"
-        rows.append((f"{structure} of {where}", in_each or removed.totals(structure)))
+        where = "" if structure == "hidden" else " of each layer" if in_each is not None else " of all layers"
+        rows.append((f"{words_for(structure)}{where}", in_each or removed.totals(structure)))
     rows += [(f"layers of {code(stack.path)}", (stack.of, len(stack.kept))) for stack in removed.layers]
     return [(name, f"{before:,}", f"{after:,}") for name, (before, after) in rows]
 

@@ -27,12 +27,11 @@ from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.coupled import find_families, select_groups
-from ..structure.fields import why_not_built
 from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.routing import avoid
-from ..structure.shrink import Cut, cut_of, shrink_model
+from ..structure.shrink import Cut, cut_of, misfit, shrink_model
 from ..structure.skipping import skip
 from ..structure.units import CoupledUnits, Family, Part
 from .local import LocalTensor
@@ -41,6 +40,9 @@ from .plan import Group, make_unit_group
 from .ranking import Change
 from .selection import AllReduce
 from .solving import solve_readers
+
+# What masked units are passed by with, where zero weights alone are not enough.
+_PASS_BY = {"experts": avoid, "hidden": normalise_others}
 
 
 def update_units(
@@ -238,10 +240,11 @@ class Structures:
             return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
         if index not in self._families:
             found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
-            self._families[index] = proven(found, cast(PreTrainedModel, self._model), self._example)
+            tried = proven(found, cast(PreTrainedModel, self._model), self._example)
+            for family in tried:
+                _check_what_is_left(family, config, cast(PreTrainedModel, self._model))
+            self._families[index] = [one for family in tried for one in family.with_tied]
         families = self._families[index]
-        for family in families:
-            _check_what_is_left(family, config, cast(PreTrainedModel, self._model))
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []
         for family in families:
@@ -268,8 +271,8 @@ class Structures:
         """Skip the layers that are masked, send no token to experts and normalise over no dimensions that are."""
         self.pass_by_none()
         for group in groups:
-            pass_by = {"experts": avoid, "hidden": normalise_others}.get(group.config.structure or "")
-            if group.coupled and pass_by is not None:
+            pass_by = _PASS_BY.get(group.coupled[0].structure) if group.coupled else None
+            if pass_by is not None:
                 dropped = masked_units(group, masks)
                 for units in group.coupled:
                     self._skipped += pass_by(plain_model(model), units, dropped[units.name])
@@ -441,19 +444,27 @@ def _check_what_is_left(family: Family, config: PruningConfig, model: PreTrained
     if family.structure == "layers":
         return
     units = family.groups[0].units
-    left = max(units - count_of(config.sparsity, units), 1)
+    left = units - count_of(config.sparsity, units)
     if 1 < family.at_least > left:
         raise StructureError(
             "sparsity",
             f"expected at least {family.at_least} of {units} {family.structure} to be left, as many as each token is "
             f"sent to, got {config.sparsity}, which leaves {left}",
         )
-    why = why_not_built(type(model), model.config, family.config(model.config, left))
+    dropped = {}
+    for group in (group for one in family.with_tied for group in one.groups):
+        dropped[group.name] = torch.arange(group.units) < count_of(config.sparsity, group.units)
+    why = misfit(model, cut_of(family.with_tied, dropped))
     if why is not None:
+        numbers = " and ".join(
+            f"{len(gone) - int(gone.sum())} of {len(gone)} {one.structure}"
+            for one in family.with_tied
+            if (gone := dropped[one.groups[0].name]) is not None
+        )
         raise StructureError(
             "sparsity",
-            f"expected a number of {family.structure} that {type(model).__name__} can be built with, got "
-            f"{config.sparsity}, which leaves {left} of {units} ({why})",
+            f"expected a share of {family.structure} without which {type(model).__name__} can be built, got "
+            f"{config.sparsity}, which leaves {numbers} ({why})",
         )
 
 

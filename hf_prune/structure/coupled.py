@@ -18,7 +18,7 @@ from ..model.layouts import layout_of
 from ..model.names import named_modules_of, plain_model, shape_of
 from .experts import expert_families
 from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of, value_in
-from .hidden import hidden_families
+from .hidden import Sides, hidden_families
 from .units import CoupledUnits, Family, Field, Part, group_parts
 
 
@@ -213,8 +213,13 @@ class _Finder:
     # ---- Hidden dimensions ----
 
     def hidden(self) -> list[Family]:
-        outside = {name for name in self._before if not self._in_stack(name)}
-        return hidden_families(self._config, self.effect, self._inputs, self._readers, outside)
+        layers = {name: self._layer_of(name) for name in self._before}
+        return hidden_families(self._config, self.effect, Sides(self._inputs, self._readers, layers))
+
+    def _layer_of(self, name: str) -> str:
+        """The path of the innermost layer of a stack that a parameter is in; empty if it is in none."""
+        inside = max((stack for stack in self._stacks if name.startswith(f"{stack}.")), key=len, default=None)
+        return "" if inside is None else f"{inside}.{name.removeprefix(f'{inside}.').partition('.')[0]}"
 
     # ---- Heads ----
 

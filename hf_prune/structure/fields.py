@@ -15,7 +15,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import first_line
 from ..foreign.transformers import keep_implementations
 from ..model.limits import few_modules
 
@@ -113,18 +112,6 @@ def shapes_of(
         return None
     tensors = {**dict(model.named_parameters()), **(saved_buffers(model) if buffers else {})}
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def why_not_built(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, values: Mapping[Path, Any]
-) -> str | None:
-    """Why a model cannot be built with other values of fields; None if it can."""
-    try:
-        with torch.device("meta"), few_modules():
-            model_class(with_fields(config, values))
-    except MISFITS as error:
-        return first_line(error)
-    return None
 
 
 def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:

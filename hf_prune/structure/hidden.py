@@ -2,49 +2,104 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from .fields import Effect, Path, number_fields, section_of
-from .units import CoupledUnits, Family, Field, Part
+from .units import CoupledUnits, Family, Field, Part, group_parts
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is known of a model's parameters by name.
+
+    `inputs` is the dimension of the inputs; None where there is none. `linear` are the weights of linear layers.
+    `layers` is the path of the innermost layer that a parameter is in; empty for those that are in none.
+    """
+
+    inputs: Mapping[str, int | None]
+    linear: Collection[str]
+    layers: Mapping[str, str]
 
 
 def hidden_families(
-    config: PreTrainedConfig,
-    effect_of_fields: Callable[[Mapping[Path, Any]], Effect | None],
-    inputs: Mapping[str, int | None],
-    linear: Collection[str],
-    outside: Collection[str],
+    config: PreTrainedConfig, effect_of_fields: Callable[[Mapping[Path, Any]], Effect | None], sides: Sides
 ) -> list[Family]:
     """The widths that fields of a configuration set.
 
     If such a field is doubled and the size of heads stays, one dimension of many tensors is doubled: embeddings, norms,
-    and the sides of linear layers that read or write hidden states.
-
-    Args:
-        effect_of_fields: what other values of fields change.
-        inputs: parameter name -> the dimension of its inputs; None where it has none.
-        linear: the names of the weights of linear layers.
-        outside: the names of parameters that are not in layers; hidden states have some of them.
+    and the sides of linear layers that read or write hidden states. Where the size of heads cannot be set, the number
+    of heads is doubled with the width, and the heads are tied to it. `effect_of_fields` says what other values change.
     """
     found = []
     for path, value in number_fields(config):
         for fixed in _sizes_of_heads(config, path) if type(value) is int else ():
-            effect = effect_of_fields({path: 2 * value, **fixed})
-            names = [name for name, _ in effect.sizes] if effect is not None else []
-            if effect is None or not effect.only_resizes or len(set(names)) != len(names):
-                continue  # nothing, or a tensor that is doubled on both sides
-            if set(effect.sizes.values()) != {(value, 2 * value)} or not set(names) & set(outside):
-                continue
-            parts = {key: Part(*key, ((0, 1),)) for key in effect.sizes}
-            readers = tuple(part for part in parts.values() if part.name in linear and inputs[part.name] == part.dim)
-            others = tuple(part for part in parts.values() if part not in readers)
-            if readers and any(part.name in linear for part in others):
-                group = CoupledUnits("hidden", _place(names), value, others, readers)
-                found.append(Family("hidden", (Field(path, 1),), (group,), fixed))
+            keys = _doubled(effect_of_fields({path: 2 * value, **fixed}), value, sides)
+            if keys and len({name for name, _ in keys}) == len(keys):
+                group = _group_of(keys, value, sides)
+                found += [Family("hidden", (Field(path, 1),), (group,), fixed)] if group is not None else []
                 break
+        else:
+            heads = getattr(section_of(config, path), "num_attention_heads", None)
+            beside = [(one, number) for one, number in number_fields(config) if one[:-1] == path[:-1] and one != path]
+            fields = [one for one, number in beside if number == heads]
+            for field in fields if type(value) is int and type(heads) is int and value % heads == 0 else ():
+                keys = _doubled(effect_of_fields({path: 2 * value, field: 2 * heads}), value, sides)
+                family = _tied(path, value, field, heads, keys, sides)
+                if family is not None:
+                    found.append(family)
+                    break
     return found
+
+
+def _doubled(effect: Effect | None, value: int, sides: Sides) -> list[tuple[str, int]]:
+    """The dimensions that are doubled, if they are those of hidden states, some of which are not in layers."""
+    if effect is None or not effect.only_resizes or set(effect.sizes.values()) != {(value, 2 * value)}:
+        return []
+    return list(effect.sizes) if any(not sides.layers[name] for name, _ in effect.sizes) else []
+
+
+def _group_of(keys: Sequence[tuple[str, int]], width: int, sides: Sides) -> CoupledUnits | None:
+    """The hidden dimensions, if some linear layers read them and others write them."""
+    parts = [Part(*key, ((0, 1),)) for key in keys]
+    readers = tuple(part for part in parts if part.name in sides.linear and sides.inputs[part.name] == part.dim)
+    others = tuple(part for part in parts if part not in readers)
+    if not readers or not any(part.name in sides.linear for part in others):
+        return None
+    return CoupledUnits("hidden", _place([name for name, _ in keys]), width, others, readers)
+
+
+def _tied(
+    path: Path, width: int, field: Path, heads: int, keys: Sequence[tuple[str, int]], sides: Sides
+) -> Family | None:
+    """A width, and the heads of each attention: four square weights of a layer, the last of which reads the others.
+
+    That is so in BERT and models like it. The proof on a twin finds others out.
+    """
+    square: dict[str, list[str]] = {}
+    for name, dim in keys:
+        if sides.layers[name] and name in sides.linear and dim == sides.inputs[name] and (name, 1 - dim) in keys:
+            square.setdefault(sides.layers[name], []).append(name)
+    if not square or any(len(names) % 4 for names in square.values()):
+        return None
+    inside: set[tuple[str, int]] = set()
+    groups = []
+    for names in square.values():
+        for start in range(0, len(names), 4):
+            *computing, reading = names[start : start + 4]
+            rows = {(name, 1 - (sides.inputs[name] or 0)) for name in computing}
+            rows |= {(f"{name.removesuffix('weight')}bias", 0) for name in computing} & set(keys)
+            reader = (reading, sides.inputs[reading] or 0)
+            inside |= {*rows, reader}
+            runs = ((0, width // heads),)
+            parts = {key: Part(*key, runs) for key in keys if key in rows or key == reader}
+            groups += group_parts("heads", parts, [reader], heads)
+    group = _group_of([key for key in keys if key not in inside], width, sides)
+    if group is None:
+        return None
+    return Family("hidden", (Field(path, 1),), (group,), tied=(Family("heads", (Field(field, 1),), tuple(groups)),))
 
 
 def _place(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 # The same where hidden dimensions are gone: norms compute in float32 in many classes.
-_OF_NORMS = 1e-5
+_OF_NORMS = 1e-6
 
 # A batch that a model runs with, or None.
 Example = Callable[[], Mapping[str, Any] | None]
@@ -83,7 +84,7 @@ def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved
             "structure", f"no inputs were found to try {model_class.__name__} without some of its {family.structure}"
         )
     if family.structure != "layers":
-        if family.groups[0].units <= family.at_least:
+        if family.with_tied[-1].groups[0].units <= family.at_least:
             why = "there is only one" if family.at_least == 1 else f"each token is sent to {family.at_least} of them"
             raise StructureError("structure", f"{family.groups[0].name} cannot be removed: {why}")
         for dropped in _halves_of(twin_family):
@@ -172,10 +173,12 @@ def _halves_of(family: Family) -> Iterator[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     for in_order in (False, True) if family.structure == "experts" else (False,):
         dropped = {}
-        for group in family.groups:
+        fewest = family.with_tied[-1].groups[0].units
+        share = Fraction(min(fewest // 2, fewest - family.at_least), fewest)
+        for group in (group for one in family.with_tied for group in one.groups):
             order = torch.arange(group.units) if in_order else torch.randperm(group.units, generator=generator)
             dropped[group.name] = torch.zeros(group.units, dtype=torch.bool)
-            dropped[group.name][order[: min(group.units // 2, group.units - family.at_least)]] = True
+            dropped[group.name][order[: int(share * group.units)]] = True
         yield dropped
 
 
@@ -189,13 +192,13 @@ def _difference(
             if bool(dropped[group.name].all()):
                 skip(masked.get_submodule(group.path))
     else:
-        zero_units(masked, family.groups, dropped)
+        zero_units(masked, [group for one in family.with_tied for group in one.groups], dropped)
     for group in family.groups:
         if family.structure == "experts":
             avoid(masked, group, dropped[group.name])
         elif family.structure == "hidden":
             normalise_others(masked, group, dropped[group.name])
-    cut = cut_of([family], dropped)
+    cut = cut_of(family.with_tied, dropped)
     try:
         shrink_model(small, cut)
         whole, expected, found = (answers(model, inputs) for model in (twin, masked, opened(small)))

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import StructureError
+from ..errors import StructureError, first_line
+from ..model.names import shape_of
 from .fields import MISFITS, Path, saved_buffers, with_fields
 from .units import CoupledUnits, Family, Part
 
@@ -182,6 +183,21 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
     if optimizer is not None:
         _replace(optimizer, {**dict.fromkeys(parameters.values()), **new}, states)
     _copy_sizes(skeleton, whole, model)
+
+
+def misfit(model: PreTrainedModel, cut: Cut) -> str | None:
+    """Why `from_pretrained` could not open what is left of a model; None if it can."""
+    tensors = {**dict(model.named_parameters()), **saved_buffers(model)}
+    try:
+        with torch.device("meta"):
+            skeleton = type(model)(cut.config(model.config))
+        left = cut.tensors({name: torch.empty(shape_of(tensor), device="meta") for name, tensor in tensors.items()})
+        _check_shapes(left, {**dict(skeleton.named_parameters()), **saved_buffers(skeleton)})
+    except StructureError as error:
+        return first_line(error).removeprefix("structure: ")
+    except MISFITS as error:
+        return first_line(error)
+    return None
 
 
 def _check_shapes(tensors: Mapping[str, torch.Tensor], of_class: Mapping[str, torch.Tensor]) -> None:

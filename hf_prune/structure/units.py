@@ -84,7 +84,8 @@ class Family:
 
     `fixed` are fields that must be set beside them, such as the size of a head. For layers, each is a group of its own;
     `stack` is the path of the module that has them, `lists` are fields with an entry for each layer, and `fixed_layers`
-    the indices of those that cannot be removed. `at_least` units of each group are always kept.
+    the indices of those that cannot be removed. `at_least` units of each group are always kept. `tied` are families of
+    which the same share must be removed, such as the heads of a model whose width is theirs.
     """
 
     structure: str
@@ -95,6 +96,12 @@ class Family:
     lists: tuple[Path, ...] = ()
     fixed_layers: tuple[int, ...] = ()
     at_least: int = 1
+    tied: tuple["Family", ...] = ()
+
+    @property
+    def with_tied(self) -> tuple["Family", ...]:
+        """The family, and those that are tied to it."""
+        return (self, *self.tied)
 
     @property
     def removable(self) -> tuple[CoupledUnits, ...]:

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import transformers
-from models import gpt2, llama, mixtral, t5, vit
+from models import bert, gpt2, llama, mixtral, t5, vit
 
 from hf_prune import Pruner, PruningConfig, StructureError
+from hf_prune.saved.model import SavedModel
+from hf_prune.saved.report import make_report
 from hf_prune.structure.coupled import find_families
 from hf_prune.structure.norms import normalise_others
 from hf_prune.structure.proof import proven, zero_units
@@ -26,6 +28,25 @@ def tied_llama():
 
 IDS = torch.arange(3, 11).repeat(2, 1)
 PICTURES = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+
+
+def wide_bert():
+    return bert(num_attention_heads=4)
+
+
+def roberta():
+    config = transformers.RobertaConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
+        max_position_embeddings=32, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.RobertaForSequenceClassification(config)
+
+
+def distilbert():
+    config = transformers.DistilBertConfig(
+        vocab_size=64, dim=16, n_layers=2, n_heads=4, hidden_dim=24, max_position_embeddings=32
+    )
+    return transformers.DistilBertForSequenceClassification(config)
 
 
 def inputs_of(model):
@@ -53,7 +74,7 @@ def config_of(**changes):
 
 def train(model, pruner, steps):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    labels = {"labels": torch.tensor([0, 1]) if "pixel_values" in inputs_of(model) else IDS}
+    labels = {"labels": IDS if hasattr(model, "lm_head") else torch.tensor([0, 1])}
     model.train()
     for _ in range(steps):
         model(**inputs_of(model), **labels).loss.backward()
@@ -79,6 +100,37 @@ def test_a_model_trained_with_masked_dimensions_is_the_one_that_is_left(build, t
     assert not any(loading.values())
     assert torch.equal(logits_of(again.eval()), logits_of(model))
     train(model, pruner, 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "width", "heads"),
+    [(wide_bert, "hidden_size", "num_attention_heads"), (roberta, "hidden_size", "num_attention_heads"),
+     (distilbert, "dim", "n_heads")],
+)  # fmt: skip
+def test_heads_leave_with_a_width_that_is_theirs(build, width, heads, tmp_path):
+    model = spread(build())
+    pruner = Pruner(model, config_of(sparsity=0.25), total_steps=5)
+    optimizer = train(model, pruner, 4)
+    masked = logits_of(model)
+    pruner.shrink(optimizer)
+    torch.testing.assert_close(logits_of(model), masked, atol=1e-4, rtol=1e-4)
+    assert (getattr(model.config, width), getattr(model.config, heads)) == (12, 3)
+    kept = [units["kept"] for name, units in pruner.removed["units"].items() if name.startswith("heads of ")]
+    assert [len(heads) for heads in kept] == [3, 3]
+    model.save_pretrained(tmp_path)
+    pruner.save(tmp_path)
+    again, loading = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+    assert torch.equal(logits_of(again.eval()), logits_of(model))
+    removed = make_report(SavedModel(tmp_path)).removed
+    assert removed.words == "25% of the hidden dimensions and 25% of the heads of each layer"
+    train(model, pruner, 1)
+
+
+def test_a_width_that_is_no_multiple_of_the_size_of_heads_is_refused_before_training():
+    words = r"expected a share of hidden .* got 0\.3, which leaves 11 of 16 hidden and 3 of 4 heads \("
+    with pytest.raises(StructureError, match=words):
+        Pruner(wide_bert(), config_of(sparsity=0.3), total_steps=5)
 
 
 @pytest.mark.parametrize("method", ["random", "activation", "wanda", "taylor"])
@@ -164,5 +216,5 @@ def test_what_depends_on_the_width_in_another_way_is_refused(build, why):
 
 
 def test_a_width_that_the_class_cannot_be_built_with_is_refused_before_training():
-    with pytest.raises(StructureError, match=r"sparsity: expected a number of hidden .* leaves 13 of 16 \(.*\)"):
+    with pytest.raises(StructureError, match=r"sparsity: expected a share of hidden .* leaves 13 of 16 hidden \(.*\)"):
         Pruner(llama(), config_of(sparsity=0.2), total_steps=5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from models import bert, gpt2, llama, mixtral, t5, vit
+from models import albert, bert, gpt2, gpt_oss, llama, mixtral, t5, vit
 
 from hf_prune import Pruner, PruningConfig, StructureError
 from hf_prune.saved.model import SavedModel
@@ -131,6 +131,30 @@ def test_a_width_that_is_no_multiple_of_the_size_of_heads_is_refused_before_trai
     words = r"expected a share of hidden .* got 0\.3, which leaves 11 of 16 hidden and 3 of 4 heads \("
     with pytest.raises(StructureError, match=words):
         Pruner(wide_bert(), config_of(sparsity=0.3), total_steps=5)
+
+
+def qwen3():
+    config = transformers.Qwen3Config(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        intermediate_size=24, max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.Qwen3ForCausalLM(config)
+
+
+def deberta():
+    config = transformers.DebertaV2Config(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.DebertaV2Model(config)
+
+
+@pytest.mark.parametrize(("build", "tied"), [(qwen3, 0), (gpt_oss, 0), (deberta, 2), (albert, 1)])
+def test_widths_of_other_classes_are_proven(build, tied):
+    model = build()
+    [family] = proven(find_families(model, "hidden"), model)
+    assert family.groups[0].units == 16
+    assert sum(len(heads.groups) for heads in family.tied) == tied
 
 
 @pytest.mark.parametrize("method", ["random", "activation", "wanda", "taylor"])

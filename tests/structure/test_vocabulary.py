@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from hf_prune import StructureError, shrink_vocabulary
 from hf_prune.errors import ArgumentError
 from hf_prune.structure.tokens import tokens_to_keep
+from hf_prune.structure.vocabulary import smaller_vocabulary
 
 SPECIAL = ["<pad>", "</s>", "<unk>", "<s>", "<mask>"]
 NAMES = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>", "mask_token": "<mask>"}
@@ -187,6 +188,50 @@ def test_tied_embeddings_biases_and_buffers_lose_the_same_rows(build, tmp_path):
     assert not loading["missing_keys"]
     assert not loading["mismatched_keys"]
     assert torch.equal(logits_of(again.eval(), smaller, USED), expected[..., kept])
+
+
+def _merged(made):
+    model = json.loads(made.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+
+
+def _scored():
+    return {"vocab": [tuple(pair) for pair in json.loads(scores().to_str())["model"]["vocab"]]}
+
+
+MARKS = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+CLASSES = {
+    "BertTokenizer": lambda: {"vocab": pieces().get_vocab(), **MARKS},
+    "MPNetTokenizer": lambda: {"vocab": pieces().get_vocab(), "unk_token": "<unk>"},
+    "GPT2Tokenizer": lambda: {**_merged(byte_merges()), **NAMES},
+    "RobertaTokenizer": lambda: _merged(byte_merges()),
+    "Qwen2Tokenizer": lambda: _merged(byte_merges()),
+    "WhisperTokenizer": lambda: {**_merged(byte_merges()), **NAMES},
+    "LlamaTokenizer": lambda: {**_merged(fallback_merges()), "pad_token": "<pad>"},
+    "GemmaTokenizer": lambda: {**_merged(fallback_merges()), **NAMES},
+    "NllbTokenizer": lambda: _merged(fallback_merges()),
+    "CLIPTokenizer": lambda: {**_merged(suffix_merges()), **NAMES},
+    "T5Tokenizer": lambda: {**_scored(), "extra_ids": 5},
+    "XLMRobertaTokenizer": _scored,
+    "MBartTokenizer": _scored,
+    "XLNetTokenizer": lambda: {**_scored(), **NAMES},
+    "AlbertTokenizer": lambda: {**_scored(), **MARKS},
+    "DebertaV2Tokenizer": lambda: {**_scored(), **MARKS},
+}
+
+
+@pytest.mark.parametrize("name", list(CLASSES))
+def test_tokenizers_of_many_classes_keep_the_tokens_of_texts_and_open_again(name, tmp_path):
+    tokenizer = getattr(transformers, name)(**CLASSES[name]())
+    model = llama(tokenizer, vocab_size=max(tokenizer.get_vocab().values()) + 1, bos_token_id=None, eos_token_id=None)
+    smaller = smaller_vocabulary(model, tokenizer, USED).tokenizer
+    assert type(smaller) is type(tokenizer)
+    assert len(smaller) < len(tokenizer)
+    assert tokens_of(smaller, USED) == tokens_of(tokenizer, USED)
+    decoded = [[one.decode(ids) for ids in one(OTHER)["input_ids"]] for one in (tokenizer, smaller)]
+    assert decoded[0] == decoded[1]
+    smaller.save_pretrained(tmp_path)
+    assert tokens_of(AutoTokenizer.from_pretrained(tmp_path), USED) == tokens_of(tokenizer, USED)
 
 
 def test_ids_in_the_configurations_are_those_of_the_same_tokens():

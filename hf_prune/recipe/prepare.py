@@ -9,7 +9,7 @@ import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
-from ..config.distillation import DistillationConfig
+from ..config.distillation import DistillationConfig, check_width
 from ..distillation.compare import logits_to_compare, states_to_compare
 from ..distillation.teachers import find_teacher, teacher_inputs
 from ..engines.launch import check_engine, check_sharding, wrapping_layers
@@ -230,6 +230,7 @@ def _check_teacher(prepared: Prepared, trainer: Trainer) -> None:
     if config is None:
         return
     try:
+        check_width(config, [one.structure for one in prepared.recipe.pruning_configs])
         teacher = find_teacher(name, prepared.model) if name is not None else prepared.model
         if trainer.args.world_size == 1:  # else models may be too large for one process
             _try_teacher(prepared.model, teacher, trainer, config)

@@ -33,25 +33,33 @@ def hidden_families(
     and the sides of linear layers that read or write hidden states. Where the size of heads cannot be set, the number
     of heads is doubled with the width, and the heads are tied to it. `effect_of_fields` says what other values change.
     """
-    found = []
-    for path, value in number_fields(config):
-        for fixed in _sizes_of_heads(config, path) if type(value) is int else ():
-            keys = _doubled(effect_of_fields({path: 2 * value, **fixed}), value, sides)
-            if keys and len({name for name, _ in keys}) == len(keys):
-                group = _group_of(keys, value, sides)
-                found += [Family("hidden", (Field(path, 1),), (group,), fixed)] if group is not None else []
-                break
-        else:
-            heads = getattr(section_of(config, path), "num_attention_heads", None)
-            beside = [(one, number) for one, number in number_fields(config) if one[:-1] == path[:-1] and one != path]
-            fields = [one for one, number in beside if number == heads]
-            for field in fields if type(value) is int and type(heads) is int and value % heads == 0 else ():
-                keys = _doubled(effect_of_fields({path: 2 * value, field: 2 * heads}), value, sides)
-                family = _tied(path, value, field, heads, keys, sides)
+    numbers = [(path, value) for path, value in number_fields(config) if type(value) is int]
+    families = (_width_of(config, effect_of_fields, sides, path, value) for path, value in numbers)
+    return [family for family in families if family is not None]
+
+
+def _width_of(
+    config: PreTrainedConfig,
+    effect_of_fields: Callable[[Mapping[Path, Any]], Effect | None],
+    sides: Sides,
+    path: Path,
+    width: int,
+) -> Family | None:
+    """The hidden dimensions that a field counts, if it does."""
+    for fixed in _sizes_of_heads(config, path):
+        keys = _doubled(effect_of_fields({path: 2 * width, **fixed}), width, sides)
+        if keys and len({name for name, _ in keys}) == len(keys):  # no tensor is doubled on both sides
+            group = _group_of(keys, width, sides)
+            return Family("hidden", (Field(path, 1),), (group,), fixed) if group is not None else None
+    heads = getattr(section_of(config, path), "num_attention_heads", None)
+    if type(heads) is int and width % heads == 0:
+        for field, value in number_fields(config):
+            if value == heads and field != path and field[:-1] == path[:-1]:
+                keys = _doubled(effect_of_fields({path: 2 * width, field: 2 * heads}), width, sides)
+                family = _tied(path, width, field, heads, keys, sides)
                 if family is not None:
-                    found.append(family)
-                    break
-    return found
+                    return family
+    return None
 
 
 def _doubled(effect: Effect | None, value: int, sides: Sides) -> list[tuple[str, int]]:

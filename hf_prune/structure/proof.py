@@ -85,12 +85,14 @@ def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved
         )
     if family.structure != "layers":
         if family.with_tied[-1].groups[0].units <= family.at_least:
-            why = "there is only one" if family.at_least == 1 else f"each token is sent to {family.at_least} of them"
-            raise StructureError("structure", f"{family.groups[0].name} cannot be removed: {why}")
+            all_needed = (
+                f"each token is sent to {family.at_least} of them" if family.at_least > 1 else "there is only one"
+            )
+            raise StructureError("structure", f"{family.groups[0].name} cannot be removed: {all_needed}")
         for dropped in _halves_of(twin_family):
-            why = _difference(twin, twin_family, dropped, inputs)
-            if why is not None:
-                raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {why}")
+            problem = _difference(twin, twin_family, dropped, inputs)
+            if problem is not None:
+                raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {problem}")
         return family
     depth = len(twin_family.groups)
     kinds = {}

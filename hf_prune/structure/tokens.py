@@ -107,7 +107,8 @@ def _merged(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> Iterator[
 
 def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The merges, which files write as `"a b"` or as `["a", "b"]`."""
-    return [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+    return [(one, other) for one, other in pairs]
 
 
 def _can_go(token: str, spelled: Any, vocabulary: Collection[str]) -> bool:
@@ -118,29 +119,29 @@ def _can_go(token: str, spelled: Any, vocabulary: Collection[str]) -> bool:
 
 def without_tokens(content: Mapping[str, Any], kept: Collection[str], new_ids: Mapping[int, int]) -> dict[str, Any]:
     """The content of the `tokenizer.json` that has the kept tokens alone, with new ids (old id -> new id)."""
-    content = copy.deepcopy(dict(content))
-    model = content["model"]
+    left = copy.deepcopy(dict(content))
+    model = left["model"]
     if model["type"] == "BPE":
-        pairs = zip(model["merges"], _pairs(model), strict=True)
-        model["merges"] = [pair for pair, (one, other) in pairs if {one, other, one + other} <= set(kept)]
+        pairs, tokens = zip(model["merges"], _pairs(model), strict=True), set(kept)
+        model["merges"] = [pair for pair, (one, other) in pairs if {one, other, one + other} <= tokens]
     if isinstance(model["vocab"], list):
         if model.get("unk_id") is not None:
             model["unk_id"] = new_ids[model["unk_id"]]
         model["vocab"] = [[token, score] for token, score in model["vocab"] if token in kept]
     else:
         model["vocab"] = {token: new_ids[number] for token, number in model["vocab"].items() if token in kept}
-    for token in content["added_tokens"]:
+    for token in left["added_tokens"]:
         token["id"] = new_ids[token["id"]]
-    if content.get("padding"):
-        content["padding"]["pad_id"] = new_ids.get(content["padding"]["pad_id"], 0)
-    for processor in _processors(content.get("post_processor")):
+    if left.get("padding"):
+        left["padding"]["pad_id"] = new_ids.get(left["padding"]["pad_id"], 0)
+    for processor in _processors(left.get("post_processor")):
         for token in processor.get("special_tokens", {}).values():
             token["ids"] = [new_ids[number] for number in token["ids"]]
         for name in ("sep", "cls"):
             if name in processor:
                 token, number = processor[name]
                 processor[name] = [token, new_ids[number]]
-    return content
+    return left
 
 
 def _processors(processor: Any) -> Iterator[dict[str, Any]]:

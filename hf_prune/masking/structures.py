@@ -1,4 +1,4 @@
-"""Units that are removed as a whole (neurons, heads, layers): their scores, and the masks of all their tensors.
+"""Units that are removed as a whole, such as neurons and layers: their scores, and the masks of all their tensors.
 
 Few numbers describe the units, so every process ranks all of them: what is added up over processes are the numbers of
 each unit, not those of weights.
@@ -17,10 +17,8 @@ from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig, save_configs
 from ..engines.regions import Region
-from ..errors import StructureError
 from ..methods import scopes
 from ..methods.criteria import Piece
-from ..methods.patterns import count_of
 from ..methods.unit_criteria import UNIT_CRITERIA, UnitCriterion
 from ..model.layouts import Target
 from ..model.names import named_parameters, plain_model, shape_of
@@ -31,9 +29,10 @@ from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.routing import avoid
-from ..structure.shrink import Cut, cut_of, misfit, shrink_model
+from ..structure.shrink import Cut, cut_of, shrink_model
 from ..structure.skipping import skip
 from ..structure.units import CoupledUnits, Family, Part
+from .feasible import check_what_is_left
 from .local import LocalTensor
 from .masks import Masks
 from .plan import Group, make_unit_group
@@ -242,7 +241,7 @@ class Structures:
             found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
             tried = proven(found, cast(PreTrainedModel, self._model), self._example)
             for family in tried:
-                _check_what_is_left(family, config, cast(PreTrainedModel, self._model))
+                check_what_is_left(family, config, cast(PreTrainedModel, self._model))
             self._families[index] = [one for family in tried for one in family.with_tied]
         families = self._families[index]
         targets = targets_named(model, {name for family in families for name in family.names})
@@ -436,36 +435,6 @@ def masked_units(group: Group, masks: Masks) -> dict[str, torch.Tensor]:
     held = _held(group, masks)
     gone = dropped_units(group, {name: tensor.mask for name, tensor in held.items()}, held, masks.all_reduce)
     return {units.name: flags for units, flags in zip(group.coupled, gone, strict=True)}
-
-
-def _check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedModel) -> None:
-    """Raise StructureError if too few units would be left, or a number that the model's class cannot be built with."""
-    assert config.sparsity is not None
-    if family.structure == "layers":
-        return
-    units = family.groups[0].units
-    left = units - count_of(config.sparsity, units)
-    if 1 < family.at_least > left:
-        raise StructureError(
-            "sparsity",
-            f"expected at least {family.at_least} of {units} {family.structure} to be left, as many as each token is "
-            f"sent to, got {config.sparsity}, which leaves {left}",
-        )
-    dropped = {}
-    for group in (group for one in family.with_tied for group in one.groups):
-        dropped[group.name] = torch.arange(group.units) < count_of(config.sparsity, group.units)
-    why = misfit(model, cut_of(family.with_tied, dropped))
-    if why is not None:
-        numbers = " and ".join(
-            f"{len(gone) - int(gone.sum())} of {len(gone)} {one.structure}"
-            for one in family.with_tied
-            if (gone := dropped[one.groups[0].name]) is not None
-        )
-        raise StructureError(
-            "sparsity",
-            f"expected a share of {family.structure} without which {type(model).__name__} can be built, got "
-            f"{config.sparsity}, which leaves {numbers} ({why})",
-        )
 
 
 def _held(group: Group, masks: Masks) -> dict[str, LocalTensor]:

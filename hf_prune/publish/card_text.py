@@ -316,7 +316,8 @@ def _removed_rows(removed: Removed | None) -> list[tuple[str, str, str]]:
 def _units_alt(removed: Removed | None) -> str:
     if removed is None:
         return ""
-    return f"Bar chart of the {' and '.join(removed.structures)} that are left: {inline(removed.words)} were removed"
+    units = " and ".join(map(words_for, removed.structures))
+    return f"Bar chart of the {units} that are left: {inline(removed.words)} were removed"
 
 
 def _how_pruned(figures: Figures) -> list[str]:

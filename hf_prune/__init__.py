@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config.pruning import PruningConfig, load_configs
     from .masking.pruner import Pruner, load_masks
     from .model.adapters import merge
+    from .structure.vocabulary import shrink_vocabulary
     from .structure.zero_units import shrink
     from .trainer.callback import PruningCallback
     from .trainer.trainer import PruningMixin, PruningTrainer
@@ -48,6 +49,7 @@ __all__ = [
     "load_masks",
     "merge",
     "shrink",
+    "shrink_vocabulary",
 ]
 
 # Where the names that need torch and transformers are; they are imported when they are first asked for (PEP 562).
@@ -63,6 +65,7 @@ _MODULES = {
     "load_masks": ".masking.pruner",
     "merge": ".model.adapters",
     "shrink": ".structure.zero_units",
+    "shrink_vocabulary": ".structure.vocabulary",
 }
 
 

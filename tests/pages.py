@@ -3,12 +3,16 @@
 import contextlib
 import io
 import re
+import string
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from models import ARCHITECTURES, bert, bert_examples, llama, training_arguments
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordPiece
+from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -57,12 +61,24 @@ def names_for(folder):
         "train": examples,
         "test": examples[:8],
         "tokenizer": None,
+        "other_tokenizer": _tokenizer(),
+        "texts": ["the film was good", "a dull film"],
         "metrics": lambda prediction: {"mean": float(np.mean(prediction.label_ids))},
         "optimizer": torch.optim.AdamW(model.parameters()),
         "batches": [batch] * 10,
         "language_model": llama(),
         "texts": [ARCHITECTURES["llama"].batch()] * 2,
     }
+
+
+def _tokenizer():
+    """A tokenizer of 64 tokens, as many as the models have: two of its words are in none of the texts."""
+    letters = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
+    words = ["the", "film", "was", "good", "dull", "bad", "plot"]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters]
+    pieces = Tokenizer(WordPiece({token: place for place, token in enumerate(tokens)}, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="[PAD]", unk_token="[UNK]")
 
 
 def run_page(name, folder):

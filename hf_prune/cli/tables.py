@@ -184,8 +184,13 @@ def print_result(result: "RunResult") -> None:
     empty = [""] if result.dense else []
     for name, share in (("prunable", result.report.prunable_sparsity), ("all", result.report.sparsity)):
         table.add_row(f"zeros in {name} tensors", *empty, f"{share:.2%}" if share is not None else "-", *empty)
-    for name, sizes, unit in (("parameters", result.parameters, 1), ("megabytes", result.file_bytes, 1e6)):
-        shown = [f"{sizes[model] / unit:,.{0 if unit == 1 else 1}f}" for model in sizes]
+    for name, sizes, unit in (
+        *((("tokens of the vocabulary", result.vocabulary, 1),) if result.vocabulary else ()),
+        ("parameters", result.parameters, 1),
+        ("megabytes", result.file_bytes, 1e6),
+    ):
+        models = [model for model in sizes if result.dense or model == "pruned"]
+        shown = [f"{sizes[model] / unit:,.{0 if unit == 1 else 1}f}" for model in models]
         table.add_row(name, *shown, *([f"{sizes['pruned'] / sizes['dense']:.1%}"] if result.dense else []))
     latency = result.latency
     if latency is not None:

@@ -1,12 +1,22 @@
 """`DistillationConfig`: the weights of the distillation losses, and the layers that are compared."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DistillationConfigError
 from .checks import Problem, is_number, numbers_as_floats, problems_of_fields
+
+
+def check_width(config: "DistillationConfig | None", structures: Iterable[str | None]) -> None:
+    """Raise DistillationConfigError for hidden states that are compared with a teacher's where some are removed."""
+    if config is not None and config.hidden_weight and "hidden" in structures:
+        raise DistillationConfigError(
+            "hidden_weight",
+            "must be 0 where structure='hidden' removes dimensions of the hidden states, as the teacher keeps its own, "
+            f"got {config.hidden_weight}",
+        )
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from ..methods.table import needs_a_step, reads_of
 from ..model.layouts import Target
 from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import check_expressions
-from ..structure.coupled import CoupledUnits, Family
 from ..structure.shrink import cut_of
+from ..structure.units import CoupledUnits, Family
 
 # The names of the coupled units of a group, which several configurations may prune one after another.
 _Units = tuple[str, ...]

@@ -157,7 +157,7 @@ class Pruner:
             self.targets, self.parameters, self._engine, adapters | (trained - kept), by_unit - by_weight
         )
         self._structures.mask_zero_units(self._groups, self._masks)
-        self._structures.skip_layers(self._groups, self._masks, model)
+        self._structures.pass_by(self._groups, self._masks, model)
         self._fresh = [name for name in self._masks.fresh if name not in adapters]
         self._state = PruningState(self.completed_steps)
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
@@ -491,8 +491,8 @@ class Pruner:
         self._state.finished = (self._state.finished or set()).union(
             index for index in due if completed_steps >= self._window(self._groups[index]).end
         )
-        if any(self._groups[index].config.structure == "layers" for index in due):
-            self._structures.skip_layers(self._groups, self._masks, self.model)
+        if any(self._groups[index].config.structure in ("layers", "experts", "hidden") for index in due):
+            self._structures.pass_by(self._groups, self._masks, self.model)
         self._watch.sample(self.masks, changed)
         self._masks.compare(changed)
         return bool(changed)
@@ -814,7 +814,7 @@ class Pruner:
         self._masks.take(masks)
         self._readings.memory.take(memory, self.parameters)
         self._structures.load(as_path(directory), self._groups)
-        self._structures.skip_layers(self._groups, self._masks, self.model)
+        self._structures.pass_by(self._groups, self._masks, self.model)
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
         self._masks.compare(self.parameters)

@@ -1,4 +1,4 @@
-"""Units that are removed as a whole (neurons, heads, layers): their scores, and the masks of all their tensors.
+"""Units that are removed as a whole, such as neurons and layers: their scores, and the masks of all their tensors.
 
 Few numbers describe the units, so every process ranks all of them: what is added up over processes are the numbers of
 each unit, not those of weights.
@@ -24,17 +24,24 @@ from ..model.layouts import Target
 from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
-from ..structure.coupled import CoupledUnits, Family, Part, find_families, select_groups
+from ..structure.coupled import find_families, select_groups
+from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
+from ..structure.routing import avoid
 from ..structure.shrink import Cut, cut_of, shrink_model
 from ..structure.skipping import skip
+from ..structure.units import CoupledUnits, Family, Part
+from .feasible import check_what_is_left
 from .local import LocalTensor
 from .masks import Masks
 from .plan import Group, make_unit_group
 from .ranking import Change
 from .selection import AllReduce
 from .solving import solve_readers
+
+# What masked units are passed by with, where zero weights alone are not enough.
+_PASS_BY = {"experts": avoid, "hidden": normalise_others}
 
 
 def update_units(
@@ -211,7 +218,7 @@ class Structures:
         self._families: dict[int, list[Family]] = {}  # by the index of the configuration
         self._model: nn.Module | None = None  # that has these units
         self._class: type[PreTrainedModel] | None = None  # of that model, before it was sharded
-        self._skipped: list[Any] = []  # handles of the hooks that skip layers
+        self._skipped: list[Any] = []  # handles of the hooks that pass by units
         self._added = False  # whether the gradients of the current step were added to the sums
 
     # ---- Units and their masks ----
@@ -232,7 +239,10 @@ class Structures:
             return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
         if index not in self._families:
             found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
-            self._families[index] = proven(found, cast(PreTrainedModel, self._model), self._example)
+            tried = proven(found, cast(PreTrainedModel, self._model), self._example)
+            for family in tried:
+                check_what_is_left(family, config, cast(PreTrainedModel, self._model))
+            self._families[index] = [one for family in tried for one in family.with_tied]
         families = self._families[index]
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []
@@ -256,10 +266,15 @@ class Structures:
                 masks.note_change(name, None)
             masks.count(changed)
 
-    def skip_layers(self, groups: Sequence[Group], masks: Masks, model: nn.Module) -> None:
-        """Skip the layers that are masked, and no others."""
-        self.skip_no_layers()
+    def pass_by(self, groups: Sequence[Group], masks: Masks, model: nn.Module) -> None:
+        """Skip the layers that are masked, send no token to experts and normalise over no dimensions that are."""
+        self.pass_by_none()
         for group in groups:
+            pass_by = _PASS_BY.get(group.coupled[0].structure) if group.coupled else None
+            if pass_by is not None:
+                dropped = masked_units(group, masks)
+                for units in group.coupled:
+                    self._skipped += pass_by(plain_model(model), units, dropped[units.name])
             if group.coupled and group.config.structure == "layers":
                 dropped = masked_units(group, masks)
                 family = self._family_of(group)
@@ -273,8 +288,8 @@ class Structures:
         families = self._families[group.config_index]
         return next(family for family in families if family.removable == group.coupled)
 
-    def skip_no_layers(self) -> None:
-        """Skip no layer any more."""
+    def pass_by_none(self) -> None:
+        """Run the whole model again."""
         for handle in self._skipped:
             handle.remove()
         self._skipped = []
@@ -321,7 +336,7 @@ class Structures:
         content = self.describe(cut, groups, plain)
         left = cut.tensors(masks.parts)
         shrink_model(plain, cut, optimizer)
-        self.skip_no_layers()
+        self.pass_by_none()
         self.removed = content
         self.sums.clear()
         return left, cut
@@ -377,7 +392,7 @@ class Structures:
         plain = cast(PreTrainedModel, plain_model(model))
         if not is_cut(content, plain.config, directory):
             shrink_model(plain, cut_of_record(content, self._all_families(), directory))
-        self.skip_no_layers()
+        self.pass_by_none()
         self.removed = content
         layers = [name for name in content["units"] if name.startswith("layers of ")]
         last = layers[-1].rpartition(".")[0] if layers else ""

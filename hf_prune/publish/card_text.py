@@ -17,10 +17,19 @@ from ..methods.patterns import parse_pattern
 from ..methods.reconstructions import RECONSTRUCTIONS
 from ..methods.scopes import SCOPES
 from ..methods.table import words_of
-from ..saved.removed import Removed
+from ..saved.removed import Removed, words_for
 from ..saved.report import totals_of
 from .markdown import code, fence, inline, single_line
-from .record import Distillation, Evaluation, Generation, RunRecord, Source, lower_is_better, recovery
+from .record import (
+    Distillation,
+    Evaluation,
+    Generation,
+    RemovedTokens,
+    RunRecord,
+    Source,
+    lower_is_better,
+    recovery,
+)
 from .sparsity_json import Figures
 from .tasks import HUB_TASKS, task_of
 
@@ -43,6 +52,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
         "title": inline(figures.model),
         "summary": _summary(figures, record),
         "removed": _removed(figures),
+        "tokens": _tokens(record.removed_tokens),
         "removed_rows": _removed_rows(figures.removed),
         "units_alt": _units_alt(figures.removed),
         "only_smaller": figures.only_smaller,
@@ -271,6 +281,17 @@ def _removed(figures: Figures) -> str | None:
     return f"{inline(figures.removed.words)} were removed: {before} parameters became {after}"
 
 
+def _tokens(removed: RemovedTokens | None) -> str | None:
+    """Which tokens left the vocabulary, and what that saves; None if none did."""
+    if removed is None or removed.before <= removed.after:
+        return None
+    gone, saved = removed.before - removed.after, f"{_rounded(removed.parameters)} parameters"
+    return (
+        f"**{gone:,} of {removed.before:,} tokens were removed from the vocabulary**, which no text of the training "
+        f"data has: {saved}, {removed.bytes / 1e6:,.1f} MB"
+    )
+
+
 def _rounded(number: int) -> str:
     """A number of parameters: `22.7M`, or exact below a million."""
     for size, sign in ((10**9, "B"), (10**6, "M")):
@@ -286,8 +307,8 @@ def _removed_rows(removed: Removed | None) -> list[tuple[str, str, str]]:
     rows = [("parameters", removed.parameters)]
     for structure in (name for name in removed.structures if name != "layers"):
         in_each = removed.in_each(structure)
-        where = "each layer" if in_each is not None else "all layers"
-        rows.append((f"{structure} of {where}", in_each or removed.totals(structure)))
+        where = "" if structure == "hidden" else " of each layer" if in_each is not None else " of all layers"
+        rows.append((f"{words_for(structure)}{where}", in_each or removed.totals(structure)))
     rows += [(f"layers of {code(stack.path)}", (stack.of, len(stack.kept))) for stack in removed.layers]
     return [(name, f"{before:,}", f"{after:,}") for name, (before, after) in rows]
 
@@ -295,7 +316,8 @@ def _removed_rows(removed: Removed | None) -> list[tuple[str, str, str]]:
 def _units_alt(removed: Removed | None) -> str:
     if removed is None:
         return ""
-    return f"Bar chart of the {' and '.join(removed.structures)} that are left: {inline(removed.words)} were removed"
+    units = " and ".join(map(words_for, removed.structures))
+    return f"Bar chart of the {units} that are left: {inline(removed.words)} were removed"
 
 
 def _how_pruned(figures: Figures) -> list[str]:

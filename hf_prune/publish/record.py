@@ -106,6 +106,15 @@ class Generation(Frozen):
     dense_tokens_per_second: float | None = None
 
 
+class RemovedTokens(Frozen):
+    """How many tokens a tokenizer had and has, and the parameters of the model, in bytes too, that left with them."""
+
+    before: int
+    after: int
+    parameters: int
+    bytes: int
+
+
 class Method(Frozen):
     """What a method prunes, in words, and its BibTeX entry."""
 
@@ -164,6 +173,7 @@ class RunRecord(Frozen):
     evaluations: list[Evaluation] = []
     latency: Latency | None = None
     generation: Generation | None = None
+    removed_tokens: RemovedTokens | None = None
     hardware: Hardware | None = None
     emissions: Emissions | None = None
     versions: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """The result of a run, and its record."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class RunResult:
 
     `groups` has the same for each group of the test split; `generation` the texts that both models wrote; `latency` the
     seconds of a forward pass of both on one sample, in turns. `parameters` and `file_bytes` have the numbers of
-    parameters and the sizes of the weight files of both models, `dense` and `pruned`.
+    parameters and the sizes of the weight files of both models, `dense` and `pruned`; `vocabulary` their numbers of
+    tokens, if the recipe has unused ones removed.
     """
 
     recipe: dict[str, Any]
@@ -48,6 +49,7 @@ class RunResult:
     latency: Latency | None
     parameters: dict[str, int]
     file_bytes: dict[str, int]
+    vocabulary: dict[str, int] = field(default_factory=dict)
     pushed: PushResult | None = None
 
     @property
@@ -76,6 +78,7 @@ class RunResult:
             "latency": self.latency.model_dump() if self.latency is not None else None,
             "parameters": self.parameters,
             "file_bytes": self.file_bytes,
+            "vocabulary": self.vocabulary,
             "seconds": self.seconds,
         }
 
@@ -134,6 +137,7 @@ def write_record(
             "training_data": _describe_data(prepared, "train"),
             "evaluations": evaluations,
             "generation": generation,
+            "removed_tokens": prepared.removed_tokens,
             "recipe": without_paths(without_tokens(_as_written(recipe))),
         }
     )

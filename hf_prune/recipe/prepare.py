@@ -1,15 +1,15 @@
 """Everything that a run needs, loaded and checked before anything is written."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
-from ..config.distillation import DistillationConfig
+from ..config.distillation import DistillationConfig, check_width
 from ..distillation.compare import logits_to_compare, states_to_compare
 from ..distillation.teachers import find_teacher, teacher_inputs
 from ..engines.launch import check_engine, check_sharding, wrapping_layers
@@ -27,6 +27,8 @@ from ..masking.plan import Plan
 from ..masking.pruner import Pruner
 from ..model.expressions import refuse_slow
 from ..model.names import every_name
+from ..publish.record import RemovedTokens
+from ..structure.vocabulary import SmallerVocabulary, smaller_vocabulary
 from ..trainer.callback import check_needs
 from ..trainer.training import training_steps
 from .data import load_data
@@ -38,7 +40,11 @@ from .tasks import TASKS, Task
 
 @dataclass
 class Prepared:
-    """Everything that a run needs, loaded. `new_weights` are not in the model's file and were drawn at random."""
+    """Everything that a run needs, loaded. `new_weights` are not in the model's file and were drawn at random.
+
+    `rows` are the rows of `data` before they were tokenized; `vocabulary` is what is left of the tokenizer for the
+    pruned run, where tokens are removed; `teacher` and `removed_tokens` are there once they are.
+    """
 
     recipe: Recipe
     task: Task
@@ -46,6 +52,10 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     data: datasets.DatasetDict
     new_weights: list[str]
+    rows: datasets.DatasetDict
+    vocabulary: SmallerVocabulary | None = None
+    teacher: PreTrainedModel | None = None
+    removed_tokens: RemovedTokens | None = None
 
     def plan(self) -> Plan:
         """What the pruned run would prune. Raises RecipeError for a pruning section that does not fit the model."""
@@ -85,11 +95,61 @@ def _prepare(recipe: Recipe) -> Prepared:
     _check_expressions(recipe, model)
     freeze(model, recipe.model.freeze)
     with args.main_process_first():
-        data = task.tokenize(data, tokenizer, model)
-    prepared = Prepared(recipe, task, model, tokenizer, data, new_weights)
+        tokenized = task.tokenize(data, tokenizer, model)
+    vocabulary = _smaller_vocabulary(recipe, model, tokenizer, task.texts(data))
+    prepared = Prepared(recipe, task, model, tokenizer, tokenized, new_weights, data, vocabulary)
     for dense in (False, True):
         _try_trainer(prepared, dense)
     return prepared
+
+
+def _smaller_vocabulary(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
+) -> SmallerVocabulary | None:
+    """What is left of the tokenizer where a recipe has unused tokens removed; RecipeError if they cannot be."""
+    if recipe.model.vocabulary is None:
+        return None
+    try:
+        vocabulary = smaller_vocabulary(model, tokenizer, texts)
+        vocabulary.check(model)
+    except StructureError as error:
+        raise RecipeError("model.vocabulary", one_line(error)) from error
+    return vocabulary
+
+
+def with_smaller_vocabulary(prepared: Prepared) -> Prepared:
+    """The same with the vocabulary of the pruned run: the model and the teacher without the other tokens, in place.
+
+    Every process must call this, before it trains.
+    """
+    vocabulary, recipe, task = prepared.vocabulary, prepared.recipe, prepared.task
+    if vocabulary is None:
+        return prepared
+    teacher = None
+    if recipe.distillation_config is not None:
+        wait_for_all()  # the first process saves the dense model
+        given = recipe.teacher or Path(recipe.output_dir, "dense")
+        teacher = cast(PreTrainedModel, find_teacher(given, prepared.model))
+    before = _parameters(prepared.model)
+    try:
+        for model in filter(None, (prepared.model, teacher)):
+            vocabulary.cut(model)
+    except StructureError as error:
+        raise recipe.place(RecipeError("model.vocabulary", one_line(error))) from error
+    with recipe.training_arguments().main_process_first():
+        data = task.tokenize(prepared.rows, vocabulary.tokenizer, prepared.model)
+    parameters = before - _parameters(prepared.model)
+    removed = RemovedTokens(
+        before=len(prepared.tokenizer),
+        after=len(vocabulary.tokenizer),
+        parameters=parameters,
+        bytes=parameters * prepared.model.dtype.itemsize,
+    )
+    return replace(prepared, tokenizer=vocabulary.tokenizer, data=data, teacher=teacher, removed_tokens=removed)
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _check_expressions(recipe: Recipe, model: PreTrainedModel) -> None:
@@ -113,7 +173,7 @@ def make_trainer(prepared: Prepared, dense: bool) -> Trainer:
     if not dense and prepared.recipe.distillation_config is not None:
         wait_for_all()  # the first process saves the dense model
         extra |= {
-            "teacher_model": prepared.recipe.teacher or Path(prepared.recipe.output_dir, "dense"),
+            "teacher_model": prepared.teacher or prepared.recipe.teacher or Path(prepared.recipe.output_dir, "dense"),
             "distillation_config": prepared.recipe.distillation_config,
         }
     with wrapping_layers(prepared.model):
@@ -170,6 +230,7 @@ def _check_teacher(prepared: Prepared, trainer: Trainer) -> None:
     if config is None:
         return
     try:
+        check_width(config, [one.structure for one in prepared.recipe.pruning_configs])
         teacher = find_teacher(name, prepared.model) if name is not None else prepared.model
         if trainer.args.world_size == 1:  # else models may be too large for one process
             _try_teacher(prepared.model, teacher, trainer, config)

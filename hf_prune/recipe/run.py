@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from ..engines.launched import is_first_process
 from ..engines.processes import all_reduce, wait_for_all
@@ -26,7 +26,7 @@ from ..trainer.claims import claimed
 from ..trainer.saving import whole_state_dict
 from .models import freeze
 from .outcome import RunResult, Say, write_record
-from .prepare import Prepared, make_trainer, prepare
+from .prepare import Prepared, make_trainer, prepare, with_smaller_vocabulary
 from .schema import Recipe
 from .tasks import Generated, Scores, Task, generate
 
@@ -83,6 +83,11 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         seconds["dense"] = time.perf_counter() - start
         say(f"Dense model on the test split: {_as_text(dense[''])}")
 
+    whole = prepared
+    prepared = with_smaller_vocabulary(prepared)
+    tokens = prepared.removed_tokens
+    if tokens is not None:
+        say(f"Removed {tokens.before - tokens.after:,} of {tokens.before:,} tokens, which no text of the data has")
     say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
     start = time.perf_counter()
     trainer = make_trainer(prepared, dense=False)
@@ -97,9 +102,10 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
     # From here on no process waits for another.
     alone = trainer.args.world_size == 1  # or the latency is not measured
     dense_model = _open(prepared.task, output / "dense", dtype) if dense is not None and alone else None
-    generation = (
-        _generate(prepared, trainer, _open(prepared.task, output / "model", dtype), dense_model) if alone else None
-    )
+    generation = None
+    if alone:
+        pruned_model = _open(prepared.task, output / "model", dtype)
+        generation = _generate(prepared, trainer, pruned_model, dense_model, whole.tokenizer)
     saved = SavedModel(output / "model")
     record = write_record(saved, prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
     file_bytes = {"dense": SavedModel(output / "dense").file_bytes} if dense is not None else {}
@@ -122,6 +128,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         latency=record.latency,
         parameters={**dense_parameters, "pruned": sum(tensor.weights for tensor in saved.tensors)},
         file_bytes={**file_bytes, "pruned": saved.file_bytes},
+        vocabulary={"dense": tokens.before, "pruned": tokens.after} if tokens is not None else {},
     )
     (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     args = trainer.args
@@ -163,21 +170,24 @@ def _check_push(recipe: Recipe) -> None:
 
 
 def _generate(
-    prepared: Prepared, trainer: Trainer, model: PreTrainedModel, dense_model: PreTrainedModel | None
+    prepared: Prepared,
+    trainer: Trainer,
+    model: PreTrainedModel,
+    dense_model: PreTrainedModel | None,
+    dense_tokenizer: PreTrainedTokenizerBase,
 ) -> Generation | None:
     """The texts that the saved models, pruned and dense, generate from the same prompts; None for other tasks."""
     prompts = prepared.task.samples(prepared.data, prepared.tokenizer)
     if not prompts:
         return None
 
-    def write(model: PreTrainedModel) -> Generated:
+    def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generated:
         set_seed(trainer.args.seed)
-        return generate(
-            cast(Any, model).to(trainer.args.device), prepared.tokenizer, prompts, prepared.recipe.generation.options
-        )
+        options = prepared.recipe.generation.options
+        return generate(cast(Any, model).to(trainer.args.device), tokenizer, prompts, options)
 
-    pruned = write(model)
-    dense = write(dense_model) if dense_model is not None else None
+    pruned = write(model, prepared.tokenizer)
+    dense = write(dense_model, dense_tokenizer) if dense_model is not None else None
     return Generation(
         samples=[
             Sample(prompt=prompt, pruned=text, dense=dense.texts[index] if dense is not None else None)

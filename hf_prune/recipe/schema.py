@@ -55,7 +55,8 @@ class ModelSection(_Section):
     `gguf_file` is a file there to read weights and tokenizer from. Without a name, a new model is made from `config`,
     the fields of a model configuration with its `model_type`, and the tokenizer that `tokenizer` names in the same way.
     `freeze` lists regular expressions that match the whole names of parameters that are not trained. `base_model` is
-    the name on the Hub of a model in a folder or package, for the card.
+    the name on the Hub of a model in a folder or package, for the card. With `vocabulary: data`, tokens that no text of
+    the training split has are removed before the pruned run, from the model, its tokenizer and the teacher.
     """
 
     name: str | None = None
@@ -64,6 +65,7 @@ class ModelSection(_Section):
     tokenizer: str | None = None
     base_model: str | None = None
     freeze: list[str] = []
+    vocabulary: Literal["data"] | None = None
 
 
 class DatasetSection(_Section):

@@ -76,6 +76,10 @@ class TextClassification:
             data = data.remove_columns(self.section.group_by)
         return data
 
+    def texts(self, data: datasets.DatasetDict) -> list[str]:
+        """All texts of the training split, of the rows that `read` gives."""
+        return list(data["train"][self.section.text_column])
+
     def model_options(self) -> dict[str, Any]:
         """The options of `from_pretrained` for a new head."""
         return {
@@ -158,6 +162,10 @@ class TextGeneration:
         """The checked rows."""
         check_texts(data, "text_column", self.section.text_column)
         return data
+
+    def texts(self, data: datasets.DatasetDict) -> list[str]:
+        """All texts of the training split, of the rows that `read` gives."""
+        return list(data["train"][self.section.text_column])
 
     def model_options(self) -> dict[str, Any]:
         """Nothing: the head is that of the language model."""
@@ -245,6 +253,10 @@ class Summarization:
                 raise RecipeError("dataset.text_column", f"expected texts of two or more sentences, {part} has none")
         self._texts = list(data["test"]["document"])
         return data
+
+    def texts(self, data: datasets.DatasetDict) -> list[str]:
+        """All texts of the training split, of the rows that `read` gives."""
+        return [*data["train"]["document"], *data["train"]["summary"]]
 
     def model_options(self) -> dict[str, Any]:
         """Nothing: the head is that of the language model."""

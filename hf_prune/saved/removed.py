@@ -57,8 +57,8 @@ class Removed:
             of, left = self.totals(structure)
             if left == of:
                 continue
-            where = " of each layer" if self.in_each(structure) is not None else ""
-            parts.append(f"{100 * (1 - left / of):.4g}% of the {structure}{where}")
+            where = " of each layer" if self.in_each(structure) is not None and structure != "hidden" else ""
+            parts.append(f"{100 * (1 - left / of):.4g}% of the {words_for(structure)}{where}")
         for stack in (one for one in self.layers if len(one.kept) < one.of):
             which = f" of {stack.path}" if len(self.layers) > 1 else ""
             parts.append(f"{stack.of - len(stack.kept):,} of {stack.of:,} layers{which}")
@@ -73,6 +73,11 @@ class Removed:
         """The numbers of units of a kind in each layer, before and after; None if they differ."""
         numbers = {(one.of, one.left) for one in self.units if one.structure == structure}
         return numbers.pop() if len(numbers) == 1 else None
+
+
+def words_for(structure: str) -> str:
+    """What the units of a structure are called in a sentence."""
+    return "hidden dimensions" if structure == "hidden" else structure
 
 
 def removed_from(folder: Path, config: PreTrainedConfig | None) -> Removed | None:

@@ -1,4 +1,4 @@
-"""Units of a model that can be removed as a whole (neurons, heads, layers), and the model that is left without them.
+"""What can be removed from a model as a whole, such as neurons, layers and unused tokens, and the model that is left.
 
 May import: errors, foreign, config, model.
 """

@@ -1,5 +1,4 @@
-"""Units of a model that can be removed, and the tensors that hang together in each: neurons of a feed-forward network,
-heads of attention, and layers.
+"""Finding the units of a model that can be removed, and the tensors that hang together in each.
 
 Which tensors belong to a unit is found from the shapes that a model has with other values in its configuration (see
 `fields`): if `intermediate_size` is doubled, the dimensions that are doubled are those of the neurons.
@@ -7,116 +6,20 @@ Which tensors belong to a unit is found from the shapes that a model has with ot
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
-from ..model.anatomy import has_adapters, is_experts, stacks
+from ..model.anatomy import has_adapters, is_experts, is_layer, stacks
 from ..model.layouts import layout_of
 from ..model.names import named_modules_of, plain_model, shape_of
+from .experts import expert_families
 from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of, value_in
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where the units of a group lie in one tensor.
-
-    Unit u has the indices `start + u * width` to `start + (u + 1) * width - 1` of dimension `dim`, for each (start,
-    width) of the `runs`. `expert` is the index in the first dimension of a tensor of fused experts that the group is
-    limited to.
-    """
-
-    name: str
-    dim: int
-    runs: tuple[tuple[int, int], ...]
-    expert: int | None = None
-
-    def indices(self, units: torch.Tensor) -> torch.Tensor:
-        """The sorted indices (int64) of these units (int64) in the dimension."""
-        found = [(start + units[:, None] * width + torch.arange(width)).reshape(-1) for start, width in self.runs]
-        return torch.cat(found).sort().values
-
-
-@dataclass(frozen=True)
-class CoupledUnits:
-    """Units of one layer that are alike, such as the neurons of its feed-forward network.
-
-    `path` is that of the module that has them; `readers` are the parts through which the rest of the model reads
-    them: the input side of a linear layer. A whole layer is a single unit.
-    """
-
-    structure: str
-    path: str
-    units: int
-    parts: tuple[Part, ...]
-    readers: tuple[Part, ...]
-
-    @property
-    def name(self) -> str:
-        """A name that no other units of the model have, such as `neurons of encoder.layer.0`."""
-        return f"{self.structure} of {self.path}"
-
-    @property
-    def all_parts(self) -> tuple[Part, ...]:
-        """The parts that compute the units, and those that read them."""
-        return (*self.parts, *self.readers)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all tensors that the units are part of."""
-        return list(dict.fromkeys(part.name for part in self.all_parts))
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of a configuration that counts units: its value is `per_unit` times the number of units."""
-
-    path: Path
-    per_unit: float
-
-    def value(self, units: int, old: Any) -> Any:
-        """The value for so many units; a whole number where the old one and the new one are whole."""
-        value = self.per_unit * units
-        return value if isinstance(old, float) or value != int(value) else int(value)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Groups whose number of units the same fields of the configuration set: all have as many.
-
-    `fixed` are fields that must be set beside them, such as the size of a head. For layers, each is a group of its own;
-    `stack` is the path of the module that has them, `lists` are fields with an entry for each layer, and `fixed_layers`
-    the indices of those that cannot be removed.
-    """
-
-    structure: str
-    fields: tuple[Field, ...]
-    groups: tuple[CoupledUnits, ...]
-    fixed: Mapping[Path, Any] = field(default_factory=dict)
-    stack: str = ""
-    lists: tuple[Path, ...] = ()
-    fixed_layers: tuple[int, ...] = ()
-
-    @property
-    def removable(self) -> tuple[CoupledUnits, ...]:
-        """The groups whose units can be removed."""
-        return tuple(group for index, group in enumerate(self.groups) if index not in self.fixed_layers)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all tensors that removable units are part of."""
-        return list(dict.fromkeys(name for group in self.removable for name in group.names))
-
-    def config(self, config: PreTrainedConfig, units: int, kept: Sequence[int] = ()) -> dict[Path, Any]:
-        """The values of the fields for so many units in each group, or for the kept layers."""
-        values = {one.path: one.value(units, value_in(config, one.path)) for one in self.fields}
-        lists = {path: [value_in(config, path)[index] for index in kept] for path in self.lists}
-        return {**self.fixed, **values, **lists}
+from .hidden import Sides, hidden_families
+from .units import CoupledUnits, Family, Field, Part, group_parts
 
 
 def find_families(model: nn.Module, structure: str) -> list[Family]:
@@ -158,7 +61,14 @@ def families_of(model: PreTrainedModel, structure: str, interleaved: bool = Fals
     blocks of neurons, and query, key and value to lie together for each head; if `interleaved`, the other way.
     """
     finder = _Finder(model, interleaved)
-    return {"neurons": finder.neurons, "heads": finder.heads, "layers": finder.layers}[structure]()
+    find = {
+        "neurons": finder.neurons,
+        "heads": finder.heads,
+        "layers": finder.layers,
+        "experts": finder.experts,
+        "hidden": finder.hidden,
+    }
+    return find[structure]()
 
 
 def select_groups(families: Sequence[Family], targets: Sequence[str] | None, exclude: Sequence[str]) -> list[Family]:
@@ -200,7 +110,7 @@ class _Finder:
                 "structure", f"{self._class.__name__} cannot be built from its configuration alone; prune weights"
             )
         self._before = before
-        _check_as_built(model, before)
+        check_as_built(model, before)
         modules = named_modules_of(model, self._before.keys())
         self._inputs = {}  # parameter -> the dimension of its inputs; None where it has none
         for name, module in modules.items():
@@ -209,6 +119,7 @@ class _Finder:
         self._experts = {
             name for name, module in modules.items() if layout_of(module, len(self._before[name])).startswith("experts")
         }
+        self._readers = {name for name, module in modules.items() if is_layer(module) and name.endswith("weight")}
         self._stacks = stacks(model)
         self._depths = {stack: len(list(model.get_submodule(stack).children())) for stack in self._stacks}
 
@@ -260,7 +171,7 @@ class _Finder:
         if len(readers) == len(multiples):
             return None
         parts = {key: self._fused(key, old, multiple) for key, multiple in multiples.items()}
-        groups = list(self._by_expert(_group("neurons", parts, readers, old)))
+        groups = list(self._by_expert(group_parts("neurons", parts, readers, old)))
         if not groups:
             return None
         per_unit = 1 if value is None else value / old
@@ -286,6 +197,29 @@ class _Finder:
                     tuple(replace(part, expert=expert) for part in some) for some in (group.parts, group.readers)
                 )
                 yield CoupledUnits(group.structure, f"{group.path}[{expert}]", group.units, parts, readers)
+
+    # ---- Experts ----
+
+    def experts(self) -> list[Family]:
+        readers = {
+            part.name
+            for family in (self.neurons() if self._experts else ())
+            for group in family.groups
+            for part in group.readers
+            if part.expert is not None
+        }
+        return expert_families(self._class, self._config, readers)
+
+    # ---- Hidden dimensions ----
+
+    def hidden(self) -> list[Family]:
+        layers = {name: self._layer_of(name) for name in self._before}
+        return hidden_families(self._config, self.effect, Sides(self._inputs, self._readers, layers))
+
+    def _layer_of(self, name: str) -> str:
+        """The path of the innermost layer of a stack that a parameter is in; empty if it is in none."""
+        inside = max((stack for stack in self._stacks if name.startswith(f"{stack}.")), key=len, default=None)
+        return "" if inside is None else f"{inside}.{name.removeprefix(f'{inside}.').partition('.')[0]}"
 
     # ---- Heads ----
 
@@ -350,7 +284,7 @@ class _Finder:
         width = getattr(section_of(self._config, path), "hidden_size", None)
         if any(effect.sizes[reader][0] == heads * width for reader in readers if type(width) is int):
             return None  # another field of this value: the ratio of the neurons to the width of the model
-        groups = _group("heads", parts, readers, shared)
+        groups = group_parts("heads", parts, readers, shared)
         fields = [Field(path, heads // shared)]
         if other is not None:
             fields.append(Field(other, 1))
@@ -399,7 +333,7 @@ class _Finder:
         return CoupledUnits("layers", path, 1, tuple(parts[name] for name in biases), readers)
 
 
-def _check_as_built(model: PreTrainedModel, expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_as_built(model: PreTrainedModel, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise StructureError for a model with other tensors than its class builds; `from_pretrained` opens none such."""
     found = {name: shape_of(parameter) for name, parameter in model.named_parameters()}
     other = next((name for name in (*expected, *found) if expected.get(name) != found.get(name)), None)
@@ -411,6 +345,17 @@ def _check_as_built(model: PreTrainedModel, expected: Mapping[str, tuple[int, ..
             f"expected a model as {type(model).__name__} builds it from its configuration, or from_pretrained could "
             f"not open a smaller one; got {got}, where it builds {built}",
         )
+
+
+def embedding_names(model: PreTrainedModel) -> list[str]:
+    """The names of the input embeddings, and of the output embeddings where they are others; none for other inputs."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    try:
+        modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    except (AttributeError, NotImplementedError):
+        return []
+    found = [names.get(id(getattr(module, "weight", None))) for module in modules]
+    return list(dict.fromkeys(name for name in found if name is not None)) if found[0] is not None else []
 
 
 def _lists_of(config: PreTrainedConfig, path: Path, length: int) -> Iterator[Path]:
@@ -439,29 +384,3 @@ def _other_values(value: int | float | None) -> list[int | float]:
 def _input_dim(layout: str) -> int | None:
     """The dimension of the inputs of a tensor of this layout."""
     return {"matrix": 1, "transposed": 0, "convolution": 1, "experts": 2, "experts_transposed": 1}.get(layout)
-
-
-def _group(
-    structure: str, parts: Mapping[tuple[str, int], Part], readers: Sequence[tuple[str, int]], units: int
-) -> list[CoupledUnits]:
-    """Parts by the reader that they share the longest path with; readers that are equally near are one group."""
-    members: dict[tuple[tuple[str, int], ...], list[Part]] = {}
-    for key, part in parts.items():
-        if key in readers:
-            continue
-        shared = {reader: len(_common_path(part.name, reader[0])) for reader in readers}
-        nearest = tuple(reader for reader in readers if shared[reader] == max(shared.values()))
-        members.setdefault(nearest, []).append(part)
-    groups = []
-    for nearest, some in members.items():
-        reading = tuple(parts[reader] for reader in nearest)
-        paths = [part.name for part in (*some, *reading)]
-        groups.append(CoupledUnits(structure, _common_path(*paths), units, tuple(some), reading))
-    return groups
-
-
-def _common_path(*names: str) -> str:
-    """The path of the innermost module that has all of these parameters."""
-    split = [name.split(".")[:-1] for name in names]
-    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
-    return ".".join(parts[0] for parts in shared)

@@ -5,12 +5,14 @@ Nothing is assumed about the names of modules or fields, except of those that tr
 """
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..foreign.transformers import keep_implementations
@@ -24,6 +26,10 @@ MISFITS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError),
     *(RuntimeError, TypeError, ValueError, StrictDataclassError),
 )
+
+
+# Fields that hold ids of tokens: as numbers, lists of them, or values of a mapping.
+ID_FIELD = re.compile(r".+_token_ids?|.+_token_index|(begin_)?suppress_tokens|(bad|force)_words_ids|.+_to_id")
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,14 @@ def value_in(config: PreTrainedConfig, path: Path) -> Any:
 
 
 def number_fields(config: PreTrainedConfig) -> Iterator[tuple[Path, int | float | None]]:
-    """The fields, of parts too, that are whole numbers of 2 or more, ratios above 1, or unset."""
+    """The fields, of parts too, that are whole numbers of 2 or more, ratios above 1, or unset; no ids of tokens."""
 
     def walk(section: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, int | float | None]]:
         for name, value in section.items():
             if isinstance(value, dict) and isinstance(_get(config, (*path, name)), PreTrainedConfig):
                 yield from walk(value, (*path, name))
+            elif ID_FIELD.fullmatch(name):
+                continue
             elif value is None or (type(value) in (int, float) and value > 1):
                 yield (*path, name), value
 
@@ -90,14 +98,26 @@ def section_of(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
     return section
 
 
-def shapes_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]] | None:
-    """The shapes of a model's parameters by name, without allocating them; None if it cannot be built."""
+def shapes_of(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, buffers: bool = False
+) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of a model's parameters by name, without allocating them; None if it cannot be built.
+
+    With `buffers`, those of its saved buffers too.
+    """
     try:
         with torch.device("meta"), few_modules():
             model = model_class(config)
     except MISFITS:
         return None
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tensors = {**dict(model.named_parameters()), **(saved_buffers(model) if buffers else {})}
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that are saved with a model's weights, by name."""
+    saved = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def effect_of(
@@ -105,13 +125,14 @@ def effect_of(
     config: PreTrainedConfig,
     values: Mapping[Path, Any],
     before: Mapping[str, tuple[int, ...]],
+    buffers: bool = False,
 ) -> Effect | None:
-    """What these values change in the shapes `before`; None if the model cannot be built with them."""
+    """What these values change in the shapes `before`, see `shapes_of`; None if the model cannot be built with them."""
     try:
         changed = with_fields(config, values)
     except MISFITS:
         return None
-    after = shapes_of(model_class, changed)
+    after = shapes_of(model_class, changed, buffers)
     if after is None:
         return None
     sizes = {}

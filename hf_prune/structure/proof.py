@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,10 +15,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError, first_line
-from .coupled import CoupledUnits, Family, families_of
+from .coupled import families_of
 from .fields import MISFITS, Path, value_in, with_fields
+from .norms import normalise_others
+from .routing import avoid
 from .shrink import cut_of, shrink_model
 from .skipping import skip
+from .units import CoupledUnits, Family
 
 # The twin has so many layers in each stack, so many neurons in each, and so many words.
 _LAYERS, _NEURONS, _WORDS = 3, 64, 512
@@ -25,8 +29,11 @@ _LAYERS, _NEURONS, _WORDS = 3, 64, 512
 logger = logging.getLogger(__name__)
 
 # Up to which difference, relative to the largest output, two models answer alike. Some classes compute in float32 only.
-_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
+
+# The same where hidden dimensions are gone: norms compute in float32 in many classes.
+_OF_NORMS = 1e-6
 
 # A batch that a model runs with, or None.
 Example = Callable[[], Mapping[str, Any] | None]
@@ -67,7 +74,7 @@ def _proven(family: Family, model: PreTrainedModel, example: Example) -> Family:
 
 def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved: bool) -> Family:
     model_class, config = type(model), model.config
-    for dtype in _TOLERANCES:
+    for dtype in TOLERANCES:
         twin_family, twin = _twin_of(family, model_class, config, dtype, interleaved)
         inputs = sample_inputs(twin, example)
         if inputs is not None:
@@ -77,11 +84,15 @@ def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved
             "structure", f"no inputs were found to try {model_class.__name__} without some of its {family.structure}"
         )
     if family.structure != "layers":
-        if family.groups[0].units < 2:
-            raise StructureError("structure", f"{family.groups[0].name} cannot be removed: there is only one")
-        why = _difference(twin, twin_family, _half_of(twin_family), inputs)
-        if why is not None:
-            raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {why}")
+        if family.with_tied[-1].groups[0].units <= family.at_least:
+            all_needed = (
+                f"each token is sent to {family.at_least} of them" if family.at_least > 1 else "there is only one"
+            )
+            raise StructureError("structure", f"{family.groups[0].name} cannot be removed: {all_needed}")
+        for dropped in _halves_of(twin_family):
+            problem = _difference(twin, twin_family, dropped, inputs)
+            if problem is not None:
+                raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {problem}")
         return family
     depth = len(twin_family.groups)
     kinds = {}
@@ -104,6 +115,21 @@ def _twin_of(
     family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, interleaved: bool
 ) -> tuple[Family, PreTrainedModel]:
     """A small model of the class, and its family of the same fields."""
+    for twin in small_twins(model_class, config, dtype):
+        found = [
+            one
+            for one in families_of(twin, family.structure, interleaved)
+            if [field.path for field in one.fields] == [field.path for field in family.fields]
+        ]
+        if found:
+            return found[0], twin
+    raise StructureError("structure", f"{model_class.__name__} cannot be built to try it without {family.structure}")
+
+
+def small_twins(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype
+) -> Iterator[PreTrainedModel]:
+    """Models of the class with random weights, the smallest first; the last has the given configuration."""
     for smaller in _smaller(config, model_class):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -115,14 +141,7 @@ def _twin_of(
             with torch.no_grad():
                 for parameter in twin.parameters():
                     parameter.add_(0.02 * torch.randn_like(parameter))
-        found = [
-            one
-            for one in families_of(twin, family.structure, interleaved)
-            if [field.path for field in one.fields] == [field.path for field in family.fields]
-        ]
-        if found:
-            return found[0], twin
-    raise StructureError("structure", f"{model_class.__name__} cannot be built to try it without {family.structure}")
+        yield twin
 
 
 def _smaller(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Iterator[PreTrainedConfig]:
@@ -151,14 +170,18 @@ def _skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> P
         return model_class(copy.deepcopy(config))
 
 
-def _half_of(family: Family) -> dict[str, torch.Tensor]:
-    """Half of the units of each group, at random."""
+def _halves_of(family: Family) -> Iterator[dict[str, torch.Tensor]]:
+    """Half of the units of each group, at random; of experts, which a router may choose by groups, the first too."""
     generator = torch.Generator().manual_seed(0)
-    dropped = {}
-    for group in family.groups:
-        dropped[group.name] = torch.zeros(group.units, dtype=torch.bool)
-        dropped[group.name][torch.randperm(group.units, generator=generator)[: group.units // 2]] = True
-    return dropped
+    for in_order in (False, True) if family.structure == "experts" else (False,):
+        dropped = {}
+        fewest = family.with_tied[-1].groups[0].units
+        share = Fraction(min(fewest // 2, fewest - family.at_least), fewest)
+        for group in (group for one in family.with_tied for group in one.groups):
+            order = torch.arange(group.units) if in_order else torch.randperm(group.units, generator=generator)
+            dropped[group.name] = torch.zeros(group.units, dtype=torch.bool)
+            dropped[group.name][order[: int(share * group.units)]] = True
+        yield dropped
 
 
 def _difference(
@@ -171,24 +194,46 @@ def _difference(
             if bool(dropped[group.name].all()):
                 skip(masked.get_submodule(group.path))
     else:
-        zero_units(masked, family.groups, dropped)
+        zero_units(masked, [group for one in family.with_tied for group in one.groups], dropped)
+    for group in family.groups:
+        if family.structure == "experts":
+            avoid(masked, group, dropped[group.name])
+        elif family.structure == "hidden":
+            normalise_others(masked, group, dropped[group.name])
+    cut = cut_of(family.with_tied, dropped)
     try:
-        shrink_model(small, cut_of([family], dropped))
-        whole, expected, found = (_answers(model, inputs) for model in (twin, masked, small))
+        shrink_model(small, cut)
+        whole, expected, found = (answers(model, inputs) for model in (twin, masked, opened(small)))
     except StructureError as error:
         return first_line(error).removeprefix("structure: ")
     except MISFITS as error:
         return f"the smaller model does not run ({first_line(error)})"
+    if family.structure == "hidden":  # some outputs are hidden states
+        kept = cut.kept[family.groups[0].name]
+        whole, expected = ([_hidden_in(one, family, kept) for one in some] for some in (whole, expected))
     if not [one.shape for one in whole] == [one.shape for one in expected] == [one.shape for one in found]:
         return "the smaller model has outputs of other shapes"
-    tolerance = _TOLERANCES[twin.dtype]
+    tolerance = max(TOLERANCES[twin.dtype], _OF_NORMS if family.structure == "hidden" else 0.0)
     scale = max((float(one.abs().max()) for one in expected if one.numel()), default=0.0)
-    difference = _largest_difference(expected, found)
+    difference = largest_difference(expected, found)
     if not difference <= tolerance * max(scale, 1e-30):
         return f"the smaller model's outputs differ by {difference / max(scale, 1e-30):.1e} of the largest"
-    if _largest_difference(whole, expected) <= tolerance * scale:
+    if largest_difference(whole, expected) <= tolerance * scale:
         return "they do not change the outputs, so nothing can be compared"
     return None
+
+
+def _hidden_in(output: torch.Tensor, family: Family, kept: torch.Tensor) -> torch.Tensor:
+    """An output; of hidden states, the dimensions that are kept."""
+    return output[..., kept] if output.shape[-1:] == (family.groups[0].units,) else output
+
+
+def opened(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as its class builds it anew from its configuration, with the weights that are saved."""
+    again = type(model)(copy.deepcopy(model.config)).eval()
+    nn.Module.to(again, model.dtype)
+    again.load_state_dict(model.state_dict())
+    return again
 
 
 def zero_units(model: nn.Module, groups: Sequence[CoupledUnits], dropped: Mapping[str, torch.Tensor]) -> None:
@@ -205,12 +250,13 @@ def zero_units(model: nn.Module, groups: Sequence[CoupledUnits], dropped: Mappin
                 tensor.index_fill_(dim, part.indices(units).to(tensor.device), 0)
 
 
-def _largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """The largest difference of two models' outputs."""
     pairs = zip(one, other, strict=True)
     return max((float((first - second).abs().max()) for first, second in pairs if first.numel()), default=0.0)
 
 
-def _answers(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+def answers(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
     """The floating-point outputs of a model, without those of single layers (caches, attentions, hidden states)."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -226,7 +272,7 @@ def sample_inputs(model: PreTrainedModel, example: Example = lambda: None) -> di
     """
     for inputs in _possible_inputs(model, example):
         try:
-            if _answers(model, inputs):
+            if answers(model, inputs):
                 return inputs
         except MISFITS:
             continue

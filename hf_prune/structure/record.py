@@ -10,9 +10,9 @@ from transformers import PreTrainedConfig
 
 from ..config.safe_json import read_json
 from ..errors import PruningStateError
-from .coupled import Family
 from .fields import value_in
 from .shrink import Cut
+from .units import Family
 
 STRUCTURE_NAME = "pruning_structure.json"
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import StructureError
-from .coupled import CoupledUnits, Family, Part
-from .fields import MISFITS, Path, with_fields
+from ..errors import StructureError, first_line
+from ..model.names import shape_of
+from .fields import MISFITS, Path, saved_buffers, with_fields
+from .units import CoupledUnits, Family, Part
 
 # Types of attributes of modules that describe their shape.
 _PLAIN = (bool, int, float, str, tuple, type(None), PreTrainedConfig)
@@ -77,7 +78,7 @@ class Cut:
         found: dict[str, list[tuple[CoupledUnits, Part]]] = {}
         for family in self.families:
             for group in family.groups if family.structure != "layers" else ():
-                for part in group.all_parts if group.name in self.kept else ():
+                for part in (*group.all_parts, *group.buffers) if group.name in self.kept else ():
                     found.setdefault(part.name, []).append((group, part))
         return found
 
@@ -98,8 +99,8 @@ class Cut:
             if part.expert is not None
         ]
         if experts:
-            return torch.stack([one for _, one in sorted(experts, key=lambda pair: pair[0])])
-        for group, part in parts:
+            tensor = torch.stack([one for _, one in sorted(experts, key=lambda pair: pair[0])])
+        for group, part in ((group, part) for group, part in parts if part.expert is None):
             tensor = _select(tensor, part.dim, part, self.kept[group.name])
         return tensor
 
@@ -136,7 +137,7 @@ def cut_of(families: Iterable[Family], dropped: Mapping[str, torch.Tensor]) -> C
         most = max((int((~dropped[group.name]).sum()) for group in there), default=0)
         for group in there:
             order = dropped[group.name].to(torch.int8).argsort(stable=True)  # those that are kept first
-            kept[group.name] = order[: max(most, 1)].sort().values
+            kept[group.name] = order[: max(most, family.at_least)].sort().values
     return Cut(families, kept)
 
 
@@ -158,8 +159,9 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
             "structure", f"{type(model).__name__} cannot be built without the removed units: {error}"
         ) from error
     parameters = dict(model.named_parameters())
-    smaller = cut.tensors({name: parameter.detach() for name, parameter in parameters.items()})
-    _check_shapes(smaller, skeleton)
+    buffers = saved_buffers(model)
+    smaller = cut.tensors({name: tensor.detach() for name, tensor in (*parameters.items(), *buffers.items())})
+    _check_shapes(smaller, {**dict(skeleton.named_parameters()), **saved_buffers(skeleton)})
     states = _smaller_states(parameters, cut, optimizer)
     new = {
         parameter: nn.Parameter(smaller[new_name], requires_grad=parameter.requires_grad)
@@ -173,13 +175,33 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, new[parameter])
+    for name in buffers.keys() & cut.parts().keys():
+        new_name = cut.name_of(name)
+        if new_name is not None:
+            owner, _, own_name = new_name.rpartition(".")
+            model.get_submodule(owner).register_buffer(own_name, smaller[new_name])
     if optimizer is not None:
         _replace(optimizer, {**dict.fromkeys(parameters.values()), **new}, states)
     _copy_sizes(skeleton, whole, model)
 
 
-def _check_shapes(tensors: Mapping[str, torch.Tensor], skeleton: nn.Module) -> None:
-    expected = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+def misfit(model: PreTrainedModel, cut: Cut) -> str | None:
+    """Why `from_pretrained` could not open what is left of a model; None if it can."""
+    tensors = {**dict(model.named_parameters()), **saved_buffers(model)}
+    try:
+        with torch.device("meta"):
+            skeleton = type(model)(cut.config(model.config))
+        left = cut.tensors({name: torch.empty(shape_of(tensor), device="meta") for name, tensor in tensors.items()})
+        _check_shapes(left, {**dict(skeleton.named_parameters()), **saved_buffers(skeleton)})
+    except StructureError as error:
+        return first_line(error).removeprefix("structure: ")
+    except MISFITS as error:
+        return first_line(error)
+    return None
+
+
+def _check_shapes(tensors: Mapping[str, torch.Tensor], of_class: Mapping[str, torch.Tensor]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in of_class.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if different:

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from ..errors import StructureError, first_line
 from ..model.names import named_parameters
-from .coupled import CoupledUnits, Family, checked_model, families_of
+from .coupled import checked_model, families_of
 from .proof import proven
 from .shrink import cut_of, shrink_model
+from .units import CoupledUnits, Family
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from ..config.distillation import DistillationConfig
+from ..config.distillation import DistillationConfig, check_width
 from ..config.pruning import PruningConfig
 from ..engines.launched import check_processes
 from ..errors import ArgumentError, TeacherError
 from ..foreign.transformers import check_trainer
-from ..masking.pruner import Pruner
+from ..masking.pruner import Pruner, as_configs
 from .callback import PruningCallback, check_needs
 from .distilling import DistillingMixin
 from .latency import example_of
@@ -86,6 +86,8 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
     ):
         own_teacher = teacher_model is not None and _takes(_extended_by(type(self)), "teacher_model")
         _check_distillation(teacher_model, distillation_config, own_teacher)
+        if pruning_config is not None:
+            check_width(distillation_config, [config.structure for config in as_configs(pruning_config)])
         if peft_config is not None and _takes(_extended_by(type(self)), "peft_config"):
             kwargs["peft_config"] = peft_config
         elif peft_config is not None:

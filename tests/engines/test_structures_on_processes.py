@@ -9,20 +9,25 @@ from transformers import AutoModelForSequenceClassification
 from hf_prune.structure.coupled import find_families
 from hf_prune.structure.record import cut_of_record, read_structure
 
+SIZES = {"small": (16, 6, 2), "narrow": (8, 24, 4)}
 
-def saved_by(directory, engine):
+
+def saved_by(directory, engine, kind="small"):
     """What a group of two processes saved, as plain transformers opens it, and the record of what was cut out."""
-    ended = run_group(2, train_structures.main, directory, engine)
+    ended = run_group(2, train_structures.main, directory, engine, kind)
     assert [one.returncode for one in ended] == [0, 0], "\n".join(one.stderr[-3000:] for one in ended)
     opened, loading = AutoModelForSequenceClassification.from_pretrained(directory / "saved", output_loading_info=True)
     assert not any(loading.values()), loading
-    assert (opened.config.intermediate_size, opened.config.num_hidden_layers) == (6, 2)
+    config = opened.config
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == SIZES[kind]
     return opened, read_structure(directory / "saved")
 
 
-def cut_out_of(weights, record, directory):
+def cut_out_of(weights, record, directory, kind):
     """The weights without the units that the record says are gone."""
-    families = [family for kind in ("neurons", "layers") for family in find_families(train_structures.dense(), kind)]
+    structures = [config["structure"] for config in train_structures.CONFIGS[kind]]
+    found = [family for one in structures for family in find_families(train_structures.dense(), one)]
+    families = [family for one in found for family in one.with_tied]
     return cut_of_record(record, families, directory).tensors(weights)
 
 
@@ -34,9 +39,10 @@ def test_replicated_processes_end_with_the_same_small_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sharded_model_is_saved_as_the_smaller_one(tmp_path):
-    opened, record = saved_by(tmp_path, "fsdp")
+@pytest.mark.parametrize("kind", ["small", "narrow"])
+def test_a_sharded_model_is_saved_as_the_smaller_one(tmp_path, kind):
+    opened, record = saved_by(tmp_path, "fsdp", kind)
     result = torch.load(tmp_path / "result.pt", weights_only=True)
-    expected = cut_out_of(result["weights"], record, tmp_path)
+    expected = cut_out_of(result["weights"], record, tmp_path, kind)
     for name, weight in opened.named_parameters():
         assert torch.equal(weight, expected[name]), name

@@ -7,10 +7,11 @@ from transformers import set_seed
 
 from hf_prune import PruningConfig, PruningTrainer
 
-CONFIGS = [
-    {"structure": "neurons", "method": "taylor", "sparsity": 0.75, "begin": 1, "end": 5, "frequency": 1},
-    {"structure": "layers", "method": "taylor", "sparsity": 0.5, "begin": 1, "end": 5, "frequency": 1},
-]
+WINDOW = {"method": "taylor", "begin": 1, "end": 5, "frequency": 1}
+CONFIGS = {
+    "small": [{"structure": "neurons", "sparsity": 0.75, **WINDOW}, {"structure": "layers", "sparsity": 0.5, **WINDOW}],
+    "narrow": [{"structure": "hidden", "sparsity": 0.5, **WINDOW}],
+}
 
 
 def dense():
@@ -18,13 +19,13 @@ def dense():
     return bert(num_hidden_layers=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
-def main(directory, engine):
+def main(directory, engine, kind):
     case = {"engine": engine, "model": "bert", "arguments": {"max_steps": 8}}
     trainer = PruningTrainer(
         model=dense(),
         args=make_arguments(directory, case),
         train_dataset=bert_examples(48),
-        pruning_config=[PruningConfig(**config) for config in CONFIGS],
+        pruning_config=[PruningConfig(**config) for config in CONFIGS[kind]],
     )
     trainer.train()
     trainer.save_model(str(directory / "saved"))

@@ -51,17 +51,17 @@ def load_data(section):
     return data.load_data(section, {"text_column": section.text_column, "label_column": section.label_column})
 
 
-def save_tiny_bert(folder):
+def save_tiny_bert(folder, vocabulary=VOCABULARY):
     """A BERT without a head, and a WordPiece tokenizer that knows the words of the reviews."""
-    tokenizer = Tokenizer(models.WordPiece({word: at for at, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece({word: at for at, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [(word, VOCABULARY.index(word)) for word in ("[CLS]", "[SEP]")]
+    ends = [(word, vocabulary.index(word)) for word in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     names = {f"{word.strip('[]').lower()}_token": word for word in SPECIAL}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     config = transformers.BertConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(vocabulary),
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,

@@ -7,11 +7,13 @@ import torch
 from models import ARCHITECTURES, bert, bert_examples, training_arguments
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 
-from hf_prune import DistillationConfig, PruningCallback, PruningConfig, PruningTrainer
+from hf_prune import DistillationConfig, DistillationConfigError, PruningCallback, PruningConfig, PruningTrainer
 from hf_prune.structure.record import STRUCTURE_NAME
 
 NEURONS = PruningConfig(structure="neurons", method="taylor", sparsity=0.75, begin=1, end=5, frequency=1)
 LAYERS = PruningConfig(structure="layers", method="taylor", sparsity=0.5, begin=1, end=5, frequency=1)
+
+WIDTH = PruningConfig(structure="hidden", method="taylor", sparsity=0.5, begin=1, end=5, frequency=1)
 
 
 def trainer_of(
@@ -98,6 +100,32 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_whole_one(tmp_path, step):
     assert weights.keys() == others.keys()
     assert not [name for name in weights if not torch.equal(weights[name], others[name])]
     assert resumed.pruner.removed == whole.pruner.removed
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_run_whose_width_is_pruned_is_resumed_bit_for_bit(tmp_path, step):
+    whole = trainer_of(tmp_path / "whole", (WIDTH,), save_strategy="steps", save_steps=3)
+    whole.train()
+    torch.manual_seed(5)
+    resumed = trainer_of(tmp_path / "resumed", (WIDTH,))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert all(map(torch.equal, whole.model.state_dict().values(), resumed.model.state_dict().values()))
+    assert (whole.model.config.hidden_size, whole.model.config.num_attention_heads) == (8, 1)
+    whole.save_model(tmp_path / "small")
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+    assert torch.equal(logits_of(opened), logits_of(whole.model))
+
+
+def test_hidden_states_of_another_width_are_not_compared(tmp_path):
+    with pytest.raises(DistillationConfigError, match="hidden_weight: must be 0 where structure='hidden' removes"):
+        PruningTrainer(
+            model=bert(),
+            args=training_arguments(tmp_path, max_steps=8),
+            train_dataset=bert_examples(),
+            pruning_config=WIDTH,
+            teacher_model=bert(),
+            distillation_config=DistillationConfig(hidden_weight=1.0),
+        )
 
 
 def test_a_run_is_resumed_with_the_small_model_too(tmp_path):

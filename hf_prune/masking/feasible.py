@@ -1,0 +1,40 @@
+"""Whether a model can be built without as many units as a configuration asks for."""
+
+import torch
+from transformers import PreTrainedModel
+
+from ..config.pruning import PruningConfig
+from ..errors import StructureError
+from ..methods.patterns import count_of
+from ..structure.shrink import cut_of, misfit
+from ..structure.units import Family
+
+
+def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedModel) -> None:
+    """Raise StructureError if too few units would be left, or a number that the model's class cannot be built with."""
+    assert config.sparsity is not None
+    if family.structure == "layers":
+        return
+    units = family.groups[0].units
+    left = units - count_of(config.sparsity, units)
+    if 1 < family.at_least > left:
+        raise StructureError(
+            "sparsity",
+            f"expected at least {family.at_least} of {units} {family.structure} to be left, as many as each token is "
+            f"sent to, got {config.sparsity}, which leaves {left}",
+        )
+    dropped = {}
+    for group in (group for one in family.with_tied for group in one.groups):
+        dropped[group.name] = torch.arange(group.units) < count_of(config.sparsity, group.units)
+    why = misfit(model, cut_of(family.with_tied, dropped))
+    if why is not None:
+        numbers = " and ".join(
+            f"{len(gone) - int(gone.sum())} of {len(gone)} {one.structure}"
+            for one in family.with_tied
+            if (gone := dropped[one.groups[0].name]) is not None
+        )
+        raise StructureError(
+            "sparsity",
+            f"expected a share of {family.structure} without which {type(model).__name__} can be built, got "
+            f"{config.sparsity}, which leaves {numbers} ({why})",
+        )

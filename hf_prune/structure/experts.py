@@ -1,0 +1,54 @@
+"""Whole experts of a mixture: their fused tensors, and what the router has for each of them."""
+
+import re
+from collections.abc import Collection
+from dataclasses import replace
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .fields import Path, effect_of, number_fields, section_of, shapes_of
+from .units import CoupledUnits, Family, Field, Part, group_parts
+
+# Fields with the number of experts that each token is sent to.
+_SENT_TO = re.compile(r".*(experts_per_tok(en)?|top_?k.*)")
+
+
+def expert_families(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, readers: Collection[str]
+) -> list[Family]:
+    """The experts that fields of a configuration count.
+
+    If such a field is doubled, the first dimension of fused tensors is, and with it that of what the router has for
+    each expert: rows of its weight, a bias, a buffer of corrections. `readers` are the names of the fused tensors that
+    give the outputs of experts.
+    """
+    shapes = shapes_of(model_class, config)
+    before = shapes_of(model_class, config, buffers=True)
+    found: dict[frozenset[tuple[str, int]], Family] = {}
+    for path, value in number_fields(config) if shapes and before and readers else ():
+        if type(value) is not int:
+            continue
+        effect = effect_of(model_class, config, {path: 2 * value}, before or {}, buffers=True)
+        if effect is None or not effect.only_resizes or set(effect.sizes.values()) != {(value, 2 * value)}:
+            continue
+        keys = frozenset(effect.sizes)
+        if not any((name, 0) in keys for name in readers) or keys in found:
+            continue
+        parts = {key: Part(*key, ((0, 1),)) for key in effect.sizes}
+        groups = group_parts("experts", parts, [key for key in parts if key[0] in readers], value)
+        with_buffers = tuple(_with_buffers(group, shapes or {}) for group in groups)
+        found[keys] = Family("experts", (Field(path, 1),), with_buffers, at_least=_sent_to(config, path, value))
+    return list(found.values())
+
+
+def _with_buffers(group: CoupledUnits, parameters: Collection[str]) -> CoupledUnits:
+    """The same group with the parts that are no parameters apart."""
+    of_parameters = tuple(part for part in group.parts if part.name in parameters)
+    return replace(group, parts=of_parameters, buffers=tuple(part for part in group.parts if part not in of_parameters))
+
+
+def _sent_to(config: PreTrainedConfig, path: Path, experts: int) -> int:
+    """How many experts each token is sent to, by the fields beside the number of experts; 1 if none says so."""
+    section = section_of(config, path).to_dict()
+    numbers = [value for name, value in section.items() if _SENT_TO.fullmatch(name) and type(value) is int]
+    return max((number for number in numbers if 1 <= number <= experts), default=1)

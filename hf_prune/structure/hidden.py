@@ -1,0 +1,128 @@
+"""The width of a model: the dimensions of its hidden states, with everything that reads or writes them."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from .fields import Effect, Path, number_fields, section_of
+from .units import CoupledUnits, Family, Field, Part, group_parts
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is known of a model's parameters by name.
+
+    `inputs` is the dimension of the inputs; None where there is none. `linear` are the weights of linear layers.
+    `layers` is the path of the innermost layer that a parameter is in; empty for those that are in none.
+    """
+
+    inputs: Mapping[str, int | None]
+    linear: Collection[str]
+    layers: Mapping[str, str]
+
+
+def hidden_families(
+    config: PreTrainedConfig, effect_of_fields: Callable[[Mapping[Path, Any]], Effect | None], sides: Sides
+) -> list[Family]:
+    """The widths that fields of a configuration set.
+
+    If such a field is doubled and the size of heads stays, one dimension of many tensors is doubled: embeddings, norms,
+    and the sides of linear layers that read or write hidden states. Where the size of heads cannot be set, the number
+    of heads is doubled with the width, and the heads are tied to it. `effect_of_fields` says what other values change.
+    """
+    numbers = [(path, value) for path, value in number_fields(config) if type(value) is int]
+    families = (_width_of(config, effect_of_fields, sides, path, value) for path, value in numbers)
+    return [family for family in families if family is not None]
+
+
+def _width_of(
+    config: PreTrainedConfig,
+    effect_of_fields: Callable[[Mapping[Path, Any]], Effect | None],
+    sides: Sides,
+    path: Path,
+    width: int,
+) -> Family | None:
+    """The hidden dimensions that a field counts, if it does."""
+    for fixed in _sizes_of_heads(config, path):
+        keys = _doubled(effect_of_fields({path: 2 * width, **fixed}), width, sides)
+        if keys and len({name for name, _ in keys}) == len(keys):  # no tensor is doubled on both sides
+            group = _group_of(keys, width, sides)
+            return Family("hidden", (Field(path, 1),), (group,), fixed) if group is not None else None
+    heads = getattr(section_of(config, path), "num_attention_heads", None)
+    if type(heads) is int and width % heads == 0:
+        for field, value in number_fields(config):
+            if value == heads and field != path and field[:-1] == path[:-1]:
+                keys = _doubled(effect_of_fields({path: 2 * width, field: 2 * heads}), width, sides)
+                family = _tied(path, width, field, heads, keys, sides)
+                if family is not None:
+                    return family
+    return None
+
+
+def _doubled(effect: Effect | None, value: int, sides: Sides) -> list[tuple[str, int]]:
+    """The dimensions that are doubled, if they are those of hidden states, some of which are not in layers."""
+    if effect is None or not effect.only_resizes or set(effect.sizes.values()) != {(value, 2 * value)}:
+        return []
+    return list(effect.sizes) if any(not sides.layers[name] for name, _ in effect.sizes) else []
+
+
+def _group_of(keys: Sequence[tuple[str, int]], width: int, sides: Sides) -> CoupledUnits | None:
+    """The hidden dimensions, if some linear layers read them and others write them."""
+    parts = [Part(*key, ((0, 1),)) for key in keys]
+    readers = tuple(part for part in parts if part.name in sides.linear and sides.inputs[part.name] == part.dim)
+    others = tuple(part for part in parts if part not in readers)
+    if not readers or not any(part.name in sides.linear for part in others):
+        return None
+    return CoupledUnits("hidden", _place([name for name, _ in keys]), width, others, readers)
+
+
+def _tied(
+    path: Path, width: int, field: Path, heads: int, keys: Sequence[tuple[str, int]], sides: Sides
+) -> Family | None:
+    """A width, and the heads of each attention: four square weights of a layer, the last of which reads the others.
+
+    That is so in BERT and models like it. The proof on a twin finds others out.
+    """
+    square: dict[str, list[str]] = {}
+    for name, dim in keys:
+        if sides.layers[name] and name in sides.linear and dim == sides.inputs[name] and (name, 1 - dim) in keys:
+            square.setdefault(sides.layers[name], []).append(name)
+    if not square or any(len(names) % 4 for names in square.values()):
+        return None
+    inside: set[tuple[str, int]] = set()
+    groups = []
+    for names in square.values():
+        for start in range(0, len(names), 4):
+            *computing, reading = names[start : start + 4]
+            rows = {(name, 1 - (sides.inputs[name] or 0)) for name in computing}
+            rows |= {(f"{name.removesuffix('weight')}bias", 0) for name in computing} & set(keys)
+            reader = (reading, sides.inputs[reading] or 0)
+            inside |= {*rows, reader}
+            runs = ((0, width // heads),)
+            parts = {key: Part(*key, runs) for key in keys if key in rows or key == reader}
+            groups += group_parts("heads", parts, [reader], heads)
+    group = _group_of([key for key in keys if key not in inside], width, sides)
+    if group is None:
+        return None
+    return Family("hidden", (Field(path, 1),), (group,), tied=(Family("heads", (Field(field, 1),), tuple(groups)),))
+
+
+def _place(names: Sequence[str]) -> str:
+    """The path of the innermost module that most of the parameters are in: that of the model without its head."""
+    paths = Counter(name.partition(".")[0] for name in names)
+    return paths.most_common(1)[0][0]
+
+
+def _sizes_of_heads(config: PreTrainedConfig, path: Path) -> Iterator[dict[Path, Any]]:
+    """Values that keep the size of heads: none, or that of the field for it."""
+    yield {}
+    section = section_of(config, path)
+    width, heads = getattr(section, "hidden_size", None), getattr(section, "num_attention_heads", None)
+    size = getattr(section, "head_dim", None)
+    if type(size) is not int and type(width) is int and type(heads) is int and heads and width % heads == 0:
+        size = width // heads
+    if type(size) is int:
+        yield {(*path[:-1], "head_dim"): size}

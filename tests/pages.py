@@ -67,7 +67,7 @@ def names_for(folder):
         "optimizer": torch.optim.AdamW(model.parameters()),
         "batches": [batch] * 10,
         "language_model": llama(),
-        "texts": [ARCHITECTURES["llama"].batch()] * 2,
+        "language_batches": [ARCHITECTURES["llama"].batch()] * 2,
     }
 
 

@@ -135,7 +135,7 @@ def test_rounding_that_leaves_the_moments_indefinite_raises_the_ridge():
     new, _ = least_squares(weight, kept, moments, has_bias=False)
     products = products.double()
     expected = torch.linalg.solve(products[:2, :2] + 0.1 * torch.eye(2), products[:2, 2])  # 10 times 2 * 2 / 400
-    assert torch.allclose(new[0, :2] - 1, expected, rtol=1e-4)
+    assert torch.allclose(new[0, :2] - 1, expected, rtol=1e-3)
 
 
 def test_few_tokens_change_little():

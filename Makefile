@@ -99,6 +99,7 @@ bench-quality: $(VENV)/installed
 # report is in outputs/structure.
 bench-structure: $(VENV)/installed
 	$(BIN)/python benchmarks/structure.py
+	$(BIN)/python benchmarks/language_structures.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

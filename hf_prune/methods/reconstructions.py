@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-# The ridge of `least_squares`, as a share of the mean of the kept inputs' second moments.
-_RIDGE = 0.01
+# The ridge of `least_squares`: this times the number of kept features for each token.
+_RIDGE = 2.0
+
+# What is added to it, as a share of the mean, for features that are always zero.
+_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,26 +50,27 @@ class Reconstruction:
 def least_squares(
     weight: torch.Tensor, kept: torch.Tensor, moments: InputMoments, has_bias: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The change D of the kept weights K that minimises `mean ||x_K Dᵀ + c - x_R Rᵀ||² + ridge ||D||²` over tokens.
+    """The change D of the kept weights K that minimises `mean ||x_K Dᵀ + c - x_R Rᵀ||² + ||D ridge^½||²` over tokens.
 
     R are the weights of the features that are not kept; c is zero if the layer has no bias. So what the layer loses is
-    regressed on what it keeps: `D = R S_RK (S_KK + ridge I)⁻¹`, where S has the second moments of the inputs, about
-    their means if there is a bias. The ridge is 1% of the mean of the diagonal of S_KK: without one, the change follows
-    the noise of few tokens. Where rounding leaves the matrix indefinite nevertheless, it is ten times as large, and so
-    on. (He, Zhang and Sun, arXiv 1707.06168, equation 5, with a ridge.)
+    regressed on what it keeps: `D = R S_RK (S_KK + ridge)⁻¹`, where S has the second moments of the inputs, about their
+    means if there is a bias. The ridge is the diagonal of S_KK times 2 K / tokens, as a change follows noise if tokens
+    are few: `benchmarks/README.md` compares it with others. Where rounding leaves the matrix indefinite nevertheless,
+    it is ten times as large, and so on. (He, Zhang and Sun, arXiv 1707.06168, equation 5, with a ridge.)
     """
     products, means = moments.products.to(weight) / moments.tokens, moments.means.to(weight)
     if not has_bias:
         products = products + torch.outer(means, means)
     inside, removed = products[kept][:, kept], weight[:, ~kept]
-    ridge = _RIDGE * inside.diagonal().mean()
+    squares = inside.diagonal()
+    ridge = _RIDGE * len(squares) / moments.tokens * squares + _FLOOR * squares.mean()
     new = weight * kept
     shift = torch.zeros_like(weight[:, 0])
-    if ridge > 0:  # else the kept inputs are all zero, or constant, and explain nothing
-        factor, failed = torch.linalg.cholesky_ex(inside + ridge * torch.eye(len(inside)).to(inside))
+    if squares.sum() > 0:  # else the kept inputs are all zero, or constant, and explain nothing
+        factor, failed = torch.linalg.cholesky_ex(inside + torch.diag(ridge))
         while failed:
             ridge = 10 * ridge
-            factor, failed = torch.linalg.cholesky_ex(inside + ridge * torch.eye(len(inside)).to(inside))
+            factor, failed = torch.linalg.cholesky_ex(inside + torch.diag(ridge))
         new[:, kept] += torch.cholesky_solve(products[kept][:, ~kept] @ removed.T, factor).T
     if has_bias:
         shift = (weight - new) @ means

@@ -21,7 +21,8 @@ def find_in_packages(name: Any) -> str | None:
 
     The imported module adds its entry to a table. Returns why a module cannot be imported, or None.
     """
-    if not isinstance(name, str) or name in {*method_names(), *SCHEDULES, *SCOPES, *PENALTIES, *RECONSTRUCTIONS}:
+    tables = (CRITERIA, SOLVERS, UNIT_CRITERIA, SCHEDULES, SCOPES, PENALTIES, RECONSTRUCTIONS)
+    if not isinstance(name, str) or name == "keep" or any(name in table for table in tables):
         return None
     for entry in entry_points(group=ENTRY_POINTS, name=name):
         try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config.safe_json import parse_json
 from ..errors import CardError, one_line
-from ..methods.table import ENTRY_POINTS, method_names
+from ..methods.table import ENTRY_POINTS, method_of
 from ..saved.files import check_inside, saved_files, write_file
 from ..saved.model import SavedModel
 from .card_merge import Existing, merge_cards
@@ -87,7 +87,12 @@ def make_files(
 
 
 def _warn_of_unknown_methods(figures: Figures, record: RunRecord) -> None:
-    for name in sorted({config["method"] for config in figures.pruning} - {*method_names(), *record.methods}):
+    names = {
+        config["method"]
+        for config in figures.pruning
+        if config["method"] != "keep" and method_of(config["method"], config.get("structure")) is None
+    }
+    for name in sorted(names - record.methods.keys()):
         logger.warning(
             "The method %r is not known here, and the record of the run does not describe it: the card has its name "
             "alone. Install the package that declares it in the entry-point group %s, and make the card again.",

@@ -199,7 +199,7 @@ class RunRecord(Frozen):
 
 def describe_methods(configs: Sequence[PruningConfig]) -> dict[str, Method]:
     """The methods of configurations that are known here, by name."""
-    entries = {config.method: method_of(config.method) for config in configs}
+    entries = {config.method: method_of(config.method, config.structure) for config in configs}
     return {name: Method(words=one.words, paper=one.paper) for name, one in entries.items() if one is not None}
 
 

@@ -90,8 +90,9 @@ def test_what_reads_removed_units_is_their_least_squares_solution(kind):
         centred, target = x[:, kept], lost
         if bias in before:
             centred, target = centred - centred.mean(0), lost - lost.mean(0)
-        ridge = 0.01 * centred.square().mean()
-        stacked = torch.cat([centred / len(x) ** 0.5, ridge.sqrt() * torch.eye(int(kept.sum())).double()])
+        squares = centred.square().mean(0)
+        ridge = 2 * len(squares) / len(x) * squares + 1e-6 * squares.mean()
+        stacked = torch.cat([centred / len(x) ** 0.5, ridge.sqrt().diag()])
         wanted = torch.cat([target / len(x) ** 0.5, torch.zeros(int(kept.sum()), len(old)).double()])
         change = torch.linalg.lstsq(stacked, wanted).solution.T
         assert torch.allclose(new[:, kept], old[:, kept] + change, atol=1e-5), name
@@ -107,11 +108,11 @@ def test_what_reads_removed_units_is_their_least_squares_solution(kind):
 
 def test_units_that_others_equal_cost_nothing():
     torch.manual_seed(0)
-    x = torch.randn(200, 4).double() + 3.0
+    x = torch.randn(20_000, 4).double() + 3.0
     x = torch.cat([x, x], dim=1)
     weight, kept = torch.randn(3, 8).double(), torch.arange(8) < 4
     means = x.mean(0)
-    moments = InputMoments(200, means, ((x - means).T @ (x - means)).float())
+    moments = InputMoments(20_000, means, ((x - means).T @ (x - means)).float())
     for has_bias in (False, True):
         new, shift = least_squares(weight, kept, moments, has_bias)
         assert not new[:, ~kept].any()
@@ -130,10 +131,21 @@ def test_inputs_that_are_all_zero_change_nothing():
 def test_rounding_that_leaves_the_moments_indefinite_raises_the_ridge():
     weight, kept = torch.ones(1, 3).double(), torch.tensor([True, True, False])
     products = torch.tensor([[1.0, 1.05, 0.5], [1.05, 1.0, 0.3], [0.5, 0.3, 1.0]])  # kept: an eigenvalue of -0.05
-    new, _ = least_squares(weight, kept, InputMoments(1, torch.zeros(3).double(), products), has_bias=False)
-    moments = products.double()
-    expected = torch.linalg.solve(moments[:2, :2] + 0.1 * torch.eye(2), moments[:2, 2])  # 10 times 1%
-    assert torch.allclose(new[0, :2] - 1, expected)
+    moments = InputMoments(400, torch.zeros(3).double(), 400 * products)
+    new, _ = least_squares(weight, kept, moments, has_bias=False)
+    products = products.double()
+    expected = torch.linalg.solve(products[:2, :2] + 0.1 * torch.eye(2), products[:2, 2])  # 10 times 2 * 2 / 400
+    assert torch.allclose(new[0, :2] - 1, expected, rtol=1e-3)
+
+
+def test_few_tokens_change_little():
+    torch.manual_seed(0)
+    weight, kept = torch.randn(5, 40).double(), torch.arange(40) < 30
+    x, other = torch.randn(2, 15, 40).double()
+    moments = InputMoments(15, torch.zeros(40).double(), (x.T @ x).float())
+    new, _ = least_squares(weight, kept, moments, has_bias=False)
+    lost = other @ weight.T - other @ (weight * kept).T
+    assert (other @ weight.T - other @ new.T).norm() < 1.1 * lost.norm()  # of tokens that were not seen
 
 
 def test_units_that_are_gone_stay_zero_over_many_updates_and_steps():

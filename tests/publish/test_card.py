@@ -726,6 +726,20 @@ def test_what_was_pruned_in_turn_is_told_in_turn(shrunk, tmp_path):
     assert "layers" not in parts_of(shrunk.card)  # a chart of no zeros
 
 
+def test_a_method_of_structures_alone_is_known(tmp_path, caplog):
+    folder = tmp_path / "small"
+    pruner = save_shrunk(folder)
+    pruning = [config.to_dict() for config in pruner.configs]
+    layers = next(config for config in pruning if config["structure"] == "layers")
+    layers["method"] = "block_influence"
+    known = {name: value for name, value in KNOWN.items() if name not in ("recipe", "history")}
+    save_record(folder, record_of(folder, **(known | {"pruning": pruning, "target_sparsity": pruner.target_sparsity})))
+    card = card_of(folder)
+    assert "is not known here" not in caplog.text
+    assert "layers, those that change their inputs least" in parts_of(card)["summary"]
+    assert "men2024shortgpt" in card
+
+
 def test_a_reconstruction_is_said_with_its_paper(shrunk, tmp_path):
     folder = tmp_path / "small"
     shutil.copytree(shrunk.folder, folder)

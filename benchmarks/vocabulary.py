@@ -39,7 +39,8 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     task = TextClassification(recipe)
     data = task.read(load_data(recipe.dataset, task.columns))
-    data = data.rename_column(recipe.dataset.text_column, "text")
+    column = recipe.dataset.text_column
+    data = data if column == "text" else data.rename_column(column, "text")
     model = AutoModelForSequenceClassification.from_pretrained(options.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     for name in ("whole", "smaller"):

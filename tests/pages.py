@@ -62,7 +62,7 @@ def names_for(folder):
         "test": examples[:8],
         "tokenizer": None,
         "other_tokenizer": _tokenizer(),
-        "texts": ["the film was good", "a dull film"],
+        "sentences": ["the film was good", "a dull film"],
         "metrics": lambda prediction: {"mean": float(np.mean(prediction.label_ids))},
         "optimizer": torch.optim.AdamW(model.parameters()),
         "batches": [batch] * 10,

@@ -39,6 +39,9 @@ STRUCTURES = ("neurons", "heads", "layers", "experts", "hidden")
 # Those whose units are read by linear layers, which can be solved anew without the removed ones.
 _RECONSTRUCTED = ("neurons", "heads")
 
+# What a model is to reach; what is removed is then found.
+TARGETS = ("target_speedup", "target_parameters", "target_latency")
+
 _MOST_SECONDS = 2  # of the processor, for making matchers of all expressions
 
 # What is pruned of a model with adapters of PEFT.
@@ -48,6 +51,9 @@ ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
 @dataclass(frozen=True)
 class PruningConfig:
     """What to prune, how much and when. Frozen, and validated when it is created.
+
+    A `target_*` field says how fast or small the model is to be instead: which neurons, heads and layers are removed is
+    then found by measuring the model.
 
     Times (`begin`, `end`, `frequency`) are optimizer steps: a value of 1 or more is a number of steps and must be
     whole, a value below 1 is a share of training.
@@ -63,6 +69,14 @@ class PruningConfig:
             for structures are `magnitude`, `random`, `activation` (norm of the outputs), `wanda` (activation times the
             norm of the weights that read it), `taylor` (first-order change of the loss, added up over steps) and, for
             layers alone, `block_influence` (how much a layer changes what it gets).
+            with enough training to recover, other criteria are seldom better (arXiv 2210.06384). With a target the
+            default is taylor: magnitudes of different layers say little about which one can go.
+        structure: `neurons` (of feed-forward networks) or `heads` (of attention) are removed as a whole: masked in
+            training, in all tensors that they are part of, and cut out of the model that is saved at the end. Default
+            None: single weights, or the pattern's units. Methods for structures are `magnitude`, `random`, `activation`
+            (norm of the outputs), `wanda` (activation times the norm of the weights that read it), `taylor` (first-
+            order change of the loss, added up over steps) and, for layers alone, `block_influence` (how much a layer
+            changes what it gets).
         sparsity: the final share of masked weights, 0 <= s < 1. Not needed for `keep` and for an n:m pattern, which
             determine it. There is no default: no sparsity suits every model.
         initial_sparsity: the sparsity at which the schedule starts. Default None: that of the model (0 if it is dense).
@@ -103,7 +117,7 @@ class PruningConfig:
         PruningConfigError: if a value is invalid; it lists all problems.
     """
 
-    method: str = field(default="magnitude", metadata={"help": f"One of {', '.join(method_names())}."})
+    method: str = field(default="", metadata={"help": f"One of {', '.join(method_names())}; default magnitude."})
     sparsity: float | None = field(default=None, metadata={"help": "Final share of masked weights, 0 <= s < 1."})
     initial_sparsity: float | None = field(default=None, metadata={"help": "Sparsity at which the schedule starts."})
     schedule: str = field(default="cubic", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
@@ -122,12 +136,20 @@ class PruningConfig:
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
     structure: str | None = field(default=None, metadata={"help": f"None, or one of {', '.join(STRUCTURES)}."})
     reconstruction: str | None = field(default=None, metadata={"help": f"One of {', '.join(RECONSTRUCTIONS)}."})
+    target_speedup: float | None = field(default=None, metadata={"help": "Times the speed of the dense model."})
+    target_parameters: float | None = field(default=None, metadata={"help": "Parameters to be left, or their share."})
+    target_latency: float | None = field(default=None, metadata={"help": "Milliseconds of a forward pass."})
+    target_batch_size: int | None = field(default=None, metadata={"help": "Batch size that is timed for a target."})
+    target_length: int | None = field(default=None, metadata={"help": "Length in tokens that is timed for a target."})
 
     def __post_init__(self) -> None:
-        numbers_as_floats(self, "sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight")
+        numbers_as_floats(self, "sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight", *TARGETS)
+        if self.method == "":
+            object.__setattr__(self, "method", "taylor" if self.has_target else "magnitude")
         problems = [
             *self._parse_overrides(),
             *self._check_choices(),
+            *self._check_target(),
             *self._check_sparsities(),
             *self._check_times(),
             *self._check_penalty(),
@@ -170,10 +192,11 @@ class PruningConfig:
         if self.structure is not None and not is_one_of(self.structure, STRUCTURES):
             yield "structure", expected_one_of(self.structure, STRUCTURES, or_none=True)
         broken = {name: find_in_packages(getattr(self, name)) for name in ("method", "schedule", "scope")}
-        methods = method_names(self.structure if is_one_of(self.structure, STRUCTURES) else None)
+        of_units = self.has_target or is_one_of(self.structure, STRUCTURES)
+        methods = method_names("neurons" if of_units else None)
         if not is_one_of(self.method, methods):
             hint = f"; a package can declare methods in the entry-point group {ENTRY_POINTS}: is it installed?"
-            hint = "" if self.structure or nearest(self.method, methods) else hint
+            hint = "" if of_units or nearest(self.method, methods) else hint
             hint = "; hf_prune.shrink cuts out units that are zero already" if self.method == "keep" else hint
             yield "method", broken["method"] or expected_one_of(self.method, methods) + hint
         for name, allowed in (
@@ -204,13 +227,46 @@ class PruningConfig:
             )
 
     def _check_structure(self) -> Iterator[Problem]:
-        if not is_one_of(self.structure, STRUCTURES):
+        if not self.has_target and not is_one_of(self.structure, STRUCTURES):
             return
+        beside = "a target" if self.has_target else "a structure"
         for name, default in (("pattern", "unstructured"), ("scope", "layer"), ("overrides", None), ("penalty", None)):
             if getattr(self, name) != default:
-                yield name, f"expected {default!r} with a structure, got {getattr(self, name)!r}"
+                yield name, f"expected {default!r} with {beside}, got {getattr(self, name)!r}"
         if self.adapters is not None:
-            yield "adapters", f"must not be set with a structure, got {self.adapters!r}"
+            yield "adapters", f"must not be set with {beside}, got {self.adapters!r}"
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the configuration says what the model is to reach, and not what is pruned."""
+        return any(getattr(self, name) is not None for name in TARGETS)
+
+    def for_structure(self, structure: str, sparsity: float) -> "PruningConfig":
+        """The configuration that removes a share of the units of a structure, as this one with a target was asked to."""
+        without = dict.fromkeys((*TARGETS, "target_batch_size", "target_length"))
+        return dataclasses.replace(self, structure=structure, sparsity=sparsity, **without)
+
+    def _check_target(self) -> Iterator[Problem]:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        for name in ("target_batch_size", "target_length"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                yield name, f"expected a whole number, 1 or more, got {value!r}"
+            elif value is not None and not given:
+                yield name, f"must not be set without a target ({', '.join(TARGETS)}), got {value!r}"
+        if not given:
+            return
+        for name, lowest in (("target_speedup", 1), ("target_parameters", 0), ("target_latency", 0)):
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and value > lowest):
+                yield name, f"expected a number above {lowest}, got {value!r}"
+        if len(given) > 1:
+            yield given[1], f"must not be set with {given[0]}: one target is reached at a time"
+        for name in ("structure", "sparsity", "initial_sparsity", "targets"):
+            if getattr(self, name) is not None:
+                yield name, f"must not be set with {given[0]}, which finds what is removed, got {getattr(self, name)!r}"
+        if self.exclude:
+            yield "exclude", f"must not be set with {given[0]}, which finds what is removed, got {self.exclude!r}"
 
     def _check_sparsities(self) -> Iterator[Problem]:
         for name in ("sparsity", "initial_sparsity"):
@@ -231,7 +287,7 @@ class PruningConfig:
             if self.overrides:
                 yield "overrides", f"must not be set with the pattern {self.pattern!r}, got {self.overrides!r}"
             final = fixed
-        elif final is None:
+        elif final is None and not self.has_target:
             yield "sparsity", "expected 0 <= s < 1, got None"
         if _is_sparsity(final) and _is_sparsity(self.initial_sparsity) and self.initial_sparsity > final:
             yield "initial_sparsity", f"expected at most sparsity ({final}), got {self.initial_sparsity}"

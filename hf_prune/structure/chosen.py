@@ -1,0 +1,165 @@
+"""`pruning_search.json`: the structure that was chosen for a target, what it was chosen from, and what it reached."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.pruning import PruningConfig
+from ..config.safe_json import read_json
+from ..errors import HfPruneError, PruningStateError, one_line
+from ..methods.patterns import count_of
+from .search import Candidate, Target
+
+SEARCH_NAME = "pruning_search.json"
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The structure that was chosen for a target.
+
+    Attributes:
+        config: the configuration with the target.
+        candidate: what was chosen, with what was predicted of it; `seconds` were measured of the untrained structure.
+        dense: the dense model; `seconds` were measured in turns with those of the candidate.
+        frontier: the structures than which no other is as fast and changes less, from the slowest to the fastest.
+        units: structure -> the number of its units in each layer, or of layers in the deepest stack.
+        conditions: the machine, its threads, the precision and the shapes of the inputs.
+        reached: after training, the seconds of the dense model and of the small one, in turns; None before.
+    """
+
+    config: PruningConfig
+    candidate: Candidate
+    dense: Candidate
+    frontier: tuple[Candidate, ...]
+    units: dict[str, int]
+    conditions: dict[str, Any]
+    reached: tuple[float, float] | None = None
+
+    @property
+    def target(self) -> Target:
+        """What was asked for."""
+        target = target_of(self.config)
+        assert target is not None
+        return target
+
+    @property
+    def configs(self) -> list[PruningConfig]:
+        """The configurations that prune the chosen structure."""
+        return [self.config.for_structure(name, share) for name, share in self.candidate.sparsities.items()]
+
+    def left(self, candidate: Candidate) -> dict[str, int]:
+        """structure -> how many of its units a candidate keeps in each layer, or of layers."""
+        return {
+            name: max(number - count_of(candidate.sparsities.get(name, 0.0), number), 1)
+            for name, number in self.units.items()
+        }
+
+    def words_of(self, candidate: Candidate) -> str:
+        """What a candidate keeps, such as `384 of 1,536 neurons and 3 of 6 layers`."""
+        parts = [f"{left:,} of {self.units[name]:,} {name}" for name, left in self.left(candidate).items()]
+        return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+
+    @property
+    def inputs_words(self) -> str:
+        """The shape of the main input, such as `1×64`."""
+        shapes = self.conditions["inputs"]
+        return "×".join(map(str, shapes.get("input_ids") or next(iter(shapes.values()), [])))
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than the dense model the structure was, before training."""
+        return self.dense.seconds / self.candidate.seconds
+
+    @property
+    def reached_speedup(self) -> float | None:
+        """How many times faster than the dense model the trained model is; None if it was not measured."""
+        return self.reached[0] / self.reached[1] if self.reached is not None else None
+
+    @property
+    def off_by(self) -> float | None:
+        """By which share of what was asked for the trained model misses it (negative: too slow or too large).
+
+        None if it was not measured.
+        """
+        if self.target.name == "target_parameters":
+            return self.target.number_of_parameters(self.dense.parameters) / self.candidate.parameters - 1
+        if self.reached is None:
+            return None
+        dense, small = self.reached
+        return self.target.seconds(dense) / small - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "config": self.config.to_dict(),
+            "candidate": self.candidate.to_dict(),
+            "dense": self.dense.to_dict(),
+            "frontier": [one.to_dict() for one in self.frontier],
+            "units": self.units,
+            "conditions": self.conditions,
+            "reached": list(self.reached) if self.reached is not None else None,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Chosen":
+        """From what `to_dict` gives. Raises ValueError, LookupError, TypeError or PruningConfigError for anything else."""
+        reached = content["reached"]
+        if target_of(PruningConfig.from_dict(content["config"])) is None:
+            raise ValueError("config: no target")
+        return cls(
+            config=PruningConfig.from_dict(content["config"]),
+            candidate=_candidate(content["candidate"]),
+            dense=_candidate(content["dense"]),
+            frontier=tuple(map(_candidate, content["frontier"])),
+            units={str(name): int(number) for name, number in content["units"].items()},
+            conditions=dict(content["conditions"]),
+            reached=(float(reached[0]), float(reached[1])) if reached is not None else None,
+        )
+
+
+def target_of(config: PruningConfig) -> Target | None:
+    """What a configuration asks for; None if it says itself what is pruned."""
+    for name in ("target_speedup", "target_parameters", "target_latency"):
+        value = getattr(config, name)
+        if value is not None:
+            return Target(name, value)
+    return None
+
+
+def _candidate(content: Mapping[str, Any]) -> Candidate:
+    return Candidate(
+        {str(name): float(share) for name, share in content["sparsities"].items()},
+        float(content["seconds"]),
+        int(content["parameters"]),
+        float(content["change"]),
+    )
+
+
+def write_chosen(directory: Path, chosen: Chosen | None) -> None:
+    """Write `pruning_search.json` into a directory; where nothing was chosen, remove that of another model."""
+    path = directory / SEARCH_NAME
+    if chosen is None:
+        path.unlink(missing_ok=True)
+    else:
+        content = {"format_version": _FORMAT_VERSION, **chosen.to_dict()}
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def read_chosen(directory: Path) -> Chosen | None:
+    """What was chosen for the model in a folder; None if nothing was. Raises PruningStateError for a broken file."""
+    path = directory / SEARCH_NAME
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+        if content["format_version"] != _FORMAT_VERSION:
+            raise ValueError(f"format_version {content['format_version']!r}")
+        return Chosen.from_dict(content)
+    except (HfPruneError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PruningStateError(
+            f"{path}: expected the structure that was chosen, got a file that cannot be used ({one_line(error)})"
+        ) from error

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..recipe.outcome import RunResult
     from ..saved.removed import Removed
     from ..saved.report import Report
+    from ..structure.chosen import Chosen
 
 console = Console(highlight=False, markup=False, emoji=False)
 
@@ -123,6 +124,18 @@ def _print_planned_units(plan: "Plan") -> None:
             f"\nThe model that is left has {plan.weights_left:,} of {plan.all_weights:,} parameters ({share:.2%})."
         )
     console.print()
+
+
+def print_chosen(chosen: "Chosen") -> None:
+    """Print the structures that were considered for a target, and the one that was chosen."""
+    from ..masking.searching import rows_of, sentence_about
+
+    console.print()
+    table = _table("Structures that change the outputs least, untrained", *rows_of(chosen)[0])
+    for row in rows_of(chosen)[1:]:
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"\n{sentence_about(chosen)}", soft_wrap=True)
 
 
 def print_report(report: "Report") -> None:

@@ -42,6 +42,8 @@ _RECONSTRUCTED = ("neurons", "heads")
 # What a model is to reach; what is removed is then found.
 TARGETS = ("target_speedup", "target_parameters", "target_latency")
 
+_LOWEST_TARGETS = {"target_speedup": 1, "target_parameters": 0, "target_latency": 0}
+
 _MOST_SECONDS = 2  # of the processor, for making matchers of all expressions
 
 # What is pruned of a model with adapters of PEFT.
@@ -71,6 +73,9 @@ class PruningConfig:
             layers alone, `block_influence` (how much a layer changes what it gets).
             with enough training to recover, other criteria are seldom better (arXiv 2210.06384). With a target the
             default is taylor: magnitudes of different layers say little about which one can go.
+            pruning ends), or `keep`, which keeps the zeros that a model has and prunes no more. Default `auto`:
+            magnitude, as with enough training to recover other criteria are seldom better (arXiv 2210.06384); with a
+            target taylor, as magnitudes of different layers say little about which one can go.
         structure: `neurons` (of feed-forward networks) or `heads` (of attention) are removed as a whole: masked in
             training, in all tensors that they are part of, and cut out of the model that is saved at the end. Default
             None: single weights, or the pattern's units. Methods for structures are `magnitude`, `random`, `activation`
@@ -112,12 +117,21 @@ class PruningConfig:
         reconstruction: `least_squares`: at each mask update of neurons or heads, the layers that read the removed ones
             are solved anew on the tokens of the step before it, so that their outputs change least. Default None: it
             needs memory and time that a model with enough training may not need.
+        target_speedup: how many times faster than the dense model a forward pass is to be, above 1.
+        target_parameters: how many parameters are to be left, or which share of them (below 1).
+        target_latency: how many milliseconds a forward pass is to take.
+        target_batch_size: the batch size that is timed for a target. Default None: 1, as in a service that answers one
+            request at a time; larger batches gain more.
+        target_length: the length in tokens that is timed for a target. Default None: the median of the data's.
 
     Raises:
         PruningConfigError: if a value is invalid; it lists all problems.
     """
 
-    method: str = field(default="", metadata={"help": f"One of {', '.join(method_names())}; default magnitude."})
+    method: str = field(
+        default="auto",
+        metadata={"help": f"One of {', '.join(method_names())}; auto: magnitude, or taylor with a target."},
+    )
     sparsity: float | None = field(default=None, metadata={"help": "Final share of masked weights, 0 <= s < 1."})
     initial_sparsity: float | None = field(default=None, metadata={"help": "Sparsity at which the schedule starts."})
     schedule: str = field(default="cubic", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
@@ -144,8 +158,8 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         numbers_as_floats(self, "sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight", *TARGETS)
-        if self.method == "":
-            object.__setattr__(self, "method", "taylor" if self.has_target else "magnitude")
+        if self.method == "auto":
+            object.__setattr__(self, "method", "taylor" if self._given_targets else "magnitude")
         problems = [
             *self._parse_overrides(),
             *self._check_choices(),
@@ -237,36 +251,38 @@ class PruningConfig:
             yield "adapters", f"must not be set with {beside}, got {self.adapters!r}"
 
     @property
+    def _given_targets(self) -> list[str]:
+        """The names of the targets that are set, to whatever value."""
+        return [name for name in TARGETS if getattr(self, name) is not None]
+
+    @property
     def has_target(self) -> bool:
         """Whether the configuration says what the model is to reach, and not what is pruned."""
-        return any(getattr(self, name) is not None for name in TARGETS)
+        return any(_is_target(name, getattr(self, name)) for name in TARGETS)
 
     def for_structure(self, structure: str, sparsity: float) -> "PruningConfig":
-        """The configuration that removes a share of the units of a structure, as this one with a target was asked to."""
+        """The configuration that removes a share of a structure's units as this one, with a target, was asked to."""
         without = dict.fromkeys((*TARGETS, "target_batch_size", "target_length"))
         return dataclasses.replace(self, structure=structure, sparsity=sparsity, **without)
 
     def _check_target(self) -> Iterator[Problem]:
-        given = [name for name in TARGETS if getattr(self, name) is not None]
+        given = [name for name in self._given_targets if _is_target(name, getattr(self, name))]
+        for name in self._given_targets:
+            if name not in given:
+                yield name, f"expected a number above {_LOWEST_TARGETS[name]}, got {getattr(self, name)!r}"
         for name in ("target_batch_size", "target_length"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 yield name, f"expected a whole number, 1 or more, got {value!r}"
-            elif value is not None and not given:
+            elif value is not None and not self._given_targets:
                 yield name, f"must not be set without a target ({', '.join(TARGETS)}), got {value!r}"
         if not given:
             return
-        for name, lowest in (("target_speedup", 1), ("target_parameters", 0), ("target_latency", 0)):
-            value = getattr(self, name)
-            if value is not None and not (is_number(value) and value > lowest):
-                yield name, f"expected a number above {lowest}, got {value!r}"
         if len(given) > 1:
             yield given[1], f"must not be set with {given[0]}: one target is reached at a time"
-        for name in ("structure", "sparsity", "initial_sparsity", "targets"):
-            if getattr(self, name) is not None:
+        for name in ("structure", "sparsity", "initial_sparsity", "targets", "exclude"):
+            if getattr(self, name) not in (None, []):
                 yield name, f"must not be set with {given[0]}, which finds what is removed, got {getattr(self, name)!r}"
-        if self.exclude:
-            yield "exclude", f"must not be set with {given[0]}, which finds what is removed, got {self.exclude!r}"
 
     def _check_sparsities(self) -> Iterator[Problem]:
         for name in ("sparsity", "initial_sparsity"):
@@ -287,7 +303,7 @@ class PruningConfig:
             if self.overrides:
                 yield "overrides", f"must not be set with the pattern {self.pattern!r}, got {self.overrides!r}"
             final = fixed
-        elif final is None and not self.has_target:
+        elif final is None and not self._given_targets:
             yield "sparsity", "expected 0 <= s < 1, got None"
         if _is_sparsity(final) and _is_sparsity(self.initial_sparsity) and self.initial_sparsity > final:
             yield "initial_sparsity", f"expected at most sparsity ({final}), got {self.initial_sparsity}"
@@ -504,6 +520,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _as_time(value: float | None) -> str:
     return str(int(value)) if value is not None and value >= 1 else str(value)
+
+
+def _is_target(name: str, value: Any) -> TypeGuard[float]:
+    return is_number(value) and value > _LOWEST_TARGETS[name]
 
 
 def _is_sparsity(value: Any) -> TypeGuard[float]:

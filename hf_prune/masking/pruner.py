@@ -217,7 +217,7 @@ class Pruner:
         self._attach(model)
 
     def measure_target(self) -> Chosen | None:
-        """Time the smaller model in turns with a dense one, after it was trained; returns what was chosen, with that."""
+        """Time the smaller model in turns with a dense one, after training; returns what was chosen, with the times."""
         self._search.time_again(self.model, self.removed)
         return self.chosen
 

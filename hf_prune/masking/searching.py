@@ -76,8 +76,8 @@ class Searching:
         if is_shared_model(model):
             raise PlacementError(
                 target.name,
-                "cannot be measured on a model that is sharded over processes; PruningTrainer measures before it is, or "
-                "name the structures and sparsities",
+                "cannot be measured on a model that is sharded over processes: use PruningTrainer, which measures it "
+                "before, or name structures and their sparsities",
             )
         text = ""
         if rank() == 0:
@@ -152,19 +152,31 @@ class Searching:
         return True
 
 
+def rows_of(chosen: Chosen) -> list[tuple[str, ...]]:
+    """The structures than which no other is as fast and changes less, in rows of text; the first is the heading."""
+    rows: list[tuple[str, ...]] = [("times as fast", "ms", "parameters", "change", *chosen.units)]
+    for one in thinned(chosen.frontier, _ROWS):
+        speed, milliseconds = chosen.dense.seconds / one.seconds, 1000 * one.seconds
+        left = [f"{number:,}" for number in chosen.left(one).values()]
+        rows.append((f"{speed:.2f}", f"{milliseconds:.2f}", f"{one.parameters:,}", f"{one.change:.4f}", *left))
+    return rows
+
+
+def sentence_about(chosen: Chosen) -> str:
+    """What was chosen, in a sentence."""
+    return (
+        f"Chosen for {chosen.target.words}: {chosen.words_of(chosen.candidate)}; {chosen.speedup:.2f} times as fast, "
+        f"measured before training with {chosen.inputs_words} inputs, {chosen.candidate.parameters:,} of "
+        f"{chosen.dense.parameters:,} parameters."
+    )
+
+
 def lines_about(chosen: Chosen) -> list[str]:
     """What was chosen, and from what, in lines of text."""
-    lines = ["times as fast  milliseconds   parameters  change of outputs  kept"]
-    for one in thinned(chosen.frontier, _ROWS):
-        lines.append(
-            f"{chosen.dense.seconds / one.seconds:13.2f}  {1000 * one.seconds:12.2f}  {one.parameters:11,}  "
-            f"{one.change:17.4f}  {chosen.words_of(one)}"
-        )
-    lines.append(
-        f"Chosen for {chosen.target.words}: {chosen.words_of(chosen.candidate)}, {chosen.speedup:.2f} times as fast "
-        f"({chosen.inputs_words} inputs, measured before training)"
-    )
-    return lines
+    rows = rows_of(chosen)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    return [*table, sentence_about(chosen)]
 
 
 def _check_one_target(configs: Sequence[PruningConfig]) -> None:

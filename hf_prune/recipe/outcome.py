@@ -106,7 +106,7 @@ def write_record(
     record = record_of(
         trainer,
         saved.hashes,
-        configs=recipe.pruning_configs,
+        configs=trainer.pruner.configs,
         target_sparsity=target_sparsity,
         kept_step=trainer.state.global_step,
         evaluated=[],

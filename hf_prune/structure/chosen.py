@@ -106,7 +106,7 @@ class Chosen:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Chosen":
-        """From what `to_dict` gives. Raises ValueError, LookupError, TypeError or PruningConfigError for anything else."""
+        """From what `to_dict` gives; anything else raises ValueError, LookupError, TypeError or PruningConfigError."""
         reached = content["reached"]
         if target_of(PruningConfig.from_dict(content["config"])) is None:
             raise ValueError("config: no target")

@@ -61,9 +61,7 @@ def record_calls(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str,
     def note(path: str, module: nn.Module, arguments: Any, options: Any, output: Any) -> None:
         calls[path].append(Call(arguments, options, output))
 
-    hooks = [
-        model.get_submodule(path).register_forward_hook(partial(note, path), with_kwargs=True) for path in calls
-    ]
+    hooks = [model.get_submodule(path).register_forward_hook(partial(note, path), with_kwargs=True) for path in calls]
     try:
         with torch.no_grad():
             forward_of(model)(**inputs)

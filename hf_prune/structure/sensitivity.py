@@ -82,7 +82,9 @@ def _outputs_of(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[torch
     outputs = forward_of(model)(**inputs)
     found = outputs.values() if isinstance(outputs, Mapping) else [outputs]
     return [
-        value.float() for value in found if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim()
+        value.float()
+        for value in found
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim()
     ]
 
 
@@ -169,7 +171,7 @@ def _scores_of(
 
 @contextmanager
 def _reading_inputs(model: nn.Module, groups: Sequence[CoupledUnits]) -> Iterator[dict[str, torch.Tensor]]:
-    """By the name of a weight that reads units, the squared norm of each of its input features (float64, on the CPU)."""
+    """By the name of a weight that reads units, the squared norm of each of its inputs (float64, on the CPU)."""
     squares: dict[str, torch.Tensor] = {}
 
     def note(name: str, features: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -13,7 +13,6 @@ from ..errors import PruningConfigError, StructureError
 from .batches import inputs_to_time, on_model
 from .chosen import Chosen, target_of
 from .coupled import Family, checked_model, families_of
-from .fields import value_in
 from .latency import (
     build_with,
     can_be_built,
@@ -148,11 +147,14 @@ def _units_of(families: Sequence[Family]) -> int:
 def _shares_of(model: PreTrainedModel, structure: str, families: Sequence[Family]) -> list[float]:
     """The shares of units that may be removed, from 0: those for which a model can be built.
 
-    Numbers of neurons that are left are multiples of 8 where there are many: others are slower.
+    Numbers of neurons that are left are multiples of 8 where there are many, as others are slower; and in experts that
+    are computed together, which need it.
     """
     units, step, least = _units_of(families), 1, 1
     if structure == "neurons":
-        step = max(round(units / _NUMBERS_OF_NEURONS / 8) * 8, 8) if units >= _NUMBERS_OF_NEURONS else 1
+        fused = any(part.expert is not None for one in families for group in one.groups for part in group.all_parts)
+        if fused or units >= _NUMBERS_OF_NEURONS:
+            step = max(round(units / _NUMBERS_OF_NEURONS / 8) * 8, 8)
         least = max(int(units * _LEAST_NEURONS), 1)
     kept = [number for number in range(units, 0, -step) if number >= least]
     shares = [round((units - number) / units, 6) for number in kept]
@@ -178,8 +180,10 @@ def make_tables(
     for path, layer in table.layers.items():
         change = changes[path]
         points = {
-            name: [(share, layer.seconds - seconds, layer.parameters - number, change.with_share[name][share])
-                   for share, (seconds, number) in sorted(some.items())]
+            name: [
+                (share, layer.seconds - seconds, layer.parameters - number, change.with_share[name][share])
+                for share, (seconds, number) in sorted(some.items())
+            ]
             for name, some in layer.with_share.items()
         }
         columns = {name: list(zip((0.0, 0.0, 0, 0.0), *some, strict=True)) for name, some in points.items() if some}

@@ -244,7 +244,7 @@ class PruningCallback(TrainerCallback):
 
 
 def _first_samples(loader: Any) -> Any:
-    """A batch of the first samples of a data loader's data set, put together as the loader does; None if it has none."""
+    """A batch of the first samples of a loader's data set, put together as the loader does; None if it has none."""
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if collate is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         return None

@@ -258,15 +258,15 @@ class PruningConfig:
     @property
     def has_target(self) -> bool:
         """Whether the configuration says what the model is to reach, and not what is pruned."""
-        return any(_is_target(name, getattr(self, name)) for name in TARGETS)
+        return any(_is_target(getattr(self, name), name) for name in TARGETS)
 
     def for_structure(self, structure: str, sparsity: float) -> "PruningConfig":
         """The configuration that removes a share of a structure's units as this one, with a target, was asked to."""
-        without = dict.fromkeys((*TARGETS, "target_batch_size", "target_length"))
+        without: dict[str, Any] = dict.fromkeys((*TARGETS, "target_batch_size", "target_length"))
         return dataclasses.replace(self, structure=structure, sparsity=sparsity, **without)
 
     def _check_target(self) -> Iterator[Problem]:
-        given = [name for name in self._given_targets if _is_target(name, getattr(self, name))]
+        given = [name for name in self._given_targets if _is_target(getattr(self, name), name)]
         for name in self._given_targets:
             if name not in given:
                 yield name, f"expected a number above {_LOWEST_TARGETS[name]}, got {getattr(self, name)!r}"
@@ -522,7 +522,7 @@ def _as_time(value: float | None) -> str:
     return str(int(value)) if value is not None and value >= 1 else str(value)
 
 
-def _is_target(name: str, value: Any) -> TypeGuard[float]:
+def _is_target(value: Any, name: str) -> TypeGuard[float]:
     return is_number(value) and value > _LOWEST_TARGETS[name]
 
 

@@ -102,7 +102,7 @@ def _returning(model: nn.Module, calls: Mapping[str, Sequence[Call]]) -> Iterato
         for path, layer in layers.items():
             del layer.forward
             if before[path] is not None:
-                layer.forward = before[path]
+                setattr(layer, "forward", before[path])  # noqa: B010
 
 
 def _replaying(calls: Sequence[Call]) -> Callable[..., Any]:

@@ -245,7 +245,8 @@ class PruningCallback(TrainerCallback):
 
 def _first_samples(loader: Any) -> Any:
     """A batch of the first samples of a loader's data set, put together as the loader does; None if it has none."""
-    dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    dataset: Any = getattr(loader, "dataset", None)
+    collate = getattr(loader, "collate_fn", None)
     if collate is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         return None
     with torch.random.fork_rng():

@@ -1,6 +1,8 @@
 """Targets in the Trainer and in loops: the structure is chosen once, pruned as if it had been named, and timed."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,48 +48,56 @@ def parameters_of(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_a_target_is_reached_by_ordinary_structures_and_opened_plainly(tmp_path):
-    trainer = trainer_of(tmp_path / "run")
-    dense = parameters_of(trainer.model)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A trainer that has trained, with a checkpoint of every step in its `output_dir`."""
+    trainer = trainer_of(tmp_path_factory.mktemp("whole"), save_strategy="steps", save_steps=1)
     trainer.train()
-    trainer.save_model(tmp_path / "small")
-    chosen = trainer.pruner.chosen
-    assert trainer.pruner.configs == chosen.configs
+    return trainer
+
+
+@pytest.fixture
+def checkpoints(whole):
+    return Path(whole.args.output_dir)
+
+
+def test_a_target_is_reached_by_ordinary_structures_and_opened_plainly(whole, checkpoints, tmp_path):
+    whole.save_model(tmp_path)
+    chosen = whole.pruner.chosen
+    assert whole.pruner.configs == chosen.configs
     assert all(config.structure and config.method == "taylor" for config in chosen.configs)
-    assert parameters_of(trainer.model) == chosen.candidate.parameters <= 0.5 * dense
+    assert parameters_of(whole.model) == chosen.candidate.parameters <= 0.5 * parameters_of(model_of())
     assert chosen.reached_speedup > 0
-    assert read_chosen(tmp_path / "small") == chosen
-    assert (tmp_path / "run" / LATENCY_NAME).exists()
-    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+    assert read_chosen(tmp_path) == chosen
+    assert (checkpoints / LATENCY_NAME).exists()
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert parameters_of(opened) == chosen.candidate.parameters
-    configs = json.loads((tmp_path / "small" / "pruning_config.json").read_text())["configs"]
+    configs = json.loads((tmp_path / "pruning_config.json").read_text())["configs"]
     assert [config["structure"] for config in configs] == list(chosen.candidate.sparsities)
 
 
 @pytest.mark.parametrize("step", [1, 6])
-def test_a_resumed_run_takes_what_was_chosen_and_ends_bit_for_bit_as_the_whole_one(tmp_path, monkeypatch, step):
-    whole = trainer_of(tmp_path / "whole", save_strategy="steps", save_steps=1)
-    whole.train()
+def test_a_resumed_run_takes_what_was_chosen_and_ends_bit_for_bit_as_the_whole_one(
+    whole, checkpoints, tmp_path, monkeypatch, step
+):
     monkeypatch.setattr("hf_prune.masking.searching.find_structure", None)  # nothing is searched again
-    resumed = trainer_of(tmp_path / "resumed", model=model_of(5))
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    resumed = trainer_of(tmp_path, model=model_of(5))
+    resumed.train(resume_from_checkpoint=str(checkpoints / f"checkpoint-{step}"))
     weights, others = whole.model.state_dict(), resumed.model.state_dict()
     assert weights.keys() == others.keys()
     assert all(map(torch.equal, weights.values(), others.values()))
     assert resumed.pruner.chosen.candidate == whole.pruner.chosen.candidate
 
 
-def test_a_checkpoint_of_another_target_is_refused(tmp_path):
-    trainer_of(tmp_path / "whole", save_strategy="steps", save_steps=4).train()
-    checkpoint = str(tmp_path / "whole" / "checkpoint-4")
+def test_a_checkpoint_of_another_target_is_refused(checkpoints, tmp_path):
+    checkpoint = shutil.copytree(checkpoints / "checkpoint-4", tmp_path / "checkpoint-4")
     other = trainer_of(tmp_path / "other", PruningConfig(target_parameters=0.7, **TIMES))
-    with pytest.raises(
-        PruningStateError, match=r"chosen for 70.0% of the parameters, but the checkpoint was saved for 50"
-    ):
-        other.train(resume_from_checkpoint=checkpoint)
-    (tmp_path / "whole" / "checkpoint-4" / SEARCH_NAME).unlink()
+    why = "chosen for 70.0% of the parameters, but the checkpoint was saved for 50.0% of the parameters"
+    with pytest.raises(PruningStateError, match=why):
+        other.train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / SEARCH_NAME).unlink()
     with pytest.raises(PruningStateError, match="but the checkpoint was saved without a target"):
-        trainer_of(tmp_path / "third").train(resume_from_checkpoint=checkpoint)
+        trainer_of(tmp_path / "third").train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_a_target_that_cannot_be_reached_is_refused_before_training(tmp_path):

@@ -140,7 +140,7 @@ def plan_command(
         return
     print_plan(plan)
     if chosen is not None:
-        print_chosen(chosen)
+        print_chosen(chosen, of_data=source.endswith((".yaml", ".yml")))
 
 
 @app.command("recipes")

@@ -126,8 +126,8 @@ def _print_planned_units(plan: "Plan") -> None:
     console.print()
 
 
-def print_chosen(chosen: "Chosen") -> None:
-    """Print the structures that were considered for a target, and the one that was chosen."""
+def print_chosen(chosen: "Chosen", of_data: bool) -> None:
+    """Print the structures that were considered for a target, and the one that was chosen; measured on data or not."""
     from ..masking.searching import rows_of, sentence_about
 
     console.print()
@@ -135,7 +135,9 @@ def print_chosen(chosen: "Chosen") -> None:
     for row in rows_of(chosen)[1:]:
         table.add_row(*row)
     console.print(table)
-    console.print(f"\n{sentence_about(chosen)}", soft_wrap=True)
+    console.print(f"\n{sentence_about(chosen)}")
+    if not of_data:
+        console.print("The changes are those on random inputs; a recipe is planned with its data.")
 
 
 def print_report(report: "Report") -> None:

@@ -156,7 +156,8 @@ def measure_layers(
     kinds: dict[Any, list[str]] = {}
     for path in calls:
         kinds.setdefault(_kind_of(model.get_submodule(path)), []).append(path)
-    timed: dict[Any, Callable[[], Any]] = {"whole": partial(forward_of(model), **inputs)}
+    whole = partial(forward_of(model), **inputs)
+    timed: dict[Any, Callable[[], Any]] = {"whole": whole, "rest": partial(_without_layers, model, calls, whole)}
     parameters: dict[Any, int] = {}
     often_timed: dict[Any, int] = {}
     for kind, paths in kinds.items():
@@ -175,8 +176,6 @@ def measure_layers(
             parameters[kind, what] = sum(parameter.numel() for parameter in layer.parameters())
     clock = clock_of(model.device)
     times = time_in_turns(list(timed.values()), _ROUNDS, _SECONDS, _LEAST_ROUNDS, clock)
-    with _returning(model, calls):
-        rest = min(time_in_turns([timed["whole"]], _ROUNDS, _SECONDS / 4, _LEAST_ROUNDS, clock)[0])
     least = {what: min(taken) / often_timed.get(what, 1) for what, taken in zip(timed, times, strict=True)}
 
     found = {}
@@ -184,15 +183,15 @@ def measure_layers(
         for path in paths:
             often = len(calls[path])
             with_share: dict[str, dict[float, tuple[float, int]]] = {}
-            for key in timed:
-                if key[0] == kind and key[1]:
+            for key in parameters:
+                if key[0] == kind and key[1]:  # not the whole layer
                     structure, share = key[1]
                     with_share.setdefault(structure, {})[share] = (least[key] * often, parameters[key])
             found[path] = LayerTimes(least[kind, ()] * often, parameters[kind, ()], with_share)
     table = LatencyTable(
         conditions_of(model, inputs),
         least["whole"],
-        rest,
+        least["rest"],
         sum(parameter.numel() for parameter in model.parameters()),
         {path: found[path] for path in calls},
     )
@@ -216,6 +215,12 @@ def _as_in_the_model(table: LatencyTable) -> LatencyTable:
     }
     rest = max(table.seconds - alone * factor, 0.0)
     return replace(table, rest_seconds=rest, layers=scaled)
+
+
+def _without_layers(model: nn.Module, calls: Mapping[str, Sequence[Call]], forward: Callable[[], Any]) -> None:
+    """Call the forward pass of a model whose layers return what they returned before."""
+    with _returning(model, calls):
+        forward()
 
 
 def _call_all(layers: Sequence[nn.Module], call: Call) -> None:

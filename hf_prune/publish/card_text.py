@@ -332,7 +332,7 @@ def _searched(chosen: Chosen) -> str:
     return (
         f"{text} Measured {when}: {dense / small:.2f} times as fast, {1000 * small:.2f} ms where the dense model needs "
         f"{1000 * dense:.2f} ms (least of several passes in turns, inputs of {chosen.inputs_words}, {where}, "
-        f"{conditions['threads']} threads, {conditions['dtype']})."
+        f"{conditions['threads']} threads, {inline(conditions['dtype'])})."
     )
 
 

@@ -1,14 +1,16 @@
 """`pruning_search.json`: the structure that was chosen for a target, what it was chosen from, and what it reached."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.pruning import PruningConfig
+from ..config.checks import is_number
+from ..config.pruning import STRUCTURES, PruningConfig
 from ..config.safe_json import read_json
-from ..errors import HfPruneError, PruningStateError, one_line
+from ..errors import HfPruneError, PruningStateError, one_line, shown
 from ..methods.patterns import count_of
 from .search import Candidate, Target
 
@@ -107,17 +109,21 @@ class Chosen:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Chosen":
         """From what `to_dict` gives; anything else raises ValueError, LookupError, TypeError or PruningConfigError."""
-        reached = content["reached"]
-        if target_of(PruningConfig.from_dict(content["config"])) is None:
+        config = PruningConfig.from_dict(content["config"])
+        if target_of(config) is None:
             raise ValueError("config: no target")
+        units = {str(name): _positive(number) for name, number in content["units"].items()}
+        if not units or not units.keys() <= set(STRUCTURES):
+            raise ValueError(f"units: {shown(str(units))}")
+        reached = content["reached"]
         return cls(
-            config=PruningConfig.from_dict(content["config"]),
-            candidate=_candidate(content["candidate"]),
-            dense=_candidate(content["dense"]),
-            frontier=tuple(map(_candidate, content["frontier"])),
-            units={str(name): int(number) for name, number in content["units"].items()},
-            conditions=dict(content["conditions"]),
-            reached=(float(reached[0]), float(reached[1])) if reached is not None else None,
+            config=config,
+            candidate=_candidate(content["candidate"], units),
+            dense=_candidate(content["dense"], units),
+            frontier=tuple(_candidate(one, units) for one in content["frontier"]),
+            units=units,
+            conditions=_conditions(content["conditions"]),
+            reached=(_seconds(reached[0]), _seconds(reached[1])) if reached is not None else None,
         )
 
 
@@ -130,13 +136,37 @@ def target_of(config: PruningConfig) -> Target | None:
     return None
 
 
-def _candidate(content: Mapping[str, Any]) -> Candidate:
-    return Candidate(
-        {str(name): float(share) for name, share in content["sparsities"].items()},
-        float(content["seconds"]),
-        int(content["parameters"]),
-        float(content["change"]),
-    )
+def _candidate(content: Mapping[str, Any], units: Mapping[str, int]) -> Candidate:
+    sparsities = {str(name): float(share) for name, share in content["sparsities"].items()}
+    if not sparsities.keys() <= units.keys() or not all(0 <= share < 1 for share in sparsities.values()):
+        raise ValueError(f"sparsities: {shown(str(sparsities))}")
+    change = float(content["change"])
+    if not math.isfinite(change):
+        raise ValueError(f"change: {change}")
+    return Candidate(sparsities, _seconds(content["seconds"]), _positive(content["parameters"]), change)
+
+
+def _seconds(value: Any) -> float:
+    if not is_number(value) or not 0 < value < 1e6:
+        raise ValueError(f"seconds: {shown(value)}")
+    return float(value)
+
+
+def _positive(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 1 << 60:
+        raise ValueError(f"expected a number of units or parameters, got {shown(value)}")
+    return value
+
+
+def _conditions(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions, of which cards show some."""
+    for name in ("processor", "accelerator", "dtype"):
+        if not isinstance(content[name], str) or not content[name].isprintable():
+            raise ValueError(f"{name}: {shown(content[name])}")
+    shapes = content["inputs"].values()
+    if not all(type(size) is int for shape in shapes for size in shape) or type(content["threads"]) is not int:
+        raise ValueError("inputs or threads: expected whole numbers")
+    return dict(content)
 
 
 def write_chosen(directory: Path, chosen: Chosen | None) -> None:

@@ -328,11 +328,12 @@ def _searched(chosen: Chosen) -> str:
         "predicted to change the outputs least."
     )
     dense, small = chosen.reached if chosen.reached is not None else (chosen.dense.seconds, chosen.candidate.seconds)
+    threads = f"{conditions['threads']} thread{'' if conditions['threads'] == 1 else 's'}"
     when = "after training" if chosen.reached is not None else "before training"
     return (
         f"{text} Measured {when}: {dense / small:.2f} times as fast, {1000 * small:.2f} ms where the dense model needs "
         f"{1000 * dense:.2f} ms (least of several passes in turns, inputs of {chosen.inputs_words}, {where}, "
-        f"{conditions['threads']} threads, {inline(conditions['dtype'])})."
+        f"{threads}, {inline(conditions['dtype'])})."
     )
 
 

@@ -68,12 +68,12 @@ class TrainingMixin(TrainerBase):
                 checkpoint,
             )
         self._loaded_best = False
-        if self._pruning is not None and self._pruning.pruner is not None and checkpoint is None:
-            self._pruning.pruner.search(directory, self.args.device)  # before an engine shards the model
         if self._pruning is None:
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         with claimed(directory, writes=self.args.should_save):
             try:
+                if self._pruning.pruner is not None and checkpoint is None:
+                    self._pruning.pruner.search(directory, self.args.device)  # before an engine shards the model
                 return super().train(resume_from_checkpoint, trial, *args, **kwargs)
             finally:
                 self._pruning.remove_hooks()

@@ -207,7 +207,9 @@ class PruningConfig:
             yield "structure", expected_one_of(self.structure, STRUCTURES, or_none=True)
         broken = {name: find_in_packages(getattr(self, name)) for name in ("method", "schedule", "scope")}
         of_units = self.has_target or is_one_of(self.structure, STRUCTURES)
-        methods = method_names("neurons" if of_units else None)
+        methods = method_names(self.structure if is_one_of(self.structure, STRUCTURES) else None)
+        if self.has_target:  # those of every structure
+            methods = tuple(name for name in method_names("neurons") if name in method_names("layers"))
         if not is_one_of(self.method, methods):
             hint = f"; a package can declare methods in the entry-point group {ENTRY_POINTS}: is it installed?"
             hint = "" if of_units or nearest(self.method, methods) else hint

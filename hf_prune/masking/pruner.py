@@ -37,8 +37,8 @@ from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_groups, mak
 from .ranking import Change, update_masks
 from .readings import Readings
 from .resuming import check_state, check_zeros, continue_schedule
-from .solving import biases_of
 from .searching import Searching
+from .solving import biases_of
 from .structures import SmallerModel, Structures, update_units
 from .watch import Watch, warn_of_changes
 

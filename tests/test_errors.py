@@ -36,6 +36,7 @@ CAUGHT = {
     ("saved.masks", "ValueError"),  # the same file, with its path
     ("saved.pruning_state", "ValueError"),
     ("saved.removed", "ValueError"),  # the same file, with its path
+    ("structure.chosen", "ValueError"),
     ("structure.record", "ValueError"),
     ("structure.skipping", "ValueError"),  # whoever tries a model without some layers
     ("trainer.claims", "FileNotFoundError"),  # the same file, which tries again

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import bert
-from shrunk import LAYERS, NEURONS, save_shrunk
+from shrunk import LAYERS, NEURONS, chosen_of, save_shrunk
 
 from hf_prune import Pruner, PruningConfig
 from hf_prune.config.pruning import load_configs
@@ -29,6 +29,7 @@ from hf_prune.recipe.schema import Recipe
 from hf_prune.saved.model import SavedModel
 from hf_prune.saved.report import make_report
 from hf_prune.saved.unit_scores import read_unit_scores, write_unit_scores
+from hf_prune.structure.chosen import SEARCH_NAME, write_chosen
 from hf_prune.trainer.checkpoints import is_complete, newest_complete, was_distilled
 
 CONFIG = PruningConfig(sparsity=0.5, begin=1, end=8, frequency=2, overrides={r".*query\.weight": 0.3})
@@ -340,6 +341,17 @@ def test_reports_of_smaller_models(data, small):
 def test_cards_of_smaller_models(data, small):
     with edited_file(small / "pruning_structure.json", data), or_lines():
         assert make_files(small)["README.md"].decode()
+
+
+@quick(40)
+@given(data=st.data())
+def test_choices_beside_smaller_models(data, small):
+    write_chosen(small, chosen_of())
+    try:
+        with edited_file(small / SEARCH_NAME, data), or_lines():
+            assert make_files(small)["README.md"].decode()
+    finally:
+        (small / SEARCH_NAME).unlink()
 
 
 @quick(60)

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -27,13 +28,23 @@ from ..errors import (
     one_line,
 )
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
-from .tables import console, print_line, print_plan, print_push, print_push_plan, print_report, print_result
+from .tables import (
+    console,
+    print_chosen,
+    print_line,
+    print_plan,
+    print_push,
+    print_push_plan,
+    print_report,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..masking.plan import Plan
     from ..publish.push_plan import PushPlan
+    from ..structure.chosen import Chosen
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
 
@@ -120,14 +131,16 @@ def plan_command(
             from ..recipe.loading import load_recipe
             from ..recipe.prepare import prepare
 
-            plan = prepare(load_recipe(source, overrides or [])).plan()
+            plan, chosen = prepare(load_recipe(source, overrides or [])).plan()
         else:
             _quiet()
-            plan = _plan_model(source, overrides or [], 1000 if steps is None else steps)
+            plan, chosen = _plan_model(source, overrides or [], 1000 if steps is None else steps)
     if as_json:
-        print(json.dumps(plan.to_dict()))
-    else:
-        print_plan(plan)
+        print(json.dumps(plan.to_dict() | ({"chosen": chosen.to_dict()} if chosen is not None else {})))
+        return
+    print_plan(plan)
+    if chosen is not None:
+        print_chosen(chosen, of_data=source.endswith((".yaml", ".yml")))
 
 
 @app.command("recipes")
@@ -337,11 +350,12 @@ def _quiet(progress: bool = False, data: bool = False) -> None:
             datasets.disable_progress_bars()
 
 
-def _plan_model(source: str, overrides: list[str], steps: int) -> "Plan":
+def _plan_model(source: str, overrides: list[str], steps: int) -> "tuple[Plan, Chosen | None]":
     from ..masking.pruner import Pruner
     from ..recipe.loading import parse_pruning
     from ..saved.files import find_model
     from ..saved.model import SavedModel
+    from ..structure.proof import sample_inputs
 
     config = parse_pruning(overrides)
     saved = SavedModel(find_model(source))
@@ -349,7 +363,8 @@ def _plan_model(source: str, overrides: list[str], steps: int) -> "Plan":
         raise ReportError(f"{source}: {saved.note}")
     try:
         model = _load_weights(saved.folder, saved.skeleton)
-        return Pruner(model, config).plan(steps).of_model(model)
+        pruner = Pruner(model, config, example=partial(sample_inputs, model))
+        return pruner.plan(steps).of_model(model), pruner.chosen
     except (PruningConfigError, StructureError, TargetError) as error:
         raise RecipeError(problems=error.problems, at="command line") from error
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..recipe.outcome import RunResult
     from ..saved.removed import Removed
     from ..saved.report import Report
+    from ..structure.chosen import Chosen
 
 console = Console(highlight=False, markup=False, emoji=False)
 
@@ -123,6 +124,20 @@ def _print_planned_units(plan: "Plan") -> None:
             f"\nThe model that is left has {plan.weights_left:,} of {plan.all_weights:,} parameters ({share:.2%})."
         )
     console.print()
+
+
+def print_chosen(chosen: "Chosen", of_data: bool) -> None:
+    """Print the structures that were considered for a target, and the one that was chosen; measured on data or not."""
+    from ..masking.searching import rows_of, sentence_about
+
+    console.print()
+    table = _table("Structures that change the outputs least, untrained", *rows_of(chosen)[0])
+    for row in rows_of(chosen)[1:]:
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"\n{sentence_about(chosen)}")
+    if not of_data:
+        console.print("The changes are those on random inputs; a recipe is planned with its data.")
 
 
 def print_report(report: "Report") -> None:

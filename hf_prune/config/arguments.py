@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 class PruningArguments(PruningConfig):
     """The fields of `PruningConfig` for `HfArgumentParser`, for a script that trains dense without `--sparsity`.
 
-    An n:m pattern and the method `keep` need no sparsity. Takes the arguments of `PruningConfig`, and raises what it
-    raises. Without sparsity, all other fields are ignored, with a warning that names those that were set.
+    An n:m pattern, a target and the method `keep` need no sparsity. Takes the arguments of `PruningConfig`, and raises
+    what it raises. Without sparsity, all other fields are ignored, with a warning that names those that were set.
     """
 
     def __post_init__(self) -> None:
@@ -28,7 +28,13 @@ class PruningArguments(PruningConfig):
     @property
     def _prunes(self) -> bool:
         pattern = self._pattern_or_none()
-        return self.sparsity is not None or self.method == "keep" or pattern is None or pattern.name == "n:m"
+        return (
+            self.sparsity is not None
+            or bool(self._given_targets)
+            or self.method == "keep"
+            or pattern is None
+            or pattern.name == "n:m"
+        )
 
     @property
     def config(self) -> PruningConfig | None:

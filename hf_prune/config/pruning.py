@@ -39,6 +39,11 @@ STRUCTURES = ("neurons", "heads", "layers", "experts", "hidden")
 # Those whose units are read by linear layers, which can be solved anew without the removed ones.
 _RECONSTRUCTED = ("neurons", "heads")
 
+# What a model is to reach; what is removed is then found.
+TARGETS = ("target_speedup", "target_parameters", "target_latency")
+
+_LOWEST_TARGETS = {"target_speedup": 1, "target_parameters": 0, "target_latency": 0}
+
 _MOST_SECONDS = 2  # of the processor, for making matchers of all expressions
 
 # What is pruned of a model with adapters of PEFT.
@@ -48,6 +53,9 @@ ADAPTER_WAYS = ("sparse_base", "sparse_merge", "sparse_adapters")
 @dataclass(frozen=True)
 class PruningConfig:
     """What to prune, how much and when. Frozen, and validated when it is created.
+
+    A `target_*` field says how fast or small the model is to be instead: which neurons, heads and layers are removed is
+    then found by measuring the model.
 
     Times (`begin`, `end`, `frequency`) are optimizer steps: a value of 1 or more is a number of steps and must be
     whole, a value below 1 is a share of training.
@@ -63,6 +71,17 @@ class PruningConfig:
             for structures are `magnitude`, `random`, `activation` (norm of the outputs), `wanda` (activation times the
             norm of the weights that read it), `taylor` (first-order change of the loss, added up over steps) and, for
             layers alone, `block_influence` (how much a layer changes what it gets).
+            with enough training to recover, other criteria are seldom better (arXiv 2210.06384). With a target the
+            default is taylor: magnitudes of different layers say little about which one can go.
+            pruning ends), or `keep`, which keeps the zeros that a model has and prunes no more. Default `auto`:
+            magnitude, as with enough training to recover other criteria are seldom better (arXiv 2210.06384); with a
+            target taylor, as magnitudes of different layers say little about which one can go.
+        structure: `neurons` (of feed-forward networks) or `heads` (of attention) are removed as a whole: masked in
+            training, in all tensors that they are part of, and cut out of the model that is saved at the end. Default
+            None: single weights, or the pattern's units. Methods for structures are `magnitude`, `random`, `activation`
+            (norm of the outputs), `wanda` (activation times the norm of the weights that read it), `taylor` (first-
+            order change of the loss, added up over steps) and, for layers alone, `block_influence` (how much a layer
+            changes what it gets).
         sparsity: the final share of masked weights, 0 <= s < 1. Not needed for `keep` and for an n:m pattern, which
             determine it. There is no default: no sparsity suits every model.
         initial_sparsity: the sparsity at which the schedule starts. Default None: that of the model (0 if it is dense).
@@ -98,12 +117,21 @@ class PruningConfig:
         reconstruction: `least_squares`: at each mask update of neurons or heads, the layers that read the removed ones
             are solved anew on the tokens of the step before it, so that their outputs change least. Default None: it
             needs memory and time that a model with enough training may not need.
+        target_speedup: how many times faster than the dense model a forward pass is to be, above 1.
+        target_parameters: how many parameters are to be left, or which share of them (below 1).
+        target_latency: how many milliseconds a forward pass is to take.
+        target_batch_size: the batch size that is timed for a target. Default None: 1, as in a service that answers one
+            request at a time; larger batches gain more.
+        target_length: the length in tokens that is timed for a target. Default None: the median of the data's.
 
     Raises:
         PruningConfigError: if a value is invalid; it lists all problems.
     """
 
-    method: str = field(default="magnitude", metadata={"help": f"One of {', '.join(method_names())}."})
+    method: str = field(
+        default="auto",
+        metadata={"help": f"One of {', '.join(method_names())}; auto: magnitude, or taylor with a target."},
+    )
     sparsity: float | None = field(default=None, metadata={"help": "Final share of masked weights, 0 <= s < 1."})
     initial_sparsity: float | None = field(default=None, metadata={"help": "Sparsity at which the schedule starts."})
     schedule: str = field(default="cubic", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
@@ -122,12 +150,20 @@ class PruningConfig:
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
     structure: str | None = field(default=None, metadata={"help": f"None, or one of {', '.join(STRUCTURES)}."})
     reconstruction: str | None = field(default=None, metadata={"help": f"One of {', '.join(RECONSTRUCTIONS)}."})
+    target_speedup: float | None = field(default=None, metadata={"help": "Times the speed of the dense model."})
+    target_parameters: float | None = field(default=None, metadata={"help": "Parameters to be left, or their share."})
+    target_latency: float | None = field(default=None, metadata={"help": "Milliseconds of a forward pass."})
+    target_batch_size: int | None = field(default=None, metadata={"help": "Batch size that is timed for a target."})
+    target_length: int | None = field(default=None, metadata={"help": "Length in tokens that is timed for a target."})
 
     def __post_init__(self) -> None:
-        numbers_as_floats(self, "sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight")
+        numbers_as_floats(self, "sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight", *TARGETS)
+        if self.method == "auto":
+            object.__setattr__(self, "method", "taylor" if self._given_targets else "magnitude")
         problems = [
             *self._parse_overrides(),
             *self._check_choices(),
+            *self._check_target(),
             *self._check_sparsities(),
             *self._check_times(),
             *self._check_penalty(),
@@ -170,10 +206,13 @@ class PruningConfig:
         if self.structure is not None and not is_one_of(self.structure, STRUCTURES):
             yield "structure", expected_one_of(self.structure, STRUCTURES, or_none=True)
         broken = {name: find_in_packages(getattr(self, name)) for name in ("method", "schedule", "scope")}
+        of_units = self.has_target or is_one_of(self.structure, STRUCTURES)
         methods = method_names(self.structure if is_one_of(self.structure, STRUCTURES) else None)
+        if self.has_target:  # those of every structure
+            methods = tuple(name for name in method_names("neurons") if name in method_names("layers"))
         if not is_one_of(self.method, methods):
             hint = f"; a package can declare methods in the entry-point group {ENTRY_POINTS}: is it installed?"
-            hint = "" if self.structure or nearest(self.method, methods) else hint
+            hint = "" if of_units or nearest(self.method, methods) else hint
             hint = "; hf_prune.shrink cuts out units that are zero already" if self.method == "keep" else hint
             yield "method", broken["method"] or expected_one_of(self.method, methods) + hint
         for name, allowed in (
@@ -204,13 +243,48 @@ class PruningConfig:
             )
 
     def _check_structure(self) -> Iterator[Problem]:
-        if not is_one_of(self.structure, STRUCTURES):
+        if not self.has_target and not is_one_of(self.structure, STRUCTURES):
             return
+        beside = "a target" if self.has_target else "a structure"
         for name, default in (("pattern", "unstructured"), ("scope", "layer"), ("overrides", None), ("penalty", None)):
             if getattr(self, name) != default:
-                yield name, f"expected {default!r} with a structure, got {getattr(self, name)!r}"
+                yield name, f"expected {default!r} with {beside}, got {getattr(self, name)!r}"
         if self.adapters is not None:
-            yield "adapters", f"must not be set with a structure, got {self.adapters!r}"
+            yield "adapters", f"must not be set with {beside}, got {self.adapters!r}"
+
+    @property
+    def _given_targets(self) -> list[str]:
+        """The names of the targets that are set, to whatever value."""
+        return [name for name in TARGETS if getattr(self, name) is not None]
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the configuration says what the model is to reach, and not what is pruned."""
+        return any(_is_target(getattr(self, name), name) for name in TARGETS)
+
+    def for_structure(self, structure: str, sparsity: float) -> "PruningConfig":
+        """The configuration that removes a share of a structure's units as this one, with a target, was asked to."""
+        without: dict[str, Any] = dict.fromkeys((*TARGETS, "target_batch_size", "target_length"))
+        return dataclasses.replace(self, structure=structure, sparsity=sparsity, **without)
+
+    def _check_target(self) -> Iterator[Problem]:
+        given = [name for name in self._given_targets if _is_target(getattr(self, name), name)]
+        for name in self._given_targets:
+            if name not in given:
+                yield name, f"expected a number above {_LOWEST_TARGETS[name]}, got {getattr(self, name)!r}"
+        for name in ("target_batch_size", "target_length"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                yield name, f"expected a whole number, 1 or more, got {value!r}"
+            elif value is not None and not self._given_targets:
+                yield name, f"must not be set without a target ({', '.join(TARGETS)}), got {value!r}"
+        if not given:
+            return
+        if len(given) > 1:
+            yield given[1], f"must not be set with {given[0]}: one target is reached at a time"
+        for name in ("structure", "sparsity", "initial_sparsity", "targets", "exclude"):
+            if getattr(self, name) not in (None, []):
+                yield name, f"must not be set with {given[0]}, which finds what is removed, got {getattr(self, name)!r}"
 
     def _check_sparsities(self) -> Iterator[Problem]:
         for name in ("sparsity", "initial_sparsity"):
@@ -231,7 +305,7 @@ class PruningConfig:
             if self.overrides:
                 yield "overrides", f"must not be set with the pattern {self.pattern!r}, got {self.overrides!r}"
             final = fixed
-        elif final is None:
+        elif final is None and not self._given_targets:
             yield "sparsity", "expected 0 <= s < 1, got None"
         if _is_sparsity(final) and _is_sparsity(self.initial_sparsity) and self.initial_sparsity > final:
             yield "initial_sparsity", f"expected at most sparsity ({final}), got {self.initial_sparsity}"
@@ -448,6 +522,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _as_time(value: float | None) -> str:
     return str(int(value)) if value is not None and value >= 1 else str(value)
+
+
+def _is_target(value: Any, name: str) -> TypeGuard[float]:
+    return is_number(value) and value > _LOWEST_TARGETS[name]
 
 
 def _is_sparsity(value: Any) -> TypeGuard[float]:

@@ -55,6 +55,16 @@ def exchange(rows: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, li
     return received.to(rows.device), came
 
 
+def text_of_first(text: str) -> str:
+    """The text of the first process, on every process."""
+    if processes() == 1:
+        return text
+    content = text.encode() if rank() == 0 else b""
+    size = int(all_reduce(torch.tensor(len(content))))
+    values = torch.tensor(list(content.ljust(size, b"\0")), dtype=torch.int64)
+    return bytes(all_reduce(values).tolist()).decode()
+
+
 def wait_for_all() -> None:
     """Return when every process has called this."""
     if processes() > 1:

@@ -215,11 +215,18 @@ def keep_origin(config: Any, origin: Any) -> None:
     config._commit_hash = commit_of(origin)
 
 
+_IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
+
+
 def keep_implementations(config: Any, origin: Any) -> None:
     """Give a configuration the implementations of attention and experts of another one: config.json has none."""
-    for name in ("_attn_implementation", "_experts_implementation"):
-        if hasattr(origin, name):
-            setattr(config, name, getattr(origin, name))
+    for name, value in implementations_of(origin).items():
+        setattr(config, name, value)
+
+
+def implementations_of(config: Any) -> dict[str, Any]:
+    """The implementations of attention and experts that a configuration has: how fast a model is depends on them."""
+    return {name: getattr(config, name) for name in _IMPLEMENTATIONS if hasattr(config, name)}
 
 
 def task_mappings() -> Iterator[Mapping[type, Any]]:

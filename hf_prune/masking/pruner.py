@@ -27,6 +27,7 @@ from ..model.layouts import Target
 from ..model.names import every_name, named_parameters, shape_of
 from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
+from ..structure.chosen import Chosen, write_chosen
 from ..structure.proof import Example
 from ..structure.shrink import Cut
 from .local import LocalTensor
@@ -36,6 +37,7 @@ from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_groups, mak
 from .ranking import Change, update_masks
 from .readings import Readings
 from .resuming import check_state, check_zeros, continue_schedule
+from .searching import Searching
 from .solving import biases_of
 from .structures import SmallerModel, Structures, update_units
 from .watch import Watch, warn_of_changes
@@ -65,8 +67,9 @@ class Pruner:
         config: one configuration, or several, which prune different tensors, or the same ones one after another.
         total_steps: the number of optimizer steps of the training. If given, pruning starts at once: an update due at
             step 0 is made here. If not, call `start` before training.
-        example: a batch that the model runs with, or a function that returns one. It is used only for structures, to
-            try what can be removed, and only where no inputs can be made from the model's configuration.
+        example: a batch that the model runs with, or a function that returns one. For a target (`target_speedup` and
+            others) it is what the model is measured with, some 32 samples of the data. For structures it is used where
+            no inputs to try what can be removed can be made from the model's configuration.
 
     Attributes:
         targets: the tensors to prune, in the model's order.
@@ -82,6 +85,8 @@ class Pruner:
         expected_steps: what `plan` uses as `total_steps` before the start, if it is known.
         left_out: parameter name -> why it is not pruned, for weights of layers that are not targets by default.
         target_sparsity: the share of masked weights at the end of the schedule; None before the start.
+        configs: the configurations. In place of one with a target there are, once the structure is chosen, those of the
+            structures that are removed.
         penalties: name such as `l1_penalty` -> what was added to the loss in the current optimizer step, for the
             weights that this process counts.
 
@@ -102,14 +107,16 @@ class Pruner:
         example: Mapping[str, Any] | Example | None = None,
     ):
         _check_model(model)
-        self.configs = as_configs(config)
+        get_example: Example = example if callable(example) else lambda: example
+        self._search = Searching(as_configs(config), get_example)
+        self.configs = self._search.configs
         self._state = PruningState()
         self._told_of_changes = False
         self.total_steps: int | None = None
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
         self._windows: list[Window] = []
-        self._structures = Structures(example if callable(example) else lambda: example)
+        self._structures = Structures(get_example)
         refuse_reparametrised(model)
         self._attach(model)
         self._log_left_out()
@@ -126,6 +133,8 @@ class Pruner:
         by_unit: set[str] = set()  # names of tensors that units are removed from
         by_weight: set[str] = set()  # names of tensors that other configurations prune
         for index, config in enumerate(self.configs):
+            if config.has_target:
+                continue  # what it prunes is not chosen yet
             if config.structure is not None:
                 found, groups = self._structures.find(index, config, model)
                 self._groups += groups
@@ -142,7 +151,10 @@ class Pruner:
             if config.adapters == "sparse_merge":
                 mask_additions(model, {target.name for target in found})
         by_default = any(
-            config.targets is None and config.adapters != "sparse_adapters" and config.structure is None
+            config.targets is None
+            and config.adapters != "sparse_adapters"
+            and config.structure is None
+            and not config.has_target
             for config in self.configs
         )
         reasons = left_out_of(model) if by_default else {}
@@ -165,8 +177,49 @@ class Pruner:
         self._biases = biases_of(model, self._groups)
         self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
         self._watch = Watch()
-        if not self.targets and self.removed is None:
+        if not self.targets and self.removed is None and not self._search.waits:
             logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
+
+    # ---- The structure for a target ----
+
+    @property
+    def chosen(self) -> Chosen | None:
+        """What was chosen for a target; None before `search`, and without one."""
+        return self._search.chosen
+
+    def search(
+        self,
+        directory: str | os.PathLike | None = None,
+        device: torch.device | None = None,
+        model: nn.Module | None = None,
+    ) -> Chosen | None:
+        """Choose the structure for a target (`target_speedup` and others), once: measure the model and search.
+
+        `start` and `plan` call it. Every process must; the first one measures, and all get the same. The state of
+        random numbers, and the model, are left as they were.
+
+        Args:
+            directory: where `latency_table.json` is kept, and used again under the same conditions.
+            device: where the model is measured, if not where it is.
+            model: replaces the current model.
+
+        Raises PruningConfigError for a target that cannot be reached, StructureError if nothing can be removed from the
+        model, and PlacementError for a model that is sharded over processes.
+        """
+        if self._search.waits:
+            model = model if model is not None else self.model
+            self._search.find(model, as_path(directory) if directory is not None else None, device)
+            self._prune_as_chosen(model)
+        return self.chosen
+
+    def _prune_as_chosen(self, model: nn.Module) -> None:
+        self.configs = self._search.configs
+        self._attach(model)
+
+    def measure_target(self) -> Chosen | None:
+        """Time the smaller model in turns with a dense one, after training; returns what was chosen, with the times."""
+        self._search.time_again(self.model, self.removed)
+        return self.chosen
 
     # ---- The smaller model ----
 
@@ -207,6 +260,8 @@ class Pruner:
         `model` replaces the current model. Nothing is done if nothing was. Raises PruningStateError if the model is
         neither the one that was pruned nor the one that was left of it.
         """
+        if self._search.take(as_path(directory)):
+            self._prune_as_chosen(model if model is not None else self.model)
         if model is not None and model is not self.model:
             self.stop_collecting()
             self._attach(model)
@@ -221,7 +276,7 @@ class Pruner:
         groups = [index for index, group in enumerate(self._groups) if group.coupled]
         if not groups or not set(self._unfinished()).isdisjoint(groups):
             return None
-        return self._structures.smaller_model(self._groups, self._masks, self.configs)
+        return self._structures.smaller_model(self._groups, self._masks, self.configs, self.chosen)
 
     def _go_on_with(self, masks: Mapping[str, torch.Tensor], cut: Cut) -> None:
         """Go on with a model out of which units were cut, with these masks."""
@@ -297,6 +352,7 @@ class Pruner:
         if model is not None:
             _check_model(model)
         self.stop_collecting()
+        self.search(model=model)
         told = self.left_out
         self._attach(model if model is not None else self.model, optimizer)
         if self.left_out != told:
@@ -358,6 +414,8 @@ class Pruner:
         """
         total_steps = as_steps(total_steps)
         self.stop_collecting()
+        if self._search.take(as_path(directory)):
+            self.configs = self._search.configs
         self._attach(model if model is not None else self.model, optimizer)
         self.cut_as_saved(directory)
         self._windows = make_windows(self.configs, self._groups, total_steps)
@@ -373,11 +431,14 @@ class Pruner:
     def plan(self, total_steps: int | None = None) -> Plan:
         """What would be pruned, how much and when, starting from the current masks. Changes nothing.
 
+        For a target, the structure is chosen first, see `search`.
+
         `total_steps` (optimizer steps) is needed before the start. Raises PruningConfigError if it is missing, or if
         the configuration does not fit into that many steps.
         """
         known = (total_steps, self.total_steps, self.expected_steps)
         total_steps = as_steps(next((steps for steps in known if steps is not None), None))
+        self.search()
         windows = make_windows(self.configs, self._groups, total_steps)
         tensors = [
             PlannedTensor(target.name, target.shape, target.weights, self.masked[target.name], None)
@@ -783,6 +844,7 @@ class Pruner:
         memory = self._readings.memory.saved(masks) if self._remembering() else {}
         if not self.sharded or rank() == 0:
             self._structures.save(as_path(directory))
+            write_chosen(as_path(directory), self.chosen)
         frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
         save_pruning(directory, self.configs, self._state, masks, regions, notes, memory, frozen)
 
@@ -798,6 +860,8 @@ class Pruner:
         version, or was saved for another model or configuration, or if pruning has not ended and no step is left for
         it. Nothing is changed then.
         """
+        if self._search.waits and self._search.take(as_path(directory)):
+            self._prune_as_chosen(self.model)
         self._load(directory, zeros_loaded=False)
 
     def _load(self, directory: str | os.PathLike, zeros_loaded: bool) -> None:

@@ -26,6 +26,8 @@ from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.coupled import find_families, select_groups
 from ..structure.norms import normalise_others
+from ..structure.chosen import Chosen, write_chosen
+from ..structure.coupled import CoupledUnits, Family, Part, find_families, select_groups
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.routing import avoid
@@ -372,14 +374,16 @@ class Structures:
             ),
         )
 
-    def smaller_model(self, groups: Sequence[Group], masks: Masks, configs: Sequence[PruningConfig]) -> "SmallerModel":
+    def smaller_model(
+        self, groups: Sequence[Group], masks: Masks, configs: Sequence[PruningConfig], chosen: Chosen | None
+    ) -> "SmallerModel":
         """The model without the masked units, for saving; every process must call it."""
         assert self._class is not None
         plain = cast(PreTrainedModel, self._model)
         cut = self.what_is_left(groups, masks)
         with torch.device("meta"):
             skeleton = self._class(cut.config(plain.config))
-        return SmallerModel(cut, skeleton, self.describe(cut, groups, plain), configs)
+        return SmallerModel(cut, skeleton, self.describe(cut, groups, plain), configs, chosen)
 
     def cut_as_saved(self, directory: Path, model: nn.Module) -> bool:
         """Cut out of a model what was cut out of the one in a folder; whether anything was.
@@ -417,17 +421,22 @@ class Structures:
 
 @dataclass(frozen=True)
 class SmallerModel:
-    """A model without its masked units: what is left, the model without weights, and what was removed."""
+    """A model without its masked units: what is left, the model without weights, and what was removed.
+
+    `chosen` is the structure that was chosen for a target, if there was one.
+    """
 
     cut: Cut
     skeleton: PreTrainedModel
     removed: dict[str, Any]
     configs: Sequence[PruningConfig]
+    chosen: Chosen | None
 
     def save(self, directory: str | os.PathLike) -> None:
         """Write configuration and `pruning_structure.json` into a directory, which is created if needed."""
         save_configs(self.configs, directory)
         write_structure(Path(directory), self.removed)
+        write_chosen(Path(directory), self.chosen)
 
 
 def masked_units(group: Group, masks: Masks) -> dict[str, torch.Tensor]:

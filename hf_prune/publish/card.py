@@ -18,6 +18,7 @@ from ..errors import CardError, one_line
 from ..methods.table import ENTRY_POINTS, method_of
 from ..saved.files import check_inside, saved_files, write_file
 from ..saved.model import SavedModel
+from ..structure.chosen import SEARCH_NAME, read_chosen
 from .card_merge import Existing, merge_cards
 from .card_text import generated_metadata, render_card
 from .record import RECORD_NAME, RunRecord, load_record, save_record
@@ -33,8 +34,10 @@ SCHEDULE_NAME = "assets/schedule.png"
 
 UNITS_NAME = "assets/units.png"
 
+SEARCH_PLOT_NAME = "assets/search.png"
+
 # The plots of a card, which may have some of them.
-PLOTS = frozenset({LAYERS_NAME, SCHEDULE_NAME, UNITS_NAME})
+PLOTS = frozenset({LAYERS_NAME, SCHEDULE_NAME, SEARCH_PLOT_NAME, UNITS_NAME})
 
 
 def make_files(
@@ -48,21 +51,22 @@ def make_files(
     `repo_id` is the repository that the usage in the card names; `on_hub` is the card that is there, `pushed` the one
     that was last pushed there from here. What people wrote into the card on the Hub or in the folder is kept.
 
-    Raises ReportError, RecordError, StaleRecordError and CardError.
+    Raises ReportError, RecordError, StaleRecordError, CardError, and PruningStateError for a broken file of ours.
     """
-    from .plots import plot_layers, plot_schedule, plot_units  # matplotlib is loaded when a card is made
+    from .plots import plot_layers, plot_schedule, plot_search, plot_units  # matplotlib is loaded when a card is made
 
     saved = SavedModel.of(folder)
-    check_inside(saved.folder, (RECORD_NAME, CARD_NAME, FIGURES_NAME, *PLOTS))
+    check_inside(saved.folder, (RECORD_NAME, CARD_NAME, FIGURES_NAME, SEARCH_NAME, *PLOTS))
     record = load_record(saved)
     figures = count_figures(saved, record)
     if repo_id is not None:
         figures = figures.model_copy(update={"model": repo_id.rsplit("/", 1)[-1]})
+    chosen = read_chosen(saved.folder) if figures.removed is not None else None
     known = record if record is not None else RunRecord(name=figures.model)
     _warn_of_unknown_methods(figures, known)
     figures = figures.model_copy(update={"metadata": generated_metadata(figures, known)})
     card = merge_cards(
-        render_card(figures, known, repo_id or _shown_path(saved.folder)),
+        render_card(figures, known, repo_id or _shown_path(saved.folder), chosen),
         here=read_card(saved),
         on_hub=on_hub,
         pushed=pushed,
@@ -73,6 +77,10 @@ def make_files(
         image = io.BytesIO()
         plot_units(figures.removed, image)
         files[UNITS_NAME] = image.getvalue()
+    if chosen is not None:
+        image = io.BytesIO()
+        plot_search(chosen, image)
+        files[SEARCH_PLOT_NAME] = image.getvalue()
     if figures.prunable and not figures.only_smaller:
         image = io.BytesIO()
         shares = {tensor.saved_as or tensor.name: tensor.sparsity for tensor in figures.prunable}

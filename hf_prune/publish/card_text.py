@@ -19,6 +19,7 @@ from ..methods.scopes import SCOPES
 from ..methods.table import words_of
 from ..saved.removed import Removed, words_for
 from ..saved.report import totals_of
+from ..structure.chosen import Chosen
 from .markdown import code, fence, inline, single_line
 from .record import (
     Distillation,
@@ -42,10 +43,11 @@ _MOST_SAMPLE = 400
 _MOST_ROWS = 500
 
 
-def render_card(figures: Figures, record: RunRecord | None, location: str) -> str:
+def render_card(figures: Figures, record: RunRecord | None, location: str, chosen: Chosen | None = None) -> str:
     """The text of a card, with its metadata, from figures and record alone.
 
-    `location` is the model's name on the Hub or its folder, for the usage section.
+    `location` is the model's name on the Hub or its folder, for the usage section; `chosen` the structure that was
+    chosen for a target, if there was one.
     """
     record = record if record is not None else RunRecord(name=figures.model)
     values: dict[str, Any] = {
@@ -55,6 +57,10 @@ def render_card(figures: Figures, record: RunRecord | None, location: str) -> st
         "tokens": _tokens(record.removed_tokens),
         "removed_rows": _removed_rows(figures.removed),
         "units_alt": _units_alt(figures.removed),
+        "searched": _searched(chosen) if chosen is not None else None,
+        "search_alt": f"Speed and predicted change of the structures considered for {chosen.target.words}"
+        if chosen is not None
+        else "",
         "only_smaller": figures.only_smaller,
         "headline": _headline(record.evaluation),
         "prunable": totals_of(figures.prunable) if figures.prunable else None,
@@ -311,6 +317,24 @@ def _removed_rows(removed: Removed | None) -> list[tuple[str, str, str]]:
         rows.append((f"{words_for(structure)}{where}", in_each or removed.totals(structure)))
     rows += [(f"layers of {code(stack.path)}", (stack.of, len(stack.kept))) for stack in removed.layers]
     return [(name, f"{before:,}", f"{after:,}") for name, (before, after) in rows]
+
+
+def _searched(chosen: Chosen) -> str:
+    """What was asked for, what was chosen, and what it reached."""
+    conditions = chosen.conditions
+    where = inline(conditions["processor"] if conditions["accelerator"] == "cpu" else conditions["accelerator"])
+    text = (
+        f"Asked for {chosen.target.words}; of the structures that reach it, {chosen.words_of(chosen.candidate)} were "
+        "predicted to change the outputs least."
+    )
+    dense, small = chosen.reached if chosen.reached is not None else (chosen.dense.seconds, chosen.candidate.seconds)
+    threads = f"{conditions['threads']} thread{'' if conditions['threads'] == 1 else 's'}"
+    when = "after training" if chosen.reached is not None else "before training"
+    return (
+        f"{text} Measured {when}: {dense / small:.2f} times as fast, {1000 * small:.2f} ms where the dense model needs "
+        f"{1000 * dense:.2f} ms (least of several passes in turns, inputs of {chosen.inputs_words}, {where}, "
+        f"{threads}, {inline(conditions['dtype'])})."
+    )
 
 
 def _units_alt(removed: Removed | None) -> str:

@@ -3,16 +3,14 @@
 import importlib.metadata
 import os
 import platform
-import re
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..config.checks import is_number
+from ..structure.timing import processor_name, time_in_turns
 from .record import Emissions, Hardware
 
 
@@ -33,20 +31,12 @@ def hardware(device: torch.device, processes: int = 1) -> Hardware:
     if accelerator is None and device.type != "cpu":
         accelerator = device.type
     return Hardware(
-        processor=_processor(),
+        processor=processor_name(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         accelerator=accelerator,
         processes=processes,
     )
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    return " ".join(found[1].split()) if found else platform.processor() or platform.machine()
 
 
 def measure_latency(
@@ -56,23 +46,8 @@ def measure_latency(
 
     Each is called once beforehand to warm up; no more are started after `seconds`.
     """
-    times: list[list[float]] = [[] for _ in forwards]
-    started = time.perf_counter()
-    for forward in forwards:
-        forward()
-    while len(times[-1]) < passes and (not times[-1] or time.perf_counter() - started < seconds):
-        for forward, taken in zip(forwards, times, strict=True):
-            _wait_for_accelerator()
-            start = time.perf_counter()
-            forward()
-            _wait_for_accelerator()
-            taken.append(time.perf_counter() - start)
+    times = time_in_turns(forwards, passes, seconds)
     return [statistics.median(taken) for taken in times], len(times[-1])
-
-
-def _wait_for_accelerator() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def input_shapes(batch: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from ..methods.penalties import PENALTIES
 from ..saved.removed import Removed
+from ..structure.chosen import Chosen
 
 _SPARSITY_COLOR = "#b5432b"
 
@@ -133,6 +134,41 @@ def plot_units(removed: Removed, path: Path | BinaryIO) -> None:
         axis.set(xlim=(0, 1), title=f"{structure.capitalize()} that are left")
         axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
         axis.margins(y=0.01)
+    _save(figure, path)
+
+
+def plot_search(chosen: Chosen, path: Path | BinaryIO) -> None:
+    """Plot for the structures that a target was searched among how fast they are, and how much they change the outputs.
+
+    Those are the structures than which no other is as fast and changes less; the chosen one is marked, and how fast the
+    trained model is, if it was measured.
+    """
+    dense = chosen.dense.seconds
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.add_subplot()
+    speeds = [dense / one.seconds for one in chosen.frontier]
+    changes = [one.change for one in chosen.frontier]
+    axis.plot(speeds, changes, ".-", color=_LOSS_COLOR, label="best structures")
+    axis.plot(
+        [chosen.speedup],
+        [chosen.candidate.change],
+        "*",
+        markersize=14,
+        color=_SPARSITY_COLOR,
+        label=f"chosen: {chosen.words_of(chosen.candidate)}",
+    )
+    if chosen.reached_speedup is not None:
+        axis.axvline(
+            chosen.reached_speedup, linestyle=":", color=_METRIC_COLOR, label=f"trained: {chosen.reached_speedup:.2f}"
+        )
+    axis.set(
+        xlabel="times as fast as the dense model",
+        ylabel="predicted change of the outputs",
+        title=f"Structures considered for {chosen.target.words}",
+    )
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     _save(figure, path)
 
 

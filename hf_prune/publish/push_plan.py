@@ -17,6 +17,7 @@ from ..saved.model import SavedModel
 from ..saved.parts import files_of_classes
 from ..saved.pruning_state import STATE_NAME
 from ..saved.unit_scores import UNIT_SCORES_NAME
+from ..structure.chosen import SEARCH_NAME
 from ..structure.record import STRUCTURE_NAME
 from .card import CARD_NAME, PLOTS, make_files
 from .card_merge import Existing
@@ -37,16 +38,17 @@ _STATE_OF_TRAINING = (
 )
 
 # Files that hf-prune itself writes.
-_OWN_FILES = (CARD_NAME, FIGURES_NAME, RECORD_NAME, CONFIG_NAME, STRUCTURE_NAME, *PLOTS)
+_OWN_FILES = (CARD_NAME, FIGURES_NAME, RECORD_NAME, CONFIG_NAME, STRUCTURE_NAME, SEARCH_NAME, *PLOTS)
 
 _SEARCHED_BYTES = 100 << 20
+
+_NOT_WEIGHTS = (STATE_NAME, UNIT_SCORES_NAME, STRUCTURE_NAME, SEARCH_NAME, RECORD_NAME, *sorted(PLOTS))
 
 # Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, what was cut out,
 # and our own plots.
 _REPLACED = re.compile(
     r"(model|adapter_model)[\w.-]*\.safetensors(\.index\.json)?|pytorch_model[\w.-]*\.bin(\.index\.json)?"
-    r"|pruning_masks[\w.-]*\.safetensors|"
-    + "|".join(map(re.escape, (STATE_NAME, UNIT_SCORES_NAME, STRUCTURE_NAME, RECORD_NAME, *sorted(PLOTS))))
+    r"|pruning_masks[\w.-]*\.safetensors|" + "|".join(map(re.escape, _NOT_WEIGHTS))
 )
 
 

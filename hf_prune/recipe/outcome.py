@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, Trainer
 
@@ -106,7 +106,7 @@ def write_record(
     record = record_of(
         trainer,
         saved.hashes,
-        configs=recipe.pruning_configs,
+        configs=cast(Any, trainer).pruner.configs,
         target_sparsity=target_sparsity,
         kept_step=trainer.state.global_step,
         evaluated=[],

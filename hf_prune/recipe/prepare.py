@@ -1,5 +1,6 @@
 """Everything that a run needs, loaded and checked before anything is written."""
 
+import inspect
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,9 @@ from ..model.expressions import refuse_slow
 from ..model.names import every_name
 from ..publish.record import RemovedTokens
 from ..structure.vocabulary import SmallerVocabulary, smaller_vocabulary
+from ..structure.chosen import Chosen
 from ..trainer.callback import check_needs
+from ..trainer.latency import SAMPLES
 from ..trainer.training import training_steps
 from .data import load_data
 from .models import check_finite, check_length, freeze, load_model, load_tokenizer, set_generation, set_padding
@@ -57,13 +60,32 @@ class Prepared:
     teacher: PreTrainedModel | None = None
     removed_tokens: RemovedTokens | None = None
 
-    def plan(self) -> Plan:
-        """What the pruned run would prune. Raises RecipeError for a pruning section that does not fit the model."""
+    @property
+    def has_target(self) -> bool:
+        """Whether what is pruned is found for a target, by measuring the model."""
+        return any(config.has_target for config in self.recipe.pruning_configs)
+
+    def plan(self, directory: Path | None = None) -> tuple[Plan, Chosen | None]:
+        """What the pruned run would prune, and what was chosen for a target; the model is measured for one.
+
+        `directory` is where `latency_table.json` is kept. Raises RecipeError for a pruning section that does not fit
+        the model.
+        """
         steps = training_steps(self.recipe.training_arguments(), self.data["train"])
         try:
-            return Pruner(self.model, self.recipe.pruning_configs).plan(steps).of_model(self.model)
+            pruner = Pruner(self.model, self.recipe.pruning_configs, example=self._example)
+            pruner.search(directory)
+            return pruner.plan(steps).of_model(self.model), pruner.chosen
         except (PruningConfigError, StructureError, TargetError) as error:
             raise self.recipe.place(RecipeError(problems=error.problems_under("pruning"))) from error
+
+    def _example(self) -> dict[str, Any]:
+        """A batch of the first training samples."""
+        data = self.data["train"]
+        taken = {*inspect.signature(self.model.forward).parameters, "label", "label_ids"}
+        samples = [data[index] for index in range(min(SAMPLES, len(data)))]
+        known = [{name: value for name, value in sample.items() if name in taken} for sample in samples]
+        return dict(self.task.collator(self.tokenizer, self.model)(known))
 
 
 def prepare(recipe: Recipe) -> Prepared:

@@ -16,6 +16,7 @@ from ..engines.processes import all_reduce, wait_for_all
 from ..errors import CheckpointError, PushError, RecipeError, one_line
 from ..foreign.transformers import keep_origin
 from ..masking.plan import Plan
+from ..masking.searching import lines_about
 from ..model.names import shape_of
 from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample
@@ -46,7 +47,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
         say = _say_nothing
     _check_push(recipe)
     prepared = prepare(recipe)
-    plan = prepared.plan()
+    plan = None if prepared.has_target else prepared.plan()[0]
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(claimed(Path(recipe.output_dir), writes=is_first_process()))
@@ -55,7 +56,7 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
         return _run(recipe, prepared, plan, say)
 
 
-def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult | None:
+def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> RunResult | None:
     dtype = prepared.model.dtype
     output = Path(recipe.output_dir)
     try:
@@ -65,6 +66,8 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
     if prepared.new_weights:
         say(f"Not in the model's file and initialised at random: {', '.join(prepared.new_weights)}")
     seconds: dict[str, float] = {}
+    if plan is None:  # a target that cannot be reached is refused before anything is trained
+        prepared.plan(output)
 
     dense: Scores | None = None
     dense_parameters: dict[str, int] = {}
@@ -91,6 +94,13 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
     say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
     start = time.perf_counter()
     trainer = make_trainer(prepared, dense=False)
+    pruner = cast(Any, trainer).pruner
+    if plan is not None:
+        say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
+    else:
+        chosen = pruner.search(output, trainer.args.device)
+        say("\n".join(lines_about(chosen)))
+        say(f"Fine-tuning and pruning for {chosen.target.words}")
     _train(trainer, recipe, dense=False)
     pruned = prepared.task.evaluate(trainer, prepared.data["test"])
     trainer.save_model(str(output / "model"), _internal_call=True)
@@ -107,7 +117,8 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan, say: Say) -> RunResult 
         pruned_model = _open(prepared.task, output / "model", dtype)
         generation = _generate(prepared, trainer, pruned_model, dense_model, whole.tokenizer)
     saved = SavedModel(output / "model")
-    record = write_record(saved, prepared, trainer, plan.final_sparsity, dense, dense_model, pruned, generation, say)
+    target_sparsity = plan.final_sparsity if plan is not None else pruner.target_sparsity
+    record = write_record(saved, prepared, trainer, target_sparsity, dense, dense_model, pruned, generation, say)
     file_bytes = {"dense": SavedModel(output / "dense").file_bytes} if dense is not None else {}
     files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
     result = RunResult(

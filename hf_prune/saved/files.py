@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from ..config.pruning import CONFIG_NAME
 from ..config.safe_json import read_json
 from ..errors import ReportError, first_line, nearest_beside
+from ..structure.chosen import SEARCH_NAME
 from ..structure.record import STRUCTURE_NAME
 
 WEIGHTS_NAME = "model.safetensors"
@@ -22,7 +23,7 @@ TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 
 # The JSON files that describe a saved model.
 READ_NAMES = (
-    *("config.json", "adapter_config.json", CONFIG_NAME, STRUCTURE_NAME, INDEX_NAME, MODULES_NAME),
+    *("config.json", "adapter_config.json", CONFIG_NAME, STRUCTURE_NAME, SEARCH_NAME, INDEX_NAME, MODULES_NAME),
     *TOKENIZER_NAMES,
 )
 

@@ -20,9 +20,11 @@ One optimizer step of `transformers.Trainer`, and what happens at each event:
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -37,6 +39,7 @@ from ..masking.readings import check_reads
 from ..methods.table import remembers_gradients
 from ..model.anatomy import has_adapters
 from ..saved.pruning_state import state_files
+from .latency import SAMPLES
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +84,11 @@ class PruningCallback(TrainerCallback):
         model: nn.Module = kwargs["model"]
         optimizer = kwargs.get("optimizer")
         if self.pruner is None:
-            self.pruner = Pruner(model, self.config)
+            self.pruner = Pruner(model, self.config, example=partial(_first_samples, kwargs.get("train_dataloader")))
         check_needs(self.pruner.configs, args, with_deepspeed=bool(args.deepspeed))
         directory = as_path(self.resume_directory or _checkpoint_directory(args, state))
         if state.global_step == 0:
+            self.pruner.search(args.output_dir, model=model)
             self.pruner.start(state.max_steps, model, optimizer=optimizer)
         elif state_files(directory):
             # The Trainer has loaded the weights of a checkpoint; a base model of adapters is not among them.
@@ -205,6 +209,7 @@ class PruningCallback(TrainerCallback):
         self.pruner.hold_zeros()  # the best model may be one that a stock Trainer saved before `on_save`
         if self.pruner.can_shrink:
             self.pruner.shrink()
+        self.pruner.measure_target()
         if not self.pruner.at_final_sparsity:
             logger.warning(
                 "Training stopped at step %d, before pruning ended at step %d: sparsity is %.2f%%, not %.2f%%.",
@@ -236,6 +241,16 @@ class PruningCallback(TrainerCallback):
         self._hooks = []
         if self.pruner is not None:
             self.pruner.stop_collecting()
+
+
+def _first_samples(loader: Any) -> Any:
+    """A batch of the first samples of a loader's data set, put together as the loader does; None if it has none."""
+    dataset: Any = getattr(loader, "dataset", None)
+    collate = getattr(loader, "collate_fn", None)
+    if collate is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        return None
+    with torch.random.fork_rng():
+        return collate([dataset[index] for index in range(min(SAMPLES, len(dataset)))])
 
 
 def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments, with_deepspeed: bool) -> None:

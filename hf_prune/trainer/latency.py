@@ -14,6 +14,9 @@ from ..foreign.transformers import evaluation_collator, prepare_inputs
 from ..publish.measure import input_shapes, measure_latency
 from ..publish.record import Latency
 
+# How many samples structures are measured with.
+SAMPLES = 32
+
 
 def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency | None:
     """The latency of a forward pass on the first sample of a Trainer's evaluation data; None if it cannot be measured.
@@ -49,7 +52,7 @@ def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency
 
 
 def example_of(trainer: Trainer) -> dict[str, Any] | None:
-    """A batch of the first two samples of a Trainer's training data, on the CPU; None if there are none.
+    """A batch of the first samples of a Trainer's training data, on the CPU; None if there are fewer than two.
 
     The model gets the inputs that it takes by name.
     """
@@ -58,7 +61,8 @@ def example_of(trainer: Trainer) -> dict[str, Any] | None:
         return None
     assert trainer.model is not None  # ensured by Trainer.__init__
     with torch.random.fork_rng():
-        return _inputs_of(trainer.model, evaluation_collator(trainer)([dataset[0], dataset[1]]))
+        samples = [dataset[index] for index in range(min(SAMPLES, len(dataset)))]
+        return _inputs_of(trainer.model, evaluation_collator(trainer)(samples))
 
 
 def _inputs_of(model: nn.Module, batch: Any) -> dict[str, Any] | None:

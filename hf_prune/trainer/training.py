@@ -49,7 +49,7 @@ class TrainingMixin(TrainerBase):
         """Train as the extended class does; `resume_from_checkpoint=True` resumes from the newest complete checkpoint.
 
         Raises: CheckpointError, before anything is changed, if there is no checkpoint to resume from, or if another
-        training writes to the folder.
+        training writes to the folder. PruningConfigError for a target, such as a speed-up, that cannot be reached.
         """
         directory = Path(self._get_output_dir(trial=trial)) if self._pruning is not None else Path()
         if self._pruning is not None:
@@ -61,7 +61,7 @@ class TrainingMixin(TrainerBase):
                 self._pruning.resume_directory = Path(resume_from_checkpoint)
                 if self._pruning.pruner is not None:
                     self._pruning.pruner.cut_as_saved(resume_from_checkpoint)
-        checkpoint = resume_from_checkpoint
+        checkpoint = resume_from_checkpoint or None
         if self.teacher is None and isinstance(checkpoint, str) and was_distilled(Path(checkpoint)):
             logger.warning(
                 "%s was trained with a teacher; training continues without one, as no teacher_model is given",
@@ -72,6 +72,8 @@ class TrainingMixin(TrainerBase):
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         with claimed(directory, writes=self.args.should_save):
             try:
+                if self._pruning.pruner is not None and checkpoint is None:
+                    self._pruning.pruner.search(directory, self.args.device)  # before an engine shards the model
                 return super().train(resume_from_checkpoint, trial, *args, **kwargs)
             finally:
                 self._pruning.remove_hooks()

@@ -313,6 +313,18 @@ def test_a_plan_of_a_structure_says_what_will_be_left(sparse_bert):
     assert f"The model that is left has {left:,} of {every:,} parameters ({left / every:.2%})." in words(text)
 
 
+def test_a_plan_for_a_target_shows_what_is_chosen_and_from_what(sparse_bert):
+    arguments = ("plan", sparse_bert, "target_parameters=0.9", "target_length=16")
+    text = printed(*arguments)
+    assert "times as fast" in text
+    assert "Chosen for 90.0% of the parameters: " in words(text)
+    plan = read_json(*arguments, "--json")
+    assert plan["weights_left"] == plan["chosen"]["candidate"]["parameters"] <= 0.9 * plan["all_weights"]
+    assert plan["chosen"]["conditions"]["inputs"]["input_ids"] == [1, 16]
+    [line] = refused("plan", sparse_bert, "target_speedup=1000")
+    assert line.startswith("hf-prune: command line: target_speedup: expected at most ")
+
+
 def test_a_structure_that_a_model_does_not_have_is_one_line(sparse_bert):
     [line] = refused("plan", sparse_bert, "structure=heads", "sparsity=0.5")
     assert line.startswith("hf-prune: command line: structure: no field of BertConfig sets the number of heads")

@@ -89,6 +89,11 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "adapters": None,
         "structure": None,
         "reconstruction": None,
+        "target_speedup": None,
+        "target_parameters": None,
+        "target_latency": None,
+        "target_batch_size": None,
+        "target_length": None,
     }
     for name, value in config.to_dict().items():
         assert re.search(rf"^        {name}: ", PruningConfig.__doc__, re.MULTILINE), name
@@ -212,6 +217,44 @@ def test_overrides_are_checked_inside(overrides, parts):
     assert all(part in problem for part in parts)
 
 
+@pytest.mark.parametrize("target", [{"target_speedup": 3}, {"target_parameters": 0.5}, {"target_latency": 2.5}])
+def test_a_target_needs_no_sparsity_and_is_reached_with_taylor(target):
+    config = PruningConfig(**target)
+    assert config.method == "taylor"
+    assert config.has_target
+    assert PruningConfig.from_dict(config.to_dict()) == config
+    structure = config.for_structure("neurons", 0.75)
+    assert structure == PruningConfig(structure="neurons", method="taylor", sparsity=0.75)
+    assert not PruningConfig(sparsity=0.5).has_target
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"structure": "neurons"}, "structure"),
+        ({"sparsity": 0.5}, "sparsity"),
+        ({"initial_sparsity": 0.5}, "initial_sparsity"),
+        ({"targets": ["a"]}, "targets"),
+        ({"exclude": ["a"]}, "exclude"),
+        ({"scope": "global"}, "scope"),
+        ({"pattern": "block:4x1"}, "pattern"),
+        ({"method": "movement"}, "method"),
+        ({"method": "keep"}, "method"),
+        ({"adapters": "sparse_base"}, "adapters"),
+        ({"target_parameters": 0.5}, "target_parameters"),
+    ],
+)
+def test_what_a_target_finds_cannot_be_said_beside_it(other, named):
+    problems = problems_of(target_speedup=3, **other)
+    assert {problem.split(":")[0] for problem in problems} == {named}
+
+
+def test_a_batch_size_and_a_length_are_those_of_a_target():
+    PruningConfig(target_latency=2, target_batch_size=8, target_length=64)
+    problems = problems_of(sparsity=0.5, target_batch_size=8, target_length=64)
+    assert [problem.split(":")[0] for problem in problems] == ["target_batch_size", "target_length"]
+
+
 def test_all_errors_are_told_at_once():
     wrong = {
         "method": "magnitud",
@@ -233,6 +276,11 @@ def test_all_errors_are_told_at_once():
         "adapters": "sparse",
         "structure": "rows",
         "reconstruction": "least",
+        "target_speedup": 1,
+        "target_parameters": -0.5,
+        "target_latency": 0,
+        "target_batch_size": 0,
+        "target_length": 1.5,
     }
     assert set(wrong) == set(FIELDS)
     problems = problems_of(**wrong)

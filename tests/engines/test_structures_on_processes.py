@@ -6,6 +6,7 @@ import train_structures
 from forks import run_group
 from transformers import AutoModelForSequenceClassification
 
+from hf_prune.structure.chosen import read_chosen
 from hf_prune.structure.coupled import find_families
 from hf_prune.structure.record import cut_of_record, read_structure
 
@@ -36,6 +37,16 @@ def test_replicated_processes_end_with_the_same_small_model(tmp_path):
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     weights = dict(opened.named_parameters())
     assert all(torch.equal(weights[name], value) for name, value in result["weights"].items() if name in weights)
+
+
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_the_first_process_chooses_for_a_target_and_all_prune_the_same(tmp_path, engine):
+    ended = run_group(2, train_structures.main, tmp_path, engine, train_structures.TARGET)
+    assert [one.returncode for one in ended] == [0, 0], "\n".join(one.stderr[-3000:] for one in ended)
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    left = torch.load(tmp_path / "result.pt", weights_only=True)["left"]
+    assert sum(parameter.numel() for parameter in opened.parameters()) == left
+    assert read_chosen(tmp_path / "saved").candidate.parameters == left
 
 
 @pytest.mark.slow

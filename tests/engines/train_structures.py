@@ -20,15 +20,21 @@ def dense():
 
 
 def main(directory, engine, kind):
+TARGET = [{"target_parameters": 0.6, "begin": 1, "end": 5, "frequency": 1}]
+
+
+def main(directory, engine, configs=CONFIGS):
     case = {"engine": engine, "model": "bert", "arguments": {"max_steps": 8}}
     trainer = PruningTrainer(
         model=dense(),
         args=make_arguments(directory, case),
         train_dataset=bert_examples(48),
         pruning_config=[PruningConfig(**config) for config in CONFIGS[kind]],
+        pruning_config=[PruningConfig(**config) for config in configs],
     )
     trainer.train()
     trainer.save_model(str(directory / "saved"))
     weights = whole_weights(trainer.model)
+    left = None if trainer.pruner.chosen is None else trainer.pruner.chosen.candidate.parameters
     if torch.distributed.get_rank() == 0:
-        torch.save({"weights": weights, "sparsity": trainer.pruner.sparsity}, directory / "result.pt")
+        torch.save({"weights": weights, "sparsity": trainer.pruner.sparsity, "left": left}, directory / "result.pt")

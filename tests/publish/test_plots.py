@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from shrunk import chosen_of
 
-from hf_prune.publish.plots import plot_layers, plot_schedule, plot_units
+from hf_prune.publish.plots import plot_layers, plot_schedule, plot_search, plot_units
 from hf_prune.saved.removed import LayersLeft, Removed, UnitsLeft
 
 # As a Trainer logs: training steps, evaluations, and a summary at the end.
@@ -266,6 +267,23 @@ def test_units_that_are_left_are_bars_and_removed_layers_are_marked(tmp_path, dr
     assert bars_of(heads) == {"a.0.self": (0.75, "3 of 4"), "a.1": (0.0, "layer removed")}
     assert [axis.get_title() for axis in (neurons, heads)] == ["Neurons that are left", "Heads that are left"]
     assert close_to(opened(tmp_path / "units.png"), BLUE) > 500
+
+
+def test_structures_of_a_search_are_a_line_and_the_chosen_one_is_marked(tmp_path, drawn):
+    plot_search(chosen_of(), tmp_path / "search.png")
+    [axis] = drawn[0].axes
+    frontier, chosen, trained = axis.lines
+    assert list(zip(frontier.get_xdata(), frontier.get_ydata(), strict=True)) == [
+        (1.0, 0.0),
+        (pytest.approx(10 / 7), 0.1),
+        (2.5, 0.25),
+    ]
+    assert (list(chosen.get_xdata()), list(chosen.get_ydata())) == ([2.5], [0.25])
+    assert chosen.get_label() == "chosen: 6 of 24 neurons and 2 of 4 layers"
+    assert trained.get_label() == "trained: 2.40"
+    assert close_to(opened(tmp_path / "search.png"), BLUE) > 100
+    plot_search(chosen_of(reached=None), tmp_path / "search.png")
+    assert len(drawn[-1].axes[0].lines) == 2
 
 
 def test_layers_alone_have_bars_of_their_own(tmp_path, drawn):

@@ -344,6 +344,22 @@ def test_without_a_dense_run_there_is_nothing_to_compare_with(pruned_only):
     assert not any("dense" in line for line in pruned_only["said"])
 
 
+def test_a_target_is_searched_shown_and_reached(tmp_path, material):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = write_recipe(folder, material, pruning={"target_parameters": 0.9, "begin": 1, "end": 3})
+    result, said = quiet_run(path)
+    chosen = json.loads((folder / "out" / "model" / "pruning_search.json").read_text(encoding="utf-8"))
+    assert result.parameters["pruned"] == chosen["candidate"]["parameters"] <= 0.9 * chosen["dense"]["parameters"]
+    [table] = [text for text in said if "times as fast" in text]
+    assert "Chosen for 90.0% of the parameters" in table
+    card = (folder / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Asked for 90.0% of the parameters" in card
+    path = write_recipe(folder, material, pruning={"target_speedup": 1e6})
+    with pytest.raises(RecipeError, match=r"pruning\.target_speedup: expected at most"):
+        quiet_run(path)
+
+
 def test_several_configurations_prune_each_its_own_tensors(pruned_only):
     weights = load_file(pruned_only["out"] / "model" / "model.safetensors")
     for name, weight in weights.items():

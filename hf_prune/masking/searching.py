@@ -1,0 +1,193 @@
+"""The target of a pruner's configurations, such as a speed-up, and the structure that is chosen for it."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..config.pruning import PruningConfig
+from ..engines.choose import is_shared_model
+from ..engines.processes import rank, text_of_first
+from ..errors import HfPruneError, PlacementError, PruningConfigError, PruningStateError, StructureError
+from ..model.names import plain_model
+from ..saved.pruning_state import state_files
+from ..structure.chosen import SEARCH_NAME, Chosen, read_chosen, target_of
+from ..structure.proof import Example
+from ..structure.search import thinned
+from ..structure.targeting import find_structure, time_again
+
+# The rows of the table that is logged.
+_ROWS = 12
+
+# By which share a trained model may be slower than asked for without a warning.
+_TOLERATED = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class Searching:
+    """What a pruner was asked to reach, and what was chosen.
+
+    Attributes:
+        given: the configurations as they were given, of which one may have a target.
+        chosen: what was chosen for the target; None before, and without one.
+    """
+
+    def __init__(self, configs: Sequence[PruningConfig], example: Example):
+        _check_one_target(configs)
+        self.given = list(configs)
+        self.chosen: Chosen | None = None
+        self._example = example
+
+    @property
+    def asked(self) -> PruningConfig | None:
+        """The configuration with a target; None without one."""
+        return next((config for config in self.given if config.has_target), None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is a target and nothing was chosen for it yet."""
+        return self.asked is not None and self.chosen is None
+
+    @property
+    def configs(self) -> list[PruningConfig]:
+        """The configurations that say what is pruned: in place of the one with a target, those of the structures."""
+        if self.chosen is None:
+            return list(self.given)
+        found: list[PruningConfig] = []
+        for config in self.given:
+            found += self.chosen.configs if config.has_target else [config]
+        return found
+
+    def find(self, model: nn.Module, directory: Path | None, device: torch.device | None) -> None:
+        """Choose the structure; every process must call it. The first one measures, and all get the same.
+
+        The model is measured on `device`, and moved back afterwards.
+        """
+        asked = self.asked
+        assert asked is not None
+        target = target_of(asked)
+        assert target is not None
+        if is_shared_model(model):
+            raise PlacementError(
+                target.name,
+                "cannot be measured on a model that is sharded over processes: use PruningTrainer, which measures it "
+                "before, or name structures and their sparsities",
+            )
+        text = ""
+        if rank() == 0:
+            try:
+                text = json.dumps(self._measured(plain_model(model), asked, directory, device).to_dict())
+            except (PruningConfigError, StructureError) as error:
+                text = json.dumps({"kind": type(error).__name__, "problems": error.problems})
+        content = json.loads(text_of_first(text))
+        if "problems" in content:
+            kinds: dict[str, type[HfPruneError]] = {
+                kind.__name__: kind for kind in (PruningConfigError, StructureError)
+            }
+            raise kinds[content["kind"]](problems=[(key, message) for key, message in content["problems"]])
+        self.chosen = Chosen.from_dict(content)
+        for line in lines_about(self.chosen):
+            logger.info("%s", line)
+
+    def _measured(
+        self, model: nn.Module, asked: PruningConfig, directory: Path | None, device: torch.device | None
+    ) -> Chosen:
+        batch = self._batch()
+        home = next((parameter.device for parameter in model.parameters()), None)
+        try:
+            if device is not None and device != home:
+                model.to(device)
+            return find_structure(cast(PreTrainedModel, model), asked, batch, directory)
+        finally:
+            if device is not None and device != home:
+                model.to(home)
+
+    def _batch(self) -> Any:
+        batch = self._example()
+        asked = self.asked
+        target = target_of(asked) if asked is not None else None
+        if not batch and target is not None:
+            raise PruningConfigError(
+                target.name, "needs a batch to measure the model with: pass example= to Pruner, or data to the Trainer"
+            )
+        return batch
+
+    def time_again(self, model: nn.Module, removed: dict[str, Any] | None) -> None:
+        """Time the model that is left in turns with a dense one, on the first process."""
+        if self.chosen is None or removed is None or rank() != 0:
+            return
+        self.chosen = time_again(self.chosen, cast(PreTrainedModel, plain_model(model)), removed, self._batch())
+        said = (
+            f"Asked for {self.chosen.target.words}; reached {self.chosen.reached_speedup:.2f} times the speed, with "
+            f"{self.chosen.words_of(self.chosen.candidate)} ({self.chosen.inputs_words} inputs)."
+        )
+        logger.info("%s", said)
+        if (self.chosen.off_by or 0.0) < -_TOLERATED:
+            logger.warning("%s Other programs on the machine may have slowed it: measure again (measure_target).", said)
+
+    def take(self, directory: Path) -> bool:
+        """Take what was chosen for the model in a folder; whether there is a target. Nothing is measured.
+
+        Raises PruningStateError if nothing was, or for another target.
+        """
+        asked = self.asked
+        if asked is None or not state_files(directory):
+            return False
+        chosen = read_chosen(directory)
+        if chosen is None or chosen.config != asked:
+            was = "without a target" if chosen is None else f"for {chosen.target.words}, or with other settings"
+            target = target_of(asked)
+            assert target is not None
+            raise PruningStateError(
+                f"{directory / SEARCH_NAME}: expected what was chosen for {target.words}, but the checkpoint was saved "
+                f"{was}; use the configuration that it was trained with"
+            )
+        self.chosen = chosen
+        return True
+
+
+def rows_of(chosen: Chosen) -> list[tuple[str, ...]]:
+    """The structures than which no other is as fast and changes less, in rows of text; the first is the heading."""
+    rows: list[tuple[str, ...]] = [("times as fast", "ms", "parameters", "change", *chosen.units)]
+    for one in thinned(chosen.frontier, _ROWS):
+        speed, milliseconds = chosen.dense.seconds / one.seconds, 1000 * one.seconds
+        left = [f"{number:,}" for number in chosen.left(one).values()]
+        rows.append((f"{speed:.2f}", f"{milliseconds:.2f}", f"{one.parameters:,}", f"{one.change:.4f}", *left))
+    return rows
+
+
+def sentence_about(chosen: Chosen) -> str:
+    """What was chosen, in a sentence."""
+    return (
+        f"Chosen for {chosen.target.words}: {chosen.words_of(chosen.candidate)}; {chosen.speedup:.2f} times as fast, "
+        f"measured before training with {chosen.inputs_words} inputs, {chosen.candidate.parameters:,} of "
+        f"{chosen.dense.parameters:,} parameters."
+    )
+
+
+def lines_about(chosen: Chosen) -> list[str]:
+    """What was chosen, and from what, in lines of text."""
+    rows = rows_of(chosen)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    return [*table, sentence_about(chosen)]
+
+
+def _check_one_target(configs: Sequence[PruningConfig]) -> None:
+    asked = [config for config in configs if config.has_target]
+    if not asked:
+        return
+    target = target_of(asked[0])
+    assert target is not None
+    if len(asked) > 1:
+        raise PruningConfigError(target.name, "expected one configuration with a target, got several")
+    if any(config.structure is not None for config in configs):
+        raise PruningConfigError(
+            target.name, "must not be set beside a configuration with a structure: it finds all structures itself"
+        )

@@ -1,0 +1,282 @@
+"""Finding the structure that reaches a target: what can be removed, how fast that is, and how much it changes."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..config.pruning import STRUCTURES, PruningConfig
+from ..errors import PruningConfigError, StructureError
+from .batches import inputs_to_time, on_model
+from .chosen import Chosen, target_of
+from .coupled import Family, checked_model, families_of
+from .latency import (
+    build_with,
+    can_be_built,
+    conditions_of,
+    evaluating,
+    measure_layers,
+    time_models,
+    values_without,
+)
+from .latency_table import LatencyTable, read_table, write_table
+from .proof import proven
+from .search import (
+    Candidate,
+    Correction,
+    Curve,
+    LayerTable,
+    Tables,
+    Target,
+    choose,
+    correction_from,
+    dense_candidate,
+    frontier,
+    thinned,
+    uniform_candidates,
+)
+from .sensitivity import LayerChanges, measure_changes
+
+logger = logging.getLogger(__name__)
+
+# The shares of neurons that layers are measured without; others are interpolated.
+_SHARES = (0.25, 0.5, 0.75, 0.875, 0.9375)
+
+# Up to so many numbers of neurons, and of heads, are tried; each layer keeps this share of its neurons at least.
+_NUMBERS_OF_NEURONS, _LEAST_NEURONS = 64, 1 / 16
+
+# How often a structure is timed as a whole, and how far off it may be from its prediction to be taken.
+_TRIES, _TOLERANCE = 3, 0.02
+
+# The rows of the frontier that are kept.
+_ROWS = 100
+
+
+def find_structure(
+    model: PreTrainedModel, config: PruningConfig, batch: Mapping[str, Any], directory: Path | None = None
+) -> Chosen:
+    """Choose what to remove from a model so that it reaches the target of a configuration, and changes least.
+
+    Args:
+        batch: samples of the data, padded together. The one of median length is what the model is timed with, see
+            `inputs_to_time`; all of them show how much the outputs change.
+        directory: where `latency_table.json` is kept, and read if it was measured under the same conditions.
+
+    Raises PruningConfigError for a target that cannot be reached, with what can be, and StructureError if nothing can
+    be removed from the model, or if it does not run with the batch.
+    """
+    target = target_of(config)
+    assert target is not None
+    families = _removable(checked_model(model), batch)
+    shares = {name: _shares_of(model, name, some) for name, some in families.items()}
+    with evaluating(model):
+        inputs = on_model(inputs_to_time(batch, config.target_batch_size, config.target_length), model)
+        within = {name: some for name, some in families.items() if name != "layers"}
+        measured = {name: _some_of(shares[name]) for name in within}
+        table = read_table(directory, conditions_of(model, inputs), measured) if directory is not None else None
+        if table is None:
+            table = measure_layers(model, within, measured, inputs)
+            if directory is not None:
+                write_table(directory, table)
+        changes = measure_changes(model, within, measured, on_model(batch, model))
+        tables = make_tables(table, changes, families.get("layers", ()))
+        candidates = uniform_candidates(tables, shares)
+        predicted = dense_candidate(tables)
+        _check_reachable(candidates, predicted, target)
+        chosen, dense, correction = _choose_and_time(model, families, inputs, candidates, predicted, target)
+    return Chosen(
+        config=config,
+        candidate=chosen,
+        dense=dense,
+        frontier=tuple(thinned(frontier([correction.of(one, predicted) for one in candidates]), _ROWS)),
+        units={name: _units_of(some) for name, some in families.items()},
+        conditions={name: value for name, value in table.conditions.items() if name != "parameters"},
+    )
+
+
+def time_again(chosen: Chosen, model: PreTrainedModel, removed: Mapping[str, Any], batch: Mapping[str, Any]) -> Chosen:
+    """The same, with the times of the model that is left and of a dense one like that which was pruned, in turns.
+
+    `removed` is the content of `pruning_structure.json`. Weights do not matter for the times of dense models, so those
+    of the dense one are new.
+    """
+    config = chosen.config
+    inputs = on_model(inputs_to_time(batch, config.target_batch_size, config.target_length), model)
+    values = {tuple(name.split(".")): before for name, (before, _) in removed["fields"].items()}
+    with evaluating(model):
+        dense, small = time_models([build_with(model, values), model], inputs)
+    return replace(chosen, reached=(dense, small))
+
+
+# ---- What can be removed ----
+
+
+def _removable(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, list[Family]]:
+    """The units whose removal was tried, by structure. Raises StructureError if there are none."""
+    found: dict[str, list[Family]] = {}
+    problems = []
+    for structure in STRUCTURES:
+        families = families_of(model, structure)
+        try:
+            families = proven(families, model, lambda: batch) if families else []
+        except StructureError as error:
+            problems.append(error)
+            continue
+        if families:
+            found[structure] = families
+    if not found:
+        raise (
+            problems[0]
+            if problems
+            else StructureError(
+                "structure", f"{type(model).__name__} has no neurons, heads or layers that can be removed as a whole"
+            )
+        )
+    return found
+
+
+def _units_of(families: Sequence[Family]) -> int:
+    if families[0].structure == "layers":
+        return max(len(family.groups) for family in families)
+    return max(family.groups[0].units for family in families)
+
+
+def _shares_of(model: PreTrainedModel, structure: str, families: Sequence[Family]) -> list[float]:
+    """The shares of units that may be removed, from 0: those for which a model can be built.
+
+    Numbers of neurons that are left are multiples of 8 where there are many, as others are slower; and in experts that
+    are computed together, which need it.
+    """
+    units, step, least = _units_of(families), 1, 1
+    if structure == "neurons":
+        fused = any(part.expert is not None for one in families for group in one.groups for part in group.all_parts)
+        if fused or units >= _NUMBERS_OF_NEURONS:
+            step = max(round(units / _NUMBERS_OF_NEURONS / 8) * 8, 8)
+        least = max(int(units * _LEAST_NEURONS), 1)
+    kept = [number for number in range(units, 0, -step) if number >= least]
+    shares = [round((units - number) / units, 6) for number in kept]
+    if structure == "heads":
+        shares = [share for share in shares if not share or can_be_built(model, families, share)]
+    return shares
+
+
+def _some_of(shares: Sequence[float]) -> list[float]:
+    """The shares that are measured: those nearest to `_SHARES`, without 0."""
+    return sorted({min(shares[1:], key=lambda share: abs(share - wanted)) for wanted in _SHARES} if shares[1:] else ())
+
+
+# ---- Tables and the choice ----
+
+
+def make_tables(
+    table: LatencyTable, changes: Mapping[str, LayerChanges], families_of_layers: Sequence[Family]
+) -> Tables:
+    """The tables of the search, from what was measured of each layer."""
+    removable = {group.path for family in families_of_layers for group in family.removable}
+    layers = []
+    for path, layer in table.layers.items():
+        change = changes[path]
+        points = {
+            name: [
+                (share, layer.seconds - seconds, layer.parameters - number, change.with_share[name][share])
+                for share, (seconds, number) in sorted(some.items())
+            ]
+            for name, some in layer.with_share.items()
+        }
+        columns = {name: list(zip((0.0, 0.0, 0, 0.0), *some, strict=True)) for name, some in points.items() if some}
+        layers.append(
+            LayerTable(
+                stack=path.rpartition(".")[0],
+                seconds=layer.seconds,
+                parameters=layer.parameters,
+                seconds_saved={name: Curve(shares, _rising(saved)) for name, (shares, saved, _, _) in columns.items()},
+                parameters_saved={name: Curve(shares, saved) for name, (shares, _, saved, _) in columns.items()},
+                change={name: Curve(shares, _rising(lost)) for name, (shares, _, _, lost) in columns.items()},
+                removal=change.removal if path in removable else None,
+            )
+        )
+    of_layers = sum(layer.parameters for layer in layers)
+    return Tables(tuple(layers), table.rest_seconds, table.parameters - of_layers)
+
+
+def _rising(values: Sequence[float]) -> tuple[float, ...]:
+    """Values none of which is below one before it: removing more saves no less, whatever the noise of the clock."""
+    found = [0.0]
+    for value in values[1:]:
+        found.append(max(value, found[-1]))
+    return tuple(found)
+
+
+def _check_reachable(candidates: Sequence[Candidate], dense: Candidate, target: Target) -> None:
+    """Raise PruningConfigError for a target that the dense model reaches, or that no candidate does."""
+    if target.name == "target_parameters":
+        fewest = min(one.parameters for one in candidates)
+        if target.reached_by(dense, dense):
+            problem = f"expected fewer than the model's {dense.parameters:,} parameters"
+        elif fewest > target.number_of_parameters(dense.parameters):
+            problem = (
+                f"expected at least {fewest:,} parameters ({fewest / dense.parameters:.3f} of the model's), as no more "
+                f"can be removed by {_words(candidates)}"
+            )
+        else:
+            return
+    else:
+        fastest = min(one.seconds for one in candidates)
+        if target.reached_by(dense, dense):
+            problem = f"expected less than {1000 * dense.seconds:.3g} milliseconds, which the dense model needs"
+        elif fastest > target.seconds(dense.seconds):
+            most = f"at most {dense.seconds / fastest:.3g}"
+            least = f"at least {1000 * fastest:.3g} milliseconds"
+            problem = (
+                f"expected {most if target.name == 'target_speedup' else least}, the fastest that {_words(candidates)} "
+                "give on this machine with these inputs"
+            )
+        else:
+            return
+    raise PruningConfigError(target.name, f"{problem}; got {target.value:g}")
+
+
+def _words(candidates: Sequence[Candidate]) -> str:
+    """The structures that candidates differ in, as in `fewer neurons and layers`."""
+    names = list(dict.fromkeys(name for one in candidates for name in one.sparsities))
+    return f"fewer {' and '.join(names)}"
+
+
+def _choose_and_time(
+    model: PreTrainedModel,
+    families: Mapping[str, Sequence[Family]],
+    inputs: Mapping[str, Any],
+    candidates: Sequence[Candidate],
+    dense: Candidate,
+    target: Target,
+) -> tuple[Candidate, Candidate, Correction]:
+    """The chosen candidate and the dense model with their measured seconds, and the correction of all predictions.
+
+    The candidate is built, with new weights, and timed as a whole in turns with the dense model. If it is not as fast
+    as predicted, all predictions are corrected by what it showed, and another is chosen.
+    """
+    correction = Correction(1.0, dense.seconds)
+    tried: list[tuple[Candidate, Candidate, Correction]] = []
+    for _ in range(_TRIES):
+        corrected = [correction.of(one, dense) for one in candidates]
+        chosen = choose(corrected, replace(dense, seconds=correction.dense_seconds), target)
+        if chosen is None or any(chosen.sparsities == before.sparsities for before, _, _ in tried):
+            break
+        predicted = candidates[corrected.index(chosen)]
+        values: dict[Any, Any] = {}
+        for name, share in chosen.sparsities.items():
+            values |= values_without(families[name], model.config, share)
+        dense_seconds, seconds = time_models([model, build_with(model, values)], inputs)
+        off = (seconds / dense_seconds) / (chosen.seconds / correction.dense_seconds) - 1
+        correction = correction_from(predicted, dense, seconds, dense_seconds)
+        tried.append((replace(chosen, seconds=seconds), replace(dense, seconds=dense_seconds), correction))
+        if abs(off) <= _TOLERANCE or target.name == "target_parameters":
+            break
+
+    def missed_by(one: tuple[Candidate, Candidate, Correction]) -> float:
+        return 0.0 if target.name == "target_parameters" else abs(one[0].seconds / target.seconds(one[1].seconds) - 1)
+
+    return min(tried, key=missed_by)

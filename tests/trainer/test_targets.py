@@ -1,0 +1,178 @@
+"""Targets in the Trainer and in loops: the structure is chosen once, pruned as if it had been named, and timed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from models import ARCHITECTURES, bert, bert_examples, training_arguments
+from transformers import AutoModelForSequenceClassification, Trainer
+
+from hf_prune import (
+    Pruner,
+    PruningCallback,
+    PruningConfig,
+    PruningConfigError,
+    PruningStateError,
+    PruningTrainer,
+    StructureError,
+)
+from hf_prune.publish.card import write_card
+from hf_prune.saved.files import find_model
+from hf_prune.structure.chosen import SEARCH_NAME, read_chosen
+from hf_prune.structure.latency_table import LATENCY_NAME
+
+TIMES = {"begin": 1, "end": 5, "frequency": 1}
+HALF = PruningConfig(target_parameters=0.5, **TIMES)
+
+
+def model_of(seed=0):
+    torch.manual_seed(seed)
+    return bert(num_hidden_layers=4, hidden_size=32, intermediate_size=256, num_attention_heads=4)
+
+
+def trainer_of(directory, config=HALF, model=None, callbacks=None, trainer_class=PruningTrainer, **arguments):
+    keywords = {} if trainer_class is Trainer else {"pruning_config": config}
+    return trainer_class(
+        model=model if model is not None else model_of(),
+        args=training_arguments(directory, max_steps=8, **arguments),
+        train_dataset=bert_examples(),
+        eval_dataset=bert_examples(8),
+        callbacks=callbacks,
+        **keywords,
+    )
+
+
+def parameters_of(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A trainer that has trained, with a checkpoint of every step in its `output_dir`."""
+    trainer = trainer_of(tmp_path_factory.mktemp("whole"), save_strategy="steps", save_steps=1)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def checkpoints(whole):
+    return Path(whole.args.output_dir)
+
+
+def test_a_target_is_reached_by_ordinary_structures_and_opened_plainly(whole, checkpoints, tmp_path):
+    whole.save_model(tmp_path)
+    chosen = whole.pruner.chosen
+    assert whole.pruner.configs == chosen.configs
+    assert all(config.structure and config.method == "taylor" for config in chosen.configs)
+    assert parameters_of(whole.model) == chosen.candidate.parameters <= 0.5 * parameters_of(model_of())
+    assert chosen.reached_speedup > 0
+    assert read_chosen(tmp_path) == chosen
+    assert (checkpoints / LATENCY_NAME).exists()
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert parameters_of(opened) == chosen.candidate.parameters
+    configs = json.loads((tmp_path / "pruning_config.json").read_text())["configs"]
+    assert [config["structure"] for config in configs] == list(chosen.candidate.sparsities)
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_resumed_run_takes_what_was_chosen_and_ends_bit_for_bit_as_the_whole_one(
+    whole, checkpoints, tmp_path, monkeypatch, step
+):
+    monkeypatch.setattr("hf_prune.masking.searching.find_structure", None)  # nothing is searched again
+    resumed = trainer_of(tmp_path, model=model_of(5))
+    resumed.train(resume_from_checkpoint=str(checkpoints / f"checkpoint-{step}"))
+    weights, others = whole.model.state_dict(), resumed.model.state_dict()
+    assert weights.keys() == others.keys()
+    assert all(map(torch.equal, weights.values(), others.values()))
+    assert resumed.pruner.chosen.candidate == whole.pruner.chosen.candidate
+
+
+def test_a_checkpoint_of_another_target_is_refused(checkpoints, tmp_path):
+    checkpoint = shutil.copytree(checkpoints / "checkpoint-4", tmp_path / "checkpoint-4")
+    other = trainer_of(tmp_path / "other", PruningConfig(target_parameters=0.7, **TIMES))
+    why = "chosen for 70.0% of the parameters, but the checkpoint was saved for 50.0% of the parameters"
+    with pytest.raises(PruningStateError, match=why):
+        other.train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / SEARCH_NAME).unlink()
+    with pytest.raises(PruningStateError, match="but the checkpoint was saved without a target"):
+        trainer_of(tmp_path / "third").train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_target_that_cannot_be_reached_is_refused_before_training(tmp_path):
+    trainer = trainer_of(tmp_path, PruningConfig(target_speedup=1e6))
+    with pytest.raises(PruningConfigError, match="target_speedup: expected at most"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_the_plan_shows_what_is_chosen_and_training_keeps_it(tmp_path):
+    trainer = trainer_of(tmp_path)
+    plan = trainer.pruner.plan()
+    chosen = trainer.pruner.chosen
+    assert {unit.structure for unit in plan.units} == set(chosen.candidate.sparsities)
+    assert plan.of_model(trainer.model).weights_left == chosen.candidate.parameters
+    trainer.train()
+    assert trainer.pruner.chosen.candidate == chosen.candidate
+    assert parameters_of(trainer.model) == chosen.candidate.parameters
+
+
+def test_the_callback_reaches_a_target_in_a_stock_trainer(tmp_path):
+    callback = PruningCallback(HALF)
+    trainer = trainer_of(tmp_path, callbacks=[callback], trainer_class=Trainer)
+    trainer.train()
+    assert parameters_of(trainer.model) == callback.pruner.chosen.candidate.parameters
+
+
+def test_a_loop_of_ones_own_gives_an_example():
+    model, batch = model_of(), ARCHITECTURES["bert"].batch()
+    with pytest.raises(PruningConfigError, match="target_parameters: needs a batch to measure the model with"):
+        Pruner(model, HALF, total_steps=8)
+    pruner = Pruner(model, HALF, total_steps=8, example=batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(5):
+        model(**batch).loss.backward()
+        pruner.mask_gradients()
+        optimizer.step()
+        pruner.step(optimizer)
+        optimizer.zero_grad()
+    pruner.shrink(optimizer)
+    assert parameters_of(model) == pruner.chosen.candidate.parameters
+    assert pruner.measure_target().reached_speedup > 0
+
+
+@pytest.mark.parametrize(
+    "beside", [PruningConfig(target_speedup=2), PruningConfig(structure="neurons", sparsity=0.5)], ids=["two", "both"]
+)
+def test_a_target_stands_alone_among_structures(beside):
+    with pytest.raises(PruningConfigError, match="target_parameters: "):
+        Pruner(model_of(), [HALF, beside])
+
+
+def test_weights_are_pruned_beside_a_target(tmp_path):
+    weights = PruningConfig(sparsity=0.5, begin=5, end=7, frequency=1, targets=[r".*attention\.self\.query\.weight"])
+    trainer = trainer_of(tmp_path, [HALF, weights])
+    trainer.train()
+    for layer in trainer.model.bert.encoder.layer:
+        assert int((layer.attention.self.query.weight == 0).sum()) == 32 * 32 // 2
+
+
+def test_a_model_without_units_is_refused(tmp_path):
+    examples = ARCHITECTURES["resnet"].examples(4)
+    batch = {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+    with pytest.raises(StructureError, match="ResNetForImageClassification"):
+        Pruner(ARCHITECTURES["resnet"].build(), PruningConfig(target_speedup=2), total_steps=2, example=batch)
+
+
+def test_the_card_says_what_was_asked_for_and_reached(tmp_path):
+    trainer = trainer_of(tmp_path / "run", PruningConfig(target_speedup=1.5, **TIMES))
+    trainer.train()
+    trainer.save_model(tmp_path / "small")
+    write_card(find_model(tmp_path / "small"))
+    card = (tmp_path / "small" / "README.md").read_text()
+    chosen = trainer.pruner.chosen
+    assert "Asked for 1.5 times the speed of the dense model; of the structures that reach it, " in card
+    assert f"Measured after training: {chosen.reached_speedup:.2f} times as fast" in card
+    assert "](assets/search.png)" in card
+    assert (tmp_path / "small" / "assets" / "search.png").read_bytes().startswith(b"\x89PNG")

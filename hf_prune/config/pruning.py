@@ -63,25 +63,15 @@ class PruningConfig:
     Args:
         method: `magnitude`, `random`, `wanda` (magnitude times the norm of the input), `taylor` (weight times
             gradient), `movement` (how far training moves a weight away from zero; masked weights may come back until
-            pruning ends), or `keep`, which keeps the zeros that a model has and prunes no more. Default magnitude:
-            with enough training to recover, other criteria are seldom better (arXiv 2210.06384).
+            pruning ends), or `keep`, which keeps the zeros that a model has and prunes no more. Default `auto`:
+            magnitude, as with enough training to recover other criteria are seldom better (arXiv 2210.06384); with a
+            target taylor, as magnitudes of different layers say little about which one can go.
         structure: `neurons` (of feed-forward networks), `heads` (of attention), `layers`, `experts` or dimensions of
             the `hidden` states are removed as a whole: masked in training, in all tensors that they are part of, and
             cut out of the model that is saved at the end. Default None: single weights, or the pattern's units. Methods
             for structures are `magnitude`, `random`, `activation` (norm of the outputs), `wanda` (activation times the
             norm of the weights that read it), `taylor` (first-order change of the loss, added up over steps) and, for
             layers alone, `block_influence` (how much a layer changes what it gets).
-            with enough training to recover, other criteria are seldom better (arXiv 2210.06384). With a target the
-            default is taylor: magnitudes of different layers say little about which one can go.
-            pruning ends), or `keep`, which keeps the zeros that a model has and prunes no more. Default `auto`:
-            magnitude, as with enough training to recover other criteria are seldom better (arXiv 2210.06384); with a
-            target taylor, as magnitudes of different layers say little about which one can go.
-        structure: `neurons` (of feed-forward networks) or `heads` (of attention) are removed as a whole: masked in
-            training, in all tensors that they are part of, and cut out of the model that is saved at the end. Default
-            None: single weights, or the pattern's units. Methods for structures are `magnitude`, `random`, `activation`
-            (norm of the outputs), `wanda` (activation times the norm of the weights that read it), `taylor` (first-
-            order change of the loss, added up over steps) and, for layers alone, `block_influence` (how much a layer
-            changes what it gets).
         sparsity: the final share of masked weights, 0 <= s < 1. Not needed for `keep` and for an n:m pattern, which
             determine it. There is no default: no sparsity suits every model.
         initial_sparsity: the sparsity at which the schedule starts. Default None: that of the model (0 if it is dense).

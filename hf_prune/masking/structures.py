@@ -24,10 +24,9 @@ from ..model.layouts import Target
 from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
+from ..structure.chosen import Chosen, write_chosen
 from ..structure.coupled import find_families, select_groups
 from ..structure.norms import normalise_others
-from ..structure.chosen import Chosen, write_chosen
-from ..structure.coupled import CoupledUnits, Family, Part, find_families, select_groups
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.routing import avoid

@@ -29,8 +29,8 @@ from ..masking.pruner import Pruner
 from ..model.expressions import refuse_slow
 from ..model.names import every_name
 from ..publish.record import RemovedTokens
-from ..structure.vocabulary import SmallerVocabulary, smaller_vocabulary
 from ..structure.chosen import Chosen
+from ..structure.vocabulary import SmallerVocabulary, smaller_vocabulary
 from ..trainer.callback import check_needs
 from ..trainer.latency import SAMPLES
 from ..trainer.training import training_steps

@@ -91,7 +91,6 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
     tokens = prepared.removed_tokens
     if tokens is not None:
         say(f"Removed {tokens.before - tokens.after:,} of {tokens.before:,} tokens, which no text of the data has")
-    say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
     start = time.perf_counter()
     trainer = make_trainer(prepared, dense=False)
     pruner = cast(Any, trainer).pruner

@@ -11,6 +11,7 @@ WINDOW = {"method": "taylor", "begin": 1, "end": 5, "frequency": 1}
 CONFIGS = {
     "small": [{"structure": "neurons", "sparsity": 0.75, **WINDOW}, {"structure": "layers", "sparsity": 0.5, **WINDOW}],
     "narrow": [{"structure": "hidden", "sparsity": 0.5, **WINDOW}],
+    "target": [{"target_parameters": 0.6, "begin": 1, "end": 5, "frequency": 1}],
 }
 
 
@@ -20,17 +21,12 @@ def dense():
 
 
 def main(directory, engine, kind):
-TARGET = [{"target_parameters": 0.6, "begin": 1, "end": 5, "frequency": 1}]
-
-
-def main(directory, engine, configs=CONFIGS):
     case = {"engine": engine, "model": "bert", "arguments": {"max_steps": 8}}
     trainer = PruningTrainer(
         model=dense(),
         args=make_arguments(directory, case),
         train_dataset=bert_examples(48),
         pruning_config=[PruningConfig(**config) for config in CONFIGS[kind]],
-        pruning_config=[PruningConfig(**config) for config in configs],
     )
     trainer.train()
     trainer.save_model(str(directory / "saved"))

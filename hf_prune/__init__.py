@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .config.arguments import PruningArguments
     from .config.distillation import DistillationConfig
     from .config.pruning import PruningConfig, load_configs
-    from .masking.pruner import Pruner, load_masks
+    from .masking.pruner import Pruner
+    from .masking.restoring import load_masks
     from .model.adapters import merge
     from .structure.vocabulary import shrink_vocabulary
     from .structure.zero_units import shrink
@@ -62,7 +63,7 @@ _MODULES = {
     "PruningMixin": ".trainer.trainer",
     "PruningTrainer": ".trainer.trainer",
     "load_configs": ".config.pruning",
-    "load_masks": ".masking.pruner",
+    "load_masks": ".masking.restoring",
     "merge": ".model.adapters",
     "shrink": ".structure.zero_units",
     "shrink_vocabulary": ".structure.vocabulary",

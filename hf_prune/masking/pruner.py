@@ -6,34 +6,30 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..config.arguments import PruningArguments
 from ..config.checks import as_path
-from ..config.pruning import CONFIG_NAME, PruningConfig, load_configs, written_expressions
+from ..config.pruning import PruningConfig
 from ..engines.choose import engine_of
 from ..engines.optimizers import is_at_step, is_micro_batch, leaves_zeros, zero_masked
 from ..engines.processes import rank
-from ..errors import ArgumentError, PlacementError, PruningStateError
-from ..methods.patterns import count_of
+from ..errors import PlacementError, PruningStateError
 from ..methods.scopes import Pool
-from ..model.adapters import mask_additions
-from ..model.expressions import refuse_slow
-from ..model.layouts import Target
-from ..model.names import every_name, named_parameters, shape_of
-from ..model.targets import FROZEN, find_targets, left_out_of, refuse_reparametrised
-from ..saved.pruning_state import PruningState, load_pruning, save_pruning, state_files
+from ..model.names import named_parameters, shape_of
+from ..model.targets import FROZEN, refuse_reparametrised
+from ..saved.pruning_state import PruningState, load_pruning, save_pruning
 from ..structure.chosen import Chosen, write_chosen
 from ..structure.proof import Example
 from ..structure.shrink import Cut
+from .finding import as_configs, check_model, find_groups, identities
 from .local import LocalTensor
 from .masks import Masks
+from .notices import tell_of_left_out, tell_of_nothing_to_prune, tell_of_zeros
 from .penalty_terms import WeightPenalties
-from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_groups, make_plan, make_windows
+from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_plan, make_windows
 from .ranking import Change, update_masks
 from .readings import Readings
 from .resuming import check_state, check_zeros, continue_schedule
@@ -106,7 +102,7 @@ class Pruner:
         total_steps: int | None = None,
         example: Mapping[str, Any] | Example | None = None,
     ):
-        _check_model(model)
+        check_model(model)
         get_example: Example = example if callable(example) else lambda: example
         self._search = Searching(as_configs(config), get_example)
         self.configs = self._search.configs
@@ -119,58 +115,26 @@ class Pruner:
         self._structures = Structures(get_example)
         refuse_reparametrised(model)
         self._attach(model)
-        self._log_left_out()
+        tell_of_left_out(self.left_out)
         if total_steps is not None:
             self.start(total_steps)
 
     def _attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Find the targets in this model, and mask the zeros that they have."""
         self.model = model
-        self._groups: list[Group] = []
-        chosen: dict[str, Target] = {}
-        adapters: set[str] = set()  # names of PEFT's own matrices, which are initialised with zeros
-        kept: set[str] = set()  # names of tensors whose zeros a configuration keeps
-        by_unit: set[str] = set()  # names of tensors that units are removed from
-        by_weight: set[str] = set()  # names of tensors that other configurations prune
-        for index, config in enumerate(self.configs):
-            if config.has_target:
-                continue  # what it prunes is not chosen yet
-            if config.structure is not None:
-                found, groups = self._structures.find(index, config, model)
-                self._groups += groups
-                by_unit.update(target.name for target in found)
-            else:
-                found = find_targets(model, config.targets, config.exclude, config.adapters)
-                self._groups += make_groups(index, config, found)
-                by_weight.update(target.name for target in found)
-            chosen.update({target.name: target for target in found})
-            if config.adapters == "sparse_adapters":
-                adapters.update(target.name for target in found)
-            if config.method == "keep":
-                kept.update(target.name for target in found)
-            if config.adapters == "sparse_merge":
-                mask_additions(model, {target.name for target in found})
-        by_default = any(
-            config.targets is None
-            and config.adapters != "sparse_adapters"
-            and config.structure is None
-            and not config.has_target
-            for config in self.configs
-        )
-        reasons = left_out_of(model) if by_default else {}
-        self.left_out = {name: reason for name, reason in reasons.items() if name not in chosen}
+        found = find_groups(model, self.configs, self._structures)
+        self._groups, self.left_out = found.groups, found.left_out
         self._engine = engine_of(model, optimizer)
         self._engine.prepare(model)
         self._moments_known = self._engine.reaches_moments
-        self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in chosen}
-        self.targets = [chosen[name] for name in self.parameters]
+        self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in found.targets}
+        self.targets = [found.targets[name] for name in self.parameters]
         trained = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
-        self._masks = Masks(
-            self.targets, self.parameters, self._engine, adapters | (trained - kept), by_unit - by_weight
-        )
+        from_zero = found.adapters | (trained - found.kept)
+        self._masks = Masks(self.targets, self.parameters, self._engine, from_zero, found.of_units)
         self._structures.mask_zero_units(self._groups, self._masks)
         self._structures.pass_by(self._groups, self._masks, model)
-        self._fresh = [name for name in self._masks.fresh if name not in adapters]
+        self._fresh = [name for name in self._masks.fresh if name not in found.adapters]
         self._state = PruningState(self.completed_steps)
         self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
@@ -178,7 +142,7 @@ class Pruner:
         self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
         self._watch = Watch()
         if not self.targets and self.removed is None and not self._search.waits:
-            logger.warning("Nothing to prune: the model has no weights that the pruning configuration selects.")
+            tell_of_nothing_to_prune()
 
     # ---- The structure for a target ----
 
@@ -280,11 +244,11 @@ class Pruner:
 
     def _go_on_with(self, masks: Mapping[str, torch.Tensor], cut: Cut) -> None:
         """Go on with a model out of which units were cut, with these masks."""
-        state, before = self._state, _identities(self._groups, cut.name_of)
+        state, before = self._state, identities(self._groups, cut.name_of)
         shapes = {cut.name_of(target.name): target.shape for target in self.targets}
         self.stop_collecting()
         self._attach(self.model)
-        places = {identity: index for index, identity in enumerate(_identities(self._groups))}
+        places = {identity: index for index, identity in enumerate(identities(self._groups))}
         moved = {index: places[identity] for index, identity in enumerate(before) if identity in places}
         starts = {moved[index]: share for index, share in state.starts.items() if index in moved}
         for index, group in enumerate(self._groups):
@@ -319,20 +283,6 @@ class Pruner:
         own = list(range(len(kept))) if self.removed is not None else kept
         return [[0, 0], *([one + 1, other + 1] for one, other in zip(own, [*kept[:-1], layers - 1], strict=True))]
 
-    def _log_left_out(self) -> None:
-        """Log which weights of layers are not pruned by default, once; as a warning where users may not expect it."""
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in self.left_out.items():
-            by_reason.setdefault(reason, []).append(name)
-        for reason, names in by_reason.items():
-            logger.log(
-                logging.WARNING if reason == FROZEN else logging.INFO,
-                "Not pruned by default (%s): %s%s; name tensors in targets to prune them.",
-                reason,
-                ", ".join(names[:2]),
-                f" and {len(names) - 2} more tensors" if len(names) > 2 else "",
-            )
-
     # ---- When ----
 
     def start(
@@ -350,18 +300,18 @@ class Pruner:
         """
         total_steps = as_steps(total_steps)
         if model is not None:
-            _check_model(model)
+            check_model(model)
         self.stop_collecting()
         self.search(model=model)
         told = self.left_out
         self._attach(model if model is not None else self.model, optimizer)
         if self.left_out != told:
-            self._log_left_out()
+            tell_of_left_out(self.left_out)
         self._windows = make_windows(self.configs, self._groups, total_steps)
         self.total_steps = self._state.total_steps = total_steps
         self._state.completed_steps = completed_steps
         self.target_sparsity = self.plan().final_sparsity
-        self._log_zeros()
+        tell_of_zeros(self._groups, self.masked, self._fresh)
         self._masks.check_finite(self._names(range(len(self._groups))), completed_steps)
         self._mask_moments(optimizer, self.parameters)
         self.mask_weights()
@@ -371,32 +321,6 @@ class Pruner:
         self._state.owed = {index for index in begun if self._groups[index].needs_a_step}
         self._update_groups([index for index in begun if index not in self._state.owed], completed_steps, optimizer)
         self._begin_step()
-
-    def _log_zeros(self) -> None:
-        """Log how many weights are zero already, and what was decided about tensors of zeros and sparse ones."""
-        if self._fresh:
-            logger.warning(
-                "%s%s: all weights are zero, as in a tensor that is trained from zero; they are not masked. To keep "
-                "such zeros, use the method 'keep'.",
-                self._fresh[0],
-                f" and {len(self._fresh) - 1} more" if len(self._fresh) > 1 else "",
-            )
-        zeros = sum(self.masked.values())
-        if zeros:
-            logger.info(
-                "%s prunable weights are already zero; they are masked and stay zero, also whole groups and blocks.",
-                f"{zeros:,}",
-            )
-        sparser = []
-        for group in self._groups:
-            weights = sum(target.weights for target in group.members)
-            there = sum(self.masked[target.name] for target in group.members)
-            if there > count_of(group.final, weights):
-                share = f"{100 * there / weights:.2f}% for a target of {100 * group.final:.2f}%"
-                sparser += [f"{target.name} ({share})" for target in group.members]
-        if sparser:
-            more = f" and {len(sparser) - 1} more tensors" if len(sparser) > 1 else ""
-            logger.warning("Already above the target sparsity; left unchanged: %s%s.", sparser[0], more)
 
     def resume(
         self,
@@ -885,52 +809,3 @@ class Pruner:
         self.stop_collecting()
         if self.total_steps is not None:
             self._begin_step()
-
-
-def _identities(
-    groups: Sequence[Group], name_of: Callable[[str], str | None] = lambda name: name
-) -> list[tuple[Any, ...]]:
-    """For each group what tells it from the others, also in a model that layers were cut out of (`name_of`)."""
-    units = [0] * (1 + max((group.config_index for group in groups), default=0))
-    found = []
-    for group in groups:
-        names = [name for target in group.members if (name := name_of(target.name)) is not None]
-        if group.config.structure is not None:
-            names = [str(units[group.config_index])]
-            units[group.config_index] += 1
-        found.append((group.config_index, *names))
-    return found
-
-
-def as_configs(config: Any) -> list[PruningConfig]:
-    """One configuration, or several, as a list. Raises ArgumentError for anything else."""
-    configs = [config] if isinstance(config, PruningConfig) else config
-    if not isinstance(configs, Sequence) or not configs or not all(isinstance(one, PruningConfig) for one in configs):
-        raise ArgumentError("config", f"expected a PruningConfig or a list of them, got {config!r}")
-    if any(isinstance(one, PruningArguments) for one in configs):
-        raise ArgumentError("config", "expected a PruningConfig, got PruningArguments; pass its attribute config")
-    return list(configs)
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError("model", f"expected a model (torch.nn.Module), got {type(model).__name__}")
-
-
-def load_masks(model: nn.Module, directory: str | os.PathLike) -> None:
-    """Set the weights of a model to zero that are masked in a directory where a pruned model was saved.
-
-    This is for PEFT adapters, which are saved without their base model: on the dense base model with the adapters
-    (`PeftModel.from_pretrained`) it restores the sparse base, and masks the updates of `sparse_merge` adapters as in
-    training. Adapters pruned with `sparse_adapters` have their zeros in their own file; for them it does nothing.
-
-    Raises PruningStateError, before anything is changed, if the directory has no masks or those of another model, and
-    TargetError for a regular expression in its configuration that takes too long to match.
-    """
-    _check_model(model)
-    if not state_files(as_path(directory)):
-        raise PruningStateError(f"{directory}: has no masks; give a directory where a pruned model was saved")
-    refuse_slow(str(Path(directory, CONFIG_NAME)), written_expressions(directory), every_name(model))
-    configs = load_configs(directory)
-    if any(config.adapters != "sparse_adapters" for config in configs):
-        Pruner(model, configs).load(directory)

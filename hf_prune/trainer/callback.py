@@ -34,7 +34,8 @@ from ..engines.choose import SHARED_MERGE
 from ..engines.optimizers import updates_in_backward
 from ..errors import PruningConfigError, PruningStateError, StructureError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
-from ..masking.pruner import Pruner, as_configs
+from ..masking.finding import as_configs
+from ..masking.pruner import Pruner
 from ..masking.readings import check_reads
 from ..methods.table import remembers_gradients
 from ..model.anatomy import has_adapters

@@ -15,7 +15,8 @@ from ..config.pruning import PruningConfig
 from ..engines.launched import check_processes
 from ..errors import ArgumentError, TeacherError
 from ..foreign.transformers import check_trainer
-from ..masking.pruner import Pruner, as_configs
+from ..masking.finding import as_configs
+from ..masking.pruner import Pruner
 from .callback import PruningCallback, check_needs
 from .distilling import DistillingMixin
 from .latency import example_of

@@ -97,7 +97,7 @@ def test_a_template_is_a_recipe_with_public_names(task, tmp_path, monkeypatch):
 
 def test_a_shipped_recipe_is_planned_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "36 tensors with 10,616,832 of" in words(printed("plan", "quickstart"))
+    assert "36 tensors with 10,616,832 of" in words(printed("plan", "sparse"))
 
 
 @pytest.mark.parametrize("command", ["run", "validate"])

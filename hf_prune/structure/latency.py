@@ -21,10 +21,10 @@ from ..foreign.accelerate import forward_of
 from ..foreign.transformers import implementations_of
 from ..methods.patterns import count_of
 from ..model.anatomy import stacks
-from .coupled import Family
 from .fields import MISFITS, Path, shapes_of, with_fields
 from .latency_table import LatencyTable, LayerTimes
 from .timing import clock_of, processor_name, time_in_turns
+from .units import Family
 
 # Rounds of timing, and after which seconds no more begin.
 _ROUNDS, _LEAST_ROUNDS, _SECONDS = 40, 5, 8.0

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from ..foreign.accelerate import forward_of
 from ..methods.patterns import count_of
 from .batches import first_rows, rows_of
-from .coupled import CoupledUnits, Family, Part
 from .latency import Call, layer_paths, record_calls
 from .skipping import skip
+from .units import CoupledUnits, Family, Part
 
 # Of the processor, for all forward passes together; with more, fewer samples are used.
 _SECONDS = 15.0

@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..config.pruning import STRUCTURES, PruningConfig
+from ..config.pruning import PruningConfig
 from ..errors import PruningConfigError, StructureError
 from .batches import inputs_to_time, on_model
 from .chosen import Chosen, target_of
-from .coupled import Family, checked_model, families_of
+from .coupled import checked_model, families_of
 from .latency import (
     build_with,
     can_be_built,
@@ -39,8 +39,12 @@ from .search import (
     uniform_candidates,
 )
 from .sensitivity import LayerChanges, measure_changes
+from .units import Family
 
 logger = logging.getLogger(__name__)
+
+# What is removed for a target.
+_STRUCTURES = ("neurons", "heads", "layers")
 
 # The shares of neurons that layers are measured without; others are interpolated.
 _SHARES = (0.25, 0.5, 0.75, 0.875, 0.9375)
@@ -118,7 +122,7 @@ def _removable(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, li
     """The units whose removal was tried, by structure. Raises StructureError if there are none."""
     found: dict[str, list[Family]] = {}
     problems = []
-    for structure in STRUCTURES:
+    for structure in _STRUCTURES:
         families = families_of(model, structure)
         try:
             families = proven(families, model, lambda: batch) if families else []

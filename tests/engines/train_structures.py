@@ -11,7 +11,7 @@ WINDOW = {"method": "taylor", "begin": 1, "end": 5, "frequency": 1}
 CONFIGS = {
     "small": [{"structure": "neurons", "sparsity": 0.75, **WINDOW}, {"structure": "layers", "sparsity": 0.5, **WINDOW}],
     "narrow": [{"structure": "hidden", "sparsity": 0.5, **WINDOW}],
-    "target": [{"target_parameters": 0.6, "begin": 1, "end": 5, "frequency": 1}],
+    "target": [{"target_parameters": 0.6, **WINDOW}],
 }
 
 

@@ -37,7 +37,7 @@ def _watch(module: ModuleType, act: Callable[[Any], None]) -> None:
         if per_layer_config:
             act(config)
 
-    module.HeterogeneousConfigMixin.per_layer_config = given.setter(set_and_act)  # type: ignore[attr-defined]
+    module.HeterogeneousConfigMixin.per_layer_config = given.setter(set_and_act)
 
 
 class _Finder:

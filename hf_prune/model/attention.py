@@ -1,8 +1,8 @@
 """Attention whose heads have no size of their own in the configuration, as in BERT: the width over their number.
 
-Which linear layers are query, key and value, and which reads the heads, does not show in the shapes that other values of
-the configuration give. It is found from the sizes of the layers beside the number of heads, and tried before anything is
-removed (`structure.proof`).
+Which linear layers are query, key and value, and which reads the heads, does not show in the shapes that other values
+of the configuration give. It is found from the sizes of the layers beside the number of heads, and tried before
+anything is removed (`structure.proof`).
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,17 @@ class Attention:
     reader: str
 
 
-def find_attention(model: nn.Module, heads: int, width: int) -> Iterator[Attention]:
-    """All attention of a model, or of a layer, with so many heads, which have this width together."""
+def find_attention(model: nn.Module, heads: int, width: int, hidden: int) -> Iterator[Attention]:
+    """All attention of a layer with so many heads, which have this width together, in a model of the width `hidden`."""
     modules = dict(model.named_modules())
     for path, module in modules.items():
-        if not any(value == heads for name, value in vars(module).items() if _counts_heads(name)):
+        size = width // heads
+        told = any(value in (heads, size) for name, value in vars(module).items() if "head" in name)
+        if not told:
             continue
-        writers = [name for name, child in module.named_children() if _sides(child) == (width, width)]
-        fused = [name for name, child in module.named_children() if _sides(child) == (3 * width, width)]
+        sides = {name: _sides(child) for name, child in module.named_children()}
+        writers = [name for name, both in sides.items() if both in ((width, hidden), (hidden, width))]
+        fused = [name for name, both in sides.items() if both == (3 * width, hidden)]
         reader = None
         if len(fused) == 1 and len(writers) == 1:
             reader = _joined(path, writers[0])
@@ -47,7 +50,7 @@ def find_attention(model: nn.Module, heads: int, width: int) -> Iterator[Attenti
             others = [
                 name
                 for name, child in modules[parent].named_modules()
-                if name and not f"{name}.".startswith(f"{own}.") and _sides(child) == (width, width)
+                if name and not f"{name}.".startswith(f"{own}.") and _sides(child) == (hidden, width)
             ]
             reader = _joined(parent, others[0]) if others else None
             writers = writers if len(writers) >= 3 else fused
@@ -57,7 +60,7 @@ def find_attention(model: nn.Module, heads: int, width: int) -> Iterator[Attenti
 
 def resize_heads(layer: nn.Module, heads: int, width: int, left: int) -> None:
     """Give the attention of a newly built layer fewer heads of the same size, in place: the first ones stay."""
-    for attention in list(find_attention(layer, heads, width)):
+    for attention in list(find_attention(layer, heads, width, width)):  # before anything is changed
         for name in attention.writers:
             linear = layer.get_submodule(name)
             _resize(linear, "out", _sides(linear)[0] // heads * left)

@@ -9,6 +9,7 @@ import copy
 import functools
 import importlib
 import inspect
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +17,17 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..foreign.transformers import GradientCheckpointingLayer
 from .attention import has_shape, resize_heads
 
 FIELD = "per_layer_config"
 
 # Names of the arguments that tell a layer its index.
 _INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "idx")
+
+# Classes of layers that no base class marks: `nn.ModuleList([MPNetLayer(config) for ...`.
+_LISTED = re.compile(r"nn\.ModuleList\(\s*\[\s*(\w+)\(")
 
 _taught: set[str] = set()  # names of modules
 _obeys: dict[type, bool] = {}  # layer class -> whether `head_dim` sets the size of a head
@@ -63,10 +67,13 @@ def teach(config: PreTrainedConfig) -> None:
     _taught.add(name)
     if reads_overrides(type(config)):
         return
-    for layer_class in list(vars(importlib.import_module(name)).values()):
-        is_layer = isinstance(layer_class, type) and issubclass(layer_class, GradientCheckpointingLayer)
-        if is_layer and layer_class.__module__ == name and "__init__" in vars(layer_class):
-            layer_class.__init__ = _reading(layer_class.__init__)
+    module = importlib.import_module(name)
+    listed = set(_LISTED.findall(inspect.getsource(module)))
+    for layer_class in list(vars(module).values()):
+        if not isinstance(layer_class, type) or layer_class.__module__ != name or "__init__" not in vars(layer_class):
+            continue
+        if issubclass(layer_class, GradientCheckpointingLayer) or layer_class.__name__ in listed:
+            setattr(layer_class, "__init__", _reading(vars(layer_class)["__init__"]))  # noqa: B010 (for mypy)
 
 
 def _modeling_module(config_class: type) -> str | None:
@@ -137,7 +144,7 @@ def _build_layer(
     whole = _globals_of(config)
     heads, left = whole.num_attention_heads, getattr(own, "num_attention_heads", None)
     size = getattr(own, "head_dim", None)
-    if left == heads or size is None or _obeys_head_dim(type(layer), whole, build_from):
+    if left is None or left == heads or size is None or _obeys_head_dim(type(layer), whole, build_from):
         build_from(own, layer)
         return
     with_all = copy.copy(own)
@@ -158,7 +165,9 @@ def _globals_of(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _obeys_head_dim(
-    layer_class: type, whole: PreTrainedConfig, build_from: Callable[[PreTrainedConfig, nn.Module], nn.Module]
+    layer_class: type[nn.Module],
+    whole: PreTrainedConfig,
+    build_from: Callable[[PreTrainedConfig, nn.Module], nn.Module],
 ) -> bool:
     """Whether the field `head_dim` sets the size of a head in a layer class: then its constructor needs no help."""
     if layer_class not in _obeys:

@@ -14,6 +14,7 @@ from .errors import (
     TargetError,
     TeacherError,
 )
+from .foreign.per_layer import when_layers_differ
 
 if TYPE_CHECKING:
     from .config.arguments import PruningArguments
@@ -82,6 +83,14 @@ if not TYPE_CHECKING:  # or type checkers would take any name for one of these
         value = getattr(importlib.import_module(_MODULES[name], __name__), name)
         globals()[name] = value
         return value
+
+
+def _teach(config: Any) -> None:
+    """Models with other widths in some layers open with `from_pretrained`, see `model.per_layer`."""
+    importlib.import_module(".model.per_layer", __name__).teach(config)
+
+
+when_layers_differ(_teach)
 
 
 def __dir__() -> list[str]:

@@ -56,6 +56,7 @@ def names_for(folder):
         "model": model,
         "dense": bert(),
         "other": bert(),
+        "different": bert(),
         "teacher": bert(),
         "args": training_arguments(folder / "outputs" / "trained"),
         "train": examples,

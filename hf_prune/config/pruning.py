@@ -86,6 +86,8 @@ class PruningConfig:
             single one prunes much, at a cost that does not grow with the length of training.
         scope: `layer` (every tensor at the same sparsity), `global` (one ranking of all weights), or `erk`
             (Erdős–Rényi-kernel). Default layer: it cannot empty a tensor, and needs no comparison across tensors.
+            Of neurons and heads, `layer` removes as many from each layer; `global` ranks those of all layers together,
+            and each keeps at least one: the smaller model opens after `import hf_prune`.
         pattern: `unstructured`, `n:m` such as `2:4` (n of every m along the input dimension are kept), or
             `block:RxC` such as `block:4x1` (R outputs by C inputs).
         block_norm: the norm that combines the scores of a block, `l1` or `l2`. Default l2: pruning a block changes the
@@ -236,9 +238,14 @@ class PruningConfig:
         if not self.has_target and not is_one_of(self.structure, STRUCTURES):
             return
         beside = "a target" if self.has_target else "a structure"
-        for name, default in (("pattern", "unstructured"), ("scope", "layer"), ("overrides", None), ("penalty", None)):
+        for name, default in (("pattern", "unstructured"), ("overrides", None), ("penalty", None)):
             if getattr(self, name) != default:
                 yield name, f"expected {default!r} with {beside}, got {getattr(self, name)!r}"
+        scopes = ("layer", "global") if self.structure in ("neurons", "heads") else ("layer",)
+        if is_one_of(self.scope, SCOPES) and self.scope not in scopes:
+            allowed = " or ".join(map(repr, scopes))
+            given = "a target" if self.has_target else f"the structure {self.structure!r}"
+            yield "scope", f"expected {allowed} with {given}, got {self.scope!r}"
         if self.adapters is not None:
             yield "adapters", f"must not be set with {beside}, got {self.adapters!r}"
 

@@ -122,6 +122,11 @@ NAMES: dict[str, Foreign] = {
         "build a model whose weights are copied from another",
         "when a model can be built without drawing its weights",
     ),
+    "GradientCheckpointingLayer": Foreign(
+        "transformers.modeling_layers:GradientCheckpointingLayer",
+        "know which classes are the layers of a model",
+        "when models read per_layer_config themselves",
+    ),
     "get_relative_imports": Foreign(
         "transformers.dynamic_module_utils:get_relative_imports",
         "push the files that a model's own code imports",

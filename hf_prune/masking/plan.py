@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ class Group:
     """Tensors with one configuration, final sparsity and scope, for which counts are computed together.
 
     `coupled` are the units that are removed as a whole, if a structure is pruned; `members` are then all tensors that
-    they are part of. One unit is always kept, unless there are `fixed` layers beside them, which cannot be removed, but
-    are counted.
+    they are part of. One unit of each is always kept, and one layer, unless there are `fixed` layers beside them, which
+    cannot be removed, but are counted.
     """
 
     config_index: int
@@ -137,11 +137,12 @@ class Group:
         if not self.coupled:
             return pools
         units = [sum(self.coupled[member].units for member in pool.members) for pool in pools]
-        kept = 1
+        least = [1 if self.config.structure == "layers" else len(pool.members) for pool in pools]
         if self.fixed:  # layers, in one pool
-            kept = 0
+            least = [0]
             pools = [replace(pools[0], count=max(count_of(share, units[0] + self.fixed), sum(dropped)))]
-        return [replace(pool, count=min(pool.count, most - kept)) for pool, most in zip(pools, units, strict=True)]
+        most = [number - kept for number, kept in zip(units, least, strict=True)]
+        return [replace(pool, count=min(pool.count, number)) for pool, number in zip(pools, most, strict=True)]
 
     def penalty_weight(self, window: Window, step: int, start: float) -> float:
         """The factor of the penalty on the members after `step` completed steps; see `PruningConfig`."""
@@ -260,7 +261,8 @@ class PlannedUpdate:
 
 @dataclass(frozen=True)
 class PlannedUnits:
-    """How many of the units of a structure will be removed: of the neurons of one layer, or the layers of one stack."""
+    """How many of the units of a structure will be removed: of the neurons of one layer, or of all layers of one stack
+    if they are ranked together, or of the layers of one stack."""
 
     structure: str
     path: str
@@ -424,25 +426,45 @@ def _dropped_now(group: Group, masked: Mapping[str, Fraction]) -> list[int]:
 
 
 def _stack_of(group: Group) -> str:
-    """The path of the stack whose layers a group has; empty for other units."""
-    return group.coupled[0].path.rpartition(".")[0] if group.config.structure == "layers" else ""
+    """The path of the stack whose layers a group has, or whose layers have its units, if those are ranked together."""
+    if group.config.structure == "layers":
+        return group.coupled[0].path.rpartition(".")[0]
+    return _common_path([units.path for units in group.coupled]) if group.scope == "global" else ""
+
+
+def _common_path(paths: Sequence[str]) -> str:
+    split = [path.split(".") for path in paths]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
+    return ".".join(parts[0] for parts in shared)
 
 
 def _whole_family(group: Group, model: nn.Module) -> Family:
     """The family of a group, for what is left of a model; with the layers of the stack that cannot be removed."""
     stack, coupled = _stack_of(group), group.coupled
-    if stack:
+    if group.config.structure == "layers":
         known = {layer.path: layer for layer in coupled}
         paths = [f"{stack}.{name}" for name, _ in model.get_submodule(stack).named_children()]
         coupled = tuple(known.get(path, CoupledUnits("layers", path, 1, (), ())) for path in paths)
-    return Family(coupled[0].structure, (), coupled, stack=stack)
+    return Family(coupled[0].structure, (), coupled, stack=stack, per_layer=_are_ranked_together(group))
+
+
+def _are_ranked_together(group: Group) -> bool:
+    return group.scope == "global" and group.config.structure != "layers" and len(group.coupled) > 1
 
 
 def _some_dropped(group: Group, removed: Mapping[str, int], last: bool) -> dict[str, torch.Tensor]:
     """Flags (bool) of as many units of a group as will be removed, by the name of their coupled units.
 
-    For layers, which are single units, they are the first ones, or the last.
+    Of layers, and of units that are ranked together, they are those of the first layers, or of the last.
     """
+    if _are_ranked_together(group):
+        left = removed[f"{group.config.structure} of {_stack_of(group)}"]
+        found = {}
+        for units in reversed(group.coupled) if last else group.coupled:
+            number = min(left, units.units - 1)
+            left -= number
+            found[units.name] = torch.arange(units.units) < number
+        return found
     if group.config.structure == "layers":
         flags = torch.arange(len(group.coupled)) < removed[f"layers of {_stack_of(group)}"]
         parts = (flags.flip(0) if last else flags).split(1)

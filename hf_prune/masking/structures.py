@@ -4,6 +4,7 @@ Few numbers describe the units, so every process ranks all of them: what is adde
 each unit, not those of weights.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,15 +18,17 @@ from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig, save_configs
 from ..engines.regions import Region
+from ..errors import StructureError
 from ..methods import scopes
 from ..methods.criteria import Piece
 from ..methods.unit_criteria import UNIT_CRITERIA, UnitCriterion
 from ..model.layouts import Target
 from ..model.names import named_parameters, plain_model, shape_of
+from ..model.per_layer import reads_overrides
 from ..model.targets import targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.chosen import Chosen, write_chosen
-from ..structure.coupled import find_families, select_groups
+from ..structure.coupled import find_families, select_groups, with_own_widths
 from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
@@ -40,6 +43,8 @@ from .plan import Group, make_unit_group
 from .ranking import Change
 from .selection import AllReduce
 from .solving import solve_readers
+
+logger = logging.getLogger(__name__)
 
 # What masked units are passed by with, where zero weights alone are not enough.
 _PASS_BY = {"experts": avoid, "hidden": normalise_others}
@@ -76,8 +81,13 @@ def update_units(
         more = pool.count - int(flags.sum())
         if more <= 0:
             continue
-        ranked = torch.cat([scores[member.name] for member in members]).float()  # rounded, see the module
-        ranked[flags] = torch.inf
+        together = len(members) > 1 and group.config.structure != "layers"
+        ranked = torch.cat(
+            [
+                _ranked(scores[units.name], gone[member], criterion, together)
+                for member, units in zip(pool.members, members, strict=True)
+            ]
+        )
         flags[ranked.argsort(stable=True)[:more]] = True
         for member, drop in zip(members, flags.split([member.units for member in members]), strict=True):
             for part in member.all_parts:
@@ -89,6 +99,24 @@ def update_units(
         solved = {one.target.name: one for one in solve_readers(group.config.reconstruction, readers, biased)}
     for name in changed:
         yield solved.get(name, Change(held[name].target))
+
+
+def _ranked(scores: torch.Tensor, gone: torch.Tensor, criterion: UnitCriterion, together: bool) -> torch.Tensor:
+    """The scores of a layer's units (float32) to rank them by; infinite for those that are gone, or have to stay.
+
+    Where they are ranked `together` with those of other layers, the best one stays, and scores that cannot be compared
+    are divided by the norm of all of the layer.
+    """
+    norm = scores.norm()
+    if together and not criterion.comparable and float(norm) > 0:
+        scores = scores / norm
+    ranked = scores.float()  # rounded, see the module
+    ranked[gone] = -torch.inf
+    best = len(ranked) - 1 - int(ranked.flip(0).argmax())
+    ranked[gone] = torch.inf
+    if together:
+        ranked[best] = torch.inf
+    return ranked
 
 
 def dropped_units(
@@ -240,10 +268,14 @@ class Structures:
             return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
         if index not in self._families:
             found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
+            if config.scope == "global":
+                found = with_own_widths(found, "scope")
             tried = proven(found, cast(PreTrainedModel, self._model), self._example)
             for family in tried:
                 check_what_is_left(family, config, cast(PreTrainedModel, self._model))
             self._families[index] = [one for family in tried for one in family.with_tied]
+            _warn_of_import(tried, cast(PreTrainedModel, self._model))
+            self._check_together()
         families = self._families[index]
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []
@@ -252,6 +284,16 @@ class Structures:
             members = tuple(target for target in targets if target.name in names)
             groups.append(make_unit_group(index, config, members, family.removable, len(family.fixed_layers)))
         return targets, groups
+
+    def _check_together(self) -> None:
+        """Raise StructureError where heads leave in two ways: by themselves, and with the width of the model."""
+        families = self._all_families()
+        if any(one.structure == "hidden" for one in families) and any(one.per_layer for one in families):
+            raise StructureError(
+                "structure",
+                "hidden dimensions must not be removed beside neurons or heads that differ from layer to layer, nor "
+                "beside heads of models like BERT; train twice, hidden dimensions first",
+            )
 
     def mask_zero_units(self, groups: Sequence[Group], masks: Masks) -> None:
         """Mask the units all of whose weights are zero."""
@@ -353,7 +395,9 @@ class Structures:
         """The families of all configurations; those that several prune, one after another, once."""
         families: dict[tuple[str, ...], Family] = {}
         for family in (one for found in self._families.values() for one in found):
-            families.setdefault(tuple(group.name for group in family.groups), family)
+            names = tuple(group.name for group in family.groups)
+            if names not in families or family.per_layer:
+                families[names] = family
         return list(families.values())
 
     def describe(self, cut: Cut, groups: Sequence[Group], model: PreTrainedModel) -> dict[str, Any]:
@@ -415,6 +459,19 @@ class Structures:
         """Read the scores of the units of these groups. Raises PruningStateError if they are others, or broken."""
         self.sums = read_unit_scores(
             directory, {units.name: units.units for group in groups for units in group.coupled}
+        )
+
+
+def _warn_of_import(families: Sequence[Family], model: PreTrainedModel) -> None:
+    """Say before training that the smaller model will not open everywhere."""
+    if any(family.per_layer for family in families) and not reads_overrides(type(model.config)):
+        what = "can differ from layer to layer" if not families[0].needs_per_layer else "are counted layer by layer"
+        logger.warning(
+            "The %s %s, which %s does not read from its configuration by itself yet: the smaller model opens after "
+            "`import hf_prune`, and without it from_pretrained raises an error.",
+            families[0].structure,
+            what,
+            type(model).__name__,
         )
 
 

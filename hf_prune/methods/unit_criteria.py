@@ -24,6 +24,9 @@ class UnitCriterion:
             weight is multiplied with, in the step before an update; `gradients`, its gradient, in every step up to the
             last update, and the scores of all steps are added up; `similarity`, for whole layers, of what they get and
             what they return, in the step before an update: the score is 1 minus it; or None.
+        comparable: whether scores of different layers can be compared as they are. Where the units of all layers are
+            ranked together, other scores are divided by the norm of those of their layer (Molchanov et al., arXiv
+            1611.06440, section 2.2).
         of_readers: whether only the weights that read the unit's output are added up, not those that compute it.
         paper: a BibTeX entry.
         structures: the structures whose units it ranks; None: all.
@@ -33,6 +36,7 @@ class UnitCriterion:
     words: str
     reads: str | None = None
     of_readers: bool = True
+    comparable: bool = False
     paper: str | None = None
     structures: tuple[str, ...] | None = None
 
@@ -89,7 +93,7 @@ UNIT_CRITERIA: dict[str, UnitCriterion] = {
   year = {2017}
 }""",
     ),
-    "random": UnitCriterion(random, words="chosen at random"),
+    "random": UnitCriterion(random, words="chosen at random", comparable=True),
     "activation": UnitCriterion(
         activation,
         words="those with the smallest activations",
@@ -112,6 +116,7 @@ UNIT_CRITERIA: dict[str, UnitCriterion] = {
         taylor,
         words="those without which the loss changes least, by its gradients",
         reads="gradients",
+        comparable=True,
         paper="""@inproceedings{michel2019sixteen,
   title = {Are Sixteen Heads Really Better than One?},
   author = {Michel, Paul and Levy, Omer and Neubig, Graham},

@@ -55,6 +55,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "summary": _summary(figures, record),
         "removed": _removed(figures),
         "tokens": _tokens(record.removed_tokens),
+        "needs_import": figures.needs_import,
         "removed_rows": _removed_rows(figures.removed),
         "units_alt": _units_alt(figures.removed),
         "searched": _searched(chosen) if chosen is not None else None,
@@ -373,7 +374,9 @@ def _configuration(config: Mapping[str, Any]) -> str:
     targets = f"those matching {', '.join(map(code, config['targets']))}" if config["targets"] else _DEFAULT_TARGETS
     structure = config.get("structure")
     if structure and config["method"] != "keep":
-        method = f"{code(config['method'])}; structure: {code(structure)}, {config['sparsity']:.2%} of them; schedule: "
+        method = f"{code(config['method'])}; structure: {code(structure)}, {config['sparsity']:.2%} of them"
+        method += ", ranked across all layers" if config["scope"] == "global" else ""
+        method += "; schedule: "
         method += code(config["schedule"])
     if structure:
         matching = f" and that match {', '.join(map(code, config['targets']))}" if config["targets"] else ""
@@ -548,12 +551,17 @@ def _usage(figures: Figures, location: str) -> str:
     task = task_of(figures.architecture)
     if task in _TEXT_PIPELINES and figures.has_tokenizer:
         return (
-            f"from transformers import pipeline\n\n"
+            f"{_first_import(figures)}from transformers import pipeline\n\n"
             f'pipe = pipeline("{task}", model={where})\n'
             f"print(pipe({_TEXT_PIPELINES[task]}))"
         )
     name = figures.architecture or "AutoModel"
-    return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
+    return f"{_first_import(figures)}from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
+
+
+def _first_import(figures: Figures) -> str:
+    """The import without which a model whose layers differ does not open."""
+    return "import hf_prune  # builds each layer at its own size\n" if figures.needs_import else ""
 
 
 def _check(figures: Figures, location: str) -> str:
@@ -561,12 +569,12 @@ def _check(figures: Figures, location: str) -> str:
     where = _as_python(location)
     if figures.only_smaller:
         return (
-            f"from transformers import {name}\n\n"
+            f"{_first_import(figures)}from transformers import {name}\n\n"
             f"model = {name}.from_pretrained({where})\n"
             'print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")'
         )
     return (
-        f"from transformers import {name}\n\n"
+        f"{_first_import(figures)}from transformers import {name}\n\n"
         f"model = {name}.from_pretrained({where})\n"
         "tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()  # tied weights\n"
         "zeros = sum(int((tensor == 0).sum()) for tensor in tensors)\n"

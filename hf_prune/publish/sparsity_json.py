@@ -5,6 +5,7 @@ import shlex
 from typing import Any
 
 from ..errors import StaleRecordError
+from ..model.per_layer import needs_import
 from ..saved.files import SavedFile
 from ..saved.model import SavedModel
 from ..saved.removed import Removed
@@ -22,7 +23,8 @@ class Figures(Frozen):
 
     `missed_patterns` are n:m patterns that some group of weights does not have. `frozen` are tensors that were left out
     because they were not trained, with their names in the files. `metadata` was generated for the card:
-    metadata in the card that differ from it were written by a person. `removed` is what was cut out of the model.
+    metadata in the card that differ from it were written by a person. `removed` is what was cut out of the model;
+    `needs_import`: whether it opens only after `import hf_prune`, as its layers have different widths.
     """
 
     format_version: int = FORMAT_VERSION
@@ -37,6 +39,7 @@ class Figures(Frozen):
     note: str | None
     missed_patterns: tuple[str, ...] = ()
     removed: Removed | None = None
+    needs_import: bool = False
     frozen: tuple[str, ...] = ()
     files: dict[str, SavedFile]
     evaluations: list[Evaluation]
@@ -99,6 +102,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         note=report.note.replace(str(folder), folder.name) if report.note and folder.is_absolute() else report.note,
         missed_patterns=tuple(saved.missed_patterns),
         removed=report.removed,
+        needs_import=saved.skeleton is not None and needs_import(saved.skeleton.config),
         frozen=tuple(tensor.saved_as or tensor.name for tensor in report.tensors if tensor.name in saved.frozen),
         files=saved.hashes,
         evaluations=record.evaluations if record is not None else [],

@@ -4,6 +4,7 @@ Which tensors belong to a unit is found from the shapes that a model has with ot
 `fields`): if `intermediate_size` is doubled, the dimensions that are doubled are those of the neurons.
 """
 
+import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +15,26 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError
 from ..model.anatomy import has_adapters, is_experts, is_layer, stacks
+from ..model.attention import Attention, find_attention
 from ..model.layouts import layout_of
 from ..model.names import named_modules_of, plain_model, shape_of
+from ..model.per_layer import FIELD, can_differ, has_overrides
 from .experts import expert_families
-from .fields import Effect, Path, effect_of, number_fields, section_of, shapes_of, value_in
+from .fields import (
+    Effect,
+    Path,
+    effect_of,
+    number_fields,
+    overridden,
+    overrides_in,
+    scaled_overrides,
+    section_of,
+    shapes_of,
+    value_in,
+    without_overrides,
+)
 from .hidden import Sides, hidden_families
-from .units import CoupledUnits, Family, Field, Part, group_parts
+from .units import CoupledUnits, Family, Field, Part, common_path, group_parts, nearest_readers
 
 
 def find_families(model: nn.Module, structure: str) -> list[Family]:
@@ -71,6 +86,29 @@ def families_of(model: PreTrainedModel, structure: str, interleaved: bool = Fals
     return find[structure]()
 
 
+def with_own_widths(families: Sequence[Family], section: str) -> list[Family]:
+    """The families, each of whose layers may keep another number of units.
+
+    Raises StructureError if a configuration cannot say so; `section` names what asks for it.
+    """
+    for family in families:
+        if not can_differ():
+            version = importlib.metadata.version("transformers")
+            raise StructureError(
+                section,
+                f"expected transformers 5.15 or later for {family.structure} that differ from layer to layer, got "
+                f"{version}; update it, or prune as many in each layer (scope='layer')",
+            )
+        if not family.stack:
+            raise StructureError(
+                section,
+                f"expected one stack of layers with {family.structure} that the configuration counts, for values per "
+                f"layer are by its index, got {family.groups[0].name} and others; prune as many in each layer "
+                "(scope='layer')",
+            )
+    return [replace(family, per_layer=True) for family in families]
+
+
 def select_groups(families: Sequence[Family], targets: Sequence[str] | None, exclude: Sequence[str]) -> list[Family]:
     """The families with only those groups of which an expression matches a tensor, without the excluded ones.
 
@@ -104,6 +142,7 @@ class _Finder:
 
     def __init__(self, model: PreTrainedModel, interleaved: bool):
         self._class, self._config, self._interleaved = type(model), model.config, interleaved
+        self._model, self._globals = model, without_overrides(model.config)
         before = shapes_of(self._class, self._config)
         if before is None:
             raise StructureError(
@@ -124,7 +163,18 @@ class _Finder:
         self._depths = {stack: len(list(model.get_submodule(stack).children())) for stack in self._stacks}
 
     def effect(self, values: Mapping[Path, Any]) -> Effect | None:
-        return effect_of(self._class, self._config, values, self._before)
+        """The effect of other values, also of the layers' own ones, in the same proportion."""
+        return effect_of(self._class, self._config, {**scaled_overrides(self._config, values), **values}, self._before)
+
+    def _stack_of(self, path: Path, groups: Sequence[CoupledUnits]) -> str:
+        """The outermost stack of as many layers as the configuration counts that has all of these groups, or none."""
+        depth = getattr(section_of(self._globals, path), "num_hidden_layers", None)
+        found = [
+            stack
+            for stack, layers in self._depths.items()
+            if layers == depth and all(f"{group.path}.".startswith(f"{stack}.") for group in groups)
+        ]
+        return min(found, key=len, default="")
 
     def _in_stack(self, name: str) -> bool:
         return any(name.startswith(f"{stack}.") for stack in self._stacks)
@@ -154,28 +204,33 @@ class _Finder:
         if not effect.only_resizes:
             return None
         readers = [key for key in effect.sizes if self._inputs[key[0]] == key[1]]
-        if not readers or len({effect.sizes[key] for key in readers}) != 1:
+        differ = path[-1] in overridden(self._config, path[:-1])
+        if not readers or (len({effect.sizes[key] for key in readers}) != 1 and not differ):
             return None
         old, new = effect.sizes[readers[0]]
-        width = getattr(section_of(self._config, path), "hidden_size", None)
-        if value is not None and old != value and not (type(width) is int and old == int(value * width)):
+        width = getattr(section_of(self._globals, path), "hidden_size", None)
+        ratio = type(width) is int and not differ and value is not None and old == int(value * width)
+        if value is not None and old != value and not ratio and not differ:
             return None  # neither a number of neurons, nor their ratio to the width of the model
         names = [name for name, _ in effect.sizes]
         if len(set(names)) != len(names) or not all(map(self._in_stack, names)):
             return None  # a tensor with both sides, or one outside the layers: a width of the whole model
-        multiples = {}
+        if len(readers) == len(effect.sizes):
+            return None
+        parts = {}
+        units = {}
         for key, (before, after) in effect.sizes.items():
+            if differ:
+                old, new = effect.sizes[nearest_readers(key[0], readers)[0]]
             if before % old or after % new or before // old != after // new:
                 return None
-            multiples[key] = before // old
-        if len(readers) == len(multiples):
-            return None
-        parts = {key: self._fused(key, old, multiple) for key, multiple in multiples.items()}
-        groups = list(self._by_expert(group_parts("neurons", parts, readers, old)))
+            parts[key], units[key] = self._fused(key, old, before // old), old
+        groups = tuple(self._by_expert(group_parts("neurons", parts, readers, units)))
         if not groups:
             return None
-        per_unit = 1 if value is None else value / old
-        return Family("neurons", (Field(path, per_unit),), tuple(groups))
+        stack = self._stack_of(path, groups)
+        per_unit = value / old if ratio and value is not None else 1
+        return Family("neurons", (Field(path, per_unit),), groups, stack=stack, per_layer=differ)
 
     def _fused(self, key: tuple[str, int], units: int, multiple: int) -> Part:
         """A tensor with `multiple` times as many rows (gate and up)."""
@@ -213,6 +268,12 @@ class _Finder:
     # ---- Hidden dimensions ----
 
     def hidden(self) -> list[Family]:
+        if has_overrides(self._config):
+            raise StructureError(
+                "structure",
+                "expected a model all of whose layers have the same widths, to remove hidden dimensions, got one whose "
+                "layers differ; remove hidden dimensions first",
+            )
         layers = {name: self._layer_of(name) for name in self._before}
         return hidden_families(self._config, self.effect, Sides(self._inputs, self._readers, layers))
 
@@ -226,11 +287,11 @@ class _Finder:
     def heads(self) -> list[Family]:
         found: list[Family] = []
         for path, value in number_fields(self._config):
-            section = section_of(self._config, path)
+            section = section_of(self._globals, path)
             if path[-1] == "head_dim":
                 continue
             if type(value) is int and value == getattr(section, "num_attention_heads", None):
-                family = self._heads_of(path, value, section)
+                family = self._heads_of(path, value, section) or self._heads_without_size(path, value, section)
                 if family is not None and not any(path in [one.path for one in other.fields] for other in found):
                     found.append(family)
         return found
@@ -271,24 +332,72 @@ class _Finder:
             return None
         if not effect.only_resizes:
             return None
-        new = int(shared * factor)
         readers = [key for key in effect.sizes if self._inputs[key[0]] == key[1] and self._in_stack(key[0])]
         names = [name for name, _ in effect.sizes]
         if not readers or len(set(names)) != len(names) or len(readers) == len(names):
             return None
+        differ = path[-1] in overridden(self._config, path[:-1])
+        size = fixed.get((*path[:-1], "head_dim")) if differ else None
+        if differ and size is None:
+            return None
+        unit = effect.sizes[readers[0]][0] // shared if size is None else size * heads // shared
         parts = {}
+        units = {}
         for key, (before, after) in effect.sizes.items():
-            if before % shared or after % new or before // shared != after // new:
+            old, new = shared, int(shared * factor)
+            if differ:
+                old, new = (of_all // unit for of_all in effect.sizes[nearest_readers(key[0], readers)[0]])
+            if not old or not new or before % old or after % new or before // old != after // new:
                 return None
-            parts[key] = self._of_heads(key, shared, before // shared, effect.sizes[readers[0]][0] // shared)
-        width = getattr(section_of(self._config, path), "hidden_size", None)
+            parts[key], units[key] = self._of_heads(key, old, before // old, unit), old
+        width = getattr(section_of(self._globals, path), "hidden_size", None)
         if any(effect.sizes[reader][0] == heads * width for reader in readers if type(width) is int):
             return None  # another field of this value: the ratio of the neurons to the width of the model
-        groups = group_parts("heads", parts, readers, shared)
+        groups = tuple(group_parts("heads", parts, readers, units))
         fields = [Field(path, heads // shared)]
         if other is not None:
             fields.append(Field(other, 1))
-        return Family("heads", tuple(fields), tuple(groups), fixed)
+        return Family("heads", tuple(fields), groups, fixed, self._stack_of(path, groups), per_layer=differ)
+
+    def _heads_without_size(self, path: Path, heads: int, section: PreTrainedConfig) -> Family | None:
+        """Heads whose size no field sets: layers with fewer are built by `model.per_layer`."""
+        width = getattr(section, "hidden_size", None)
+        size = section.to_dict().get("head_dim") or _quotient(width, heads)
+        counts = getattr(section, "attribute_map", {}).get("num_attention_heads", "num_attention_heads")
+        if path[-1] != counts or type(width) is not int or size is None or not can_differ():
+            return None
+        if getattr(section, "is_encoder_decoder", False):
+            return None  # two stacks, whose layers have the same indices
+        depth = getattr(section, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+        paths = {family.fields[0].path: family.stack for family in self.layers()}
+        stack = paths.get((*path[:-1], depth))
+        if stack is None:
+            return None
+        own = overrides_in(self._config, path[:-1])
+        groups = []
+        for index in range(self._depths[stack]):
+            here = own.get(index, {}).get(counts, heads)
+            layer = self._model.get_submodule(f"{stack}.{index}")
+            found = find_attention(layer, here, here * size, width)
+            groups += [self._attention_units(f"{stack}.{index}", attention, here, size) for attention in found]
+        if not groups:
+            return None
+        fixed = {(*path[:-1], "head_dim"): size}
+        return Family("heads", (Field(path, 1),), tuple(groups), fixed, stack, per_layer=True, needs_per_layer=True)
+
+    def _attention_units(self, layer: str, attention: Attention, heads: int, size: int) -> CoupledUnits:
+        parts = []
+        for writer in attention.writers:
+            for name in (f"{layer}.{writer}.weight", f"{layer}.{writer}.bias"):
+                if name in self._before:
+                    dim = 1 - (self._inputs[name] or 0) if len(self._before[name]) == 2 else 0
+                    multiple = self._before[name][dim] // (heads * size)
+                    runs = tuple((block * heads * size, size) for block in range(multiple))
+                    parts.append(Part(name, dim, ((0, multiple * size),) if self._interleaved else runs))
+        reader = f"{layer}.{attention.reader}.weight"
+        readers = (Part(reader, self._inputs[reader] or 0, ((0, size),)),)
+        path = common_path(*(part.name for part in (*parts, *readers)))
+        return CoupledUnits("heads", path, heads, tuple(parts), readers)
 
     def _of_heads(self, key: tuple[str, int], units: int, width: int, of_queries: int) -> Part:
         """A tensor with so many rows for each unit; more than those of the queries are keys and values (fused)."""
@@ -305,6 +414,9 @@ class _Finder:
             if type(value) is int and value in self._depths.values():
                 lists = tuple(_lists_of(self._config, path, value))
                 values = {path: value - 1, **{one: value_in(self._config, one)[:-1] for one in lists}}
+                own = overrides_in(self._config, path[:-1])
+                if own:
+                    values[*path[:-1], FIELD] = {index: one for index, one in own.items() if index < value - 1}
                 effect = self.effect(values)
                 family = self._layers_of(path, value, lists, effect) if effect is not None else None
                 if family is not None and not any(family.stack == other.stack for other in found):

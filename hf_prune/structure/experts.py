@@ -35,7 +35,7 @@ def expert_families(
         if not any((name, 0) in keys for name in readers) or keys in found:
             continue
         parts = {key: Part(*key, ((0, 1),)) for key in effect.sizes}
-        groups = group_parts("experts", parts, [key for key in parts if key[0] in readers], value)
+        groups = group_parts("experts", parts, [key for key in parts if key[0] in readers], dict.fromkeys(parts, value))
         with_buffers = tuple(_with_buffers(group, shapes or {}) for group in groups)
         found[keys] = Family("experts", (Field(path, 1),), with_buffers, at_least=_sent_to(config, path, value))
     return list(found.values())

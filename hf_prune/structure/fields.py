@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..foreign.transformers import keep_implementations
 from ..model.limits import few_modules
+from ..model.per_layer import FIELD
 
 # The place of a field in a configuration, such as ("text_config", "intermediate_size").
 Path = tuple[str, ...]
@@ -68,6 +69,43 @@ def value_in(config: PreTrainedConfig, path: Path) -> Any:
     for name in path:
         section = section.get(name) if isinstance(section, dict) else None
     return section
+
+
+def overrides_in(config: PreTrainedConfig, section: Path) -> dict[int, dict[str, Any]]:
+    """The values that single layers have in place of those of a part of a configuration, by the index of the layer."""
+    content = value_in(config, (*section, FIELD)) or {}
+    return {int(index): dict(values) for index, values in content.items()}
+
+
+def overridden(config: PreTrainedConfig, section: Path) -> set[str]:
+    """The names of the fields of a part of a configuration that have other values in some layers."""
+    return {name for values in overrides_in(config, section).values() for name in values}
+
+
+def scaled_overrides(config: PreTrainedConfig, values: Mapping[Path, Any]) -> dict[Path, Any]:
+    """The field with the values of single layers, for other values of the whole model: changed in proportion."""
+    scaled = {}
+    for section in {path[:-1] for path in values}:
+        overrides = overrides_in(config, section)
+        for layer in overrides.values():
+            for name in layer.keys() & {path[-1] for path in values if path[:-1] == section}:
+                new, old = values[*section, name], value_in(config, (*section, name))
+                layer[name] = int(layer[name] * (new / old if old else 2))
+        if overrides:
+            scaled[*section, FIELD] = overrides
+    return scaled
+
+
+def without_overrides(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration with the same values for all layers."""
+
+    def strip(section: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in section.items() if name != FIELD}
+        return {name: strip(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+    stripped = type(config).from_dict(strip(copy.deepcopy(config.to_dict())))
+    keep_implementations(stripped, config)
+    return stripped
 
 
 def number_fields(config: PreTrainedConfig) -> Iterator[tuple[Path, int | float | None]]:

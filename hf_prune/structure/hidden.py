@@ -103,7 +103,7 @@ def _tied(
             inside |= {*rows, reader}
             runs = ((0, width // heads),)
             parts = {key: Part(*key, runs) for key in keys if key in rows or key == reader}
-            groups += group_parts("heads", parts, [reader], heads)
+            groups += group_parts("heads", parts, [reader], dict.fromkeys(parts, heads))
     group = _group_of([key for key in keys if key not in inside], width, sides)
     if group is None:
         return None

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError, first_line
 from .coupled import families_of
-from .fields import MISFITS, Path, value_in, with_fields
+from .fields import MISFITS, Path, value_in, with_fields, without_overrides
 from .norms import normalise_others
 from .routing import avoid
 from .shrink import cut_of, shrink_model
@@ -67,6 +67,7 @@ def _proven(family: Family, model: PreTrainedModel, example: Example) -> Family:
         return _tried(family, model, example, interleaved=False)
     except StructureError:
         for other in families_of(model, family.structure, interleaved=True):
+            other = replace(other, per_layer=family.per_layer)
             if other.fields == family.fields and other != family:
                 return _tried(other, model, example, interleaved=True)
         raise
@@ -122,7 +123,7 @@ def _twin_of(
             if [field.path for field in one.fields] == [field.path for field in family.fields]
         ]
         if found:
-            return found[0], twin
+            return replace(found[0], per_layer=family.per_layer), twin
     raise StructureError("structure", f"{model_class.__name__} cannot be built to try it without {family.structure}")
 
 
@@ -146,6 +147,7 @@ def small_twins(
 
 def _smaller(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Iterator[PreTrainedConfig]:
     """Configurations with fewer layers, neurons and words, the smallest first; the last is the given one."""
+    config = without_overrides(config)
     layers: dict[Path, Any] = {}
     for family in families_of(_skeleton(model_class, config), "layers"):
         if len(family.groups) > _LAYERS:
@@ -171,7 +173,10 @@ def _skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> P
 
 
 def _halves_of(family: Family) -> Iterator[dict[str, torch.Tensor]]:
-    """Half of the units of each group, at random; of experts, which a router may choose by groups, the first too."""
+    """Half of the units of each group, at random; of experts, which a router may choose by groups, the first too.
+
+    Where layers may differ, it is all but one in every second layer.
+    """
     generator = torch.Generator().manual_seed(0)
     for in_order in (False, True) if family.structure == "experts" else (False,):
         dropped = {}
@@ -180,7 +185,8 @@ def _halves_of(family: Family) -> Iterator[dict[str, torch.Tensor]]:
         for group in (group for one in family.with_tied for group in one.groups):
             order = torch.arange(group.units) if in_order else torch.randperm(group.units, generator=generator)
             dropped[group.name] = torch.zeros(group.units, dtype=torch.bool)
-            dropped[group.name][order[: int(share * group.units)]] = True
+            few = family.per_layer and family.layer_of(group.path) % 2
+            dropped[group.name][order[: group.units - 1 if few else int(share * group.units)]] = True
         yield dropped
 
 

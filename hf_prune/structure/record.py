@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig
 
 from ..config.safe_json import read_json
 from ..errors import PruningStateError
+from ..model.per_layer import FIELD
 from .fields import value_in
-from .shrink import Cut
+from .shrink import MAY_READ, Cut
 from .units import Family
 
 STRUCTURE_NAME = "pruning_structure.json"
@@ -28,10 +29,13 @@ def describe_cut(
         families: the families of each configuration with a structure, by its index.
         numbers: further whole numbers, before and after.
     """
-    changed = {path: value for path, value in cut.values(config).items() if value != value_in(config, path)}
+    smaller = cut.config(config)
+    paths = list(cut.values(config))
+    paths += [(*path[:-1], MAY_READ) for path in paths if path[-1] == FIELD]
+    values = {path: (value_in(config, path), value_in(smaller, path)) for path in paths}
     return {
         "format_version": _FORMAT_VERSION,
-        "fields": {".".join(path): [value_in(config, path), value] for path, value in changed.items()},
+        "fields": {".".join(path): list(pair) for path, pair in values.items() if pair[0] != pair[1]},
         **{name: list(pair) for name, pair in numbers.items()},
         "families": {str(index): len(found) for index, found in families.items()},
         "units": {

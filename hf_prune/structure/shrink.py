@@ -11,8 +11,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError, first_line
 from ..model.names import shape_of
-from .fields import MISFITS, Path, saved_buffers, with_fields
+from ..model.per_layer import FIELD
+from .fields import MISFITS, Path, overrides_in, saved_buffers, value_in, with_fields
 from .units import CoupledUnits, Family, Part
+
+# Without it, a configuration refuses to read a field that some layers have other values of.
+MAY_READ = "allow_global_per_layer_attribute_access"
 
 # Types of attributes of modules that describe their shape.
 _PLAIN = (bool, int, float, str, tuple, type(None), PreTrainedConfig)
@@ -51,14 +55,20 @@ class Cut:
     def values(self, config: PreTrainedConfig) -> dict[Path, Any]:
         """The fields of the configuration that change, and their values.
 
-        Raises StructureError if groups of a family keep different numbers of units.
+        Raises StructureError if groups of a family keep different numbers of units, and may not.
         """
         values: dict[Path, Any] = {}
+        own = self._own_values(config)
         for family in self.families:
             counts = {len(self.kept[group.name]) for group in family.groups if group.name in self.kept}
             if family.structure == "layers":
                 kept = [index for index, group in enumerate(family.groups) if len(self.kept[group.name])]
                 values.update(family.config(config, len(kept), kept))
+                section = family.fields[0].path[:-1]
+                if section in own:
+                    own[section] = {new: own[section][old] for new, old in enumerate(kept) if old in own[section]}
+            elif family.per_layer:
+                values.update(family.fixed)
             elif len(counts) == 1:
                 values.update(family.config(config, counts.pop()))
             else:
@@ -67,11 +77,31 @@ class Cut:
                     f"expected the same number of {family.structure} in every layer, for the configuration has one "
                     f"number for all, got {', '.join(map(str, sorted(counts)))}",
                 )
-        return values
+        return values | {(*section, FIELD): one for section, one in own.items()}
+
+    def _own_values(self, config: PreTrainedConfig) -> dict[Path, dict[int, dict[str, Any]]]:
+        """The values of single layers, by the part of the configuration, and by the index that the layers had."""
+        sections = {field.path[:-1] for family in self.families for field in family.fields}
+        own = {section: overrides for section in sections if (overrides := overrides_in(config, section))}
+        for family in self.families:
+            for group in family.groups if family.per_layer else ():
+                for field in family.fields if group.name in self.kept else ():
+                    layers = own.setdefault(field.path[:-1], {})
+                    value = field.value(len(self.kept[group.name]), value_in(config, field.path))
+                    layers.setdefault(family.layer_of(group.path), {})[field.path[-1]] = value
+        return own
 
     def config(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """The configuration of what is left."""
-        return with_fields(config, self.values(config))
+        values = self.values(config)
+        try:
+            return with_fields(config, values)
+        except MISFITS:
+            if not any(path[-1] == FIELD for path in values):
+                raise
+        # Some configurations, such as Llama's, read what differs from layer to layer when they check themselves.
+        sections = {path[:-1] for path in values if path[-1] == FIELD}
+        return with_fields(config, values | {(*section, MAY_READ): True for section in sections})
 
     def parts(self) -> dict[str, list[tuple[CoupledUnits, Part]]]:
         """Parameter name -> the parts of it that units are cut from."""
@@ -116,7 +146,7 @@ def cut_of(families: Iterable[Family], dropped: Mapping[str, torch.Tensor]) -> C
     """What is left without the `dropped` units (bool, by the name of their group).
 
     As the configuration has one number for all layers, each keeps as many units as the one with the most; where it has
-    fewer, some that are dropped, which are zero, stay.
+    fewer, some that are dropped, which are zero, stay. Where layers may differ, that holds for the groups of one layer.
     """
     families = tuple(families)
     gone = [
@@ -134,10 +164,14 @@ def cut_of(families: Iterable[Family], dropped: Mapping[str, torch.Tensor]) -> C
                 kept[group.name] = (~gone_here).nonzero().squeeze(1)
             continue
         there = [group for group in family.groups if not any(f"{group.path}.".startswith(f"{path}.") for path in gone)]
-        most = max((int((~dropped[group.name]).sum()) for group in there), default=0)
+        together: dict[int, list[CoupledUnits]] = {}
         for group in there:
-            order = dropped[group.name].to(torch.int8).argsort(stable=True)  # those that are kept first
-            kept[group.name] = order[: max(most, family.at_least)].sort().values
+            together.setdefault(family.layer_of(group.path) if family.per_layer else 0, []).append(group)
+        for groups in together.values():
+            most = max(int((~dropped[group.name]).sum()) for group in groups)
+            for group in groups:
+                order = dropped[group.name].to(torch.int8).argsort(stable=True)  # those that are kept first
+                kept[group.name] = order[: max(most, family.at_least)].sort().values
     return Cut(families, kept)
 
 

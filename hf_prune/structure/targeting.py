@@ -123,7 +123,7 @@ def _removable(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, li
     found: dict[str, list[Family]] = {}
     problems = []
     for structure in _STRUCTURES:
-        families = families_of(model, structure)
+        families = [one for one in families_of(model, structure) if not one.needs_per_layer]  # plain models only
         try:
             families = proven(families, model, lambda: batch) if families else []
         except StructureError as error:

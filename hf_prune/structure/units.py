@@ -80,11 +80,13 @@ class Field:
 
 @dataclass(frozen=True)
 class Family:
-    """Groups whose number of units the same fields of the configuration set: all have as many.
+    """Groups whose number of units the same fields of the configuration set.
 
-    `fixed` are fields that must be set beside them, such as the size of a head. For layers, each is a group of its own;
-    `stack` is the path of the module that has them, `lists` are fields with an entry for each layer, and `fixed_layers`
-    the indices of those that cannot be removed. `at_least` units of each group are always kept. `tied` are families of
+    All have as many, or if `per_layer`, each layer its own number, in the configuration's `per_layer_config`; some have
+    no other way (`needs_per_layer`). `stack` is the path of the module that has the layers; without one, all layers
+    must have as many. `fixed` are fields that must be set beside them, such as the size of a head. If layers are the
+    units, each is a group of its own; `lists` are fields with an entry for each layer, and `fixed_layers` the indices
+    of those that cannot be removed. `at_least` units of each group are always kept. `tied` are families of
     which the same share must be removed, such as the heads of a model whose width is theirs.
     """
 
@@ -97,6 +99,8 @@ class Family:
     fixed_layers: tuple[int, ...] = ()
     at_least: int = 1
     tied: tuple["Family", ...] = ()
+    per_layer: bool = False
+    needs_per_layer: bool = False
 
     @property
     def with_tied(self) -> tuple["Family", ...]:
@@ -113,6 +117,10 @@ class Family:
         """The names of all tensors that removable units are part of."""
         return list(dict.fromkeys(name for group in self.removable for name in group.names))
 
+    def layer_of(self, path: str) -> int:
+        """The index of the layer of the stack that a module of this path is in."""
+        return int(path.removeprefix(f"{self.stack}.").partition(".")[0])
+
     def config(self, config: PreTrainedConfig, units: int, kept: Sequence[int] = ()) -> dict[Path, Any]:
         """The values of the fields for so many units in each group, or for the kept layers."""
         values = {one.path: one.value(units, value_in(config, one.path)) for one in self.fields}
@@ -120,22 +128,31 @@ class Family:
         return {**self.fixed, **values, **lists}
 
 
+def nearest_readers(name: str, readers: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """The readers that a tensor shares the longest path with: one, or several that are equally near."""
+    shared = {reader: len(common_path(name, reader[0])) for reader in readers}
+    return tuple(reader for reader in readers if shared[reader] == max(shared.values()))
+
+
 def group_parts(
-    structure: str, parts: Mapping[tuple[str, int], Part], readers: Sequence[tuple[str, int]], units: int
+    structure: str,
+    parts: Mapping[tuple[str, int], Part],
+    readers: Sequence[tuple[str, int]],
+    units: Mapping[tuple[str, int], int],
 ) -> list[CoupledUnits]:
-    """Parts by the reader that they share the longest path with; readers that are equally near are one group."""
+    """Parts by the reader that they share the longest path with; readers that are equally near are one group.
+
+    `units` are the numbers of units in the layer of each part.
+    """
     members: dict[tuple[tuple[str, int], ...], list[Part]] = {}
     for key, part in parts.items():
-        if key in readers:
-            continue
-        shared = {reader: len(common_path(part.name, reader[0])) for reader in readers}
-        nearest = tuple(reader for reader in readers if shared[reader] == max(shared.values()))
-        members.setdefault(nearest, []).append(part)
+        if key not in readers:
+            members.setdefault(nearest_readers(part.name, readers), []).append(part)
     groups = []
     for nearest, some in members.items():
         reading = tuple(parts[reader] for reader in nearest)
         paths = [part.name for part in (*some, *reading)]
-        groups.append(CoupledUnits(structure, common_path(*paths), units, tuple(some), reading))
+        groups.append(CoupledUnits(structure, common_path(*paths), units[nearest[0]], tuple(some), reading))
     return groups
 
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from ..errors import StructureError, first_line
 from ..model.names import named_parameters
-from .coupled import checked_model, families_of
+from ..model.per_layer import has_overrides
+from .coupled import checked_model, families_of, with_own_widths
 from .proof import proven
 from .shrink import cut_of, shrink_model
 from .units import CoupledUnits, Family
@@ -17,13 +18,15 @@ from .units import CoupledUnits, Family
 logger = logging.getLogger(__name__)
 
 
-def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, per_layer: bool = False) -> nn.Module:
     """Cut the neurons and heads all of whose weights are zero out of a model of transformers, in place.
 
     Returns the same model, smaller and faster, with the same outputs up to rounding; its configuration opens it with a
     plain `from_pretrained`. As a configuration has one number for all layers, each keeps as many units as the one with
-    the most. The moments in the optimizer's state are cut with the weights. Layers leave no zeros that could be told
-    from others; `Pruner.shrink` and `PruningTrainer` remove them. Units that cannot be removed from the model stay.
+    the most. If `per_layer`, each layer keeps its own number, heads of models like BERT can be cut out too, and the
+    model that is saved opens only after `import hf_prune` (with transformers 5.15 or later). The moments in the
+    optimizer's state are cut with the weights. Layers leave no zeros that could be told from others; `Pruner.shrink`
+    and `PruningTrainer` remove them. Units that cannot be removed from the model stay.
 
     Raises StructureError if the model is not one of transformers, or what `shrink_model` raises.
     """
@@ -32,9 +35,9 @@ def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
     dropped: dict[str, torch.Tensor] = {}
     parameters = dict(named_parameters(model))
     for structure in ("neurons", "heads"):
-        for family in _removable(plain, structure):
+        for family in _removable(plain, structure, per_layer):
             gone = {group.name: _zero_units(group, parameters) for group in family.groups}
-            if all(bool(flags.any()) for flags in gone.values()):
+            if (any if family.per_layer else all)(bool(flags.any()) for flags in gone.values()):
                 families.append(family)
                 dropped.update(gone)
     if families:
@@ -42,11 +45,13 @@ def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
     return model
 
 
-def _removable(model: PreTrainedModel, structure: str) -> list[Family]:
+def _removable(model: PreTrainedModel, structure: str, per_layer: bool) -> list[Family]:
     """The families of units whose removal was tried; none where it changes more than the size."""
     found = families_of(model, structure)
+    if not has_overrides(model.config):
+        found = [family for family in found if per_layer or not family.needs_per_layer]
     try:
-        return proven(found, model)
+        return proven(with_own_widths(found, "per_layer") if per_layer else found, model)
     except StructureError as error:
         logger.warning("%s; they stay.", first_line(error).removeprefix("structure: "))
         return []

@@ -19,6 +19,7 @@ from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, TRAINE
 from ..masking.structures import SmallerModel
 from ..publish.card import keep_card
 from ..saved.files import WEIGHTS_NAME
+from ..saved.shapes import check_shapes
 from .base import TrainerBase
 from .checkpoints import UNFINISHED, keep_only, publish, rotate
 
@@ -53,7 +54,9 @@ class SavingMixin(TrainerBase):
             keep_card(folder) if self.args.should_save else nullcontext(),
         ):
             super().save_model(output_dir, _internal_call)
-        self._smaller = None
+        smaller, self._smaller = self._smaller, None
+        if self.args.should_save and (smaller is not None or self.pruner.removed is not None):
+            check_shapes(folder)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self.accelerator.wait_for_everyone()  # a process that exits now could stop the one that writes
 

@@ -688,7 +688,11 @@ def test_a_share_of_few_steps_begins_after_a_step_for_methods_that_read_one():
             "method: expected one of magnitude, random, activation, wanda, taylor, got",
         ),
         ({"pattern": "2:4"}, "pattern: expected 'unstructured' with a structure, got '2:4'"),
-        ({"scope": "global"}, "scope: expected 'layer' with a structure, got 'global'"),
+        ({"scope": "erk"}, "scope: expected 'layer' or 'global' with the structure 'neurons', got 'erk'"),
+        (
+            {"structure": "layers", "scope": "global"},
+            "scope: expected 'layer' with the structure 'layers', got 'global'",
+        ),
         ({"adapters": "sparse_base"}, "adapters: must not be set with a structure, got 'sparse_base'"),
     ],
 )

@@ -10,6 +10,10 @@ from hf_prune import PruningConfig, PruningTrainer
 WINDOW = {"method": "taylor", "begin": 1, "end": 5, "frequency": 1}
 CONFIGS = {
     "small": [{"structure": "neurons", "sparsity": 0.75, **WINDOW}, {"structure": "layers", "sparsity": 0.5, **WINDOW}],
+    "different": [
+        {"structure": "neurons", "scope": "global", "sparsity": 0.75, **WINDOW},
+        {"structure": "layers", "sparsity": 0.25, **WINDOW},
+    ],
     "narrow": [{"structure": "hidden", "sparsity": 0.5, **WINDOW}],
     "target": [{"target_parameters": 0.6, **WINDOW}],
 }

@@ -819,6 +819,24 @@ def test_the_snippets_of_a_smaller_model_count_its_parameters(shrunk, monkeypatc
     assert printed(check) == f"{shrunk.removed['parameters'][1]:,} parameters\n"
 
 
+def test_a_card_says_that_the_import_is_needed_where_layers_differ(tmp_path, monkeypatch):
+    global_neurons = PruningConfig(structure="neurons", scope="global", sparsity=0.75, begin=0, end=1, frequency=1)
+    heads = PruningConfig(structure="heads", sparsity=0.5, begin=0, end=1, frequency=1)
+    folder = tmp_path / "small"
+    pruner = save_shrunk(folder, [global_neurons, heads])
+    save_record(folder, record_of(folder, pruning=[config.to_dict() for config in pruner.configs], steps=2))
+    card = card_of(folder)
+    assert "75% of the neurons and 50% of the heads of each layer were removed" in card
+    assert "opens with transformers after `import hf_prune` (`pip install\nhf-prune`)" in card
+    assert "ranked across all layers" in card
+    assert "without hf-prune" not in card
+    monkeypatch.chdir(tmp_path)
+    usage, check = snippets(card)
+    assert usage.startswith("import hf_prune  #")
+    printed(usage, {})
+    assert printed(check) == f"{pruner.removed['parameters'][1]:,} parameters\n"
+
+
 def test_the_criteria_of_units_are_cited(shrunk):
     assert "li2017pruning" in parts_of(shrunk.card)["citation"]
 

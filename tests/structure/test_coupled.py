@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 import transformers
-from models import bert, gpt2, llama, mixtral, t5, vit
+from models import albert, bert, gpt2, llama, mixtral, t5, vit
 
 from hf_prune import shrink
 from hf_prune.errors import StructureError
@@ -88,9 +88,20 @@ def test_groups_of_query_heads_leave_with_their_key_value_head():
     assert small.generate(IDS, max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (2, 11)
 
 
-def test_heads_of_bert_are_refused_as_its_configuration_has_no_number_for_them():
-    with pytest.raises(StructureError, match="no field of BertConfig sets the number of heads"):
-        find_families(bert(), "heads")
+def test_heads_without_a_number_in_the_configuration_are_refused():
+    with pytest.raises(StructureError, match="no field of AlbertConfig sets the number of heads"):
+        find_families(albert(), "heads")
+
+
+@pytest.mark.parametrize("build", [bert, gpt2])
+def test_heads_whose_size_no_field_sets_have_rows_of_query_key_and_value(build):
+    [family] = find_families(build(), "heads")
+    assert family.needs_per_layer
+    assert [group.units for group in family.groups] == [2, 2]
+    rows = {part.name.rpartition(".")[2]: part for part in family.groups[0].parts}
+    assert {len(part.indices(torch.tensor([1]))) for part in rows.values()} == {8 if build is bert else 24}
+    [reader] = family.groups[0].readers
+    assert reader.indices(torch.tensor([1])).tolist() == list(range(8, 16))
 
 
 def test_a_model_that_is_none_of_transformers_is_refused():

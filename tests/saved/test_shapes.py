@@ -1,0 +1,43 @@
+"""After every save: the shapes that opening gives are those in the files."""
+
+import json
+
+import pytest
+from models import bert, vit
+from shrunk import NEURONS, save_shrunk
+
+import hf_prune.trainer.saving
+from hf_prune import PruningConfig, StructureError
+from hf_prune.saved.shapes import check_shapes
+
+PER_LAYER = PruningConfig(structure="neurons", scope="global", sparsity=0.75, begin=0, end=1, frequency=1)
+
+
+@pytest.mark.parametrize(("config", "build"), [(NEURONS, bert), (PER_LAYER, bert), (PER_LAYER, vit)])
+def test_a_smaller_model_as_it_was_saved_passes(tmp_path, config, build):
+    save_shrunk(tmp_path, [config], build())
+    check_shapes(tmp_path)
+
+
+@pytest.mark.parametrize("config", [NEURONS, PER_LAYER])
+def test_a_configuration_of_other_shapes_is_an_error(tmp_path, config):
+    save_shrunk(tmp_path, [config], bert())
+    content = json.loads((tmp_path / "config.json").read_text())
+    if config is PER_LAYER:
+        content["per_layer_config"]["1"]["intermediate_size"] += 1
+    else:
+        content["intermediate_size"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(StructureError, match=r"expected bert\.encoder\.layer\.\d\..* of shape .* would not open"):
+        check_shapes(tmp_path)
+
+
+def test_the_trainer_checks_what_it_saves(tmp_path, monkeypatch):
+    from test_small_models import trainer_of
+
+    trainer = trainer_of(tmp_path / "run", [PER_LAYER])
+    trainer.train()
+    checked = []
+    monkeypatch.setattr(hf_prune.trainer.saving, "check_shapes", checked.append)
+    trainer.save_model(str(tmp_path / "small"))
+    assert checked == [str(tmp_path / "small")]

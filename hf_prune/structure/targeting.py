@@ -74,9 +74,9 @@ def find_structure(
     """
     target = target_of(config)
     assert target is not None
-    families = _removable(checked_model(model), batch)
-    shares = {name: _shares_of(model, name, some) for name, some in families.items()}
     with evaluating(model):
+        families = _removable(checked_model(model), batch)
+        shares = {name: _shares_of(model, name, some) for name, some in families.items()}
         inputs = on_model(inputs_to_time(batch, config.target_batch_size, config.target_length), model)
         within = {name: some for name, some in families.items() if name != "layers"}
         measured = {name: _some_of(shares[name]) for name in within}

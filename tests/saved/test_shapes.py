@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from models import bert, vit
+from models import bert, bert_examples, training_arguments, vit
 from shrunk import NEURONS, save_shrunk
 
 import hf_prune.trainer.saving
-from hf_prune import PruningConfig, StructureError
+from hf_prune import PruningConfig, PruningTrainer, StructureError
 from hf_prune.saved.shapes import check_shapes
 
 PER_LAYER = PruningConfig(structure="neurons", scope="global", sparsity=0.75, begin=0, end=1, frequency=1)
@@ -33,9 +33,8 @@ def test_a_configuration_of_other_shapes_is_an_error(tmp_path, config):
 
 
 def test_the_trainer_checks_what_it_saves(tmp_path, monkeypatch):
-    from test_small_models import trainer_of
-
-    trainer = trainer_of(tmp_path / "run", [PER_LAYER])
+    args = training_arguments(tmp_path / "run", max_steps=2)
+    trainer = PruningTrainer(model=bert(), args=args, train_dataset=bert_examples(), pruning_config=PER_LAYER)
     trainer.train()
     checked = []
     monkeypatch.setattr(hf_prune.trainer.saving, "check_shapes", checked.append)

@@ -234,6 +234,11 @@ def implementations_of(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _IMPLEMENTATIONS if hasattr(config, name)}
 
 
+def computes_experts_together(config: Any) -> bool:
+    """Whether a model of this configuration computes its experts in one grouped matrix product."""
+    return getattr(config, "_experts_implementation", None) == "grouped_mm"
+
+
 def task_mappings() -> Iterator[Mapping[type, Any]]:
     """For each task, the model classes: configuration class -> model class, or a tuple of classes."""
     if find(_MODEL_MAPPING) is None:

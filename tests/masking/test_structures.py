@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import ARCHITECTURES, bert, llama
+from models import ARCHITECTURES, bert, llama, mixtral
 
 from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, StructureError
 from hf_prune.structure.coupled import find_families
@@ -186,6 +186,17 @@ def test_one_unit_stays_however_high_the_sparsity(structure):
         (1, 2) if structure == "neurons" else (24, 1)
     )
     assert model(**ARCHITECTURES["bert"].batch()).logits.isfinite().all()
+
+
+def test_rows_that_the_product_of_experts_cannot_have_are_refused_at_once():
+    with pytest.raises(StructureError, match=r"a number of neurons that 4 divides.*which leaves 6 of 24"):
+        Pruner(mixtral(), config(sparsity=0.75))
+    model = mixtral()
+    pruner = Pruner(model, config(sparsity=0.5, schedule="one_shot", begin=0, method="magnitude"), total_steps=1)
+    pruner.shrink()
+    model(**ARCHITECTURES["mixtral"].batch())["loss"].backward()
+    eager = type(model)._from_config(mixtral().config, experts_implementation="eager")
+    assert Pruner(eager, config(sparsity=0.75)).targets
 
 
 def test_the_record_of_another_model_is_removed_where_nothing_was_cut_out(tmp_path):

@@ -326,8 +326,8 @@ def test_a_plan_for_a_target_shows_what_is_chosen_and_from_what(sparse_bert):
 
 
 def test_a_structure_that_a_model_does_not_have_is_one_line(sparse_bert):
-    [line] = refused("plan", sparse_bert, "structure=heads", "sparsity=0.5")
-    assert line.startswith("hf-prune: command line: structure: no field of BertConfig sets the number of heads")
+    [line] = refused("plan", sparse_bert, "structure=experts", "sparsity=0.5")
+    assert line.startswith("hf-prune: command line: structure: no field of BertConfig sets the number of experts")
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "null", "[" * 5000])

@@ -741,7 +741,7 @@ def test_the_quickstart_names_its_packages_and_can_be_read_without_them(tmp_path
     path = next(path for path in SHIPPED if path.name == "quickstart.yaml")
     copy = tmp_path / path.name
     shutil.copy(path, copy)
-    recipe = load_recipe(copy, ["pruning.sparsity=0.7", "training.use_cpu=true"])
+    recipe = load_recipe(copy, ["pruning.0.sparsity=0.7", "training.use_cpu=true"])
     assert recipe.model.name.startswith("package:")
     assert recipe.dataset.name.startswith("package:")
     assert math.isclose(recipe.pruning_configs[0].sparsity, 0.7)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -35,7 +35,15 @@ def hidden_families(
     """
     numbers = [(path, value) for path, value in number_fields(config) if type(value) is int]
     families = (_width_of(config, effect_of_fields, sides, path, value) for path, value in numbers)
-    return [family for family in families if family is not None]
+    found: list[Family] = []
+    for family in families:
+        if family is not None:
+            [group] = family.groups
+            taken = {other.groups[0].path for other in found}
+            places = [_place(group.names, depth) for depth in range(1, 4)]
+            path = next((place for place in places if place not in taken), ".".join(family.fields[0].path))
+            found.append(replace(family, groups=(replace(group, path=path),)))
+    return found
 
 
 def _width_of(
@@ -76,7 +84,7 @@ def _group_of(keys: Sequence[tuple[str, int]], width: int, sides: Sides) -> Coup
     others = tuple(part for part in parts if part not in readers)
     if not readers or not any(part.name in sides.linear for part in others):
         return None
-    return CoupledUnits("hidden", _place([name for name, _ in keys]), width, others, readers)
+    return CoupledUnits("hidden", _place([name for name, _ in keys], 1), width, others, readers)
 
 
 def _tied(
@@ -110,9 +118,9 @@ def _tied(
     return Family("hidden", (Field(path, 1),), (group,), tied=(Family("heads", (Field(field, 1),), tuple(groups)),))
 
 
-def _place(names: Sequence[str]) -> str:
-    """The path of the innermost module that most of the parameters are in: that of the model without its head."""
-    paths = Counter(name.partition(".")[0] for name in names)
+def _place(names: Sequence[str], depth: int) -> str:
+    """The path, of so many modules at most, that most of the parameters are under: most often that of the model."""
+    paths = Counter(".".join(name.split(".")[:-1][:depth]) for name in names)
     return paths.most_common(1)[0][0]
 
 

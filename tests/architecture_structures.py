@@ -1,9 +1,9 @@
 """Neurons, heads, layers and width of every architecture that can be built tiny: removed, saved, and opened again.
 
-    python tests/architecture_structures.py [--only EXPRESSION] [--again] [--jobs N]
+    python tests/architecture_structures.py [CLASS ...] [--jobs N]
 
-The results are kept in architecture_structures.jsonl, a line for each class; those that are there are not tried again.
-architectures.py writes them into its table. Each class is tried in a process of its own.
+The results are kept in architecture_structures.jsonl, a line for each class; those that are there are not tried again,
+unless they are named. architectures.py writes them into its table. Each class is tried in a process of its own.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from architectures import NoTrialError, architectures, aside, find_trial
-from structure_results import OPENED, REFUSED, STRUCTURES, read_results, versions, write_results
+from architectures import Architecture, NoTrialError, architectures, aside, find_trial
+from structure_results import OPENED, REFUSED, RESULTS, STRUCTURES, failures, read_results, versions, write_results
 from torch import nn
 
 from hf_prune import Pruner, PruningConfig, StructureError
@@ -137,12 +137,20 @@ def check_alike(expected, found, dtype, which):
 # ---- All of them ----
 
 
+def warm_up():
+    """Remove, save and open once, for what transformers and torch compute then only: processes forked later have it."""
+    trial = find_trial(Architecture("llama", "LlamaForCausalLM", "causal language model"))
+    with tempfile.TemporaryDirectory() as folder:
+        remove(trial, "neurons", Path(folder))
+
+
 def study_structures_of(chosen, jobs, keep=lambda architecture, outcome: None):
     """Class name -> what `study_structures` returns; a class that fails as a whole has an `error` instead.
 
     `keep` is called with each as soon as it is known.
     """
     torch.set_num_threads(1)
+    warm_up()
 
     def study(architecture):
         started = time.perf_counter()
@@ -157,27 +165,25 @@ def study_structures_of(chosen, jobs, keep=lambda architecture, outcome: None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="classes and model types in which this expression is found")
-    parser.add_argument("--again", action="store_true", help="try those again that have results")
+    parser.add_argument(
+        "classes", nargs="*", help="classes to try, again where they have results; without any, all others"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the results are kept")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    made_with, results = read_results()
+    made_with, results = read_results(options.results)
     if made_with != versions():
         results = {}
-    chosen = [
-        one
-        for one in architectures()
-        if re.search(options.only, f"{one.model_type} {one.class_name}")
-        and (options.again or one.class_name not in results)
-    ]
+    every = architectures(options.classes or None)
+    chosen = [one for one in every if options.classes or one.class_name not in results]
 
     def keep(architecture, outcome):
         results[architecture.class_name] = outcome or {}
-        write_results(results)
+        write_results(results, options.results)
 
     study_structures_of(chosen, options.jobs, keep)
-    failed = [name for name, one in results.items() if "error" in one or "fails" in one.values()]
+    failed = failures(results)
     print(f"{len(results)} classes have results; failed: {', '.join(failed) or 'none'}")
     sys.exit(bool(failed))
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import peft
 import torch
 import transformers
-from structure_results import OPENED, REFUSED, STRUCTURES, read_results
+from structure_results import OPENED, REFUSED, STRUCTURES, read_results, versions
 from tiny_configurations import SIZES, parts_of, ready_to_train, tiny_config
 from tiny_inputs import loss_of, possible_inputs, possible_labels, what_is_missing
 from torch import nn
@@ -363,42 +363,54 @@ give the share of zeros among all parameters of the tiny model. Embeddings and h
 in a real one. A model with 0 tensors has no weights of the kinds that are pruned by default."""
 
 
+WORDS = {"hidden": "hidden dimensions"}
 STRUCTURES_HEAD = """\
 The last four columns say whether [structures](structures.md) can be removed. Half of the neurons, heads or hidden
 dimensions of each layer, or half of the layers, are cut out of the tiny model, which is saved, and opened by
-`from_pretrained` in a process that did not import hf_prune, and in one that did. The test checks that the opened model
-has the outputs of the one that was saved, and of the masked one before it. In composite models, it is enough that one
-part can be made smaller, such as the encoder. {}."""
+`from_pretrained` with `import hf_prune`, and without. The opened model must have the outputs of the one that was saved,
+and of the masked one before it was cut. Of composite models, it is enough that one part can be made smaller, such as
+the encoder. `make test-all` tries every 20th class again.
+
+{} The numbers in brackets are those of neurons, heads, layers and hidden dimensions:"""
 
 
-def structure_lines(outcomes, results):
-    """What the columns of structures say, and how many classes there are of each."""
-    rows = [results[one.class_name] for one, outcome in outcomes.items() if "layer" in outcome]
-    counts = [f"{structure} of {sum(row[structure] in OPENED for row in rows)}" for structure in STRUCTURES]
-    number = f"**Of {len(rows)} classes, {', '.join(counts[:-1])} and {counts[-1]} can be removed**"
-    lines = [*STRUCTURES_HEAD.format(number).splitlines(), ""]
+def structure_lines(rows):
+    """What the columns of structures say, and how many of these classes there are of each."""
+    counts = [
+        f"the {WORDS.get(structure, structure)} of {sum(row[structure] in OPENED for row in rows)}"
+        for structure in STRUCTURES
+    ]
+    number = f"**Of {len(rows)} classes, {', '.join(counts[:-1])} and {counts[-1]} can be removed.**"
+    lines = ["", *STRUCTURES_HEAD.format(number).splitlines(), ""]
     meanings = {**OPENED, **{word: meaning for word, (meaning, _) in REFUSED.items()}}
     for word, meaning in meanings.items():
         numbers = [sum(row[structure] == word for row in rows) for structure in STRUCTURES]
         lines.append(f"- **{word}** ({', '.join(map(str, numbers))}): {meaning}")
-    return [*lines, ""]
+    return lines
+
+
+def results_of(built):
+    """Class name -> what is kept of its structures; nothing where one of these classes lacks, or of other versions."""
+    made_with, results = read_results()
+    complete = made_with == versions() and all(STRUCTURES[0] in results.get(one.class_name, {}) for one in built)
+    return {one.class_name: results[one.class_name] for one in built} if complete else {}
 
 
 def table(outcomes):
     """The text of docs/architectures.md."""
-    _, results = read_results()
     built = {architecture for architecture, outcome in outcomes.items() if "layer" in outcome}
     types = {architecture.model_type for architecture in built}
     every = {architecture.model_type for architecture in outcomes}
+    results = results_of(built)
+    names = [structure.capitalize() for structure in STRUCTURES] if results else []
     lines = [
         "# Architectures",
         "",
         *TABLE_HEAD.format(len(built), len(outcomes), len(types), len(every)).splitlines(),
         "",
         f"Made with torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__} and peft "
-        f"{peft.__version__}; `make test-all` compares with this table. To write it again:",
-        "",
-        "    python tests/architectures.py --write docs/architectures.md",
+        f"{peft.__version__}; `make test-all` compares with this table,",
+        "`make architectures` writes it again.",
         "",
         "If a row has no shares, it gives one of these reasons:",
         "",
@@ -406,16 +418,17 @@ def table(outcomes):
     for reason, sentence in REASONS.items():
         number = sum(outcome.get("reason") == reason for outcome in outcomes.values())
         lines.append(f"- **{reason}** ({number}): {sentence}")
-    lines += ["", *structure_lines(outcomes, results)]
+    lines += structure_lines(results.values()) if results else []
     for task in TASKS:
         lines += ["", f"## {task[0].upper()}{task[1:]}", ""]
-        lines += ["| Model type | Class | Tensors | Layer | Global | Neurons | Heads | Layers | Hidden |"]
-        lines += ["|---|---|---:|---:|---:|---|---|---|---|"]
+        lines.append("| " + " | ".join(["Model type", "Class", "Tensors", "Layer", "Global", *names]) + " |")
+        lines.append("|---|---|---:|---:|---:|" + "---|" * len(names))
         for architecture, outcome in outcomes.items():
             if architecture.task == task:
                 cells = [outcome[key] for key in ("tensors", "layer", "global")] if "layer" in outcome else None
                 cells = cells or ["", outcome.get("reason", "**fails**"), ""]
-                cells += [results.get(architecture.class_name, {}).get(structure, "") for structure in STRUCTURES]
+                words = results.get(architecture.class_name, {})
+                cells += [words.get(name.lower(), "") for name in names]
                 lines.append(
                     "| " + " | ".join([architecture.model_type, architecture.class_name, *map(str, cells)]) + " |"
                 )

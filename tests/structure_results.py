@@ -74,3 +74,8 @@ def write_results(results, path=RESULTS):
     """Write the results of these versions, a line for each class, in the order of their names."""
     lines = [versions(), *({"class": name, **results[name]} for name in sorted(results))]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def failures(results):
+    """The classes of which something failed that was not refused."""
+    return sorted(name for name, one in results.items() if "error" in one or "fails" in one.values())

@@ -21,6 +21,7 @@ from ..model.names import named_modules_of, plain_model, shape_of
 from ..model.per_layer import FIELD, MAY_READ, can_differ, has_overrides
 from .experts import expert_families
 from .fields import (
+    ID_FIELD,
     Effect,
     Path,
     effect_of,
@@ -286,11 +287,12 @@ class _Finder:
     def heads(self) -> list[Family]:
         found: list[Family] = []
         taken: set[tuple[str, int]] = set()
-        # other fields may have the same value by chance, such as the size of a kernel
         for path, value in sorted(number_fields(self._config), key=lambda pair: "head" not in pair[0][-1]):
             section = section_of(self._globals, path)
             if path[-1] == "head_dim" or any(path in [one.path for one in other.fields] for other in found):
                 continue
+            if "head" not in path[-1] and any(path[:-1] == other.fields[0].path[:-1] for other in found):
+                continue  # the same value by chance, such as a number of experts, or the size of a kernel
             if type(value) is int and value == getattr(section, "num_attention_heads", None):
                 family = self._heads_of(path, value, section) or self._heads_without_size(path, value, section)
                 dims = family.dims if family is not None else set()
@@ -306,8 +308,9 @@ class _Finder:
         fixed = {(*path[:-1], "head_dim"): size} if size is not None else {}
         others = [
             (*path[:-1], name)
-            for name, value in content.items()
+            for name, value in sorted(content.items(), key=lambda pair: "head" not in pair[0])
             if type(value) is int and value == getattr(section, "num_key_value_heads", None) and name != path[-1]
+            if not ID_FIELD.fullmatch(name)
         ]
         for other in [*others, None]:
             for extra in ({}, fixed):

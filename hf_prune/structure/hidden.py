@@ -61,12 +61,13 @@ def _width_of(
             return Family("hidden", (Field(path, 1),), (group,), fixed) if group is not None else None
     heads = getattr(section_of(config, path), "num_attention_heads", None)
     if type(heads) is int and width % heads == 0:
-        for field, value in number_fields(config):
-            if value == heads and field != path and field[:-1] == path[:-1]:
-                keys = _doubled(effect_of_fields({path: 2 * width, field: 2 * heads}), width, sides)
-                family = _tied(path, width, field, heads, keys, sides)
-                if family is not None:
-                    return family
+        fields = [
+            field
+            for field, value in number_fields(config)
+            if value == heads and "head" in field[-1] and field[:-1] == path[:-1]
+        ]  # all of them: those of encoder and decoder, and of keys and values
+        keys = _doubled(effect_of_fields({path: 2 * width, **dict.fromkeys(fields, 2 * heads)}), width, sides)
+        return _tied(path, width, fields, heads, keys, sides)
     return None
 
 
@@ -88,7 +89,7 @@ def _group_of(keys: Sequence[tuple[str, int]], width: int, sides: Sides) -> Coup
 
 
 def _tied(
-    path: Path, width: int, field: Path, heads: int, keys: Sequence[tuple[str, int]], sides: Sides
+    path: Path, width: int, fields: Sequence[Path], heads: int, keys: Sequence[tuple[str, int]], sides: Sides
 ) -> Family | None:
     """A width, and the heads of each attention: four square weights of a layer, the last of which reads the others.
 
@@ -115,7 +116,8 @@ def _tied(
     group = _group_of([key for key in keys if key not in inside], width, sides)
     if group is None:
         return None
-    return Family("hidden", (Field(path, 1),), (group,), tied=(Family("heads", (Field(field, 1),), tuple(groups)),))
+    tied = Family("heads", tuple(Field(field, 1) for field in fields), tuple(groups))
+    return Family("hidden", (Field(path, 1),), (group,), tied=(tied,))
 
 
 def _place(names: Sequence[str], depth: int) -> str:

@@ -44,6 +44,8 @@ def test_a_plain_decoder_and_encoder_and_one_with_shared_positions(tmp_path):
 
 OPEN_AGAIN = {
     ("AlbertForMaskedLM", "hidden"): "two widths in one model",
+    ("BartForCausalLM", "hidden"): "heads of encoder and decoder in one configuration",
+    ("Ernie4_5_MoeForCausalLM", "heads"): "an id of a token that is the number of key-value heads",
     ("BailingHybridForCausalLM", "heads"): "a kernel whose size is the number of heads",
     ("Wav2Vec2ForCTC", "heads"): "convolutions with indices before the layers",
     ("RoFormerForMaskedLM", "heads"): "positions that read the number of heads beside the layers",

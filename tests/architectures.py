@@ -26,6 +26,7 @@ from pathlib import Path
 import peft
 import torch
 import transformers
+from structure_results import OPENED, REFUSED, STRUCTURES, read_results, versions
 from tiny_configurations import SIZES, parts_of, ready_to_train, tiny_config
 from tiny_inputs import loss_of, possible_inputs, possible_labels, what_is_missing
 from torch import nn
@@ -299,8 +300,11 @@ def study(architecture):
 # ---- All of them ----
 
 
-def study_aside(architecture):
-    """`study` in a process of its own, within limits of time and memory; an `error` without a reason is a failure."""
+def aside(work, seconds):
+    """What `work` returns, called in a process of its own, within limits of time and memory.
+
+    An `error` alone where it raises an exception, or ends in another way.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -309,20 +313,30 @@ def study_aside(architecture):
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        signal.alarm(MOST_SECONDS)
+        signal.alarm(seconds)
         warnings.simplefilter("ignore")  # models warn of their own configurations and inputs
         try:
-            outcome = study(architecture)
-        except BaseException as error:  # noqa: BLE001 - told to the parent, whatever it is
-            outcome = {"error": f"{type(error).__name__}: {error}"[:300]}
-        with os.fdopen(write, "w") as out:
-            json.dump(outcome, out)
-        os._exit(0)
+            with os.fdopen(write, "w") as out:
+                json.dump(_outcome(work), out)
+        finally:
+            os._exit(0)  # even where the parent has ended: this process must not go on in its place
     os.close(write)
     with os.fdopen(read) as back:
         said = back.read()
     _, status = os.waitpid(child, 0)
     return json.loads(said) if said else {"error": f"the process ended with status {status}: time or memory ran out"}
+
+
+def _outcome(work):
+    try:
+        return work()
+    except BaseException as error:  # noqa: BLE001 - told to the parent, whatever it is
+        return {"error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def study_aside(architecture):
+    """`study` in a process of its own; an `error` without a reason is a failure."""
+    return aside(functools.partial(study, architecture), MOST_SECONDS)
 
 
 def study_all(chosen, jobs, tell=lambda architecture, outcome: None):
@@ -349,20 +363,54 @@ give the share of zeros among all parameters of the tiny model. Embeddings and h
 in a real one. A model with 0 tensors has no weights of the kinds that are pruned by default."""
 
 
+WORDS = {"hidden": "hidden dimensions"}
+STRUCTURES_HEAD = """\
+The last four columns say whether [structures](structures.md) can be removed. Half of the neurons, heads or hidden
+dimensions of each layer, or half of the layers, are cut out of the tiny model, which is saved, and opened by
+`from_pretrained` with `import hf_prune`, and without. The opened model must have the outputs of the one that was saved,
+and of the masked one before it was cut. Of composite models, it is enough that one part can be made smaller, such as
+the encoder. `make test-all` tries every 20th class again.
+
+{} The numbers in brackets are those of neurons, heads, layers and hidden dimensions:"""
+
+
+def structure_lines(rows):
+    """What the columns of structures say, and how many of these classes there are of each."""
+    counts = [
+        f"the {WORDS.get(structure, structure)} of {sum(row[structure] in OPENED for row in rows)}"
+        for structure in STRUCTURES
+    ]
+    number = f"**Of {len(rows)} classes, {', '.join(counts[:-1])} and {counts[-1]} can be removed.**"
+    lines = ["", *STRUCTURES_HEAD.format(number).splitlines(), ""]
+    meanings = {**OPENED, **{word: meaning for word, (meaning, _) in REFUSED.items()}}
+    for word, meaning in meanings.items():
+        numbers = [sum(row[structure] == word for row in rows) for structure in STRUCTURES]
+        lines.append(f"- **{word}** ({', '.join(map(str, numbers))}): {meaning}")
+    return lines
+
+
+def results_of(built):
+    """Class name -> what is kept of its structures; nothing where one of these classes lacks, or of other versions."""
+    made_with, results = read_results()
+    complete = made_with == versions() and all(STRUCTURES[0] in results.get(one.class_name, {}) for one in built)
+    return {one.class_name: results[one.class_name] for one in built} if complete else {}
+
+
 def table(outcomes):
     """The text of docs/architectures.md."""
     built = {architecture for architecture, outcome in outcomes.items() if "layer" in outcome}
     types = {architecture.model_type for architecture in built}
     every = {architecture.model_type for architecture in outcomes}
+    results = results_of(built)
+    names = [structure.capitalize() for structure in STRUCTURES] if results else []
     lines = [
         "# Architectures",
         "",
         *TABLE_HEAD.format(len(built), len(outcomes), len(types), len(every)).splitlines(),
         "",
         f"Made with torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__} and peft "
-        f"{peft.__version__}; `make test-all` compares with this table. To write it again:",
-        "",
-        "    python tests/architectures.py --write docs/architectures.md",
+        f"{peft.__version__}; `make test-all` compares with this table,",
+        "`make architectures` writes it again.",
         "",
         "If a row has no shares, it gives one of these reasons:",
         "",
@@ -370,13 +418,17 @@ def table(outcomes):
     for reason, sentence in REASONS.items():
         number = sum(outcome.get("reason") == reason for outcome in outcomes.values())
         lines.append(f"- **{reason}** ({number}): {sentence}")
+    lines += structure_lines(results.values()) if results else []
     for task in TASKS:
         lines += ["", f"## {task[0].upper()}{task[1:]}", ""]
-        lines += ["| Model type | Class | Tensors | Layer | Global |", "|---|---|---:|---:|---:|"]
+        lines.append("| " + " | ".join(["Model type", "Class", "Tensors", "Layer", "Global", *names]) + " |")
+        lines.append("|---|---|---:|---:|---:|" + "---|" * len(names))
         for architecture, outcome in outcomes.items():
             if architecture.task == task:
                 cells = [outcome[key] for key in ("tensors", "layer", "global")] if "layer" in outcome else None
                 cells = cells or ["", outcome.get("reason", "**fails**"), ""]
+                words = results.get(architecture.class_name, {})
+                cells += [words.get(name.lower(), "") for name in names]
                 lines.append(
                     "| " + " | ".join([architecture.model_type, architecture.class_name, *map(str, cells)]) + " |"
                 )

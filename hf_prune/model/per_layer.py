@@ -23,6 +23,9 @@ from .attention import has_shape, resize_heads
 
 FIELD = "per_layer_config"
 
+# Without it, a configuration refuses to read a field that some layers have other values of.
+MAY_READ = "allow_global_per_layer_attribute_access"
+
 # Names of the arguments that tell a layer its index.
 _INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "idx")
 
@@ -43,8 +46,14 @@ def can_differ() -> bool:
 
 
 def has_overrides(config: PreTrainedConfig) -> bool:
-    """Whether some layers have other values than the configuration."""
-    return bool(getattr(config, "is_heterogeneous", False)) and bool(config.to_dict().get(FIELD))
+    """Whether some layers have other values than the configuration, or in a part of it."""
+    return bool(_parts_with_overrides(config))
+
+
+def _parts_with_overrides(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The configuration and its parts, such as that of the text in a model for images, that have values for layers."""
+    parts = [config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))]
+    return [part for part in parts if getattr(part, "is_heterogeneous", False) and part.to_dict().get(FIELD)]
 
 
 def reads_overrides(config_class: type) -> bool:
@@ -55,8 +64,7 @@ def reads_overrides(config_class: type) -> bool:
 
 def needs_import(config: PreTrainedConfig) -> bool:
     """Whether a model of this configuration, or of a part of it, opens only after `import hf_prune`."""
-    parts = [config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))]
-    return any(has_overrides(part) and not reads_overrides(type(part)) for part in parts)
+    return any(not reads_overrides(type(part)) for part in _parts_with_overrides(config))
 
 
 def teach(config: PreTrainedConfig) -> None:
@@ -100,6 +108,9 @@ def _reading(build: Callable[..., None]) -> Callable[..., None]:
         index = next((given.arguments[one] for one in _INDEX_NAMES if type(given.arguments.get(one)) is int), None)
         if index is None:
             index = _count(config, type(self))
+        if index >= config.num_hidden_layers:  # of another stack, such as convolutions before the layers
+            build(self, *args, **kwargs)
+            return
 
         def build_from(values: PreTrainedConfig, module: nn.Module) -> nn.Module:
             rest = {key: value for key, value in given.arguments.items() if key not in (name, "self")}

@@ -18,9 +18,10 @@ from ..model.anatomy import has_adapters, is_experts, is_layer, stacks
 from ..model.attention import Attention, find_attention
 from ..model.layouts import layout_of
 from ..model.names import named_modules_of, plain_model, shape_of
-from ..model.per_layer import FIELD, can_differ, has_overrides
+from ..model.per_layer import FIELD, MAY_READ, can_differ, has_overrides
 from .experts import expert_families
 from .fields import (
+    ID_FIELD,
     Effect,
     Path,
     effect_of,
@@ -188,9 +189,8 @@ class _Finder:
             family = self._neurons_of(path, value)
             if family is None:
                 continue
-            dims = {(part.name, part.dim) for group in family.groups for part in group.all_parts}
-            if not dims & taken:
-                taken |= dims
+            if not family.dims & taken:
+                taken |= family.dims
                 found.append(family)
         return found
 
@@ -286,13 +286,18 @@ class _Finder:
 
     def heads(self) -> list[Family]:
         found: list[Family] = []
-        for path, value in number_fields(self._config):
+        taken: set[tuple[str, int]] = set()
+        for path, value in sorted(number_fields(self._config), key=lambda pair: "head" not in pair[0][-1]):
             section = section_of(self._globals, path)
-            if path[-1] == "head_dim":
+            if path[-1] == "head_dim" or any(path in [one.path for one in other.fields] for other in found):
                 continue
+            if "head" not in path[-1] and any(path[:-1] == other.fields[0].path[:-1] for other in found):
+                continue  # the same value by chance, such as a number of experts, or the size of a kernel
             if type(value) is int and value == getattr(section, "num_attention_heads", None):
                 family = self._heads_of(path, value, section) or self._heads_without_size(path, value, section)
-                if family is not None and not any(path in [one.path for one in other.fields] for other in found):
+                dims = family.dims if family is not None else set()
+                if family is not None and not dims & taken:
+                    taken |= dims
                     found.append(family)
         return found
 
@@ -303,8 +308,9 @@ class _Finder:
         fixed = {(*path[:-1], "head_dim"): size} if size is not None else {}
         others = [
             (*path[:-1], name)
-            for name, value in content.items()
+            for name, value in sorted(content.items(), key=lambda pair: "head" not in pair[0])
             if type(value) is int and value == getattr(section, "num_key_value_heads", None) and name != path[-1]
+            if not ID_FIELD.fullmatch(name)
         ]
         for other in [*others, None]:
             for extra in ({}, fixed):
@@ -383,6 +389,9 @@ class _Finder:
         if not groups:
             return None
         fixed = {(*path[:-1], "head_dim"): size}
+        fewer = {**fixed, (*path[:-1], FIELD): {**own, 0: {**own.get(0, {}), counts: 1}}}
+        if effect_of(self._class, self._config, fewer, self._before) is None:  # the model reads it beside its layers
+            fixed[*path[:-1], MAY_READ] = True
         return Family("heads", (Field(path, 1),), tuple(groups), fixed, stack, per_layer=True, needs_per_layer=True)
 
     def _attention_units(self, layer: str, attention: Attention, heads: int, size: int) -> CoupledUnits:

@@ -6,9 +6,9 @@ Nothing is assumed about the names of modules or fields, except of those that tr
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -28,6 +28,14 @@ MISFITS = (
     *(RuntimeError, TypeError, ValueError, StrictDataclassError),
 )
 
+
+_T = TypeVar("_T")
+
+# What was found last, by the class, the content of the configuration, and what else it depends on: every structure, and
+# the twin that its removal is tried on, asks for much of the same.
+_shapes: dict[Any, dict[str, tuple[int, ...]] | None] = {}
+_effects: dict[Any, "Effect | None"] = {}
+_MOST_SHAPES, _MOST_EFFECTS = 32, 2048
 
 # Fields that hold ids of tokens: as numbers, lists of them, or values of a mapping.
 ID_FIELD = re.compile(r".+_token_ids?|.+_token_index|(begin_)?suppress_tokens|(bad|force)_words_ids|.+_to_id")
@@ -143,6 +151,27 @@ def shapes_of(
 
     With `buffers`, those of its saved buffers too.
     """
+    key = (model_class, _content(config), buffers)
+    found = _remembered(_shapes, _MOST_SHAPES, key, lambda: _built_shapes(model_class, config, buffers))
+    return None if found is None else dict(found)
+
+
+def _content(config: PreTrainedConfig) -> str:
+    return repr(config.to_dict())
+
+
+def _remembered(memory: dict[Any, _T], most: int, key: Any, compute: Callable[[], _T]) -> _T:
+    """What is remembered under a key, or else what is computed; the oldest is forgotten."""
+    if key not in memory:
+        while len(memory) >= most:
+            del memory[next(iter(memory))]
+        memory[key] = compute()
+    return memory[key]
+
+
+def _built_shapes(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, buffers: bool
+) -> dict[str, tuple[int, ...]] | None:
     try:
         with torch.device("meta"), few_modules():
             model = model_class(config)
@@ -166,11 +195,22 @@ def effect_of(
     buffers: bool = False,
 ) -> Effect | None:
     """What these values change in the shapes `before`, see `shapes_of`; None if the model cannot be built with them."""
+    key = (model_class, _content(config), repr(values), buffers)
+    return _remembered(_effects, _MOST_EFFECTS, key, lambda: _effect_of(model_class, config, values, before, buffers))
+
+
+def _effect_of(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    values: Mapping[Path, Any],
+    before: Mapping[str, tuple[int, ...]],
+    buffers: bool,
+) -> Effect | None:
     try:
         changed = with_fields(config, values)
     except MISFITS:
         return None
-    after = shapes_of(model_class, changed, buffers)
+    after = _built_shapes(model_class, changed, buffers)
     if after is None:
         return None
     sizes = {}

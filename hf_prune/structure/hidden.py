@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -35,7 +35,15 @@ def hidden_families(
     """
     numbers = [(path, value) for path, value in number_fields(config) if type(value) is int]
     families = (_width_of(config, effect_of_fields, sides, path, value) for path, value in numbers)
-    return [family for family in families if family is not None]
+    found: list[Family] = []
+    for family in families:
+        if family is not None:
+            [group] = family.groups
+            taken = {other.groups[0].path for other in found}
+            places = [_place(group.names, depth) for depth in range(1, 4)]
+            path = next((place for place in places if place not in taken), ".".join(family.fields[0].path))
+            found.append(replace(family, groups=(replace(group, path=path),)))
+    return found
 
 
 def _width_of(
@@ -53,12 +61,13 @@ def _width_of(
             return Family("hidden", (Field(path, 1),), (group,), fixed) if group is not None else None
     heads = getattr(section_of(config, path), "num_attention_heads", None)
     if type(heads) is int and width % heads == 0:
-        for field, value in number_fields(config):
-            if value == heads and field != path and field[:-1] == path[:-1]:
-                keys = _doubled(effect_of_fields({path: 2 * width, field: 2 * heads}), width, sides)
-                family = _tied(path, width, field, heads, keys, sides)
-                if family is not None:
-                    return family
+        fields = [
+            field
+            for field, value in number_fields(config)
+            if value == heads and "head" in field[-1] and field[:-1] == path[:-1]
+        ]  # all of them: those of encoder and decoder, and of keys and values
+        keys = _doubled(effect_of_fields({path: 2 * width, **dict.fromkeys(fields, 2 * heads)}), width, sides)
+        return _tied(path, width, fields, heads, keys, sides)
     return None
 
 
@@ -76,11 +85,11 @@ def _group_of(keys: Sequence[tuple[str, int]], width: int, sides: Sides) -> Coup
     others = tuple(part for part in parts if part not in readers)
     if not readers or not any(part.name in sides.linear for part in others):
         return None
-    return CoupledUnits("hidden", _place([name for name, _ in keys]), width, others, readers)
+    return CoupledUnits("hidden", _place([name for name, _ in keys], 1), width, others, readers)
 
 
 def _tied(
-    path: Path, width: int, field: Path, heads: int, keys: Sequence[tuple[str, int]], sides: Sides
+    path: Path, width: int, fields: Sequence[Path], heads: int, keys: Sequence[tuple[str, int]], sides: Sides
 ) -> Family | None:
     """A width, and the heads of each attention: four square weights of a layer, the last of which reads the others.
 
@@ -107,12 +116,13 @@ def _tied(
     group = _group_of([key for key in keys if key not in inside], width, sides)
     if group is None:
         return None
-    return Family("hidden", (Field(path, 1),), (group,), tied=(Family("heads", (Field(field, 1),), tuple(groups)),))
+    tied = Family("heads", tuple(Field(field, 1) for field in fields), tuple(groups))
+    return Family("hidden", (Field(path, 1),), (group,), tied=(tied,))
 
 
-def _place(names: Sequence[str]) -> str:
-    """The path of the innermost module that most of the parameters are in: that of the model without its head."""
-    paths = Counter(name.partition(".")[0] for name in names)
+def _place(names: Sequence[str], depth: int) -> str:
+    """The path, of so many modules at most, that most of the parameters are under: most often that of the model."""
+    paths = Counter(".".join(name.split(".")[:-1][:depth]) for name in names)
     return paths.most_common(1)[0][0]
 
 

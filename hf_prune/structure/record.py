@@ -10,9 +10,9 @@ from transformers import PreTrainedConfig
 
 from ..config.safe_json import read_json
 from ..errors import PruningStateError
-from ..model.per_layer import FIELD
+from ..model.per_layer import FIELD, MAY_READ
 from .fields import value_in
-from .shrink import MAY_READ, Cut
+from .shrink import Cut
 from .units import Family
 
 STRUCTURE_NAME = "pruning_structure.json"

@@ -11,12 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError, first_line
 from ..model.names import shape_of
-from ..model.per_layer import FIELD
+from ..model.per_layer import FIELD, MAY_READ
 from .fields import MISFITS, Path, overrides_in, saved_buffers, value_in, with_fields
 from .units import CoupledUnits, Family, Part
-
-# Without it, a configuration refuses to read a field that some layers have other values of.
-MAY_READ = "allow_global_per_layer_attribute_access"
 
 # Types of attributes of modules that describe their shape.
 _PLAIN = (bool, int, float, str, tuple, type(None), PreTrainedConfig)

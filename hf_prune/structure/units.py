@@ -117,6 +117,11 @@ class Family:
         """The names of all tensors that removable units are part of."""
         return list(dict.fromkeys(name for group in self.removable for name in group.names))
 
+    @property
+    def dims(self) -> set[tuple[str, int]]:
+        """The names of tensors, and those of their dimensions, that the units lie in."""
+        return {(part.name, part.dim) for group in self.groups for part in group.all_parts}
+
     def layer_of(self, path: str) -> int:
         """The index of the layer of the stack that a module of this path is in."""
         return int(path.removeprefix(f"{self.stack}.").partition(".")[0])

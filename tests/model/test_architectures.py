@@ -104,7 +104,7 @@ def test_all_architectures_pass_and_the_table_is_what_they_give(tmp_path):
     assert run.returncode == 0
     assert len({model_type for model_type, *_ in rows}) >= 250
     assert set(SAMPLE) <= set(built)
-    assert _rows(TABLE) == _rows(written), f"write it anew: python tests/architectures.py --write {TABLE}"
+    assert _rows(TABLE) == _rows(written), "write it anew: make architectures"
 
 
 def _rows(path):

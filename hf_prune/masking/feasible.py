@@ -5,13 +5,10 @@ from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig
 from ..errors import StructureError
-from ..foreign.transformers import computes_experts_together
 from ..methods.patterns import count_of
+from ..structure.rows import row_divisor
 from ..structure.shrink import cut_of, misfit
 from ..structure.units import Family
-
-# PyTorch's grouped matrix product needs rows of a multiple of so many bytes.
-_ROW_BYTES = 16
 
 
 def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedModel) -> None:
@@ -27,8 +24,14 @@ def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedM
             f"expected at least {family.at_least} of {units} {family.structure} to be left, as many as each token is "
             f"sent to, got {config.sparsity}, which leaves {left}",
         )
-    if computes_experts_together(model.config):
-        _check_rows(family, left, config.sparsity, model)
+    divisor = row_divisor(family, model)
+    if left % divisor:
+        raise StructureError(
+            "sparsity",
+            f"expected a number of neurons that {divisor} divides, as these experts are computed in one grouped matrix "
+            f"product, got {config.sparsity}, which leaves {left} of {units}; choose another share, or load the model "
+            "with experts_implementation='eager'",
+        )
     dropped = {}
     for group in (group for one in family.with_tied for group in one.groups):
         dropped[group.name] = torch.arange(group.units) < count_of(config.sparsity, group.units)
@@ -43,19 +46,4 @@ def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedM
             "sparsity",
             f"expected a share of {family.structure} without which {type(model).__name__} can be built, got "
             f"{config.sparsity}, which leaves {numbers} ({why})",
-        )
-
-
-def _check_rows(family: Family, left: int, sparsity: float, model: PreTrainedModel) -> None:
-    """Raise StructureError if the rows of fused experts would not be of as many bytes as their product needs."""
-    parts = [part for group in family.groups for part in group.all_parts if part.expert is not None]
-    if family.structure != "neurons" or not parts:
-        return
-    each = _ROW_BYTES // model.get_parameter(parts[0].name).element_size()
-    if left % each:
-        raise StructureError(
-            "sparsity",
-            f"expected a number of neurons that {each} divides, as these experts are computed in one grouped matrix "
-            f"product, got {sparsity}, which leaves {left} of {family.groups[0].units}; choose another share, or load "
-            "the model with experts_implementation='eager'",
         )

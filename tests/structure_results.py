@@ -33,6 +33,10 @@ REFUSED = {
         "The class builds other tensors from the changed configuration than those that are left, or none at all.",
         r"cannot be built without|without which .* can be built|expected the shape|cannot be built to try",
     ),
+    "rows": (
+        "Half of the neurons are a number with which these experts cannot be computed together.",
+        r"a number of neurons that \d+ divides",
+    ),
     "unseen": (
         "They do not change the outputs for the inputs that were tried, so nothing can be compared.",
         r"they do not change the outputs",

@@ -12,7 +12,7 @@ from PIL import Image
 from hf_prune.publish.card import read_card
 from hf_prune.publish.card_merge import merge_cards
 from hf_prune.publish.card_text import generated_metadata, render_card
-from hf_prune.publish.plots import plot_layers, plot_schedule
+from hf_prune.publish.plots import plot_layers, plot_schedule, plot_units
 from hf_prune.publish.record import load_record
 from hf_prune.publish.sparsity_json import Figures
 from hf_prune.recipe.loading import load_recipe
@@ -56,17 +56,24 @@ def test_the_recipe_in_a_card_is_the_shipped_one(folder):
 def test_the_figures_of_a_card_add_up(folder):
     card, figures, record = read_card(folder).text, figures_of(folder), load_record(folder)
     rows = re.findall(r"^\| `([\w.]+)` \| ([\d×]+) \| ([\d,]+) \| ([\d.]+)% \|$", card, re.MULTILINE)
-    assert [row[0] for row in rows] == [tensor.name for tensor in figures.tensors if tensor.prunable]
+    assert [row[0] for row in rows] == [
+        one.name for one in figures.tensors if one.prunable and not figures.only_smaller
+    ]
     weights = [int(np.prod([int(side) for side in shape.split("×")])) for _, shape, _, _ in rows]
     zeros = [int(count.replace(",", "")) for _, _, count, _ in rows]
     shares = [float(share) for *_, share in rows]
     assert shares == [round(100 * zero / weight, 2) for zero, weight in zip(zeros, weights, strict=True)]
-    assert f"| prunable tensors | {sum(weights):,} | {sum(zeros):,} | {sum(zeros) / sum(weights):.2%} |" in card
+    if figures.only_smaller:
+        before, after = figures.removed.parameters
+        assert f"| parameters | {before:,} | {after:,} |" in card
+        assert after == sum(tensor.weights for tensor in figures.tensors)
+    else:
+        assert f"| prunable tensors | {sum(weights):,} | {sum(zeros):,} | {sum(zeros) / sum(weights):.2%} |" in card
+        assert sum(zeros) / sum(weights) == pytest.approx(record.target_sparsity, abs=1e-6)
     everything = sum(tensor.weights for tensor in figures.tensors), sum(tensor.zeros for tensor in figures.tensors)
     assert f"| all tensors | {everything[0]:,} | {everything[1]:,} | {everything[1] / everything[0]:.2%} |" in card
     assert figures.files == record.weights
     assert sum(file.size for file in record.weights.values()) == figures.file_bytes
-    assert sum(zeros) / sum(weights) == pytest.approx(record.target_sparsity, abs=1e-6)
     evaluation = record.evaluation
     dense, pruned = evaluation.dense_metrics[evaluation.main_metric], evaluation.metrics[evaluation.main_metric]
     kept = dense / pruned if evaluation.main_metric == "perplexity" else pruned / dense
@@ -76,9 +83,14 @@ def test_the_figures_of_a_card_add_up(folder):
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
 def test_the_pictures_of_a_card_are_those_of_its_record(folder):
     figures, record = figures_of(folder), load_record(folder)
-    drawn = {"layers": io.BytesIO(), "schedule": io.BytesIO()}
-    shares = {tensor.name: tensor.sparsity for tensor in figures.prunable}
-    plot_layers(shares, drawn["layers"], "Zeros by tensor, counted in the saved files")
+    counted = "units" if figures.only_smaller else "layers"
+    drawn = {counted: io.BytesIO(), "schedule": io.BytesIO()}
+    if figures.only_smaller:
+        plot_units(figures.removed, drawn[counted])
+    else:
+        shares = {tensor.name: tensor.sparsity for tensor in figures.prunable}
+        plot_layers(shares, drawn[counted], "Zeros by tensor, counted in the saved files")
+    assert {path.stem for path in (folder / "assets").iterdir()} == set(drawn)
     plot_schedule(record.history, drawn["schedule"], "Sparsity while fine-tuning", record.evaluation.main_metric)
     for name, picture in drawn.items():
         kept, new = as_pixels(folder / "assets" / f"{name}.png"), as_pixels(picture)

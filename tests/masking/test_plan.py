@@ -4,6 +4,7 @@ from fractions import Fraction
 import pytest
 import references
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import bert, gpt2, llama, mixtral, t5, vit
@@ -457,7 +458,12 @@ def test_a_plan_has_the_units_that_training_removes_and_the_parameters_it_leaves
     assert units == expected
 
 
-@pytest.mark.parametrize("build", [llama, gpt2, mixtral, t5, vit])
+def mixtral_one_by_one():
+    """Experts that are computed one after another, and may have any number of neurons."""
+    return transformers.MixtralForCausalLM._from_config(mixtral().config, experts_implementation="eager")
+
+
+@pytest.mark.parametrize("build", [llama, gpt2, mixtral_one_by_one, t5, vit])
 def test_the_parameters_that_are_left_are_those_of_the_model_that_is_left(build):
     model = build()
     plan, _, _ = plan_and_small_model(model, [NEURONS])

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -283,8 +283,14 @@ def missing_rows(part: str, options: argparse.Namespace, known: Container[Row]) 
     return [row for row in dense if row not in known or row in wanted], rows
 
 
-def measure_all(rows: list[Row], jobs: int, options: argparse.Namespace) -> None:
-    """Measure rows, so many at a time, and write down each."""
+def measure_all(
+    rows: Sequence[Any],
+    jobs: int,
+    options: argparse.Namespace,
+    measure: Callable[..., dict[str, Any]] = measure,
+    shown: Sequence[str] = ("part", "setting", "variant", "seed", "test", "seconds"),
+) -> None:
+    """Measure rows, so many at a time, write down each, and print the columns that are shown."""
     threads = max((os.cpu_count() or 1) // jobs, 1)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
@@ -293,7 +299,7 @@ def measure_all(rows: list[Row], jobs: int, options: argparse.Namespace) -> None
             found = done.result()
             with (options.output / "rows.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
-            print(*(found[key] for key in ("part", "setting", "variant", "seed", "test", "seconds")))
+            print(*(found[key] for key in shown), flush=True)
 
 
 def computes_in_bf16() -> bool:
@@ -302,11 +308,8 @@ def computes_in_bf16() -> bool:
     return torch.cuda.is_available() or any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--settings", nargs="+", help="only these, such as 80%% 2:4")
-    parser.add_argument("--variants", nargs="+", help="only these, such as defaults 'by hand'")
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how rows are trained."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each on its share of the cores")
     parser.add_argument("--steps", type=float, default=1.0, help="how many times as long to train")
@@ -316,6 +319,14 @@ def main() -> None:
         default=computes_in_bf16(),
         help="autocast, which halves the time; default: where the hardware computes in it",
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--settings", nargs="+", help="only these, such as 80%% 2:4")
+    parser.add_argument("--variants", nargs="+", help="only these, such as defaults 'by hand'")
+    add_training_options(parser)
     parser.add_argument("--output", type=Path, help="default: outputs/quality, or outputs/quality-STEPS")
     options = parser.parse_args()
     if options.output is None:

@@ -9,18 +9,15 @@ all models in turns: CPU seconds of a forward pass in float32 on one thread, the
 import argparse
 import copy
 import json
-import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from quality import computes_in_bf16
+from quality import add_training_options, measure_all
 from safetensors.torch import load_model
 from structure_report import write_report
 from torch.utils.flop_counter import FlopCounterMode
@@ -255,33 +252,12 @@ def known_rows(path: Path) -> dict[Row, dict[str, Any]]:
     return {Row(entry["task"], entry["setting"], entry["seed"]): entry for entry in entries}
 
 
-def measure_all(rows: Sequence[Row], options: argparse.Namespace) -> None:
-    """Measure rows, so many at a time, and write down each."""
-    threads = max((os.cpu_count() or 1) // options.jobs, 1)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (threads,)) as pool:
-        waiting = [pool.submit(measure, row, options.output, options.steps, options.bf16) for row in rows]
-        for done in as_completed(waiting):
-            found = done.result()
-            with (options.output / "rows.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
-            print(*(found[key] for key in ("task", "setting", "seed", "test", "seconds")), flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="only these")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each on its share of the cores")
-    parser.add_argument("--steps", type=float, default=1.0, help="how many times as long to train")
     parser.add_argument("--passes", type=int, default=40, help="forward passes of each model to take the least of")
-    parser.add_argument(
-        "--bf16",
-        action=argparse.BooleanOptionalAction,
-        default=computes_in_bf16(),
-        help="train in autocast; default: where the hardware computes in it",
-    )
+    add_training_options(parser)
     parser.add_argument("--only-report", action="store_true", help="measure no latencies, and write the report")
     parser.add_argument("--output", type=Path, default=Path("outputs", "structure"))
     options = parser.parse_args()
@@ -294,8 +270,8 @@ def main() -> None:
         wanted = [row for row in rows_of(task, options.seeds) if row not in known]
         if options.settings:
             wanted = [row for row in wanted if row.setting in options.settings]
-        measure_all([row for row in dense if row not in known or row in gone], options)
-        measure_all(wanted, options)
+        for rows in ([row for row in dense if row not in known or row in gone], wanted):
+            measure_all(rows, options.jobs, options, measure, ("task", "setting", "seed", "test", "seconds"))
     sizes = options.output / "sizes.json"
     if not options.only_report:
         rows = [row for row in known_rows(path) if row.task == "sentences"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,27 @@ def read_json(path: Path, finite: bool = True) -> Any:
     except OSError as error:
         raise ValueError("it is a folder" if path.is_dir() else f"it cannot be read: {error.strerror}") from error
     return parse_json(text, finite)
+
+
+def read_versioned(path: Path, version: int) -> Any:
+    """The content of a JSON file of one of our formats; None if there is no file.
+
+    Raises what `read_json` does, and ValueError, KeyError or TypeError for another `format_version`, or none.
+    """
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if content["format_version"] != version:
+        raise ValueError(f"format_version {content['format_version']!r}")
+    return content
+
+
+def write_or_remove(path: Path, content: Mapping[str, Any] | None) -> None:
+    """Write a JSON file; without content, remove one that is there."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def read_object(path: Path) -> dict[str, Any]:

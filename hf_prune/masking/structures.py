@@ -162,7 +162,7 @@ def unit_scores(
                     statistic=tensor.statistic(criterion.reads),
                 )
                 assert criterion.weigh is not None
-                total += unit_sums(criterion.weigh(tensor.weight, piece).double(), tensor, part, units.units)
+                total += unit_sums(criterion.weigh(tensor.weight, piece), tensor, part, units.units)
         sums.append(total)
     scores = all_reduce(torch.cat(sums)).abs().split([units.units for units in coupled])
     return {units.name: score for units, score in zip(coupled, scores, strict=True)}
@@ -356,7 +356,8 @@ class Structures:
                 held = {name: masks.local(name) for name in group.read_names}
                 for name, local in held.items():
                     gradient = gradients[name] if name in gradients else torch.zeros_like(local.weight)
-                    held[name] = replace(local, gradient=gradient.detach().float().reshape(-1) / loss_scale)
+                    flat = gradient.detach().float().reshape(-1)
+                    held[name] = replace(local, gradient=flat if loss_scale == 1 else flat / loss_scale)
                 criterion = UNIT_CRITERIA[group.config.method]
                 scores = unit_scores(group.coupled, held, criterion, group.config.pruning_seed, masks.all_reduce)
                 if all(bool(score.isfinite().all()) for score in scores.values()):

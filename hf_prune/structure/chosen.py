@@ -1,6 +1,5 @@
 """`pruning_search.json`: the structure that was chosen for a target, what it was chosen from, and what it reached."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from ..config.checks import is_number
 from ..config.pruning import STRUCTURES, PruningConfig
-from ..config.safe_json import read_json
+from ..config.safe_json import read_versioned, write_or_remove
 from ..errors import HfPruneError, PruningStateError, one_line, shown
 from ..methods.patterns import count_of
 from .search import Candidate, Target
@@ -171,24 +170,16 @@ def _conditions(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_chosen(directory: Path, chosen: Chosen | None) -> None:
     """Write `pruning_search.json` into a directory; where nothing was chosen, remove that of another model."""
-    path = directory / SEARCH_NAME
-    if chosen is None:
-        path.unlink(missing_ok=True)
-    else:
-        content = {"format_version": _FORMAT_VERSION, **chosen.to_dict()}
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    content = {"format_version": _FORMAT_VERSION, **chosen.to_dict()} if chosen is not None else None
+    write_or_remove(directory / SEARCH_NAME, content)
 
 
 def read_chosen(directory: Path) -> Chosen | None:
     """What was chosen for the model in a folder; None if nothing was. Raises PruningStateError for a broken file."""
     path = directory / SEARCH_NAME
-    if not path.exists():
-        return None
     try:
-        content = read_json(path)
-        if content["format_version"] != _FORMAT_VERSION:
-            raise ValueError(f"format_version {content['format_version']!r}")
-        return Chosen.from_dict(content)
+        content = read_versioned(path, _FORMAT_VERSION)
+        return Chosen.from_dict(content) if content is not None else None
     except (HfPruneError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise PruningStateError(
             f"{path}: expected the structure that was chosen, got a file that cannot be used ({one_line(error)})"

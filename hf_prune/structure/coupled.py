@@ -471,7 +471,7 @@ def check_as_built(model: PreTrainedModel, expected: Mapping[str, tuple[int, ...
 def embedding_names(model: PreTrainedModel) -> list[str]:
     """The names of the input embeddings, and of the output embeddings where they are others; none for other inputs."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    try:
+    try:  # classes that embed no tokens raise one or the other, by what transformers guesses of their parts
         modules = [model.get_input_embeddings(), model.get_output_embeddings()]
     except (AttributeError, NotImplementedError):
         return []

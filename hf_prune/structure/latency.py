@@ -93,7 +93,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _returning(model: nn.Module, calls: Mapping[str, Sequence[Call]]) -> Iterator[None]:
     """Layers return what they returned before, without computing it."""
     layers = {path: model.get_submodule(path) for path, made in calls.items() if made}
-    before = {path: layer.__dict__.get("forward") for path, layer in layers.items()}
+    before = {path: layer.__dict__["forward"] for path, layer in layers.items() if "forward" in layer.__dict__}
     for path, layer in layers.items():
         layer.forward = _replaying(calls[path])
     try:
@@ -101,8 +101,8 @@ def _returning(model: nn.Module, calls: Mapping[str, Sequence[Call]]) -> Iterato
     finally:
         for path, layer in layers.items():
             del layer.forward
-            if before[path] is not None:
-                setattr(layer, "forward", before[path])  # noqa: B010
+            if path in before:
+                layer.forward = before[path]
 
 
 def _replaying(calls: Sequence[Call]) -> Callable[..., Any]:

@@ -1,12 +1,11 @@
 """`latency_table.json`: how long a model and its layers take with fewer units, on one machine."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.safe_json import read_json
+from ..config.safe_json import read_versioned, write_or_remove
 
 LATENCY_NAME = "latency_table.json"
 
@@ -57,7 +56,7 @@ def write_table(directory: Path, table: LatencyTable) -> None:
             for path, layer in table.layers.items()
         },
     }
-    (directory / LATENCY_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_or_remove(directory / LATENCY_NAME, content)
 
 
 def read_table(
@@ -65,8 +64,8 @@ def read_table(
 ) -> LatencyTable | None:
     """The table in a directory, if it was measured under these conditions and has these shares; else None."""
     try:
-        content = read_json(directory / LATENCY_NAME)
-        if content["format_version"] != _FORMAT_VERSION or content["conditions"] != dict(conditions):
+        content = read_versioned(directory / LATENCY_NAME, _FORMAT_VERSION)
+        if content is None or content["conditions"] != dict(conditions):
             return None
         layers = {
             path: LayerTimes(

@@ -1,6 +1,5 @@
 """`pruning_structure.json`: which units were cut out of a model, beside its weights."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..config.safe_json import read_json
+from ..config.safe_json import read_versioned, write_or_remove
 from ..errors import PruningStateError
 from ..model.per_layer import FIELD, MAY_READ
 from .fields import value_in
@@ -49,22 +48,16 @@ def describe_cut(
 
 def write_structure(directory: Path, content: Mapping[str, Any] | None) -> None:
     """Write `pruning_structure.json`; where nothing was cut out, remove that of another model."""
-    path = directory / STRUCTURE_NAME
-    if content is None:
-        path.unlink(missing_ok=True)
-    else:
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_or_remove(directory / STRUCTURE_NAME, content)
 
 
 def read_structure(directory: Path) -> dict[str, Any] | None:
     """What was cut out of the model in a folder; None if nothing was. Raises PruningStateError for a broken file."""
     path = directory / STRUCTURE_NAME
-    if not path.exists():
-        return None
     try:
-        content = read_json(path)
-        if content["format_version"] != _FORMAT_VERSION:
-            raise ValueError(f"format_version {content['format_version']!r}")
+        content = read_versioned(path, _FORMAT_VERSION)
+        if content is None:
+            return None
         for name in ("parameters", "weights"):
             if not all(type(number) is int for number in content[name]) or len(content[name]) != 2:
                 raise ValueError(f"{name}: {content[name]!r}")

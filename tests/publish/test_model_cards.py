@@ -79,6 +79,23 @@ def test_the_figures_of_a_card_add_up(folder):
     assert f"{dense:.4f} | {pruned:.4f} | {pruned - dense:+.4f} | {kept:.1%} |" in card
 
 
+def test_the_figures_of_the_readme_are_those_of_the_quickstarts_card():
+    folder = ROOT / "model_cards" / "quickstart"
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    figures, record = figures_of(folder), load_record(folder)
+    dense, pruned = (one["accuracy"] for one in (record.evaluation.dense_metrics, record.evaluation.metrics))
+    assert f"| dense | {dense:.2%} |" in readme
+    assert f"| pruned | {pruned:.2%} ({pruned / dense:.1%}) |" in readme
+    assert f"accuracy {dense:.4f} {pruned:.4f} {pruned / dense:.1%}" in readme
+    before, after = figures.removed.parameters
+    assert f"parameters {before:,} {after:,} {after / before:.1%}" in readme
+    seconds = (record.latency.dense_seconds, record.latency.seconds)
+    slow, fast = (f"{1000 * one:.1f}" for one in seconds)
+    assert f"milliseconds a sample {slow} {fast} {seconds[0] / seconds[1]:.2f}x the speed" in readme
+    assert f"| {slow} |" in readme
+    assert f"| {fast} ({seconds[0] / seconds[1]:.1f} times faster) |" in readme
+
+
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
 def test_the_pictures_of_a_card_are_those_of_its_record(folder):
     figures, record = figures_of(folder), load_record(folder)

@@ -13,13 +13,14 @@ from hf_prune.structure.norms import normalise_others
 from hf_prune.structure.proof import proven, zero_units
 from hf_prune.structure.units import CoupledUnits, Part
 
+DECODER = {
+    **{"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32},
+}
+
 
 def gemma():
-    config = transformers.Gemma2Config(
-        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-        intermediate_size=24, max_position_embeddings=32,
-    )  # fmt: skip
-    return transformers.Gemma2ForCausalLM(config)
+    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**DECODER))
 
 
 def tied_llama():
@@ -134,11 +135,7 @@ def test_a_width_that_is_no_multiple_of_the_size_of_heads_is_refused_before_trai
 
 
 def qwen3():
-    config = transformers.Qwen3Config(
-        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-        intermediate_size=24, max_position_embeddings=32,
-    )  # fmt: skip
-    return transformers.Qwen3ForCausalLM(config)
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**DECODER))
 
 
 def deberta():

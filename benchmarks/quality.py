@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -290,16 +291,26 @@ def measure_all(
     measure: Callable[..., dict[str, Any]] = measure,
     shown: Sequence[str] = ("part", "setting", "variant", "seed", "test", "seconds"),
 ) -> None:
-    """Measure rows, so many at a time, write down each, and print the columns that are shown."""
+    """Measure rows, so many at a time, write down each, and print the columns that are shown.
+
+    A row that fails is printed with its error, and the others are measured; then RuntimeError says that some failed.
+    """
     threads = max((os.cpu_count() or 1) // jobs, 1)
     context = multiprocessing.get_context("spawn")
+    failed = []
     with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
-        waiting = [pool.submit(measure, row, options.output, options.steps, options.bf16) for row in rows]
+        waiting = {pool.submit(measure, row, options.output, options.steps, options.bf16): row for row in rows}
         for done in as_completed(waiting):
+            if done.exception() is not None:
+                failed.append(waiting[done])
+                traceback.print_exception(done.exception())
+                continue
             found = done.result()
             with (options.output / "rows.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
             print(*(found[key] for key in shown), flush=True)
+    if failed:
+        raise RuntimeError(f"{len(failed)} rows failed, see above; run it again to measure them: {failed}")
 
 
 def computes_in_bf16() -> bool:

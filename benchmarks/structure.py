@@ -8,16 +8,18 @@ all models in turns: CPU seconds of a forward pass in float32 on one thread, the
 
 import argparse
 import copy
+import functools
 import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from quality import add_training_options, measure_all
+from remembering import remember_answers
 from safetensors.torch import load_model
 from structure_report import write_report
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,6 +71,11 @@ def layers(share: float, **fields: Any) -> dict[str, Any]:
     return {"structure": "layers", "sparsity": share, **fields}
 
 
+def per_layer(of_neurons: float, of_heads: float, *others: dict[str, Any]) -> Setting:
+    """Neurons and heads ranked over all layers."""
+    return Setting("per layer", (neurons(of_neurons, scope="global"), heads(of_heads, scope="global"), *others))
+
+
 RANDOM = {"method": "random", "schedule": "one_shot", "begin": 0, "end": None}
 SETTINGS: dict[str, Setting] = {
     "dense, as many steps": Setting("dense"),
@@ -77,16 +84,20 @@ SETTINGS: dict[str, Setting] = {
     "layers 4 of 6": Setting("layers", (layers(0.3),)),
     "layers 3 of 6": Setting("layers", (layers(0.5),)),
     "layers 2 of 6": Setting("layers", (layers(0.7),)),
+    "neurons 1/2, layers 4 of 6": Setting("neurons and layers", (neurons(0.5), layers(0.3))),
     "neurons 1/2, layers 3 of 6": Setting("neurons and layers", (neurons(0.5), layers(0.5))),
     "neurons 1/4, layers 3 of 6": Setting("neurons and layers", (neurons(0.75), layers(0.5))),
     "neurons 1/4, layers 2 of 6": Setting("neurons and layers", (neurons(0.75), layers(0.7))),
-    "global: neurons 1/2, heads 3/4": Setting("per layer", (neurons(0.5, scope="global"), heads(0.25, scope="global"))),
-    "global: neurons 1/4, heads 1/2": Setting("per layer", (neurons(0.75, scope="global"), heads(0.5, scope="global"))),
-    "global: neurons 1/8, heads 1/4": Setting(
-        "per layer", (neurons(0.875, scope="global"), heads(0.75, scope="global"))
-    ),
+    "global: neurons 1/2, heads 3/4": per_layer(0.5, 0.25),
+    "global: neurons 1/4, heads 1/2": per_layer(0.75, 0.5),
+    "global: neurons 1/8, heads 1/4": per_layer(0.875, 0.75),
+    "global: neurons 1/4, heads 1/2, layers 4 of 6": per_layer(0.75, 0.5, layers(0.3)),
+    "global: neurons 1/8, heads 1/4, layers 4 of 6": per_layer(0.875, 0.75, layers(0.3)),
     "at random: neurons 1/4, layers 3 of 6": Setting(
         "at random, at once", (neurons(0.75, **RANDOM), layers(0.5, **RANDOM))
+    ),
+    "new: neurons 1/2, layers 3 of 6": Setting(
+        "new small model", fields={"intermediate_size": 768, "num_hidden_layers": 3}
     ),
     "new: neurons 1/4, layers 3 of 6": Setting(
         "new small model", fields={"intermediate_size": 384, "num_hidden_layers": 3}
@@ -101,7 +112,7 @@ SETTINGS: dict[str, Setting] = {
 OF_IMDB = (
     "dense, as many steps",
     "neurons 1/4, layers 3 of 6",
-    "global: neurons 1/4, heads 1/2",
+    "global: neurons 1/4, heads 1/2, layers 4 of 6",
     "global: neurons 1/8, heads 1/4",
     "new: neurons 1/4, layers 3 of 6",
 )
@@ -186,14 +197,29 @@ def make_trainer(prepared: Prepared, row: Row, dense: Path) -> Trainer:
         return Trainer(model=prepared.model, **keywords)
     load_model(prepared.model, dense / "model.safetensors")
     setting = SETTINGS[row.setting]
-    model = prepared.model if setting.fields is None else new_model(prepared.model, setting.fields)
+    model, distillation = prepared.model, recipe.distillation_config
+    if setting.fields is not None:
+        model = new_model(prepared.model, setting.fields)
+        pairs = evenly_paired(model.config.num_hidden_layers, prepared.model.config.num_hidden_layers)
+        distillation = replace(distillation, hidden_layers=pairs)
     return PruningTrainer(
         model=model,
         **keywords,
         pruning_config=recipe.pruning_configs if setting.pruning else None,
-        teacher_model=dense,
-        distillation_config=recipe.distillation_config,
+        teacher_model=teacher_of(dense),
+        distillation_config=distillation,
     )
+
+
+def evenly_paired(layers: int, teacher_layers: int) -> list[list[int]]:
+    """Hidden states of a model and of a deeper teacher to compare: the embeddings, and every so many layers."""
+    return [[layer, round(layer * teacher_layers / layers)] for layer in range(layers + 1)]
+
+
+@functools.lru_cache(maxsize=1)  # rows come seed by seed
+def teacher_of(dense: Path) -> PreTrainedModel:
+    """The dense model of a folder, which remembers its answers for the rows that this process trains next."""
+    return remember_answers(AutoModelForSequenceClassification.from_pretrained(dense))
 
 
 def new_model(dense: PreTrainedModel, fields: dict[str, Any]) -> PreTrainedModel:
@@ -278,7 +304,8 @@ def main() -> None:
         sizes.write_text(json.dumps(measure_sizes(rows, options.output, options.passes), indent=1), encoding="utf-8")
     known = known_rows(path)
     entries = [{**entry, "folder": row.folder} for row, entry in known.items()]
-    print(write_report(entries, json.loads(sizes.read_text(encoding="utf-8")), options.output))
+    measured = json.loads(sizes.read_text(encoding="utf-8")) if sizes.exists() else {}
+    print(write_report(entries, measured, options.output))
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ SETTINGS: dict[str, Setting] = {
     "global: neurons 1/8, heads 1/4": per_layer(0.875, 0.75),
     "global: neurons 1/4, heads 1/2, layers 4 of 6": per_layer(0.75, 0.5, layers(0.3)),
     "global: neurons 1/8, heads 1/4, layers 4 of 6": per_layer(0.875, 0.75, layers(0.3)),
+    "global: neurons 1/8, heads 1/4, layers 3 of 6": per_layer(0.875, 0.75, layers(0.5)),
     "at random: neurons 1/4, layers 3 of 6": Setting(
         "at random, at once", (neurons(0.75, **RANDOM), layers(0.5, **RANDOM))
     ),

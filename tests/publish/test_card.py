@@ -25,7 +25,8 @@ from hf_prune.errors import CardError, StaleRecordError
 from hf_prune.model.targets import find_targets
 from hf_prune.publish.card import CARD_NAME, forget_measurements, make_files, metadata_in, read_card, write_card
 from hf_prune.publish.card_merge import Existing, split_body
-from hf_prune.publish.card_text import generated_metadata, render_card
+from hf_prune.publish.card_metadata import generated_metadata
+from hf_prune.publish.card_text import render_card
 from hf_prune.publish.markdown import code, single_line
 from hf_prune.publish.record import (
     RECORD_NAME,

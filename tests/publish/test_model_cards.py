@@ -11,7 +11,8 @@ from PIL import Image
 
 from hf_prune.publish.card import read_card
 from hf_prune.publish.card_merge import merge_cards
-from hf_prune.publish.card_text import generated_metadata, render_card
+from hf_prune.publish.card_metadata import generated_metadata
+from hf_prune.publish.card_text import render_card
 from hf_prune.publish.plots import plot_layers, plot_schedule, plot_units
 from hf_prune.publish.record import load_record
 from hf_prune.publish.sparsity_json import Figures

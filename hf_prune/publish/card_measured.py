@@ -1,13 +1,16 @@
-"""What a model card says of measurements: evaluations, samples of generated text, and speed."""
+"""What a model card says of measurements: evaluations, samples of generated text, and costs."""
 
 from collections.abc import Sequence
 
 from .markdown import code, inline, single_line
-from .record import Evaluation, Generation, RunRecord, lower_is_better, recovery
+from .record import Cost, Evaluation, Generation, PassCost, RunRecord, lower_is_better, recovery
 from .sources import described
 
 # The most characters of a text in the table of samples.
 _MOST_SAMPLE = 400
+
+# What is counted in a forward pass: its name in the table, the field of `PassCost`, and the unit.
+_COUNTED = (("millions of floating-point operations", "flops", 1e6), ("megabytes of memory", "memory_bytes", 1e6))
 
 
 def headline(evaluation: Evaluation | None) -> str | None:
@@ -94,42 +97,74 @@ def samples_note(generation: Generation | None) -> str:
     )
 
 
-def speed_rows(record: RunRecord, is_smaller: bool) -> list[tuple[str, str]]:
-    """What was timed, and how long it took; of a smaller model, also how much faster it is than the dense one."""
-    latency, generation = record.latency, record.generation
-    rows = []
-    if latency is not None:
-        rows.append(("forward pass", f"{latency.seconds * 1000:.1f} ms"))
-    if latency is not None and latency.dense_seconds is not None:
-        rows.append(("forward pass, dense model", f"{latency.dense_seconds * 1000:.1f} ms"))
-    if is_smaller and latency is not None and latency.dense_seconds is not None and latency.seconds > 0:
-        rows.append(("times as fast as the dense model", f"{latency.dense_seconds / latency.seconds:.2f}"))
-    if generation is not None:
-        rows.append(("generation of the samples", f"{generation.tokens_per_second:.1f} tokens/s"))
-    if generation is not None and generation.dense_tokens_per_second is not None:
+def generation_rows(generation: Generation | None) -> list[tuple[str, str]]:
+    """How fast samples of text were generated."""
+    if generation is None:
+        return []
+    rows = [("generation of the samples", f"{generation.tokens_per_second:.1f} tokens/s")]
+    if generation.dense_tokens_per_second is not None:
         rows.append(("generation of the samples, dense model", f"{generation.dense_tokens_per_second:.1f} tokens/s"))
     return rows
 
 
-def speed_note(record: RunRecord, is_smaller: bool) -> str:
-    """How latencies were measured, and on which machine."""
-    note = _measured_on(record)
-    if is_smaller and record.latency is not None and record.latency.dense_seconds is None:
-        note += " The latency of the dense model was not measured."
+def cost_rows(costs: Sequence[Cost], is_smaller: bool) -> list[tuple[str, str, str, str]]:
+    """What is measured of a forward pass on each batch, with the dense and with the pruned model, and how they compare.
+
+    Models that are not smaller are not compared: they differ by the noise of the clock.
+    """
+    rows = []
+    for cost in costs:
+        batch = "1 sample" if cost.samples == 1 else f"{cost.samples:,} samples"
+        faster = f"{cost.speedup:.2f} times as fast" if cost.speedup is not None and is_smaller else ""
+        rows.append((f"{batch}: milliseconds", _milliseconds(cost.dense), _milliseconds(cost.model), faster))
+        for name, field, unit in _COUNTED:
+            value, dense = getattr(cost.model, field), getattr(cost.dense, field, None)
+            if value is None:
+                continue
+            share = f"{value / dense:.1%}" if dense and is_smaller else ""
+            rows.append((f"{batch}: {name}", _millions(dense, unit), _millions(value, unit), share))
+    return rows
+
+
+def _milliseconds(of: PassCost | None) -> str:
+    """The median, and the quartiles where they are known."""
+    if of is None:
+        return ""
+    spread = f" ({1000 * of.quartiles[0]:.1f} to {1000 * of.quartiles[1]:.1f})" if of.quartiles is not None else ""
+    return f"{1000 * of.seconds:.1f}{spread}"
+
+
+def _millions(value: int | None, unit: float) -> str:
+    return f"{value / unit:,.1f}" if value is not None else ""
+
+
+def cost_note(record: RunRecord, is_smaller: bool) -> str:
+    """How a forward pass was measured, and on which machine."""
+    if not record.costs:
+        return ""
+    passes = " and ".join(f"{cost.passes:,} passes ({_shapes_of(cost)})" for cost in record.costs)
+    machine = record.hardware
+    on = ""
+    if machine is not None:
+        threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
+        on = f", on {inline(machine.accelerator or f'{machine.processor} with {threads}')}"
+    in_turns = ", of both models in turns" if record.costs[0].dense is not None else ""
+    quartiles = " with quartiles" if record.costs[0].model.quartiles is not None else ""
+    note = f"Milliseconds: median{quartiles} of {passes}{in_turns}{on}."
+    if record.costs[0].model.flops is not None:
+        note += " Floating-point operations are those that torch's FlopCounterMode counts."
+    if record.costs[0].model.memory_bytes is not None:
+        note += " Memory: the weights, and the most that the pass holds beside them at a time."
+    if record.costs[0].dense_is_new:
+        note += " The dense model was built for this comparison, with the original sizes and new weights."
+    if is_smaller and record.costs[0].dense is None:
+        note += " The dense model was not measured."
     return note
 
 
-def _measured_on(record: RunRecord) -> str:
-    if record.latency is None:
-        return ""
-    latency, machine = record.latency, record.hardware
+def _shapes_of(cost: Cost) -> str:
+    """The names and shapes of the inputs of a batch."""
     shapes: dict[str, list[str]] = {}
-    for name, shape in latency.shapes.items():
+    for name, shape in cost.shapes.items():
         shapes.setdefault("×".join(map(str, shape)), []).append(code(name))
-    batch = "; ".join(f"{', '.join(names)} {shape}" for shape, names in shapes.items())
-    note = f"Median of {latency.passes} passes on one batch ({batch})"
-    if machine is None:
-        return f"{note}."
-    if machine.accelerator:
-        return f"{note}, on {inline(machine.accelerator)}."
-    return f"{note}, on {inline(machine.processor)} with {machine.threads} threads."
+    return "; ".join(f"{', '.join(names)} {shape}" for shape, names in shapes.items())

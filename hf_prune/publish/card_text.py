@@ -17,14 +17,15 @@ from ..methods.table import words_of
 from ..saved.report import totals_of
 from ..structure.chosen import Chosen
 from .card_measured import (
+    cost_note,
+    cost_rows,
     evaluated_on,
+    generation_rows,
     headline,
     metric_rows,
     recovery_note,
     sample_rows,
     samples_note,
-    speed_note,
-    speed_rows,
 )
 from .card_metadata import generated_metadata
 from .card_removed import removed_rows, removed_words, search_alt, search_words, tokens_words, units_alt
@@ -80,8 +81,10 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "samples_dense": record.generation is not None and record.generation.dense_tokens_per_second is not None,
         "samples_note": samples_note(record.generation),
         "file_bytes": figures.file_bytes,
-        "speed": speed_rows(record, figures.removed is not None),
-        "speed_note": speed_note(record, figures.removed is not None),
+        "generation_speed": generation_rows(record.generation),
+        "costs": cost_rows(record.costs, figures.removed is not None),
+        "costs_dense": any(cost.dense is not None for cost in record.costs),
+        "cost_note": cost_note(record, figures.removed is not None),
         "size_note": _size_note(figures),
         "report": f"hf-prune report {shlex.quote(single_line(location))}",
         "usage": usage_code(figures, location),

@@ -60,7 +60,7 @@ def measure_costs(
     times = time_in_turns(forwards, passes, seconds)
     for taken, (flops, memory_bytes) in zip(times, counted, strict=True):
         low, median, high = quartiles(taken)
-        costs.append(PassCost(seconds=median, quartiles=(low, high), flops=flops, memory_bytes=memory_bytes))
+        costs.append(PassCost(seconds=median, quartiles=[low, high], flops=flops, memory_bytes=memory_bytes))
     return costs, len(times[-1])
 
 

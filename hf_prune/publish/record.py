@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..config.pruning import PruningConfig, SavedConfig
 from ..config.safe_json import read_json
@@ -90,7 +90,7 @@ class PassCost(Frozen):
     """
 
     seconds: float
-    quartiles: tuple[float, float] | None = None
+    quartiles: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     flops: int | None = None
     memory_bytes: int | None = None
 

@@ -82,14 +82,14 @@ KNOWN = {
         Cost(
             shapes={"input_ids": [1, 8]},
             passes=20,
-            model=PassCost(seconds=0.0125, quartiles=(0.012, 0.013), flops=1_250_000, memory_bytes=4_000_000),
-            dense=PassCost(seconds=0.0124, quartiles=(0.0121, 0.0128), flops=2_500_000, memory_bytes=8_000_000),
+            model=PassCost(seconds=0.0125, quartiles=[0.012, 0.013], flops=1_250_000, memory_bytes=4_000_000),
+            dense=PassCost(seconds=0.0124, quartiles=[0.0121, 0.0128], flops=2_500_000, memory_bytes=8_000_000),
         ),
         Cost(
             shapes={"input_ids": [32, 8]},
             passes=7,
-            model=PassCost(seconds=0.2, quartiles=(0.19, 0.22), flops=40_000_000, memory_bytes=5_000_000),
-            dense=PassCost(seconds=0.6, quartiles=(0.59, 0.61), flops=80_000_000, memory_bytes=9_000_000),
+            model=PassCost(seconds=0.2, quartiles=[0.19, 0.22], flops=40_000_000, memory_bytes=5_000_000),
+            dense=PassCost(seconds=0.6, quartiles=[0.59, 0.61], flops=80_000_000, memory_bytes=9_000_000),
         ),
     ],
     "hardware": Hardware(processor="A processor", cores=2, threads=1),

@@ -65,7 +65,7 @@ def evaluations(draw):
 pass_costs = st.builds(
     PassCost,
     seconds=numbers,
-    quartiles=st.none() | st.tuples(numbers, numbers),
+    quartiles=st.none() | st.tuples(numbers, numbers).map(list),
     flops=st.none() | counts,
     memory_bytes=st.none() | counts,
 )

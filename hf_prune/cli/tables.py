@@ -207,13 +207,12 @@ def print_result(result: "RunResult") -> None:
         models = [model for model in sizes if result.dense or model == "pruned"]
         shown = [f"{sizes[model] / unit:,.{0 if unit == 1 else 1}f}" for model in models]
         table.add_row(name, *shown, *([f"{sizes['pruned'] / sizes['dense']:.1%}"] if result.dense else []))
-    latency = result.latency
-    if latency is not None:
+    for cost in result.costs:
         dense_ms, speed = empty, empty
-        if latency.dense_seconds is not None:
-            dense_ms = [f"{1000 * latency.dense_seconds:.1f}"]
-            speed = [f"{latency.dense_seconds / latency.seconds:.2f}x the speed"]
-        table.add_row("milliseconds a sample", *dense_ms, f"{1000 * latency.seconds:.1f}", *speed)
+        if cost.dense is not None and cost.speedup is not None:
+            dense_ms, speed = [f"{1000 * cost.dense.seconds:.1f}"], [f"{cost.speedup:.2f}x the speed"]
+        of = "a sample" if cost.samples == 1 else f"{cost.samples} samples"
+        table.add_row(f"milliseconds, {of}", *dense_ms, f"{1000 * cost.model.seconds:.1f}", *speed)
     table.add_row(
         "seconds of training",
         *([f"{result.seconds['dense']:.0f}"] if result.dense else []),

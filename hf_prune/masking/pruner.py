@@ -35,7 +35,8 @@ from .readings import Readings
 from .resuming import check_state, check_zeros, continue_schedule
 from .searching import Searching
 from .solving import biases_of
-from .structures import SmallerModel, Structures, update_units
+from .structures import SmallerModel, Structures
+from .unit_ranking import update_units
 from .watch import Watch, warn_of_changes
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from ..saved.files import check_inside, saved_files, write_file
 from ..saved.model import SavedModel
 from ..structure.chosen import SEARCH_NAME, read_chosen
 from .card_merge import Existing, merge_cards
-from .card_text import generated_metadata, render_card
+from .card_metadata import generated_metadata
+from .card_text import render_card
 from .record import RECORD_NAME, RunRecord, load_record, save_record
 from .sparsity_json import FIGURES_NAME, Figures, count_figures
 

@@ -1,6 +1,7 @@
-"""Escaping text for Markdown, so that names cannot break a table, link, heading or block."""
+"""Escaping text for Markdown and metadata, so that names cannot break a table, link, heading or block."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 # Text that is safe in a code span, also in a table.
@@ -12,6 +13,17 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#&$!@])")
 def single_line(value: Any) -> str:
     """The value as text without line breaks, control characters and what UTF-8 cannot encode; spaces are collapsed."""
     return " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
+
+
+def cleaned(value: Any) -> Any:
+    """The same with every text on a single line of printable characters, which YAML and the Hub can hold."""
+    if isinstance(value, str):
+        return single_line(value)
+    if isinstance(value, Mapping):
+        return {single_line(key): cleaned(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [cleaned(inner) for inner in value]
+    return value
 
 
 def inline(value: Any) -> str:

@@ -1,17 +1,23 @@
-"""Measurements for a card: latency, hardware, versions and emissions."""
+"""Measurements for a card: the cost of a forward pass, hardware, versions and emissions."""
 
 import importlib.metadata
 import os
 import platform
 import statistics
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..config.checks import is_number
 from ..structure.timing import processor_name, time_in_turns
-from .record import Emissions, Hardware
+from .record import Emissions, Hardware, PassCost
 
 
 def versions(names: Sequence[str] = ("hf-prune", "transformers", "torch", "accelerate", "datasets")) -> dict[str, str]:
@@ -39,15 +45,88 @@ def hardware(device: torch.device, processes: int = 1) -> Hardware:
     )
 
 
-def measure_latency(
-    forwards: Sequence[Callable[[], Any]], passes: int = 20, seconds: float = 5.0
-) -> tuple[list[float], int]:
-    """Median seconds of each of several forward passes, timed in turns, and how often each was timed.
+def measure_costs(
+    models: Sequence[nn.Module],
+    forwards: Sequence[Callable[[], Any]],
+    passes: int = 20,
+    seconds: float = 5.0,
+) -> tuple[list[PassCost], int]:
+    """What the forward pass of each of several models costs, and how often each was timed, in turns.
 
-    Each is called once beforehand to warm up; no more are started after `seconds`.
+    Each is called once beforehand, to count its operations and memory; none is timed again after `seconds`.
     """
+    counted = [count_pass(model, forward) for model, forward in zip(models, forwards, strict=True)]
+    costs = []
     times = time_in_turns(forwards, passes, seconds)
-    return [statistics.median(taken) for taken in times], len(times[-1])
+    for taken, (flops, memory_bytes) in zip(times, counted, strict=True):
+        low, median, high = quartiles(taken)
+        costs.append(PassCost(seconds=median, quartiles=[low, high], flops=flops, memory_bytes=memory_bytes))
+    return costs, len(times[-1])
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The first quartile, the median and the third quartile, between values where they fall between two."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
+
+
+def count_pass(model: nn.Module, forward: Callable[[], Any]) -> tuple[int, int | None]:
+    """The floating-point operations of a forward pass of a model, as torch's FlopCounterMode counts them, and memory.
+
+    Memory is the bytes of the parameters and buffers, and the most that the pass held beside them at a time. It is
+    counted in tensors on a CPU, without what kernels need inside; on a CUDA device it is what the allocator gave out;
+    None on other accelerators.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    own = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    device = tensors[0].device if tensors else torch.device("cpu")
+    with FlopCounterMode(display=False) as counter:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            forward()
+            peak: int | None = torch.cuda.max_memory_allocated(device) - before
+        elif device.type == "cpu":
+            with TensorBytes() as held:
+                forward()
+            peak = held.most
+        else:
+            forward()
+            peak = None
+    return counter.get_total_flops(), None if peak is None else sum(own.values()) + peak
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, while they live: `most` is the most at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = self._held = 0
+        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._known.setdefault(tensor.untyped_storage())  # of the model or its inputs, if not known yet
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return results
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        size = storage.nbytes()
+        self._known[storage] = None
+        self._held += size
+        self.most = max(self.most, self._held)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self._held -= size
 
 
 def input_shapes(batch: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..config.pruning import PruningConfig, SavedConfig
 from ..config.safe_json import read_json
@@ -81,13 +81,42 @@ class Distillation(Frozen):
     hidden_layers: list[list[int]] | None = None
 
 
-class Latency(Frozen):
-    """Median seconds of `passes` forward passes on one batch of these input shapes."""
+class PassCost(Frozen):
+    """What a forward pass of one model costs.
+
+    `seconds` is the median of several, `quartiles` are the first and the third. `flops` are the floating-point
+    operations that torch's FlopCounterMode counts. `memory_bytes` are those of the parameters and buffers, and the most
+    that the pass held beside them at a time.
+    """
+
+    seconds: float
+    quartiles: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    flops: int | None = None
+    memory_bytes: int | None = None
+
+
+class Cost(Frozen):
+    """What a forward pass on one batch of these input shapes costs, with the saved model and with the dense one.
+
+    Both were timed in turns, `passes` times. `dense_is_new` says that the dense model was built for it, with the
+    original sizes and new weights.
+    """
 
     shapes: dict[str, list[int]]
     passes: int
-    seconds: float
-    dense_seconds: float | None = None
+    model: PassCost
+    dense: PassCost | None = None
+    dense_is_new: bool = False
+
+    @property
+    def samples(self) -> int:
+        """How many samples the batch has."""
+        return next((shape[0] for shape in self.shapes.values() if shape), 1)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast as the dense model; None if that was not timed."""
+        return self.dense.seconds / self.model.seconds if self.dense is not None and self.model.seconds > 0 else None
 
 
 class Sample(Frozen):
@@ -171,7 +200,7 @@ class RunRecord(Frozen):
     recipe: dict[str, Any] | None = None
     history: list[dict[str, float]] = []
     evaluations: list[Evaluation] = []
-    latency: Latency | None = None
+    costs: list[Cost] = []
     generation: Generation | None = None
     removed_tokens: RemovedTokens | None = None
     hardware: Hardware | None = None
@@ -184,6 +213,16 @@ class RunRecord(Frozen):
         """The main evaluation."""
         return self.evaluations[0] if self.evaluations else None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_costs(cls, content: Any) -> Any:
+        """Records had `latency`, of one batch, before they had `costs`."""
+        if not isinstance(content, dict) or "latency" not in content:
+            return content
+        latency = content["latency"]
+        costs = [] if latency is None else [_cost_of(latency)]
+        return {name: value for name, value in content.items() if name != "latency"} | {"costs": costs}
+
     @field_validator("pruning")
     @classmethod
     def _complete(cls, configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -195,6 +234,18 @@ class RunRecord(Frozen):
         if not all("step" in entry for entry in history):
             raise ValueError("history: expected a step in every entry")
         return history
+
+
+def _cost_of(latency: Any) -> Any:
+    """The fields of a `Cost`, from those that a latency had: `shapes`, `passes`, `seconds` and `dense_seconds`."""
+    if not isinstance(latency, dict):
+        return latency
+    cost = {name: value for name, value in latency.items() if name not in ("seconds", "dense_seconds")}
+    dense = latency.get("dense_seconds")
+    return cost | {
+        "model": {"seconds": latency.get("seconds")},
+        "dense": {"seconds": dense} if dense is not None else None,
+    }
 
 
 def describe_methods(configs: Sequence[PruningConfig]) -> dict[str, Method]:

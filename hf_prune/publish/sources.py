@@ -1,16 +1,18 @@
-"""The sources of a run for its record: its base model and data sets."""
+"""The sources of a run, its base model and data sets: for its record, and as links in its card."""
 
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
-from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub import ModelCard, constants, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..config.safe_yaml import LimitedLoader
 from ..foreign.huggingface_hub import REGEX_YAML_BLOCK
+from .markdown import code, inline, single_line
 from .record import Source
 
 # The names that `datasets` gives to data sets read from files of these kinds.
@@ -125,3 +127,19 @@ def describe_dataset(dataset: Any) -> Source | None:
         config=info.config_name if info.config_name != "default" else None,
         split=str(dataset.split) if dataset.split is not None else None,
     )
+
+
+def linked(source: Source, kind: str = "") -> str:
+    """A model or (with the kind `datasets/`) a data set, as a link if it is on the Hub, with its revision."""
+    text = code(source.name)
+    if source.hub_name:
+        text = f"[{text}]({constants.ENDPOINT}/{kind}{quote(single_line(source.hub_name), safe='/')})"
+    return f"{text} (revision {code(source.revision)})" if source.revision else text
+
+
+def described(dataset: Source) -> str:
+    """A data set as a link, with its configuration, split and rows."""
+    config = f", configuration {code(dataset.config)}" if dataset.config else ""
+    split = f", split {code(dataset.split)}" if dataset.split else ""
+    rows = f", {inline(dataset.rows)}" if dataset.rows else ""
+    return f"{linked(dataset, 'datasets/')}{config}{split}{rows}"

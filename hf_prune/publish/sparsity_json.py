@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import StaleRecordError
@@ -66,6 +67,36 @@ class Figures(Frozen):
             return (before - after) / max(before, 1)
         left = totals_of(self.prunable)
         return (left.zeros + before - after) / max(left.weights + before - after, 1)
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the model is pruned: something was removed, or there are zeros in prunable tensors.
+
+        If no prunable tensors are known, whether there is a configuration.
+        """
+        if self.removed is not None:
+            return True
+        if self.prunable:
+            return totals_of(self.prunable).zeros > 0
+        return bool(self.pruning) or totals_of(self.tensors).zeros > 0
+
+    @property
+    def missed_target(self) -> float | None:
+        """The target sparsity, if counted zeros and removed weights do not reach it or zeros could not be counted.
+
+        Where the target of all tensors was not recorded, it is the lowest that a configuration has, except those whose
+        units were removed.
+        """
+        target, counted = self.target_sparsity, self.reached_sparsity
+        if target is None:
+            of_weights = [one for one in self.pruning if self.removed is None or not one.get("structure")]
+            target = min(map(_lowest_target, of_weights), default=None)
+        return target if target and (counted is None or counted < target - 1e-4) else None
+
+
+def _lowest_target(config: Mapping[str, Any]) -> float:
+    """The lowest sparsity that a configuration asks of a tensor; 0 for the method `keep`."""
+    return min([config["sparsity"] or 0.0, *(config["overrides"] or {}).values()])
 
 
 def check_weights(saved: SavedModel, record: RunRecord | None) -> None:

@@ -11,7 +11,7 @@ from ..config.checks import is_number
 from ..foreign.transformers import commit_of
 from ..publish.card import write_card
 from ..publish.push import PushResult
-from ..publish.record import Evaluation, Generation, Latency, RunRecord, Source, recovery, save_record
+from ..publish.record import Cost, Evaluation, Generation, RunRecord, Source, recovery, save_record
 from ..publish.redact import without_paths, without_tokens
 from ..publish.sources import describe_base, describe_dataset
 from ..saved.model import SavedModel
@@ -30,8 +30,8 @@ Say = Callable[[str], None]
 class RunResult:
     """The result of a recipe: metrics on the test split, by name; `dense` is None without a dense run.
 
-    `groups` has the same for each group of the test split; `generation` the texts that both models wrote; `latency` the
-    seconds of a forward pass of both on one sample, in turns. `parameters` and `file_bytes` have the numbers of
+    `groups` has the same for each group of the test split; `generation` the texts that both models wrote; `costs` what
+    a forward pass of both costs, on one sample and on several. `parameters` and `file_bytes` have the numbers of
     parameters and the sizes of the weight files of both models, `dense` and `pruned`; `vocabulary` their numbers of
     tokens, if the recipe has unused ones removed.
     """
@@ -46,7 +46,7 @@ class RunResult:
     test_samples: int
     seconds: dict[str, float]
     files: list[Path]
-    latency: Latency | None
+    costs: list[Cost]
     parameters: dict[str, int]
     file_bytes: dict[str, int]
     vocabulary: dict[str, int] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class RunResult:
             "test_samples": self.test_samples,
             "prunable_sparsity": self.report.prunable_sparsity,
             "overall_sparsity": self.report.sparsity,
-            "latency": self.latency.model_dump() if self.latency is not None else None,
+            "costs": [cost.model_dump() for cost in self.costs],
             "parameters": self.parameters,
             "file_bytes": self.file_bytes,
             "vocabulary": self.vocabulary,
@@ -110,7 +110,7 @@ def write_record(
         target_sparsity=target_sparsity,
         kept_step=trainer.state.global_step,
         evaluated=[],
-        latency=measure_trainer(trainer, dense_model),
+        costs=measure_trainer(trainer, dense_model),
         given=CardInput(model_name=Path(recipe.output_dir).resolve().name),
     )
     if record.distillation is not None and recipe.teacher is None:

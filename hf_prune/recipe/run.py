@@ -109,7 +109,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
         return None
 
     # From here on no process waits for another.
-    alone = trainer.args.world_size == 1  # or the latency is not measured
+    alone = trainer.args.world_size == 1  # or what a forward pass costs is not measured
     dense_model = _open(prepared.task, output / "dense", dtype) if dense is not None and alone else None
     generation = None
     if alone:
@@ -135,7 +135,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
         test_samples=len(prepared.data["test"]),
         seconds=seconds,
         files=files,
-        latency=record.latency,
+        costs=record.costs,
         parameters={**dense_parameters, "pruned": sum(tensor.weights for tensor in saved.tensors)},
         file_bytes={**file_bytes, "pruned": saved.file_bytes},
         vocabulary={"dense": tokens.before, "pruned": tokens.after} if tokens is not None else {},

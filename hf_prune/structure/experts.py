@@ -4,28 +4,34 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from .fields import Path, effect_of, number_fields, section_of, shapes_of
+from .model_shapes import ModelShapes
+from .neurons import neuron_families
 from .units import CoupledUnits, Family, Field, Part, group_parts
 
 # Fields with the number of experts that each token is sent to.
 _SENT_TO = re.compile(r".*(experts_per_tok(en)?|top_?k.*)")
 
 
-def expert_families(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, readers: Collection[str]
-) -> list[Family]:
+def expert_families(shapes: ModelShapes) -> list[Family]:
     """The experts that fields of a configuration count.
 
     If such a field is doubled, the first dimension of fused tensors is, and with it that of what the router has for
-    each expert: rows of its weight, a bias, a buffer of corrections. `readers` are the names of the fused tensors that
-    give the outputs of experts.
+    each expert: rows of its weight, a bias, a buffer of corrections.
     """
-    shapes = shapes_of(model_class, config)
+    readers = {
+        part.name
+        for family in (neuron_families(shapes) if shapes.fused else ())
+        for group in family.groups
+        for part in group.readers
+        if part.expert is not None
+    }  # the fused tensors that give the outputs of experts
+    model_class, config = shapes.model_class, shapes.config
     before = shapes_of(model_class, config, buffers=True)
     found: dict[frozenset[tuple[str, int]], Family] = {}
-    for path, value in number_fields(config) if shapes and before and readers else ():
+    for path, value in number_fields(config) if before and readers else ():
         if type(value) is not int:
             continue
         effect = effect_of(model_class, config, {path: 2 * value}, before or {}, buffers=True)
@@ -36,7 +42,7 @@ def expert_families(
             continue
         parts = {key: Part(*key, ((0, 1),)) for key in effect.sizes}
         groups = group_parts("experts", parts, [key for key in parts if key[0] in readers], dict.fromkeys(parts, value))
-        with_buffers = tuple(_with_buffers(group, shapes or {}) for group in groups)
+        with_buffers = tuple(_with_buffers(group, shapes.before) for group in groups)
         found[keys] = Family("experts", (Field(path, 1),), with_buffers, at_least=_sent_to(config, path, value))
     return list(found.values())
 

@@ -1,40 +1,35 @@
 """The width of a model: the dimensions of its hidden states, with everything that reads or writes them."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..errors import StructureError
+from ..model.per_layer import has_overrides
 from .fields import Effect, Path, number_fields, section_of
+from .model_shapes import ModelShapes
 from .units import CoupledUnits, Family, Field, Part, group_parts
 
 
-@dataclass(frozen=True)
-class Sides:
-    """What is known of a model's parameters by name.
-
-    `inputs` is the dimension of the inputs; None where there is none. `linear` are the weights of linear layers.
-    `layers` is the path of the innermost layer that a parameter is in; empty for those that are in none.
-    """
-
-    inputs: Mapping[str, int | None]
-    linear: Collection[str]
-    layers: Mapping[str, str]
-
-
-def hidden_families(
-    config: PreTrainedConfig, effect_of_fields: Callable[[Mapping[Path, Any]], Effect | None], sides: Sides
-) -> list[Family]:
+def hidden_families(shapes: ModelShapes) -> list[Family]:
     """The widths that fields of a configuration set.
 
     If such a field is doubled and the size of heads stays, one dimension of many tensors is doubled: embeddings, norms,
     and the sides of linear layers that read or write hidden states. Where the size of heads cannot be set, the number
-    of heads is doubled with the width, and the heads are tied to it. `effect_of_fields` says what other values change.
+    of heads is doubled with the width, and the heads are tied to it. Raises StructureError for a model whose layers
+    differ.
     """
-    numbers = [(path, value) for path, value in number_fields(config) if type(value) is int]
-    families = (_width_of(config, effect_of_fields, sides, path, value) for path, value in numbers)
+    if has_overrides(shapes.config):
+        raise StructureError(
+            "structure",
+            "expected a model all of whose layers have the same widths, to remove hidden dimensions, got one whose "
+            "layers differ; remove hidden dimensions first",
+        )
+    numbers = [(path, value) for path, value in number_fields(shapes.config) if type(value) is int]
+    families = (_width_of(shapes, path, value) for path, value in numbers)
     found: list[Family] = []
     for family in families:
         if family is not None:
@@ -46,18 +41,13 @@ def hidden_families(
     return found
 
 
-def _width_of(
-    config: PreTrainedConfig,
-    effect_of_fields: Callable[[Mapping[Path, Any]], Effect | None],
-    sides: Sides,
-    path: Path,
-    width: int,
-) -> Family | None:
+def _width_of(shapes: ModelShapes, path: Path, width: int) -> Family | None:
     """The hidden dimensions that a field counts, if it does."""
+    config = shapes.config
     for fixed in _sizes_of_heads(config, path):
-        keys = _doubled(effect_of_fields({path: 2 * width, **fixed}), width, sides)
+        keys = _doubled(shapes.effect({path: 2 * width, **fixed}), width, shapes)
         if keys and len({name for name, _ in keys}) == len(keys):  # no tensor is doubled on both sides
-            group = _group_of(keys, width, sides)
+            group = _group_of(keys, width, shapes)
             return Family("hidden", (Field(path, 1),), (group,), fixed) if group is not None else None
     heads = getattr(section_of(config, path), "num_attention_heads", None)
     if type(heads) is int and width % heads == 0:
@@ -66,30 +56,30 @@ def _width_of(
             for field, value in number_fields(config)
             if value == heads and "head" in field[-1] and field[:-1] == path[:-1]
         ]  # all of them: those of encoder and decoder, and of keys and values
-        keys = _doubled(effect_of_fields({path: 2 * width, **dict.fromkeys(fields, 2 * heads)}), width, sides)
-        return _tied(path, width, fields, heads, keys, sides)
+        keys = _doubled(shapes.effect({path: 2 * width, **dict.fromkeys(fields, 2 * heads)}), width, shapes)
+        return _tied(path, width, fields, heads, keys, shapes)
     return None
 
 
-def _doubled(effect: Effect | None, value: int, sides: Sides) -> list[tuple[str, int]]:
+def _doubled(effect: Effect | None, value: int, shapes: ModelShapes) -> list[tuple[str, int]]:
     """The dimensions that are doubled, if they are those of hidden states, some of which are not in layers."""
     if effect is None or not effect.only_resizes or set(effect.sizes.values()) != {(value, 2 * value)}:
         return []
-    return list(effect.sizes) if any(not sides.layers[name] for name, _ in effect.sizes) else []
+    return list(effect.sizes) if any(not shapes.layer_of(name) for name, _ in effect.sizes) else []
 
 
-def _group_of(keys: Sequence[tuple[str, int]], width: int, sides: Sides) -> CoupledUnits | None:
+def _group_of(keys: Sequence[tuple[str, int]], width: int, shapes: ModelShapes) -> CoupledUnits | None:
     """The hidden dimensions, if some linear layers read them and others write them."""
     parts = [Part(*key, ((0, 1),)) for key in keys]
-    readers = tuple(part for part in parts if part.name in sides.linear and sides.inputs[part.name] == part.dim)
+    readers = tuple(part for part in parts if part.name in shapes.linear and shapes.inputs[part.name] == part.dim)
     others = tuple(part for part in parts if part not in readers)
-    if not readers or not any(part.name in sides.linear for part in others):
+    if not readers or not any(part.name in shapes.linear for part in others):
         return None
     return CoupledUnits("hidden", _place([name for name, _ in keys], 1), width, others, readers)
 
 
 def _tied(
-    path: Path, width: int, fields: Sequence[Path], heads: int, keys: Sequence[tuple[str, int]], sides: Sides
+    path: Path, width: int, fields: Sequence[Path], heads: int, keys: Sequence[tuple[str, int]], shapes: ModelShapes
 ) -> Family | None:
     """A width, and the heads of each attention: four square weights of a layer, the last of which reads the others.
 
@@ -97,8 +87,8 @@ def _tied(
     """
     square: dict[str, list[str]] = {}
     for name, dim in keys:
-        if sides.layers[name] and name in sides.linear and dim == sides.inputs[name] and (name, 1 - dim) in keys:
-            square.setdefault(sides.layers[name], []).append(name)
+        if shapes.layer_of(name) and name in shapes.linear and dim == shapes.inputs[name] and (name, 1 - dim) in keys:
+            square.setdefault(shapes.layer_of(name), []).append(name)
     if not square or any(len(names) % 4 for names in square.values()):
         return None
     inside: set[tuple[str, int]] = set()
@@ -106,14 +96,14 @@ def _tied(
     for names in square.values():
         for start in range(0, len(names), 4):
             *computing, reading = names[start : start + 4]
-            rows = {(name, 1 - (sides.inputs[name] or 0)) for name in computing}
+            rows = {(name, 1 - (shapes.inputs[name] or 0)) for name in computing}
             rows |= {(f"{name.removesuffix('weight')}bias", 0) for name in computing} & set(keys)
-            reader = (reading, sides.inputs[reading] or 0)
+            reader = (reading, shapes.inputs[reading] or 0)
             inside |= {*rows, reader}
             runs = ((0, width // heads),)
             parts = {key: Part(*key, runs) for key in keys if key in rows or key == reader}
             groups += group_parts("heads", parts, [reader], dict.fromkeys(parts, heads))
-    group = _group_of([key for key in keys if key not in inside], width, sides)
+    group = _group_of([key for key in keys if key not in inside], width, shapes)
     if group is None:
         return None
     tied = Family("heads", tuple(Field(field, 1) for field in fields), tuple(groups))

@@ -254,6 +254,14 @@ def build_with(model: PreTrainedModel, values: Mapping[Path, Any]) -> PreTrained
         return nn.Module.to(type(model)(config), model.dtype).eval()
 
 
+def build_dense(model: PreTrainedModel, removed: Mapping[str, Any]) -> PreTrainedModel:
+    """A model of the sizes that one had before units were cut out of it, with new weights.
+
+    `removed` is the content of `pruning_structure.json`.
+    """
+    return build_with(model, {tuple(name.split(".")): before for name, (before, _) in removed["fields"].items()})
+
+
 def time_models(models: Sequence[PreTrainedModel], inputs: Mapping[str, Any]) -> list[float]:
     """The least seconds of a forward pass of each of several models on one device, in turns."""
     for model in models:

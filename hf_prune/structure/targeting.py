@@ -14,6 +14,7 @@ from .batches import inputs_to_time, on_model
 from .chosen import Chosen, target_of
 from .coupled import checked_model, families_of
 from .latency import (
+    build_dense,
     build_with,
     can_be_built,
     conditions_of,
@@ -109,9 +110,8 @@ def time_again(chosen: Chosen, model: PreTrainedModel, removed: Mapping[str, Any
     """
     config = chosen.config
     inputs = on_model(inputs_to_time(batch, config.target_batch_size, config.target_length), model)
-    values = {tuple(name.split(".")): before for name, (before, _) in removed["fields"].items()}
     with evaluating(model):
-        dense, small = time_models([build_with(model, values), model], inputs)
+        dense, small = time_models([build_dense(model, removed), model], inputs)
     return replace(chosen, reached=(dense, small))
 
 

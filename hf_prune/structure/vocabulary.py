@@ -12,8 +12,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ArgumentError, StructureError, first_line, nearest, shown
-from .coupled import check_as_built, checked_model, embedding_names
+from .coupled import checked_model
 from .fields import ID_FIELD, MISFITS, Path, effect_of, number_fields, saved_buffers, shapes_of
+from .model_shapes import check_as_built
 from .proof import TOLERANCES, answers, largest_difference, opened, sample_inputs, small_twins
 from .shrink import Cut, shrink_model
 from .tokens import token_ids, tokens_to_keep, without_tokens
@@ -186,7 +187,7 @@ def _check_tokens(
 
 def _vocabulary_of(model: PreTrainedModel) -> Family:
     """The tokens of a model, and the field of its configuration that counts them."""
-    words = embedding_names(model)
+    words = _embedding_names(model)
     if not words:
         raise StructureError("model", f"{type(model).__name__} has no embeddings of tokens")
     before = shapes_of(type(model), model.config, buffers=True)
@@ -212,6 +213,17 @@ def _vocabulary_of(model: PreTrainedModel) -> Family:
     parts = tuple(Part(name, dim, ((0, 1),)) for name, dim in keys)
     group = CoupledUnits("vocabulary", parts[0].name.rpartition(".")[0], rows, parts, ())
     return Family("vocabulary", (Field(path, 1),), (group,))
+
+
+def _embedding_names(model: PreTrainedModel) -> list[str]:
+    """The names of the input embeddings, and of the output embeddings where they are others; none for other inputs."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    try:  # classes that embed no tokens raise one or the other, by what transformers guesses of their parts
+        modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    except (AttributeError, NotImplementedError):
+        return []
+    found = [names.get(id(getattr(module, "weight", None))) for module in modules]
+    return list(dict.fromkeys(name for name in found if name is not None)) if found[0] is not None else []
 
 
 def _cut_to(family: Family, config: PreTrainedConfig, new_ids: Mapping[int, int]) -> Cut:

@@ -1,6 +1,6 @@
 """`TrainerBase`: what each mixin of `PruningMixin` may use of the Trainer and of the other mixins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from transformers import Trainer
 from ..config.distillation import DistillationConfig
 from ..masking.pruner import Pruner
 from ..publish.logs import MeasuredEvaluation
-from ..publish.record import Latency, RunRecord
+from ..publish.record import Cost, RunRecord
 from ..saved.files import SavedFile
 from .callback import PruningCallback
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
             said: Mapping[str, Any],
             digest: str,
             weights: dict[str, SavedFile] | None = None,
-            latency: Latency | None = None,
+            costs: Sequence[Cost] = (),
         ) -> RunRecord: ...
 
 else:

@@ -1,54 +1,90 @@
-"""The latency of a Trainer's model, on a sample of its evaluation data."""
+"""What a forward pass of a Trainer's model costs, on samples of its evaluation data."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from ..foreign.accelerate import forward_of
 from ..foreign.transformers import evaluation_collator, prepare_inputs
-from ..publish.measure import input_shapes, measure_latency
-from ..publish.record import Latency
+from ..model.names import plain_model
+from ..publish.measure import input_shapes, measure_costs
+from ..publish.record import Cost
+from ..structure.latency import build_dense
 
-# How many samples structures are measured with.
+# How many samples structures are measured with, and a second batch has at most.
 SAMPLES = 32
 
+# How long a forward pass of the second batch may take, and how large a dense model may be that is built to be timed.
+_MOST_SECONDS, _MOST_PARAMETERS = 2.0, 1_000_000_000
 
-def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> Latency | None:
-    """The latency of a forward pass on the first sample of a Trainer's evaluation data; None if it cannot be measured.
+
+def measure_trainer(trainer: Trainer, dense: nn.Module | None = None) -> list[Cost]:
+    """What a forward pass costs on the first samples of a Trainer's evaluation data: on one, and on up to 32.
+
+    The second batch has as many samples as a pass of two seconds can take, and on an accelerator no more than the
+    Trainer evaluates at once. There is none where that is one sample, or where the Trainer evaluates one at a time. The
+    list is empty if nothing can be measured.
 
     The model gets the inputs that it takes by name, from the batch that the Trainer's collator makes. The Trainer's own
     steps are not called: they may need other models, and record metrics. A dense model to compare with is measured in
-    turns with the Trainer's. Both compute in the precision of their weights, whatever precision the Trainer trained in.
+    turns with the Trainer's; without one, a model that units were removed from is compared with one of the original
+    sizes with new weights. All compute in the precision of their weights, whatever precision the Trainer trained in.
     """
     dataset: Any = trainer.eval_dataset
     if not hasattr(dataset, "__getitem__") or isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
-        return None
+        return []
     if not len(dataset) or trainer.args.world_size > 1:
-        return None
+        return []
     assert trainer.model is not None  # ensured by Trainer.__init__
-    inputs = _inputs_of(trainer.model, evaluation_collator(trainer)([dataset[0]]))
-    if inputs is None:
-        return None
-    inputs = prepare_inputs(trainer, inputs)
+    is_new = dense is None
+    if dense is None:
+        dense = _dense_of(trainer)
     models = [trainer.model] if dense is None else [trainer.model, dense.to(trainer.args.device)]
     modes = [model.training for model in models]
     try:
         for model in models:
             model.eval()
         with torch.random.fork_rng(), torch.no_grad(), trainer.compute_loss_context_manager():
-            seconds, passes = measure_latency([partial(forward_of(model), **inputs) for model in models])
+            first = _measure_batch(trainer, models, dataset, 1)
+            if first is None:
+                return []
+            slowest = max(one.seconds for one in (first.model, first.dense) if one is not None)
+            at_once = trainer.args.per_device_eval_batch_size
+            most = SAMPLES if at_once > 1 and trainer.args.device.type == "cpu" else at_once
+            samples = min(SAMPLES, most, len(dataset), int(_MOST_SECONDS / slowest))
+            second = _measure_batch(trainer, models, dataset, samples) if samples > 1 else None
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
-    shapes = input_shapes(inputs)
-    return Latency(
-        shapes=shapes, passes=passes, seconds=seconds[0], dense_seconds=seconds[1] if dense is not None else None
-    )
+    costs = [cost for cost in (first, second) if cost is not None]
+    return [cost.model_copy(update={"dense_is_new": is_new and dense is not None}) for cost in costs]
+
+
+def _measure_batch(trainer: Trainer, models: Sequence[nn.Module], dataset: Any, samples: int) -> Cost | None:
+    """What a pass on the first samples costs with the Trainer's and the dense model; None without inputs for it."""
+    assert trainer.model is not None
+    batch = evaluation_collator(trainer)([dataset[index] for index in range(samples)])
+    inputs = _inputs_of(trainer.model, batch)
+    if inputs is None:
+        return None
+    inputs = prepare_inputs(trainer, inputs)
+    costs, passes = measure_costs(models, [partial(forward_of(model), **inputs) for model in models])
+    return Cost(shapes=input_shapes(inputs), passes=passes, model=costs[0], dense=costs[1] if len(costs) > 1 else None)
+
+
+def _dense_of(trainer: Trainer) -> nn.Module | None:
+    """A model of the original sizes, where units were cut out of the Trainer's; None for very large ones."""
+    removed = getattr(getattr(trainer, "pruner", None), "removed", None)
+    assert trainer.model is not None
+    model = plain_model(trainer.model)
+    if removed is None or not isinstance(model, PreTrainedModel) or removed["parameters"][0] > _MOST_PARAMETERS:
+        return None
+    return build_dense(model, removed)
 
 
 def example_of(trainer: Trainer) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ push_to_hub              does the same, and pushes all of it in one commit
 
 import inspect
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..engines.processes import all_reduce
 from ..foreign.transformers import finish_current_push
 from ..publish.card import keep_generation_config, write_card
 from ..publish.push import push_model
-from ..publish.record import Latency, RunRecord, load_record, save_record
+from ..publish.record import Cost, RunRecord, load_record, save_record
 from ..saved.files import SavedFile
 from ..saved.model import SavedModel
 from .base import TrainerBase
@@ -132,7 +132,7 @@ class PublishingMixin(TrainerBase):
         said: Mapping[str, Any],
         digest: str,
         weights: dict[str, SavedFile] | None = None,
-        latency: Latency | None = None,
+        costs: Sequence[Cost] = (),
     ) -> RunRecord:
         """The record of this trainer's run, for the current model, whose weights have this digest.
 
@@ -147,7 +147,7 @@ class PublishingMixin(TrainerBase):
             target_sparsity=self.pruner.target_sparsity,
             kept_step=int(kept_step or 0),
             evaluated=[evaluated for evaluated in self._evaluated if evaluated.digest == digest],
-            latency=latency,
+            costs=costs,
             given=CardInput(**{"model_name": self._repo_id.rsplit("/", 1)[-1], **said}),
         )
 

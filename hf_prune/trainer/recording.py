@@ -14,7 +14,7 @@ from ..foreign.transformers import commit_of
 from ..model.names import plain_model
 from ..publish.logs import MeasuredEvaluation, changed_arguments, metrics_of, not_finite, thin_history
 from ..publish.measure import emissions_of, hardware, versions
-from ..publish.record import Distillation, Evaluation, Latency, RunRecord, Source, describe_methods
+from ..publish.record import Cost, Distillation, Evaluation, RunRecord, Source, describe_methods
 from ..publish.sources import describe_base, describe_dataset, is_hub_name, shown_name
 from ..publish.tasks import HUB_TASKS, main_metric, task_of
 from ..saved.files import SavedFile
@@ -71,7 +71,7 @@ def record_of(
     target_sparsity: float | None,
     kept_step: int,
     evaluated: Sequence[MeasuredEvaluation],
-    latency: Latency | None,
+    costs: Sequence[Cost],
     given: CardInput,
 ) -> RunRecord:
     """The record of a Trainer's run, for the weights after step `kept_step`, saved in the files `weights`.
@@ -84,7 +84,7 @@ def record_of(
         tags=list(dict.fromkeys([*_as_list(given.tags), *_tags_of(trainer)])),
         base_model=_base_model(trainer, given),
         evaluations=make_evaluations(evaluated, given, _task(trainer, given), trainer.args.metric_for_best_model),
-        latency=latency,
+        costs=list(costs),
         hardware=hardware(trainer.args.device, trainer.args.world_size),
         versions=versions(),
         weights=weights,

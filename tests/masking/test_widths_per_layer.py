@@ -344,6 +344,7 @@ def test_what_cannot_differ_from_layer_to_layer_is_refused(monkeypatch):
     with pytest.raises(StructureError, match="no field of BartConfig sets the number of heads of BartModel alone"):
         Pruner(bart, at_once("heads"), total_steps=1)
     monkeypatch.setattr("hf_prune.structure.coupled.can_differ", lambda: False)
+    monkeypatch.setattr("hf_prune.structure.heads.can_differ", lambda: False)
     with pytest.raises(StructureError, match=r"scope: expected transformers 5\.15 or later .* got 5\."):
         Pruner(small_bert(), at_once(), total_steps=1)
     with pytest.raises(StructureError, match="no field of BertConfig sets the number of heads"):

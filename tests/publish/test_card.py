@@ -25,15 +25,17 @@ from hf_prune.errors import CardError, StaleRecordError
 from hf_prune.model.targets import find_targets
 from hf_prune.publish.card import CARD_NAME, forget_measurements, make_files, metadata_in, read_card, write_card
 from hf_prune.publish.card_merge import Existing, split_body
-from hf_prune.publish.card_text import generated_metadata, render_card
+from hf_prune.publish.card_metadata import generated_metadata
+from hf_prune.publish.card_text import render_card
 from hf_prune.publish.markdown import code, single_line
 from hf_prune.publish.record import (
     RECORD_NAME,
+    Cost,
     Emissions,
     Evaluation,
     Hardware,
-    Latency,
     Method,
+    PassCost,
     RunRecord,
     Source,
     load_record,
@@ -76,7 +78,20 @@ KNOWN = {
             dataset=Source(name="films", hub_name="ada/films", revision="def", config="plain", split="test"),
         ),
     ],
-    "latency": Latency(shapes={"input_ids": [1, 8]}, passes=20, seconds=0.0125, dense_seconds=0.0124),
+    "costs": [
+        Cost(
+            shapes={"input_ids": [1, 8]},
+            passes=20,
+            model=PassCost(seconds=0.0125, quartiles=[0.012, 0.013], flops=1_250_000, memory_bytes=4_000_000),
+            dense=PassCost(seconds=0.0124, quartiles=[0.0121, 0.0128], flops=2_500_000, memory_bytes=8_000_000),
+        ),
+        Cost(
+            shapes={"input_ids": [32, 8]},
+            passes=7,
+            model=PassCost(seconds=0.2, quartiles=[0.19, 0.22], flops=40_000_000, memory_bytes=5_000_000),
+            dense=PassCost(seconds=0.6, quartiles=[0.59, 0.61], flops=80_000_000, memory_bytes=9_000_000),
+        ),
+    ],
     "hardware": Hardware(processor="A processor", cores=2, threads=1),
     "emissions": Emissions(kilograms=0.0015, kilowatt_hours=0.025, country="Canada", seconds=12.0),
     "versions": {"python": "3.11.9", "torch": "2.13.0"},
@@ -164,7 +179,7 @@ def test_size_is_that_of_the_files(whole):
     rows = rows_of(parts_of(whole.card)["size"])
     assert number(rows["nonzero values"][0]) == values - zeros
     assert number(rows["bytes on disk"][0]) == (whole.folder / "model.safetensors").stat().st_size
-    assert (rows["forward pass"], rows["forward pass, dense model"]) == (["12.5 ms"], ["12.4 ms"])
+    assert rows["1 sample: milliseconds"] == ["12.4 (12.1 to 12.8)", "12.5 (12.0 to 13.0)", ""]
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
@@ -433,9 +448,9 @@ LITTLE = {
     "dense of nothing": {"evaluations": [Evaluation(metrics={"f1": 0.5}, main_metric="f1", dense_metrics={})]},
     "zeros": {"evaluations": [Evaluation(metrics={"f1": 0.0}, main_metric="f1", dense_metrics={"f1": 0.0})]},
     "no main metric": {"evaluations": [Evaluation(metrics={"loss": 0.5}, dense_metrics={"loss": 0.25})]},
-    "no latency": {"latency": None},
+    "no costs": {"costs": []},
     "no hardware": {"hardware": None},
-    "no dense latency": {"latency": Latency(shapes={}, passes=1, seconds=0.1)},
+    "no dense costs": {"costs": [Cost(shapes={}, passes=1, model=PassCost(seconds=0.1))]},
     "no history": {"history": []},
     "history of losses": {"history": [{"step": 1, "loss": 0.5}]},
     "no arguments": {"training_arguments": {}},
@@ -449,8 +464,9 @@ LITTLE = {
     "no base": {"base_model": None},
     "no target": {"target_sparsity": None},
     "keep": {"pruning": [PruningConfig(method="keep").to_dict()]},
-    "nothing": {name: None for name in KNOWN if name in ("base_model", "steps", "recipe", "latency")}
+    "nothing": {name: None for name in KNOWN if name in ("base_model", "steps", "recipe")}
     | {
+        "costs": [],
         "evaluations": [],
         "pruning": [],
         "history": [],
@@ -803,13 +819,29 @@ def test_a_smaller_model_without_a_record_is_called_pruned(tmp_path):
 
 
 def test_speed_beside_the_dense_model_is_said_only_if_it_was_measured(shrunk, tmp_path):
-    assert rows_of(parts_of(shrunk.card)["size"])["times as fast as the dense model"] == ["0.99"]
+    rows = rows_of(parts_of(shrunk.card)["size"])
+    assert rows["1 sample: milliseconds"] == ["12.4 (12.1 to 12.8)", "12.5 (12.0 to 13.0)", "0.99 times as fast"]
+    assert rows["32 samples: milliseconds"] == [
+        "600.0 (590.0 to 610.0)",
+        "200.0 (190.0 to 220.0)",
+        "3.00 times as fast",
+    ]
+    assert rows["1 sample: millions of floating-point operations"] == ["2.5", "1.2", "50.0%"]
+    assert rows["32 samples: megabytes of memory"] == ["9.0", "5.0", "55.6%"]
     save_shrunk(tmp_path)
-    latency = Latency(shapes={"input_ids": [1, 8]}, passes=20, seconds=0.0125)
-    save_record(tmp_path, record_of(tmp_path, latency=latency))
+    costs = [Cost(shapes={"input_ids": [1, 8]}, passes=20, model=PassCost(seconds=0.0125))]
+    save_record(tmp_path, record_of(tmp_path, costs=costs))
     size = parts_of(card_of(tmp_path))["size"]
-    assert "The latency of the dense model was not measured." in size
-    assert "times as fast" not in size
+    assert "The dense model was not measured." in size
+    assert rows_of(size)["1 sample: milliseconds"] == ["12.5"]
+
+
+def test_a_dense_model_that_was_built_to_be_timed_is_said(tmp_path):
+    save_shrunk(tmp_path)
+    costs = [one.model_copy(update={"dense_is_new": True}) for one in KNOWN["costs"]]
+    save_record(tmp_path, record_of(tmp_path, costs=costs))
+    size = parts_of(card_of(tmp_path))["size"]
+    assert "The dense model was built for this comparison, with the original sizes and new weights." in size
 
 
 def test_the_snippets_of_a_smaller_model_count_its_parameters(shrunk, monkeypatch):
@@ -1190,7 +1222,7 @@ def card_with(names):
             Evaluation(metrics={"f1": 0.5}, main_metric="f1", part=name("part")),
             Evaluation(metrics={"f1": 0.5}, main_metric="f1", given_in=name("given in")),
         ],
-        latency=Latency(shapes={name("shape"): [1, 8]}, passes=3, seconds=0.5),
+        costs=[Cost(shapes={name("shape"): [1, 8]}, passes=3, model=PassCost(seconds=0.5))],
         hardware=Hardware(processor=name("processor"), cores=2, threads=1, accelerator=name("accelerator")),
         emissions=Emissions(kilograms=0.5, kilowatt_hours=0.1, country=name("country"), seconds=1.0),
         versions={name("version name"): name("version")},

@@ -11,7 +11,8 @@ from PIL import Image
 
 from hf_prune.publish.card import read_card
 from hf_prune.publish.card_merge import merge_cards
-from hf_prune.publish.card_text import generated_metadata, render_card
+from hf_prune.publish.card_metadata import generated_metadata
+from hf_prune.publish.card_text import render_card
 from hf_prune.publish.plots import plot_layers, plot_schedule, plot_units
 from hf_prune.publish.record import load_record
 from hf_prune.publish.sparsity_json import Figures
@@ -89,9 +90,10 @@ def test_the_figures_of_the_readme_are_those_of_the_quickstarts_card():
     assert f"accuracy {dense:.4f} {pruned:.4f} {pruned / dense:.1%}" in readme
     before, after = figures.removed.parameters
     assert f"parameters {before:,} {after:,} {after / before:.1%}" in readme
-    seconds = (record.latency.dense_seconds, record.latency.seconds)
+    cost = record.costs[0]
+    seconds = (cost.dense.seconds, cost.model.seconds)
     slow, fast = (f"{1000 * one:.1f}" for one in seconds)
-    assert f"milliseconds a sample {slow} {fast} {seconds[0] / seconds[1]:.2f}x the speed" in readme
+    assert f"milliseconds, a sample {slow} {fast} {seconds[0] / seconds[1]:.2f}x the speed" in readme
     assert f"| {slow} |" in readme
     assert f"| {fast} ({seconds[0] / seconds[1]:.1f} times faster) |" in readme
 

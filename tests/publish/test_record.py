@@ -11,10 +11,11 @@ from hf_prune import PruningConfig
 from hf_prune.errors import RecordError
 from hf_prune.publish.record import (
     RECORD_NAME,
+    Cost,
     Emissions,
     Evaluation,
     Hardware,
-    Latency,
+    PassCost,
     RunRecord,
     Source,
     load_record,
@@ -61,6 +62,13 @@ def evaluations(draw):
     )
 
 
+pass_costs = st.builds(
+    PassCost,
+    seconds=numbers,
+    quartiles=st.none() | st.tuples(numbers, numbers).map(list),
+    flops=st.none() | counts,
+    memory_bytes=st.none() | counts,
+)
 configs = st.sampled_from(
     [
         PruningConfig(sparsity=0.5),
@@ -87,13 +95,16 @@ records = st.builds(
     recipe=st.none() | plains,
     history=st.lists(st.builds(lambda step, entry: entry | {"step": step}, numbers, st.dictionaries(texts, numbers))),
     evaluations=st.lists(evaluations(), max_size=2),
-    latency=st.none()
-    | st.builds(
-        Latency,
-        shapes=st.dictionaries(texts, st.lists(counts, max_size=3), max_size=2),
-        passes=counts,
-        seconds=numbers,
-        dense_seconds=st.none() | numbers,
+    costs=st.lists(
+        st.builds(
+            Cost,
+            shapes=st.dictionaries(texts, st.lists(counts, max_size=3), max_size=2),
+            passes=counts,
+            model=pass_costs,
+            dense=st.none() | pass_costs,
+            dense_is_new=st.booleans(),
+        ),
+        max_size=2,
     ),
     hardware=st.none()
     | st.builds(
@@ -190,6 +201,9 @@ EVALUATION = {"metrics": {"accuracy": 0.5}, "main_metric": "accuracy"}
         SMALL | {"base_model": {"hub_name": "a/b"}},
         SMALL | {"weights": {"model.safetensors": 5}},
         SMALL | {"latency": {"seconds": 1}},
+        SMALL | {"latency": 1},
+        SMALL | {"costs": [{"shapes": {}, "passes": 1}]},
+        SMALL | {"costs": {}},
         SMALL | {"pruning": [{"sparsity": 0.5, "patern": "2:4"}]},
         SMALL | {"pruning": [{"sparsity": 2}]},
         SMALL | {"pruning": [{}]},
@@ -262,3 +276,12 @@ def test_files_have_their_size_and_hash(tmp_path):
 
 def test_of_no_files_there_is_nothing():
     assert saved_files([]) == {}
+
+
+def test_a_record_from_before_costs_were_counted_is_read():
+    latency = {"shapes": {"input_ids": [1, 8]}, "passes": 20, "seconds": 0.5, "dense_seconds": 1.5}
+    (cost,) = RunRecord(**SMALL, latency=latency).costs
+    assert (cost.model, cost.dense, cost.speedup) == (PassCost(seconds=0.5), PassCost(seconds=1.5), 3.0)
+    (cost,) = RunRecord(**SMALL, latency=latency | {"dense_seconds": None}).costs
+    assert (cost.dense, cost.speedup) == (None, None)
+    assert RunRecord(**SMALL, latency=None).costs == []

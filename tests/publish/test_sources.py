@@ -16,11 +16,20 @@ from hostile import HOSTILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import bert, bert_examples, training_arguments
+from torch import nn
 from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from hf_prune.engines.choose import weights_digest
 from hf_prune.publish.logs import changed_arguments, metrics_of, not_finite, thin_history
-from hf_prune.publish.measure import emissions_of, hardware, input_shapes, measure_latency, versions
+from hf_prune.publish.measure import (
+    count_pass,
+    emissions_of,
+    hardware,
+    input_shapes,
+    measure_costs,
+    quartiles,
+    versions,
+)
 from hf_prune.publish.record import Emissions, Source
 from hf_prune.publish.redact import find_secret, without_paths, without_tokens
 from hf_prune.publish.sources import describe_base, describe_dataset, describe_name, is_hub_name
@@ -486,13 +495,19 @@ def test_what_is_not_like_a_token_is_none(text):
     assert find_secret(text.encode()) is None
 
 
-# ---- Latency ----
+# ---- The cost of a forward pass ----
 
 
-def test_forward_passes_take_turns_after_one_each_to_warm_up():
+def costs_of(*forwards, **options):
+    """What calls cost that are no passes of models."""
+    costs, passes = measure_costs([nn.Identity() for _ in forwards], forwards, **options)
+    return [cost.seconds for cost in costs], passes
+
+
+def test_forward_passes_take_turns_after_those_to_count_and_to_warm_up():
     calls = []
-    seconds, passes = measure_latency([lambda: calls.append("a"), lambda: calls.append("b")], passes=3)
-    assert calls == ["a", "b"] * 4
+    seconds, passes = costs_of(lambda: calls.append("a"), lambda: calls.append("b"), passes=3)
+    assert calls == ["a", "b"] * 5
     assert passes == 3
     assert len(seconds) == 2
 
@@ -504,23 +519,51 @@ def test_no_passes_are_begun_when_the_time_is_up():
         calls.append(1)
         time.sleep(0.02)
 
-    _, passes = measure_latency([forward, forward], passes=1000, seconds=0.1)
+    _, passes = costs_of(forward, forward, passes=1000, seconds=0.1)
     assert 1 <= passes <= 3
-    assert len(calls) == 2 * (passes + 1)
+    assert len(calls) == 2 * (passes + 2)
 
 
 def test_at_least_one_pass_of_each_is_measured():
-    _, passes = measure_latency([lambda: None, lambda: None], passes=5, seconds=0.0)
+    _, passes = costs_of(lambda: None, lambda: None, passes=5, seconds=0.0)
     assert passes == 1
 
 
 def test_the_median_of_the_passes_is_given_for_each():
-    durations = iter([0.0, 0.0, 0.03, 0.001, 0.03, 0.001, 0.2, 0.001])
-    seconds, passes = measure_latency([lambda: time.sleep(next(durations))] * 2, passes=3)
+    durations = iter([0.0] * 4 + [0.03, 0.001, 0.03, 0.001, 0.2, 0.001])
+    seconds, passes = costs_of(*[lambda: time.sleep(next(durations))] * 2, passes=3)
     assert passes == 3
     assert seconds[0] == pytest.approx(0.03, abs=0.02)
     assert seconds[1] == pytest.approx(0.001, abs=0.02)
     assert seconds[1] < seconds[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([3.0], (3.0, 3.0, 3.0)), ([1.0, 3.0], (1.5, 2.0, 2.5)), ([5.0, 1.0, 2.0, 3.0, 4.0], (2.0, 3.0, 4.0))],
+)
+def test_quartiles_lie_between_values(values, expected):
+    assert quartiles(values) == expected
+
+
+def test_operations_and_memory_of_a_pass_are_counted():
+    model = nn.Sequential(nn.Linear(10, 100), nn.ReLU(), nn.Linear(100, 1)).eval()
+    inputs = torch.randn(8, 10)
+    with torch.no_grad():
+        flops, memory = count_pass(model, lambda: model(inputs))
+    assert flops == 2 * 8 * (10 * 100 + 100 * 1)
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert memory == weights + 4 * 8 * (100 + 100)  # the input and the output of the ReLU, together
+
+
+def test_memory_is_counted_once_for_views_and_given_back():
+    weight = nn.Parameter(torch.zeros(1000, 1000))
+    model = nn.ParameterList([weight, weight])
+    with torch.no_grad():
+        _, memory = count_pass(model, lambda: [weight.t()[:10].contiguous().view(-1) for _ in range(5)])
+        assert memory == 4 * (1000 * 1000 + 5 * 10 * 1000)
+        _, memory = count_pass(model, lambda: sum(float(weight[:10].clone().sum()) for _ in range(5)))
+        assert memory == 4 * (1000 * 1000 + 10 * 1000 + 1)
 
 
 def test_shapes_are_those_of_the_inputs_and_not_of_labels():

@@ -8,7 +8,9 @@ from models import ARCHITECTURES, bert, bert_examples, training_arguments
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 
 from hf_prune import DistillationConfig, DistillationConfigError, PruningCallback, PruningConfig, PruningTrainer
+from hf_prune.publish.record import load_record
 from hf_prune.structure.record import STRUCTURE_NAME
+from hf_prune.trainer import latency
 
 NEURONS = PruningConfig(structure="neurons", method="taylor", sparsity=0.75, begin=1, end=5, frequency=1)
 LAYERS = PruningConfig(structure="layers", method="taylor", sparsity=0.5, begin=1, end=5, frequency=1)
@@ -77,6 +79,31 @@ def test_what_is_saved_is_the_small_model_that_training_ends_with(tmp_path):
     removed = json.loads((tmp_path / "small" / STRUCTURE_NAME).read_text())
     assert removed["parameters"] == [dense, sizes.parameters[-1]]
     assert removed["fields"] == {"intermediate_size": [24, 6], "num_hidden_layers": [4, 2]}
+
+
+def test_the_card_compares_the_small_model_with_one_of_the_original_sizes(tmp_path):
+    trainer = trainer_of(tmp_path, (NEURONS,))
+    trainer.train()
+    trainer.create_model_card()
+    weights = 4 * sum(parameter.numel() for parameter in trainer.model.parameters())
+    one, several = load_record(tmp_path).costs
+    assert (one.samples, several.samples) == (1, 8)
+    for cost in (one, several):
+        assert cost.dense_is_new
+        assert cost.model.flops < cost.dense.flops
+        assert weights < cost.model.memory_bytes < cost.dense.memory_bytes
+    card = (tmp_path / "README.md").read_text()
+    assert "| forward pass | dense | pruned | |\n|---|---:|---:|---:|\n| 1 sample: milliseconds | " in card
+    assert "with the original sizes and new weights" in card
+
+
+def test_a_very_large_dense_model_is_not_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "_MOST_PARAMETERS", 1000)
+    trainer = trainer_of(tmp_path, (NEURONS,))
+    trainer.train()
+    trainer.create_model_card()
+    assert [cost.dense for cost in load_record(tmp_path).costs] == [None, None]
+    assert "The dense model was not measured." in (tmp_path / "README.md").read_text()
 
 
 def test_the_sparsity_goes_on_when_the_model_is_smaller(tmp_path):

@@ -180,7 +180,7 @@ def test_a_model_that_was_not_evaluated_has_no_evaluation_in_its_card(tmp_path):
     card = card_of(tmp_path)
     assert {"evaluation", "citation"} - set(sections(card)) == {"evaluation"}
     assert "The model was not evaluated" in card
-    assert load_record(tmp_path).latency is None
+    assert load_record(tmp_path).costs == []
     assert "model-index" not in card
 
 
@@ -402,10 +402,17 @@ def test_measuring_changes_nothing(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert trainer.model.training
     assert all(torch.equal(weight, weights[name]) for name, weight in trainer.model.state_dict().items())
-    latency = load_record(tmp_path).latency
-    assert latency.shapes == {"input_ids": [1, 8]}
-    assert 0 < latency.seconds < 5
-    assert 1 <= latency.passes <= 20
+    costs = load_record(tmp_path).costs
+    samples = min(len(trainer.eval_dataset), 32)
+    assert [cost.shapes for cost in costs] == [{"input_ids": [1, 8]}, {"input_ids": [samples, 8]}]
+    for cost in costs:
+        low, high = cost.model.quartiles
+        assert 0 < low <= cost.model.seconds <= high < 5
+        assert 1 <= cost.passes <= 20
+        assert cost.dense is None
+    assert costs[1].model.flops == samples * costs[0].model.flops > 0
+    weights = sum(parameter.nbytes for parameter in trainer.model.parameters())
+    assert weights < costs[0].model.memory_bytes < costs[1].model.memory_bytes
 
 
 def test_what_a_person_says_goes_into_the_card(tmp_path, caplog):

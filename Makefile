@@ -101,8 +101,8 @@ bench: $(VENV)/installed
 bench-quality: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py
 
-# Models that structures were removed from, and other small models, over three seeds; continues where it was stopped. The
-# report is in outputs/structure.
+# Models that structures were removed from, other small models, and what Torch-Pruning makes of the same dense models in an
+# environment of its own, over three seeds; continues where it was stopped. The report is in outputs/structure.
 bench-structure: $(VENV)/installed
 	$(BIN)/python benchmarks/structure.py
 	$(BIN)/python benchmarks/language_structures.py

@@ -22,7 +22,7 @@ def remember_answers(teacher: PreTrainedModel) -> PreTrainedModel:
         lengths = attention_mask.sum(1).tolist()
         keys = [ids[:length].numpy().tobytes() for ids, length in zip(input_ids, lengths, strict=True)]
         if not all(key in known for key in keys):
-            answers = compute(input_ids=input_ids, attention_mask=attention_mask, **others)
+            answers = compute(input_ids, attention_mask, **others | {"output_hidden_states": True})
             for row, (key, length) in enumerate(zip(keys, lengths, strict=True)):
                 states = [state[row, :length].clone() for state in answers.hidden_states]
                 known[key] = answers.logits[row].clone(), states

@@ -22,6 +22,7 @@ from quality import add_training_options, measure_all
 from remembering import remember_answers
 from safetensors.torch import load_model
 from structure_report import write_report
+from structure_rival import make_environment, pruned_by_torch_pruning
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
 from transformers.utils import logging
@@ -51,12 +52,13 @@ class Setting:
 
     `pruning` has the fields of each PruningConfig that differ from the recipe's; none for models that are not pruned.
     With `fields`, the model is a new one with random weights, but for the dense model's embeddings, and with these
-    fields in its configuration.
+    fields in its configuration. With `rival`, Torch-Pruning prunes the dense model before training, with these options.
     """
 
     kind: str
     pruning: tuple[dict[str, Any], ...] = ()
     fields: dict[str, Any] | None = None
+    rival: tuple[str, ...] = ()
 
 
 def neurons(share: float, **fields: Any) -> dict[str, Any]:
@@ -74,6 +76,11 @@ def layers(share: float, **fields: Any) -> dict[str, Any]:
 def per_layer(of_neurons: float, of_heads: float, *others: dict[str, Any]) -> Setting:
     """Neurons and heads ranked over all layers."""
     return Setting("per layer", (neurons(of_neurons, scope="global"), heads(of_heads, scope="global"), *others))
+
+
+def torch_pruning(of_neurons: float, of_heads: float, *others: str) -> Setting:
+    """Neurons and heads that Torch-Pruning removes at once."""
+    return Setting("Torch-Pruning", rival=("--neurons", str(of_neurons), "--heads", str(of_heads), *others))
 
 
 RANDOM = {"method": "random", "schedule": "one_shot", "begin": 0, "end": None}
@@ -106,6 +113,10 @@ SETTINGS: dict[str, Setting] = {
     "new: neurons 1/4, layers 2 of 6": Setting(
         "new small model", fields={"intermediate_size": 384, "num_hidden_layers": 2}
     ),
+    "Torch-Pruning: neurons 1/4, heads 1/2": torch_pruning(0.75, 0.5),
+    "Torch-Pruning: neurons 1/8, heads 1/4": torch_pruning(0.875, 0.75),
+    "Torch-Pruning: width, neurons and heads 1/2": torch_pruning(0.5, 0.5, "--hidden"),
+    "Torch-Pruning: width, neurons and heads 1/3": torch_pruning(2 / 3, 2 / 3, "--hidden"),
     # As many weights are left in the layers as with a quarter of the neurons and half of the layers.
     "zeros, 75%": Setting("zeros", ({"method": "magnitude", "sparsity": 0.75, "scope": "global"},)),
 }
@@ -167,7 +178,7 @@ def measure(row: Row, output: Path, steps: float, bf16: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as runs:
         recipe = recipe_of(row, steps, bf16, runs)
         prepared = prepare(recipe)
-        trainer = make_trainer(prepared, row, output / "models" / Row(row.task, "dense", row.seed).folder)
+        trainer = make_trainer(prepared, row, output)
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
@@ -182,8 +193,8 @@ def measure(row: Row, output: Path, steps: float, bf16: bool) -> dict[str, Any]:
     return found
 
 
-def make_trainer(prepared: Prepared, row: Row, dense: Path) -> Trainer:
-    """The Trainer of a row; `dense` is the folder of the dense model that it starts from."""
+def make_trainer(prepared: Prepared, row: Row, output: Path) -> Trainer:
+    """The Trainer of a row, which starts from the dense model of its seed."""
     recipe = prepared.recipe
     is_dense = row.setting == "dense"
     keywords: dict[str, Any] = {
@@ -196,6 +207,7 @@ def make_trainer(prepared: Prepared, row: Row, dense: Path) -> Trainer:
     }
     if is_dense:
         return Trainer(model=prepared.model, **keywords)
+    dense = output / "models" / Row(row.task, "dense", row.seed).folder
     load_model(prepared.model, dense / "model.safetensors")
     setting = SETTINGS[row.setting]
     model, distillation = prepared.model, recipe.distillation_config
@@ -203,6 +215,11 @@ def make_trainer(prepared: Prepared, row: Row, dense: Path) -> Trainer:
         model = new_model(prepared.model, setting.fields)
         pairs = evenly_paired(model.config.num_hidden_layers, prepared.model.config.num_hidden_layers)
         distillation = replace(distillation, hidden_layers=pairs)
+    elif setting.rival:
+        folder = output / "torch-pruning" / row.folder
+        model = pruned_by_torch_pruning(prepared, dense, setting.rival, environment_in(output), folder)
+        if model.config.hidden_size != prepared.model.config.hidden_size:  # the teacher's are wider
+            distillation = replace(distillation, hidden_weight=0.0)
     return PruningTrainer(
         model=model,
         **keywords,
@@ -215,6 +232,11 @@ def make_trainer(prepared: Prepared, row: Row, dense: Path) -> Trainer:
 def evenly_paired(layers: int, teacher_layers: int) -> list[list[int]]:
     """Hidden states of a model and of a deeper teacher to compare: the embeddings, and every so many layers."""
     return [[layer, round(layer * teacher_layers / layers)] for layer in range(layers + 1)]
+
+
+def environment_in(output: Path) -> Path:
+    """Where the environment of Torch-Pruning is."""
+    return output / "torch-pruning" / "environment"
 
 
 @functools.lru_cache(maxsize=1)  # rows come seed by seed
@@ -297,6 +319,8 @@ def main() -> None:
         wanted = [row for row in rows_of(task, options.seeds) if row not in known]
         if options.settings:
             wanted = [row for row in wanted if row.setting in options.settings]
+        if any(SETTINGS[row.setting].rival for row in wanted):
+            make_environment(environment_in(options.output))
         for rows in ([row for row in dense if row not in known or row in gone], wanted):
             measure_all(rows, options.jobs, options, measure, ("task", "setting", "seed", "test", "seconds"))
     sizes = options.output / "sizes.json"

@@ -17,6 +17,7 @@ COLORS = {
     "per layer": "#7b3fa0",
     "at random, at once": "#c9a227",
     "new small model": "#8a8a8a",
+    "Torch-Pruning": "#e08214",
     "zeros": "#d98880",
 }
 

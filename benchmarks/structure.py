@@ -78,9 +78,12 @@ def per_layer(of_neurons: float, of_heads: float, *others: dict[str, Any]) -> Se
     return Setting("per layer", (neurons(of_neurons, scope="global"), heads(of_heads, scope="global"), *others))
 
 
-def torch_pruning(of_neurons: float, of_heads: float, *others: str) -> Setting:
-    """Neurons and heads that Torch-Pruning removes at once."""
-    return Setting("Torch-Pruning", rival=("--neurons", str(of_neurons), "--heads", str(of_heads), *others))
+def torch_pruning(of_neurons: float, of_heads: float, hidden: bool = False) -> Setting:
+    """Neurons and heads that Torch-Pruning removes at once; with `hidden`, hidden states in the share of neurons."""
+    options = ("--neurons", str(of_neurons), "--heads", str(of_heads))
+    if hidden:
+        return Setting("Torch-Pruning, hidden states too", rival=(*options, "--hidden"))
+    return Setting("Torch-Pruning", rival=options)
 
 
 RANDOM = {"method": "random", "schedule": "one_shot", "begin": 0, "end": None}
@@ -115,8 +118,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "Torch-Pruning: neurons 1/4, heads 1/2": torch_pruning(0.75, 0.5),
     "Torch-Pruning: neurons 1/8, heads 1/4": torch_pruning(0.875, 0.75),
-    "Torch-Pruning: width, neurons and heads 1/2": torch_pruning(0.5, 0.5, "--hidden"),
-    "Torch-Pruning: width, neurons and heads 1/3": torch_pruning(2 / 3, 2 / 3, "--hidden"),
+    "Torch-Pruning: width, neurons and heads 1/2": torch_pruning(0.5, 0.5, hidden=True),
+    "Torch-Pruning: width, neurons and heads 1/3": torch_pruning(2 / 3, 2 / 3, hidden=True),
     # As many weights are left in the layers as with a quarter of the neurons and half of the layers.
     "zeros, 75%": Setting("zeros", ({"method": "magnitude", "sparsity": 0.75, "scope": "global"},)),
 }

@@ -18,6 +18,7 @@ COLORS = {
     "at random, at once": "#c9a227",
     "new small model": "#8a8a8a",
     "Torch-Pruning": "#e08214",
+    "Torch-Pruning, hidden states too": "#8c510a",
     "zeros": "#d98880",
 }
 

@@ -106,6 +106,10 @@ class LaunchError(HfPruneError, RuntimeError):
     """The processes were not launched as the run requires, or cannot reach each other."""
 
 
+class OtherProcessError(HfPruneError, RuntimeError):
+    """Another process of this training failed. The message says which one, and with what."""
+
+
 class PruningStateError(HfPruneError, RuntimeError):
     """Weights cannot be ranked, or saved masks cannot be used."""
 

@@ -128,13 +128,20 @@ def _print_planned_units(plan: "Plan") -> None:
 
 def print_chosen(chosen: "Chosen", of_data: bool) -> None:
     """Print the structures that were considered for a target, and the one that was chosen; measured on data or not."""
-    from ..masking.searching import rows_of, sentence_about
+    from ..masking.searching import rows_of, sentence_about, widths_of
 
     console.print()
     table = _table("Structures that change the outputs least, untrained", *rows_of(chosen)[0])
     for row in rows_of(chosen)[1:]:
         table.add_row(*row)
     console.print(table)
+    widths = widths_of(chosen)
+    if widths:
+        console.print()
+        of_layers = _table("Chosen for each layer", *widths[0])
+        for path, *left in widths[1:]:
+            of_layers.add_row(_name(path), *left)
+        console.print(of_layers)
     console.print(f"\n{sentence_about(chosen)}")
     if not of_data:
         console.print("The changes are those on random inputs; a recipe is planned with its data.")
@@ -148,6 +155,8 @@ def print_report(report: "Report") -> None:
         console.print(f"{report.model}: {report.note}.", soft_wrap=True)
     if report.removed is not None:
         _print_removed(report.removed)
+    if report.chosen is not None:
+        console.print(f"\n{report.chosen.told()}")
 
 
 def _print_removed(removed: "Removed") -> None:

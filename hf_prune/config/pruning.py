@@ -36,6 +36,9 @@ FORMAT_VERSION = 1
 # What can be removed as a whole.
 STRUCTURES = ("neurons", "heads", "layers", "experts", "hidden")
 
+# Those of which each layer may have another number.
+_COUNTED_BY_LAYER = ("neurons", "heads")
+
 # Those whose units are read by linear layers, which can be solved anew without the removed ones.
 _RECONSTRUCTED = ("neurons", "heads")
 
@@ -87,16 +90,19 @@ class PruningConfig:
         scope: `layer` (every tensor at the same sparsity), `global` (one ranking of all weights), or `erk`
             (Erdős–Rényi-kernel). Default layer: it cannot empty a tensor, and needs no comparison across tensors.
             Of neurons and heads, `layer` removes as many from each layer; `global` ranks those of all layers together,
-            and each keeps at least one: the smaller model opens after `import hf_prune`.
+            and each keeps at least one: the smaller model opens after `import hf_prune`. With a target, `global` finds
+            numbers for each layer.
         pattern: `unstructured`, `n:m` such as `2:4` (n of every m along the input dimension are kept), or
             `block:RxC` such as `block:4x1` (R outputs by C inputs).
         block_norm: the norm that combines the scores of a block, `l1` or `l2`. Default l2: pruning a block changes the
             layer's output by about its l2 norm.
         targets: regular expressions that must match whole parameter names. Default None: the linear layers,
-            convolutions and experts in the model's repeated stack of layers.
+            convolutions and experts in the model's repeated stack of layers. With layers, those of which none matches
+            a tensor stay.
         exclude: regular expressions for parameters that are not pruned.
         overrides: regular expression -> final sparsity of the tensors that it matches, each ranked by itself; the first
-            match wins. A string is read as a JSON object.
+            match wins. With neurons or heads, of the units of the layers of which it matches a tensor. A string is read
+            as a JSON object.
         penalty: a penalty on the weights to prune, added to the loss from `begin` to `end`: `l1` (absolute values),
             `l2` (half the squares) or `group_lasso` (the norms of the pattern's units). Default None.
         penalty_weight: the factor of the penalty; it grows with the schedule, from zero at `begin`, and is zero again
@@ -238,10 +244,11 @@ class PruningConfig:
         if not self.has_target and not is_one_of(self.structure, STRUCTURES):
             return
         beside = "a target" if self.has_target else "a structure"
+        of_layers = self.structure in _COUNTED_BY_LAYER
         for name, default in (("pattern", "unstructured"), ("overrides", None), ("penalty", None)):
-            if getattr(self, name) != default:
+            if getattr(self, name) != default and not (name == "overrides" and of_layers):
                 yield name, f"expected {default!r} with {beside}, got {getattr(self, name)!r}"
-        scopes = ("layer", "global") if self.structure in ("neurons", "heads") else ("layer",)
+        scopes = ("layer", "global") if of_layers or self.has_target else ("layer",)
         if is_one_of(self.scope, SCOPES) and self.scope not in scopes:
             allowed = " or ".join(map(repr, scopes))
             given = "a target" if self.has_target else f"the structure {self.structure!r}"
@@ -259,10 +266,13 @@ class PruningConfig:
         """Whether the configuration says what the model is to reach, and not what is pruned."""
         return any(_is_target(getattr(self, name), name) for name in TARGETS)
 
-    def for_structure(self, structure: str, sparsity: float) -> "PruningConfig":
-        """The configuration that removes a share of a structure's units as this one, with a target, was asked to."""
+    def for_structure(self, structure: str, sparsity: float, **others: Any) -> "PruningConfig":
+        """The configuration that removes a share of a structure's units as this one, with a target, was asked to.
+
+        `others` are further fields; the scope is `layer`, for it is known how many leave each.
+        """
         without: dict[str, Any] = dict.fromkeys((*TARGETS, "target_batch_size", "target_length"))
-        return dataclasses.replace(self, structure=structure, sparsity=sparsity, **without)
+        return dataclasses.replace(self, structure=structure, sparsity=sparsity, scope="layer", **{**without, **others})
 
     def _check_target(self) -> Iterator[Problem]:
         given = [name for name in self._given_targets if _is_target(getattr(self, name), name)]

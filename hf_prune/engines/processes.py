@@ -3,9 +3,13 @@
 All collectives use the group of all processes, so every process must make the same calls in the same order.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch.distributed.checkpoint
+
+from ..errors import HfPruneError, OtherProcessError
 
 
 def processes() -> int:
@@ -55,14 +59,51 @@ def exchange(rows: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, li
     return received.to(rows.device), came
 
 
-def text_of_first(text: str) -> str:
-    """The text of the first process, on every process."""
+def text_of(process: int, text: str) -> str:
+    """The text of the process of this rank, on every process."""
     if processes() == 1:
         return text
-    content = text.encode() if rank() == 0 else b""
+    content = text.encode() if rank() == process else b""
     size = int(all_reduce(torch.tensor(len(content))))
     values = torch.tensor(list(content.ljust(size, b"\0")), dtype=torch.int64)
     return bytes(all_reduce(values).tolist()).decode()
+
+
+@contextmanager
+def raised_by_all() -> Iterator[None]:
+    """What one process raises inside, all raise at the end, so that none waits for one that has failed.
+
+    Every process must enter it, and inside call no collectives. Each raises its own error; those without one raise the
+    error of the first process that has one: of the same class if it is one of ours, else OtherProcessError.
+    """
+    if processes() == 1:
+        yield
+        return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:  # noqa: BLE001, raised again below
+        error = raised
+    failed = [bool(flag) for flag in gather(torch.tensor([int(error is not None)]))]
+    if not any(failed):
+        return
+    told = text_of(failed.index(True), _as_text(error) if error is not None else "")
+    raise error if error is not None else _told_error(told, failed.index(True))
+
+
+def _as_text(error: Exception) -> str:
+    kind = type(error).__name__
+    ours = {"problems": error.problems, "places": error.places} if isinstance(error, HfPruneError) else {}
+    return json.dumps({"kind": kind, "message": str(error), **ours})
+
+
+def _told_error(text: str, process: int) -> HfPruneError:
+    content = json.loads(text)
+    kinds = {kind.__name__: kind for kind in HfPruneError.__subclasses__()}
+    if "problems" not in content or content["kind"] not in kinds:
+        return OtherProcessError(f"process {process} failed with {content['kind']}: {content['message']}")
+    problems = [(key, message) for key, message in content["problems"]]
+    return kinds[content["kind"]](problems=problems, at=content["places"])
 
 
 def wait_for_all() -> None:

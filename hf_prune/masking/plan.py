@@ -187,12 +187,16 @@ def make_unit_group(
     members: Sequence[Target],
     coupled: Sequence[CoupledUnits],
     fixed: int = 0,
+    own_sparsity: float | None = None,
 ) -> Group:
-    """A group of units of a structure, and all tensors that they are part of; layers are ranked together."""
+    """A group of units of a structure, and all tensors that they are part of; layers are ranked together.
+
+    Those with an `own_sparsity`, that of an override, are ranked in each layer by themselves.
+    """
     assert config.sparsity is not None
-    scope = "global" if config.structure == "layers" else config.scope
-    pattern = config.parsed_pattern
-    return Group(index, config, pattern, tuple(members), scope, config.sparsity, tuple(coupled), fixed)
+    scope = "global" if config.structure == "layers" else config.scope if own_sparsity is None else "layer"
+    final = config.sparsity if own_sparsity is None else own_sparsity
+    return Group(index, config, config.parsed_pattern, tuple(members), scope, final, tuple(coupled), fixed)
 
 
 def _check_shape(config: PruningConfig, pattern: Pattern, target: Target) -> None:

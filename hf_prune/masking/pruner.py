@@ -182,7 +182,10 @@ class Pruner:
         self._attach(model)
 
     def measure_target(self) -> Chosen | None:
-        """Time the smaller model in turns with a dense one, after training; returns what was chosen, with the times."""
+        """Time the smaller model in turns with a dense one, after training; returns what was chosen, with the times.
+
+        Every process must call it; the first one measures.
+        """
         self._search.time_again(self.model, self.removed)
         return self.chosen
 
@@ -226,7 +229,9 @@ class Pruner:
         neither the one that was pruned nor the one that was left of it.
         """
         if self._search.take(as_path(directory)):
-            self._prune_as_chosen(model if model is not None else self.model)
+            of = model if model is not None else self.model
+            self._structures.note_removed(as_path(directory), of)
+            self._prune_as_chosen(of)
         if model is not None and model is not self.model:
             self.stop_collecting()
             self._attach(model)
@@ -340,6 +345,7 @@ class Pruner:
         total_steps = as_steps(total_steps)
         self.stop_collecting()
         if self._search.take(as_path(directory)):
+            self._structures.note_removed(as_path(directory), model if model is not None else self.model)
             self.configs = self._search.configs
         self._attach(model if model is not None else self.model, optimizer)
         self.cut_as_saved(directory)

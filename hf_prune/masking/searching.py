@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig
 from ..engines.choose import is_shared_model
-from ..engines.processes import rank, text_of_first
-from ..errors import HfPruneError, PlacementError, PruningConfigError, PruningStateError, StructureError
+from ..engines.processes import raised_by_all, rank, text_of
+from ..errors import PlacementError, PruningConfigError, PruningStateError
 from ..model.names import plain_model
 from ..saved.pruning_state import state_files
 from ..structure.chosen import SEARCH_NAME, Chosen, read_chosen, target_of
@@ -79,19 +79,7 @@ class Searching:
                 "cannot be measured on a model that is sharded over processes: use PruningTrainer, which measures it "
                 "before, or name structures and their sparsities",
             )
-        text = ""
-        if rank() == 0:
-            try:
-                text = json.dumps(self._measured(plain_model(model), asked, directory, device).to_dict())
-            except (PruningConfigError, StructureError) as error:
-                text = json.dumps({"kind": type(error).__name__, "problems": error.problems})
-        content = json.loads(text_of_first(text))
-        if "problems" in content:
-            kinds: dict[str, type[HfPruneError]] = {
-                kind.__name__: kind for kind in (PruningConfigError, StructureError)
-            }
-            raise kinds[content["kind"]](problems=[(key, message) for key, message in content["problems"]])
-        self.chosen = Chosen.from_dict(content)
+        self.chosen = _of_first(lambda: self._measured(plain_model(model), asked, directory, device))
         for line in lines_about(self.chosen):
             logger.info("%s", line)
 
@@ -119,10 +107,12 @@ class Searching:
         return batch
 
     def time_again(self, model: nn.Module, removed: dict[str, Any] | None) -> None:
-        """Time the model that is left in turns with a dense one, on the first process."""
-        if self.chosen is None or removed is None or rank() != 0:
+        """Time the model that is left in turns with a dense one, on the first process; every process must call it."""
+        before = self.chosen
+        if before is None or removed is None:
             return
-        self.chosen = time_again(self.chosen, cast(PreTrainedModel, plain_model(model)), removed, self._batch())
+        small = cast(PreTrainedModel, plain_model(model))
+        self.chosen = _of_first(lambda: time_again(before, small, removed, self._batch()))
         said = (
             f"Asked for {self.chosen.target.words}; reached {self.chosen.reached_speedup:.2f} times the speed, with "
             f"{self.chosen.words_of(self.chosen.candidate)} ({self.chosen.inputs_words} inputs)."
@@ -152,6 +142,15 @@ class Searching:
         return True
 
 
+def _of_first(measure: Callable[[], Chosen]) -> Chosen:
+    """What the first process measures, on every process; an error of it is raised by all."""
+    text = ""
+    with raised_by_all():
+        if rank() == 0:
+            text = json.dumps(measure().to_dict())
+    return Chosen.from_dict(json.loads(text_of(0, text)))
+
+
 def rows_of(chosen: Chosen) -> list[tuple[str, ...]]:
     """The structures than which no other is as fast and changes less, in rows of text; the first is the heading."""
     rows: list[tuple[str, ...]] = [("times as fast", "ms", "parameters", "change", *chosen.units)]
@@ -159,6 +158,18 @@ def rows_of(chosen: Chosen) -> list[tuple[str, ...]]:
         speed, milliseconds = chosen.dense.seconds / one.seconds, 1000 * one.seconds
         left = [f"{number:,}" for number in chosen.left(one).values()]
         rows.append((f"{speed:.2f}", f"{milliseconds:.2f}", f"{one.parameters:,}", f"{one.change:.4f}", *left))
+    return rows
+
+
+def widths_of(chosen: Chosen) -> list[tuple[str, ...]]:
+    """What was chosen for each layer, in rows of text, the first is the heading; none where all layers are alike."""
+    if not chosen.layers:
+        return []
+    names = [name for name in chosen.units if name != "layers"]
+    rows: list[tuple[str, ...]] = [("layer", *names)]
+    for path, left in chosen.left_of_layers.items():
+        cells = [f"{left[name]:,}" if name in left else "-" for name in names] if left is not None else None
+        rows.append((path, *(cells if cells is not None else ["removed"] * len(names))))
     return rows
 
 
@@ -173,10 +184,13 @@ def sentence_about(chosen: Chosen) -> str:
 
 def lines_about(chosen: Chosen) -> list[str]:
     """What was chosen, and from what, in lines of text."""
-    rows = rows_of(chosen)
+    return [*_as_lines(rows_of(chosen)), *_as_lines(widths_of(chosen)), sentence_about(chosen)]
+
+
+def _as_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    return [*table, sentence_about(chosen)]
+    return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def _check_one_target(configs: Sequence[PruningConfig]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,17 +19,17 @@ from ..methods.unit_criteria import UNIT_CRITERIA
 from ..model.layouts import Target
 from ..model.names import named_parameters, plain_model, shape_of
 from ..model.per_layer import reads_overrides
-from ..model.targets import targets_named
+from ..model.targets import check_expressions, targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.chosen import Chosen, write_chosen
-from ..structure.coupled import find_families, select_groups, with_own_widths
+from ..structure.coupled import find_families, own_share, select_groups, with_own_widths
 from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
 from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.routing import avoid
 from ..structure.shrink import Cut, cut_of, shrink_model
 from ..structure.skipping import skip
-from ..structure.units import Family
+from ..structure.units import CoupledUnits, Family
 from .feasible import check_what_is_left
 from .local import LocalTensor
 from .masks import Masks
@@ -79,12 +80,14 @@ class Structures:
             self.removed = self.layers = None
             self.sums.clear()
         if self.removed is not None:
-            number = self.removed["families"].get(str(index), 0)
+            number = self.removed["groups"].get(str(index), 0)
             return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
         if index not in self._families:
             found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
-            if config.scope == "global":
-                found = with_own_widths(found, "scope")
+            if config.overrides or config.scope == "global":
+                names = [name for family in found for name in family.names]
+                check_expressions("overrides", list(config.overrides or {}), names)
+                found = with_own_widths(found, "scope" if config.scope == "global" else "overrides")
             tried = proven(found, cast(PreTrainedModel, self._model), self._example)
             for family in tried:
                 check_what_is_left(family, config, cast(PreTrainedModel, self._model))
@@ -95,9 +98,10 @@ class Structures:
         targets = targets_named(model, {name for family in families for name in family.names})
         groups = []
         for family in families:
-            names = set(family.names)
-            members = tuple(target for target in targets if target.name in names)
-            groups.append(make_unit_group(index, config, members, family.removable, len(family.fixed_layers)))
+            for own, units in _ranked_alike(config, family.removable):
+                members_of = {name for one in units for name in one.names}
+                members = tuple(target for target in targets if target.name in members_of)
+                groups.append(make_unit_group(index, config, members, units, len(family.fixed_layers), own))
         return targets, groups
 
     def _check_together(self) -> None:
@@ -224,7 +228,7 @@ class Structures:
         names = {name: cut.name_of(name) for name in by_unit}
         return describe_cut(
             cut,
-            self._families,
+            Counter(group.config_index for group in groups if group.coupled),
             model.config,
             parameters=(sum(map(math.prod, shapes.values())), sum(tensor.numel() for tensor in left.values())),
             weights=(
@@ -255,13 +259,29 @@ class Structures:
         plain = cast(PreTrainedModel, plain_model(model))
         if not is_cut(content, plain.config, directory):
             shrink_model(plain, cut_of_record(content, self._all_families(), directory))
+        self._take_removed(content)
+        return True
+
+    def note_removed(self, directory: Path, model: nn.Module) -> None:
+        """Before a model is pruned as in a folder: if it is what was left there, take what was cut out of it.
+
+        Its units are then not looked for: layers have other names, and some may have a single unit. Raises
+        PruningStateError as `cut_as_saved` does.
+        """
+        content = read_structure(directory)
+        plain = plain_model(model)
+        if content is not None and is_cut(content, cast(PreTrainedModel, plain).config, directory):
+            self._model, self._families = plain, {}
+            self._class = cast(type[PreTrainedModel], type(plain))
+            self._take_removed(content)
+
+    def _take_removed(self, content: dict[str, Any]) -> None:
         self.pass_by_none()
         self.removed = content
         layers = [name for name in content["units"] if name.startswith("layers of ")]
         last = layers[-1].rpartition(".")[0] if layers else ""
         kept = [bool(content["units"][name]["kept"]) for name in layers if name.rpartition(".")[0] == last]
         self.layers = kept or None
-        return True
 
     # ---- Files ----
 
@@ -276,6 +296,25 @@ class Structures:
         self.sums = read_unit_scores(
             directory, {units.name: units.units for group in groups for units in group.coupled}
         )
+
+
+def _ranked_alike(
+    config: PruningConfig, coupled: Sequence[CoupledUnits]
+) -> list[tuple[float | None, list[CoupledUnits]]]:
+    """Coupled units in groups: those without an override (None), and those that follow one another with the same."""
+    found: list[tuple[float | None, list[CoupledUnits]]] = []
+    others: list[CoupledUnits] = []
+    for units in coupled:
+        own = own_share(config, units)
+        if own is None:
+            if not others:
+                found.append((None, others))
+            others.append(units)
+        elif found and found[-1][0] == own and found[-1][1][0].units == units.units:
+            found[-1][1].append(units)
+        else:
+            found.append((own, [units]))
+    return found
 
 
 def _warn_of_import(families: Sequence[Family], model: PreTrainedModel) -> None:

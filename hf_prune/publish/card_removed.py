@@ -58,21 +58,3 @@ def units_alt(removed: Removed | None) -> str:
 def search_alt(chosen: Chosen) -> str:
     """What the plot of the search shows."""
     return f"Speed and predicted change of the structures considered for {chosen.target.words}"
-
-
-def search_words(chosen: Chosen) -> str:
-    """What was asked for, what was chosen, and what it reached."""
-    conditions = chosen.conditions
-    where = inline(conditions["processor"] if conditions["accelerator"] == "cpu" else conditions["accelerator"])
-    text = (
-        f"Asked for {chosen.target.words}; of the structures that reach it, {chosen.words_of(chosen.candidate)} were "
-        "predicted to change the outputs least."
-    )
-    dense, small = chosen.reached if chosen.reached is not None else (chosen.dense.seconds, chosen.candidate.seconds)
-    threads = f"{conditions['threads']} thread{'' if conditions['threads'] == 1 else 's'}"
-    when = "after training" if chosen.reached is not None else "before training"
-    return (
-        f"{text} Measured {when}: {dense / small:.2f} times as fast, {1000 * small:.2f} ms where the dense model needs "
-        f"{1000 * dense:.2f} ms (least of several passes in turns, inputs of {chosen.inputs_words}, {where}, "
-        f"{threads}, {inline(conditions['dtype'])})."
-    )

@@ -28,7 +28,7 @@ from .card_measured import (
     samples_note,
 )
 from .card_metadata import generated_metadata
-from .card_removed import removed_rows, removed_words, search_alt, search_words, tokens_words, units_alt
+from .card_removed import removed_rows, removed_words, search_alt, tokens_words, units_alt
 from .card_training import training_lines
 from .card_usage import continue_code, count_code, usage_code
 from .markdown import code, fence, inline, single_line
@@ -57,7 +57,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "needs_import": figures.needs_import,
         "removed_rows": removed_rows(figures.removed),
         "units_alt": units_alt(figures.removed),
-        "searched": search_words(chosen) if chosen is not None else None,
+        "searched": chosen.told(inline) if chosen is not None else None,
         "search_alt": search_alt(chosen) if chosen is not None else "",
         "only_smaller": figures.only_smaller,
         "headline": headline(record.evaluation),
@@ -182,7 +182,10 @@ def _configuration(config: Mapping[str, Any]) -> str:
     line = f"Method: {method}. Prunable tensors: {targets}."
     if config["exclude"]:
         line += f" Excluded: {', '.join(map(code, config['exclude']))}."
-    if config["overrides"]:
+    if config["overrides"] and structure:
+        shares = config["overrides"].values()
+        line += f" In each layer by itself: {min(shares):.2%} to {max(shares):.2%}, by {len(shares)} overrides."
+    elif config["overrides"]:
         others = ", ".join(f"{code(expression)} at {share:.2%}" for expression, share in config["overrides"].items())
         line += f" Overrides: {others}."
     return line

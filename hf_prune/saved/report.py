@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..structure.chosen import Chosen, read_chosen
 from .files import find_model
 from .model import SavedModel
 from .removed import Removed
@@ -39,7 +40,8 @@ class Report:
     """All tensors of a saved model; none if its files do not fit its class.
 
     `note` is the reason if nothing could be counted, or if it is unknown which tensors are prunable; else None.
-    `removed` is what was cut out of the model before it was saved, if anything was.
+    `removed` is what was cut out of the model before it was saved, if anything was, and `chosen` the structure that was
+    chosen for a target, if there was one.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Report:
     file_bytes: int
     note: str | None = None
     removed: Removed | None = None
+    chosen: Chosen | None = None
 
     @property
     def prunable(self) -> list[TensorReport]:
@@ -72,6 +75,7 @@ class Report:
             "prunable": _as_dict(totals_of(self.prunable)) if self.prunable else None,
             "overall": _as_dict(totals_of(self.tensors)) if self.tensors else None,
             "removed": asdict(self.removed) if self.removed is not None else None,
+            "chosen": self.chosen.to_dict() if self.chosen is not None else None,
             "tensors": [_as_dict(tensor) for tensor in self.tensors],
         }
 
@@ -88,7 +92,8 @@ def make_report(model: str | os.PathLike) -> Report:
     one.
 
     Raises ReportError if the folder does not exist, has no safetensors, or a file is broken; PruningStateError if it is
-    the one that says what was cut out of the model.
+    one that says what was cut out of the model, or chosen for a target.
     """
     saved = SavedModel.of(model if isinstance(model, SavedModel) else find_model(model))
-    return Report(os.fspath(model), saved.tensors, saved.file_bytes, saved.note or saved.misfit, saved.removed)
+    chosen = read_chosen(saved.folder) if saved.removed is not None else None
+    return Report(os.fspath(model), saved.tensors, saved.file_bytes, saved.note or saved.misfit, saved.removed, chosen)

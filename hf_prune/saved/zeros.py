@@ -175,13 +175,15 @@ def _with_units(skeleton: PreTrainedModel, structure: str, config: PruningConfig
     """The names of the tensors that the units of a structure are part of.
 
     A model with a single layer that is left has no units that could be told from the rest of it: then those of the
-    default targets.
+    default targets. Of layers, expressions named those that could go: what is left has others of these names.
     """
     try:
         families = find_families(skeleton, structure)
     except StructureError:
         return {target.name for target in find_targets(skeleton)}
-    return {name for family in select_groups(families, config.targets, config.exclude) for name in family.names}
+    if structure != "layers":
+        families = select_groups(families, config.targets, config.exclude)
+    return {name for family in families for name in family.names}
 
 
 def _prunable_of_first_module(skeleton: nn.Module, config: PruningConfig) -> set[str]:

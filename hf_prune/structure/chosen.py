@@ -1,8 +1,9 @@
 """`pruning_search.json`: the structure that was chosen for a target, what it was chosen from, and what it reached."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ class Chosen:
         candidate: what was chosen, with what was predicted of it; `seconds` were measured of the untrained structure.
         dense: the dense model; `seconds` were measured in turns with those of the candidate.
         frontier: the structures than which no other is as fast and changes less, from the slowest to the fastest.
-        units: structure -> the number of its units in each layer, or of layers in the deepest stack.
+        units: structure -> the number of its units in each layer, or of layers in the deepest stack; where layers may
+            differ, of those of all layers, and of layers in all stacks.
         conditions: the machine, its threads, the precision and the shapes of the inputs.
         reached: after training, the seconds of the dense model and of the small one, in turns; None before.
+        layers: where layers may differ, the path of each -> structure -> the number of its units there, `layers` among
+            them; else empty.
     """
 
     config: PruningConfig
@@ -39,6 +43,7 @@ class Chosen:
     units: dict[str, int]
     conditions: dict[str, Any]
     reached: tuple[float, float] | None = None
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
@@ -50,7 +55,30 @@ class Chosen:
     @property
     def configs(self) -> list[PruningConfig]:
         """The configurations that prune the chosen structure."""
-        return [self.config.for_structure(name, share) for name, share in self.candidate.sparsities.items()]
+        if not self.layers:
+            return [self.config.for_structure(name, share) for name, share in self.candidate.sparsities.items()]
+        of_units = [self._config_with_overrides(name) for name in self.units if name != "layers"]
+        stacks = dict.fromkeys(path.rpartition(".")[0] for path in self.layers)
+        return [one for one in (*of_units, *map(self._config_of_stack, stacks)) if one is not None]
+
+    def _config_with_overrides(self, structure: str) -> PruningConfig | None:
+        """The configuration for units whose number is chosen for each layer; None if none is removed."""
+        of = {path: units[structure] for path, units in self.layers.items() if structure in units}
+        shares = {path: (self.candidate.layers.get(path) or {}).get(structure, 0.0) for path in of}
+        gone = sum(count_of(share, of[path]) for path, share in shares.items())
+        if not gone:
+            return None
+        overrides = {_all_of(path): share for path, share in shares.items()}
+        return self.config.for_structure(structure, round(gone / sum(of.values()), 6), overrides=overrides)
+
+    def _config_of_stack(self, stack: str) -> PruningConfig | None:
+        """The configuration for the layers of a stack that are removed; None if none is."""
+        paths = [path for path in self.layers if path.rpartition(".")[0] == stack]
+        gone = [path for path in paths if self.candidate.layers.get(path, {}) is None]
+        if not gone:
+            return None
+        share = round(len(gone) / len(paths), 6)
+        return self.config.for_structure("layers", share, targets=[_all_of(path) for path in gone])
 
     def left(self, candidate: Candidate) -> dict[str, int]:
         """structure -> how many of its units a candidate keeps in each layer, or of layers."""
@@ -58,6 +86,19 @@ class Chosen:
             name: max(number - count_of(candidate.sparsities.get(name, 0.0), number), 1)
             for name, number in self.units.items()
         }
+
+    @property
+    def left_of_layers(self) -> dict[str, dict[str, int] | None]:
+        """Where layers may differ: the path of each -> structure -> how many of its units are left; None without it."""
+        found: dict[str, dict[str, int] | None] = {}
+        for path, units in self.layers.items():
+            shares = self.candidate.layers.get(path, {})
+            found[path] = (
+                {name: of - count_of(shares.get(name, 0.0), of) for name, of in units.items() if name != "layers"}
+                if shares is not None
+                else None
+            )
+        return found
 
     def words_of(self, candidate: Candidate) -> str:
         """What a candidate keeps, such as `384 of 1,536 neurons and 3 of 6 layers`."""
@@ -79,6 +120,20 @@ class Chosen:
     def reached_speedup(self) -> float | None:
         """How many times faster than the dense model the trained model is; None if it was not measured."""
         return self.reached[0] / self.reached[1] if self.reached is not None else None
+
+    def told(self, escape: Callable[[str], str] = str) -> str:
+        """What was asked for, what was chosen, and what it reached, in sentences; names of the machine are escaped."""
+        conditions = self.conditions
+        where = escape(conditions["processor"] if conditions["accelerator"] == "cpu" else conditions["accelerator"])
+        dense, small = self.reached if self.reached is not None else (self.dense.seconds, self.candidate.seconds)
+        threads = f"{conditions['threads']} thread{'' if conditions['threads'] == 1 else 's'}"
+        when = "after training" if self.reached is not None else "before training"
+        return (
+            f"Asked for {self.target.words}; of the structures that reach it, {self.words_of(self.candidate)} were "
+            f"predicted to change the outputs least. Measured {when}: {dense / small:.2f} times as fast, "
+            f"{1000 * small:.2f} ms where the dense model needs {1000 * dense:.2f} ms (least of several passes in "
+            f"turns, inputs of {self.inputs_words}, {where}, {threads}, {escape(conditions['dtype'])})."
+        )
 
     @property
     def off_by(self) -> float | None:
@@ -103,6 +158,7 @@ class Chosen:
             "units": self.units,
             "conditions": self.conditions,
             "reached": list(self.reached) if self.reached is not None else None,
+            "layers": self.layers,
         }
 
     @classmethod
@@ -114,6 +170,12 @@ class Chosen:
         units = {str(name): _positive(number) for name, number in content["units"].items()}
         if not units or not units.keys() <= set(STRUCTURES):
             raise ValueError(f"units: {shown(str(units))}")
+        layers = {
+            _printable(path): {str(name): _positive(number) for name, number in of.items()}
+            for path, of in content.get("layers", {}).items()
+        }
+        if not all(of.keys() <= units.keys() for of in layers.values()):
+            raise ValueError(f"layers: {shown(str(layers))}")
         reached = content["reached"]
         return cls(
             config=config,
@@ -123,6 +185,7 @@ class Chosen:
             units=units,
             conditions=_conditions(content["conditions"]),
             reached=(_seconds(reached[0]), _seconds(reached[1])) if reached is not None else None,
+            layers=layers,
         )
 
 
@@ -142,7 +205,25 @@ def _candidate(content: Mapping[str, Any], units: Mapping[str, int]) -> Candidat
     change = float(content["change"])
     if not math.isfinite(change):
         raise ValueError(f"change: {change}")
-    return Candidate(sparsities, _seconds(content["seconds"]), _positive(content["parameters"]), change)
+    layers: dict[str, dict[str, float] | None] = {
+        _printable(path): {str(name): float(share) for name, share in of.items()} if of is not None else None
+        for path, of in content.get("layers", {}).items()
+    }
+    for of in layers.values():
+        if of is not None and not (of.keys() <= units.keys() and all(0 <= share < 1 for share in of.values())):
+            raise ValueError(f"layers: {shown(str(of))}")
+    return Candidate(sparsities, _seconds(content["seconds"]), _positive(content["parameters"]), change, layers)
+
+
+def _all_of(path: str) -> str:
+    """An expression for the names of all parameters of a module."""
+    return rf"{re.escape(path)}\..*"
+
+
+def _printable(path: Any) -> str:
+    if not isinstance(path, str) or not path.isprintable():
+        raise ValueError(f"expected the path of a layer, got {shown(path)}")
+    return path
 
 
 def _seconds(value: Any) -> float:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..config.pruning import PruningConfig
 from ..errors import StructureError
 from ..model.anatomy import has_adapters
 from ..model.names import plain_model
@@ -97,7 +98,8 @@ def with_own_widths(families: Sequence[Family], section: str) -> list[Family]:
 def select_groups(families: Sequence[Family], targets: Sequence[str] | None, exclude: Sequence[str]) -> list[Family]:
     """The families with only those groups of which an expression matches a tensor, without the excluded ones.
 
-    Raises StructureError if a family loses some of its groups: the configuration has one number for all of them.
+    Layers that are not selected are counted, but stay. Raises StructureError if another family loses some of its
+    groups: the configuration has one number for all of them.
     """
     selected = []
     for family in families:
@@ -106,7 +108,10 @@ def select_groups(families: Sequence[Family], targets: Sequence[str] | None, exc
             for group in family.groups
             if (targets is None or _matches_any(targets, group)) and not _matches_any(exclude, group)
         ]
-        if groups and len(groups) < len(family.groups):
+        if groups and family.structure == "layers":
+            kept = [index for index, group in enumerate(family.groups) if group not in groups]
+            family = replace(family, fixed_layers=tuple(sorted({*family.fixed_layers, *kept})))
+        elif groups and len(groups) < len(family.groups):
             left = next(group.name for group in family.groups if group not in groups)
             raise StructureError(
                 "targets",
@@ -120,3 +125,9 @@ def select_groups(families: Sequence[Family], targets: Sequence[str] | None, exc
 
 def _matches_any(expressions: Sequence[str], group: CoupledUnits) -> bool:
     return any(re.fullmatch(expression, name) for expression in expressions for name in group.names)
+
+
+def own_share(config: PruningConfig, group: CoupledUnits) -> float | None:
+    """What the first override that matches a tensor of a group says of its sparsity; None if none does."""
+    overrides = config.overrides if isinstance(config.overrides, dict) else {}
+    return next((share for expression, share in overrides.items() if _matches_any([expression], group)), None)

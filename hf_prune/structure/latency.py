@@ -21,8 +21,9 @@ from ..foreign.accelerate import forward_of
 from ..foreign.transformers import implementations_of
 from ..methods.patterns import count_of
 from ..model.anatomy import stacks
-from .fields import MISFITS, Path, shapes_of, with_fields
+from .fields import MISFITS, shapes_of, with_fields
 from .latency_table import LatencyTable, LayerTimes
+from .shrink import cut_of
 from .timing import clock_of, processor_name, time_in_turns
 from .units import Family
 
@@ -116,21 +117,28 @@ def _replaying(calls: Sequence[Call]) -> Callable[..., Any]:
     return forward
 
 
-def values_without(families: Sequence[Family], config: PreTrainedConfig, share: float) -> dict[Path, Any]:
-    """The fields of a configuration without a share of the units of each layer, and of each stack of layers."""
-    values: dict[Path, Any] = {}
+def dropped_of(families: Sequence[Family], share: float) -> dict[str, torch.Tensor]:
+    """Flags (bool) of a share of the units of each group, by its name; of layers, of the last ones of each stack.
+
+    One unit of each group stays, and one layer of each stack.
+    """
+    dropped: dict[str, torch.Tensor] = {}
     for family in families:
-        of = len(family.groups) if family.structure == "layers" else family.groups[0].units
-        fixed = len(family.fixed_layers) if family.structure == "layers" else 0
-        kept = max(of - count_of(share, of), fixed, 1)
-        values |= family.config(config, kept, range(kept))
-    return values
+        if family.structure == "layers":
+            most = len(family.removable) - (not family.fixed_layers)
+            number = min(count_of(share, len(family.groups)), most)
+            gone = {layer.name for layer in family.removable[len(family.removable) - number :]}
+            dropped |= {layer.name: torch.tensor([layer.name in gone]) for layer in family.groups}
+        else:
+            for group in family.groups:
+                dropped[group.name] = torch.arange(group.units) < min(count_of(share, group.units), group.units - 1)
+    return dropped
 
 
 def can_be_built(model: PreTrainedModel, families: Sequence[Family], share: float) -> bool:
     """Whether the model's class can be built without a share of the units."""
     try:
-        config = with_fields(model.config, values_without(families, model.config, share))
+        config = cut_of(families, dropped_of(families, share)).config(model.config)
     except MISFITS:
         return False
     return shapes_of(type(model), config) is not None
@@ -234,7 +242,7 @@ def _kind_of(layer: nn.Module) -> tuple[Any, ...]:
 
 def _smaller_layer(model: PreTrainedModel, path: str, families: Sequence[Family], share: float) -> nn.Module:
     """A layer as the model's class builds it without a share of its units, with weights of no meaning."""
-    config = with_fields(model.config, values_without(families, model.config, share))
+    config = cut_of(families, dropped_of(families, share)).config(model.config)
     with torch.device("meta"):
         skeleton = type(model)(config)
     layer = skeleton.get_submodule(path).to(model.dtype).to_empty(device=model.device).eval()
@@ -247,9 +255,8 @@ def _smaller_layer(model: PreTrainedModel, path: str, families: Sequence[Family]
     return layer
 
 
-def build_with(model: PreTrainedModel, values: Mapping[Path, Any]) -> PreTrainedModel:
-    """A model of the same class, device and precision with other values in its configuration, and new weights."""
-    config = with_fields(model.config, values)
+def build_with(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of the same class, device and precision with another configuration, and new weights."""
     with torch.random.fork_rng(), torch.device(model.device):
         return nn.Module.to(type(model)(config), model.dtype).eval()
 
@@ -259,7 +266,8 @@ def build_dense(model: PreTrainedModel, removed: Mapping[str, Any]) -> PreTraine
 
     `removed` is the content of `pruning_structure.json`.
     """
-    return build_with(model, {tuple(name.split(".")): before for name, (before, _) in removed["fields"].items()})
+    values = {tuple(name.split(".")): before for name, (before, _) in removed["fields"].items()}
+    return build_with(model, with_fields(model.config, values))
 
 
 def time_models(models: Sequence[PreTrainedModel], inputs: Mapping[str, Any]) -> list[float]:

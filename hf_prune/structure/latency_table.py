@@ -88,9 +88,8 @@ def read_table(
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # it is measured again
     complete = all(
-        set(layer.with_share[structure]) == set(some)
-        for layer in table.layers.values()
+        any(structure in layer.with_share for layer in table.layers.values())
+        and all(set(layer.with_share.get(structure, some)) == set(some) for layer in table.layers.values())
         for structure, some in shares.items()
-        if structure in layer.with_share
     )
     return table if complete else None

@@ -67,7 +67,7 @@ def _proven(family: Family, model: PreTrainedModel, example: Example) -> Family:
         return _tried(family, model, example, interleaved=False)
     except StructureError:
         for other in families_of(model, family.structure, interleaved=True):
-            other = replace(other, per_layer=family.per_layer)
+            other = replace(other, per_layer=family.per_layer, fixed_layers=family.fixed_layers)
             if other.fields == family.fields and other != family:
                 return _tried(other, model, example, interleaved=True)
         raise
@@ -107,8 +107,12 @@ def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved
     fixed = [
         index
         for index in range(len(family.groups))
-        if kinds.get(0 if index == 0 else depth - 1 if index == last else min(1, depth - 1)) is not None
+        if index in family.fixed_layers
+        or kinds.get(0 if index == 0 else depth - 1 if index == last else min(1, depth - 1)) is not None
     ]
+    if len(fixed) == len(family.groups):
+        named = next(one.name for index, one in enumerate(family.groups) if index not in family.fixed_layers)
+        raise StructureError("structure", f"{named} cannot be removed, nor others that are named: name others, or none")
     return replace(family, fixed_layers=tuple(fixed))
 
 

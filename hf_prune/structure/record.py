@@ -20,12 +20,12 @@ _FORMAT_VERSION = 1
 
 
 def describe_cut(
-    cut: Cut, families: Mapping[int, Sequence[Family]], config: PreTrainedConfig, **numbers: Sequence[int]
+    cut: Cut, groups: Mapping[int, int], config: PreTrainedConfig, **numbers: Sequence[int]
 ) -> dict[str, Any]:
     """What was cut out of a model that had this configuration, as plain values.
 
     Args:
-        families: the families of each configuration with a structure, by its index.
+        groups: in how many groups the units of each configuration with a structure are ranked, by its index.
         numbers: further whole numbers, before and after.
     """
     smaller = cut.config(config)
@@ -36,7 +36,7 @@ def describe_cut(
         "format_version": _FORMAT_VERSION,
         "fields": {".".join(path): list(pair) for path, pair in values.items() if pair[0] != pair[1]},
         **{name: list(pair) for name, pair in numbers.items()},
-        "families": {str(index): len(found) for index, found in families.items()},
+        "groups": {str(index): number for index, number in groups.items()},
         "units": {
             group.name: {"of": group.units, "kept": cut.kept[group.name].tolist()}
             for family in cut.families
@@ -64,8 +64,8 @@ def read_structure(directory: Path) -> dict[str, Any] | None:
         for pair in content["fields"].values():
             if len(pair) != 2:
                 raise ValueError(f"fields: {pair!r}")
-        if not all(type(number) is int and number >= 0 for number in content["families"].values()):
-            raise ValueError(f"families: {content['families']!r}")
+        if not all(type(number) is int and number >= 0 for number in content["groups"].values()):
+            raise ValueError(f"groups: {content['groups']!r}")
         for units in content["units"].values():
             kept = units["kept"]
             inside = all(type(unit) is int and 0 <= unit < units["of"] for unit in kept)

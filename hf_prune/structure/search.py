@@ -5,7 +5,7 @@ Nothing here knows a model: `latency.py` and `sensitivity.py` measure the tables
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, product
 from typing import Any
 
@@ -35,7 +35,7 @@ class LayerTable:
     """What one layer costs, and what removing units of it would save and change.
 
     Attributes:
-        stack: the path of the stack of layers that it belongs to.
+        path: of the layer in the model.
         seconds: of the whole layer in one forward pass.
         parameters: of the whole layer.
         seconds_saved: structure (`neurons`, `heads`) -> seconds that are saved, by the share that is removed.
@@ -44,13 +44,18 @@ class LayerTable:
         removal: the change of the outputs without the layer; None if it cannot be removed.
     """
 
-    stack: str
+    path: str
     seconds: float
     parameters: int
     seconds_saved: Mapping[str, Curve]
     parameters_saved: Mapping[str, Curve]
     change: Mapping[str, Curve]
     removal: float | None
+
+    @property
+    def stack(self) -> str:
+        """The path of the stack of layers that it belongs to."""
+        return self.path.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,17 @@ class Tables:
 class Candidate:
     """A structure that a model may get: what is removed, and what is predicted of it.
 
-    `sparsities` maps each structure to the share of its units that is removed, in every layer; `change` is the
-    predicted relative squared change of the outputs before training, added up over what is removed.
+    `sparsities` maps each structure to the share of its units that is removed, in every layer; where layers may differ,
+    of those of all layers, the removed ones included. `change` is the predicted relative squared change of the outputs
+    before training, added up over what is removed. `layers` has the shares of each layer by its path, and None for one
+    that is removed; it is empty where all layers are alike.
     """
 
     sparsities: dict[str, float]
     seconds: float
     parameters: int
     change: float
+    layers: dict[str, dict[str, float] | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -82,6 +90,7 @@ class Candidate:
             "seconds": self.seconds,
             "parameters": self.parameters,
             "change": self.change,
+            "layers": self.layers,
         }
 
 

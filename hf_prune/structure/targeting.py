@@ -2,28 +2,31 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..config.pruning import PruningConfig
 from ..errors import PruningConfigError, StructureError
+from ..methods.patterns import count_of
 from .batches import inputs_to_time, on_model
 from .chosen import Chosen, target_of
-from .coupled import checked_model, families_of
+from .coupled import checked_model, families_of, with_own_widths
 from .latency import (
     build_dense,
     build_with,
     can_be_built,
     conditions_of,
+    dropped_of,
     evaluating,
     measure_layers,
     time_models,
-    values_without,
 )
 from .latency_table import LatencyTable, read_table, write_table
+from .layer_search import layered_candidates
 from .proof import proven
 from .search import (
     Candidate,
@@ -40,6 +43,7 @@ from .search import (
     uniform_candidates,
 )
 from .sensitivity import LayerChanges, measure_changes
+from .shrink import cut_of
 from .units import Family
 
 logger = logging.getLogger(__name__)
@@ -76,30 +80,70 @@ def find_structure(
     target = target_of(config)
     assert target is not None
     with evaluating(model):
-        families = _removable(checked_model(model), batch)
-        shares = {name: _shares_of(model, name, some) for name, some in families.items()}
-        inputs = on_model(inputs_to_time(batch, config.target_batch_size, config.target_length), model)
-        within = {name: some for name, some in families.items() if name != "layers"}
-        measured = {name: _some_of(shares[name]) for name in within}
-        table = read_table(directory, conditions_of(model, inputs), measured) if directory is not None else None
-        if table is None:
-            table = measure_layers(model, within, measured, inputs)
-            if directory is not None:
-                write_table(directory, table)
-        changes = measure_changes(model, within, measured, on_model(batch, model))
-        tables = make_tables(table, changes, families.get("layers", ()))
-        candidates = uniform_candidates(tables, shares)
-        predicted = dense_candidate(tables)
+        measured = measure_model(model, config, batch, directory)
+        families, predicted = measured.families, dense_candidate(measured.tables)
+        units = measured.units if config.scope == "global" else {}
+        candidates = (
+            layered_candidates(measured.tables, measured.shares, units, target)
+            if units
+            else uniform_candidates(measured.tables, measured.shares)
+        )
         _check_reachable(candidates, predicted, target)
-        chosen, dense, correction = _choose_and_time(model, families, inputs, candidates, predicted, target)
+        chosen, dense, correction = _choose_and_time(model, measured, candidates, predicted, target)
+    corrected = frontier([correction.of(one, predicted) for one in candidates])
     return Chosen(
         config=config,
         candidate=chosen,
         dense=dense,
-        frontier=tuple(thinned(frontier([correction.of(one, predicted) for one in candidates]), _ROWS)),
-        units={name: _units_of(some) for name, some in families.items()},
-        conditions={name: value for name, value in table.conditions.items() if name != "parameters"},
+        frontier=tuple(replace(one, layers={}) for one in thinned(corrected, _ROWS)),
+        units={
+            name: sum(there.get(name, 0) for there in units.values()) if units else _units_of(some)
+            for name, some in families.items()
+        },
+        conditions=measured.conditions,
+        layers=units,
     )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What can be removed from a model, and what that saves and changes.
+
+    Attributes:
+        families: structure -> its units, whose removal was tried.
+        shares: structure -> the shares of its units that may be removed, from 0.
+        units: path of each layer -> structure -> the number of its units there; of experts, of each.
+        inputs: what the model was timed with.
+        tables: what layers cost, and what removing units of them saves and changes.
+        conditions: what the times hold for, see `conditions_of`.
+    """
+
+    families: dict[str, list[Family]]
+    shares: dict[str, list[float]]
+    units: dict[str, dict[str, int]]
+    inputs: Mapping[str, Any]
+    tables: Tables
+    conditions: dict[str, Any]
+
+
+def measure_model(
+    model: PreTrainedModel, config: PruningConfig, batch: Mapping[str, Any], directory: Path | None = None
+) -> Measured:
+    """Measure a model for a target, see `find_structure`, in evaluation mode without gradients."""
+    families = _removable(checked_model(model), batch, of_layers=config.scope == "global")
+    shares = {name: _shares_of(model, name, some) for name, some in families.items()}
+    inputs = on_model(inputs_to_time(batch, config.target_batch_size, config.target_length), model)
+    within = {name: some for name, some in families.items() if name != "layers"}
+    measured = {name: _some_of(shares[name]) for name in within}
+    table = read_table(directory, conditions_of(model, inputs), measured) if directory is not None else None
+    if table is None:
+        table = measure_layers(model, within, measured, inputs)
+        if directory is not None:
+            write_table(directory, table)
+    changes = measure_changes(model, within, measured, on_model(batch, model))
+    tables = make_tables(table, changes, families.get("layers", ()))
+    conditions = {name: value for name, value in table.conditions.items() if name != "parameters"}
+    return Measured(families, shares, _units_of_layers(families, tables), inputs, tables, conditions)
 
 
 def time_again(chosen: Chosen, model: PreTrainedModel, removed: Mapping[str, Any], batch: Mapping[str, Any]) -> Chosen:
@@ -118,20 +162,25 @@ def time_again(chosen: Chosen, model: PreTrainedModel, removed: Mapping[str, Any
 # ---- What can be removed ----
 
 
-def _removable(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, list[Family]]:
-    """The units whose removal was tried, by structure. Raises StructureError if there are none."""
+def _removable(model: PreTrainedModel, batch: Mapping[str, Any], of_layers: bool) -> dict[str, list[Family]]:
+    """The units whose removal was tried, by structure; of each layer by itself, or as many of all.
+
+    Raises StructureError if there are none, or none that layers can have different numbers of.
+    """
     found: dict[str, list[Family]] = {}
     problems = []
     for structure in _STRUCTURES:
-        families = [one for one in families_of(model, structure) if not one.needs_per_layer]  # plain models only
+        families = [one for one in families_of(model, structure) if of_layers or not one.needs_per_layer]
         try:
+            if of_layers and structure != "layers":
+                families = with_own_widths(families, "scope")
             families = proven(families, model, lambda: batch) if families else []
         except StructureError as error:
             problems.append(error)
             continue
         if families:
             found[structure] = families
-    if not found:
+    if not found or (of_layers and problems and set(found) == {"layers"}):
         raise (
             problems[0]
             if problems
@@ -146,6 +195,18 @@ def _units_of(families: Sequence[Family]) -> int:
     if families[0].structure == "layers":
         return max(len(family.groups) for family in families)
     return max(family.groups[0].units for family in families)
+
+
+def _units_of_layers(families: Mapping[str, Sequence[Family]], tables: Tables) -> dict[str, dict[str, int]]:
+    """The number of units of each layer by its path and by structure; of experts, of each."""
+    layers = [group.path for family in families.get("layers", ()) for group in family.groups]
+    found: dict[str, dict[str, int]] = {path: {} for path in (*layers, *(layer.path for layer in tables.layers))}
+    for structure, some in families.items():
+        for group in (group for family in some for group in family.groups):
+            path = next((path for path in found if f"{group.path}.".startswith(f"{path}.")), None)
+            if path is not None:
+                found[path].setdefault(structure, group.units)
+    return {path: units for path, units in found.items() if units}
 
 
 def _shares_of(model: PreTrainedModel, structure: str, families: Sequence[Family]) -> list[float]:
@@ -193,7 +254,7 @@ def make_tables(
         columns = {name: list(zip((0.0, 0.0, 0, 0.0), *some, strict=True)) for name, some in points.items() if some}
         layers.append(
             LayerTable(
-                stack=path.rpartition(".")[0],
+                path=path,
                 seconds=layer.seconds,
                 parameters=layer.parameters,
                 seconds_saved={name: Curve(shares, _rising(saved)) for name, (shares, saved, _, _) in columns.items()},
@@ -251,8 +312,7 @@ def _words(candidates: Sequence[Candidate]) -> str:
 
 def _choose_and_time(
     model: PreTrainedModel,
-    families: Mapping[str, Sequence[Family]],
-    inputs: Mapping[str, Any],
+    measured: Measured,
     candidates: Sequence[Candidate],
     dense: Candidate,
     target: Target,
@@ -267,13 +327,11 @@ def _choose_and_time(
     for _ in range(_TRIES):
         corrected = [correction.of(one, dense) for one in candidates]
         chosen = choose(corrected, replace(dense, seconds=correction.dense_seconds), target)
-        if chosen is None or any(chosen.sparsities == before.sparsities for before, _, _ in tried):
+        if chosen is None or any(_removed_by(chosen) == _removed_by(before) for before, _, _ in tried):
             break
         predicted = candidates[corrected.index(chosen)]
-        values: dict[Any, Any] = {}
-        for name, share in chosen.sparsities.items():
-            values |= values_without(families[name], model.config, share)
-        dense_seconds, seconds = time_models([model, build_with(model, values)], inputs)
+        smaller = build_with(model, config_of(chosen, measured.families, model))
+        dense_seconds, seconds = time_models([model, smaller], measured.inputs)
         off = (seconds / dense_seconds) / (chosen.seconds / correction.dense_seconds) - 1
         correction = correction_from(predicted, dense, seconds, dense_seconds)
         tried.append((replace(chosen, seconds=seconds), replace(dense, seconds=dense_seconds), correction))
@@ -284,3 +342,36 @@ def _choose_and_time(
         return 0.0 if target.name == "target_parameters" else abs(one[0].seconds / target.seconds(one[1].seconds) - 1)
 
     return min(tried, key=missed_by)
+
+
+def _removed_by(candidate: Candidate) -> tuple[Any, ...]:
+    return candidate.sparsities, candidate.layers
+
+
+def config_of(
+    candidate: Candidate, families: Mapping[str, Sequence[Family]], model: PreTrainedModel
+) -> PreTrainedConfig:
+    """The configuration of the model that a candidate leaves."""
+    dropped: dict[str, torch.Tensor] = {}
+    smaller: list[Family] = []
+    for name, some in families.items():
+        share = candidate.sparsities.get(name, 0.0)
+        flags = _dropped_by_layer(candidate, name, some) if candidate.layers else dropped_of(some, share)
+        if any(bool(one.any()) for one in flags.values()):
+            dropped |= flags
+            smaller += some
+    return cut_of(smaller, dropped).config(model.config)
+
+
+def _dropped_by_layer(candidate: Candidate, structure: str, families: Sequence[Family]) -> dict[str, torch.Tensor]:
+    """Flags (bool) of the units of each layer that a candidate removes, by the name of their group."""
+    dropped = {}
+    for group in (group for family in families for group in family.groups):
+        path = next((path for path in candidate.layers if f"{group.path}.".startswith(f"{path}.")), None)
+        shares = candidate.layers[path] if path is not None else {}
+        if structure == "layers":
+            dropped[group.name] = torch.tensor([shares is None])
+        else:
+            number = count_of((shares or {}).get(structure, 0.0), group.units)
+            dropped[group.name] = torch.arange(group.units) < number
+    return dropped

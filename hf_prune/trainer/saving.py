@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..engines.fsdp_checkpoints import is_fsdp_checkpoint, load_fsdp_model, load_fsdp_optimizer
+from ..engines.processes import raised_by_all
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, TRAINER_STATE_NAME
 from ..masking.structures import SmallerModel
 from ..publish.card import keep_card
@@ -55,9 +56,11 @@ class SavingMixin(TrainerBase):
         ):
             super().save_model(output_dir, _internal_call)
         smaller, self._smaller = self._smaller, None
-        if self.args.should_save and (smaller is not None or self.pruner.removed is not None):
-            check_shapes(folder)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        of_all = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        with raised_by_all() if of_all or of_checkpoint else nullcontext():  # else one process may save alone
+            if self.args.should_save and (smaller is not None or self.pruner.removed is not None):
+                check_shapes(folder)
+        if of_all:
             self.accelerator.wait_for_everyone()  # a process that exits now could stop the one that writes
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

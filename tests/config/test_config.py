@@ -236,7 +236,8 @@ def test_a_target_needs_no_sparsity_and_is_reached_with_taylor(target):
         ({"initial_sparsity": 0.5}, "initial_sparsity"),
         ({"targets": ["a"]}, "targets"),
         ({"exclude": ["a"]}, "exclude"),
-        ({"scope": "global"}, "scope"),
+        ({"scope": "erk"}, "scope"),
+        ({"overrides": {"a": 0.5}}, "overrides"),
         ({"pattern": "block:4x1"}, "pattern"),
         ({"method": "movement"}, "method"),
         ({"method": "keep"}, "method"),
@@ -247,6 +248,14 @@ def test_a_target_needs_no_sparsity_and_is_reached_with_taylor(target):
 def test_what_a_target_finds_cannot_be_said_beside_it(other, named):
     problems = problems_of(target_speedup=3, **other)
     assert {problem.split(":")[0] for problem in problems} == {named}
+
+
+def test_a_target_with_numbers_for_each_layer_becomes_shares_of_layers():
+    config = PruningConfig(target_speedup=3, target_length=64, scope="global")
+    overrides = {r"layer\.0\..*": 0.5}
+    assert config.for_structure("heads", 0.25, overrides=overrides) == PruningConfig(
+        structure="heads", method="taylor", sparsity=0.25, overrides=overrides
+    )
 
 
 def test_a_batch_size_and_a_length_are_those_of_a_target():
@@ -694,11 +703,19 @@ def test_a_share_of_few_steps_begins_after_a_step_for_methods_that_read_one():
             "scope: expected 'layer' with the structure 'layers', got 'global'",
         ),
         ({"adapters": "sparse_base"}, "adapters: must not be set with a structure, got 'sparse_base'"),
+        ({"structure": "layers", "overrides": {"a": 0.5}}, "overrides: expected None with a structure, got {'a': 0.5}"),
     ],
 )
 def test_what_a_structure_cannot_be_pruned_with_is_refused(changes, message):
     problems = problems_of(**{"sparsity": 0.5, "structure": "neurons", **changes})
     assert any(problem.startswith(message) for problem in problems), problems
+
+
+@pytest.mark.parametrize("structure", ["neurons", "heads"])
+def test_shares_of_layers_are_said_by_overrides(structure):
+    config = PruningConfig(structure=structure, sparsity=0.5, overrides='{"a": 0.25}')
+    assert config.overrides == {"a": 0.25}
+    assert PruningConfig.from_dict(config.to_dict()) == config
 
 
 def test_a_method_of_structures_is_refused_without_one():

@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 import torch.distributed
 from collectives import CountedCollectives
-from models import bert, mixtral
+from models import ARCHITECTURES, bert, mixtral
 from torch import nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError
 from hf_prune.engines.holdings import Holding, holding_of
-from hf_prune.engines.processes import all_reduce
-from hf_prune.errors import CheckpointError, PlacementError
+from hf_prune.engines.processes import all_reduce, raised_by_all
+from hf_prune.errors import CheckpointError, HfPruneError, PlacementError
 from hf_prune.masking.agreement import compare_replicas
 from hf_prune.masking.plan import make_groups
 from hf_prune.masking.ranking import LocalTensor, update_masks
@@ -220,3 +220,33 @@ def solved_from(batches):
         model(input_ids=ids)
     pruner.step()
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def raised_by_one(rank, kind):
+    """What this process raises if the one of this rank raises an error of a kind: its class and text."""
+    try:
+        with raised_by_all():
+            if torch.distributed.get_rank() == rank and kind == "ValueError":
+                raise ValueError("too wide")
+            if torch.distributed.get_rank() == rank and kind:
+                raise PruningConfigError("sparsity", "expected ü, got 2", at="here")
+    except (ValueError, HfPruneError) as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+def failing_search():
+    """What a search raises whose model fails on the first process."""
+
+    def fail(module, arguments):
+        raise OSError("no more room")
+
+    model = bert()
+    if torch.distributed.get_rank() == 0:
+        model.register_forward_pre_hook(fail)
+    try:
+        config = PruningConfig(target_parameters=0.5)
+        Pruner(model, config, total_steps=2, example=ARCHITECTURES["bert"].batch())
+    except (OSError, HfPruneError) as error:
+        return type(error).__name__, str(error)
+    return None

@@ -7,7 +7,7 @@ import torch
 import transformers
 from models import ARCHITECTURES, bert, gpt2, llama, t5, vit
 
-from hf_prune import Pruner, PruningConfig, StructureError, shrink
+from hf_prune import Pruner, PruningConfig, StructureError, TargetError, shrink
 from hf_prune.model import per_layer
 from hf_prune.structure.coupled import find_families
 
@@ -359,3 +359,55 @@ def test_heads_of_layers_that_share_a_position_bias_are_refused():
     )  # fmt: skip
     with pytest.raises(StructureError, match=r"heads of encoder\.layer\.0\.attention.* cannot be removed"):
         Pruner(model, at_once("heads"), total_steps=1)
+
+
+# ---- Shares by layer ----
+
+
+def test_overrides_say_how_many_leave_each_layer():
+    model = small_bert()
+    overrides = {r"bert\.encoder\.layer\.0\..*": 0.5, r".*layer\.[02]\..*": 0.25}
+    pruner = Pruner(model, at_once(scope="layer", sparsity=0.75, overrides=overrides), total_steps=1)
+    plan = pruner.plan().of_model(model)
+    assert [one.left for one in sorted(plan.units, key=lambda one: one.path)] == [12, 6, 18, 6]
+    pruner.step()
+    before = logits_of(model)
+    pruner.shrink()
+    assert widths(model) == [12, 6, 18, 6]
+    assert torch.allclose(logits_of(model), before, atol=1e-6)
+    assert sum(parameter.numel() for parameter in model.parameters()) == plan.weights_left
+
+
+def test_layers_without_an_override_are_ranked_together_if_asked():
+    model = scaled(small_bert(), [1, 1, 100, 100])
+    overrides = {r".*layer\.0\..*": 0.25}
+    Pruner(model, at_once(sparsity=0.5, overrides=overrides), total_steps=1).step()
+    left = [int(layer.output.dense.weight.any(0).sum()) for layer in model.bert.encoder.layer]
+    assert left[0] == 18
+    assert sum(left[1:]) == 36
+
+
+def test_an_override_that_matches_no_units_is_refused():
+    with pytest.raises(TargetError, match=r"overrides: .*layer.*9.* matches no parameter"):
+        Pruner(small_bert(), at_once(scope="layer", overrides={r".*layer\.9\..*": 0.5}), total_steps=1)
+
+
+def test_only_the_layers_that_are_named_can_be_removed():
+    model = small_bert()
+    layers = list(model.bert.encoder.layer)
+    named = at_once("layers", scope="layer", sparsity=0.5, targets=[r".*layer\.[13]\..*"])
+    pruner = Pruner(model, named, total_steps=1)
+    assert [(one.of, one.removed) for one in pruner.plan().of_model(model).units] == [(4, 2)]
+    pruner.step()
+    pruner.shrink()
+    assert list(model.bert.encoder.layer) == [layers[0], layers[2]]
+
+
+def test_of_the_layers_that_are_named_as_many_go_as_the_sparsity_says():
+    model = small_bert()
+    first = model.bert.encoder.layer[0]
+    pruner = Pruner(model, at_once("layers", scope="layer", sparsity=0.5, exclude=[r".*layer\.0\..*"]), total_steps=1)
+    pruner.step()
+    pruner.shrink()
+    assert len(model.bert.encoder.layer) == 2
+    assert model.bert.encoder.layer[0] is first

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import ARCHITECTURES, bert, llama, t5
 
-from hf_prune import PruningConfig, PruningConfigError, StructureError
+from hf_prune import Pruner, PruningConfig, PruningConfigError, StructureError
 from hf_prune.structure.batches import first_rows, inputs_to_time
 from hf_prune.structure.chosen import Chosen, read_chosen, write_chosen
 from hf_prune.structure.coupled import families_of
@@ -159,6 +159,40 @@ def test_the_choice_is_written_and_read_and_leaves_model_and_random_numbers(tmp_
     assert read_chosen(tmp_path) == chosen == Chosen.from_dict(chosen.to_dict())
     write_chosen(tmp_path, None)
     assert read_chosen(tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "vit", "mixtral"])
+def test_each_layer_gets_its_own_numbers_and_the_parameters_are_those_predicted(kind):
+    torch.manual_seed(0)
+    model, batch = ARCHITECTURES[kind].build(), batch_of(kind)
+    if kind == "mixtral":  # experts that are computed together need multiples of 8 neurons
+        model = type(model)._from_config(model.config, experts_implementation="eager")
+    dense = sum(parameter.numel() for parameter in model.parameters())
+    config = PruningConfig(target_parameters=0.75, scope="global", method="magnitude", schedule="one_shot", begin=1)
+    pruner = Pruner(model, config, total_steps=1, example=batch)
+    chosen = pruner.chosen
+    alike = find_structure(model, PruningConfig(target_parameters=0.75), batch).candidate
+    assert chosen.candidate.parameters <= 0.75 * dense
+    assert chosen.candidate.change <= 1.05 * alike.change  # costs are rounded to parts
+    assert list(chosen.candidate.layers) == layer_paths(model)
+    pruner.step()
+    pruner.shrink()
+    assert sum(parameter.numel() for parameter in model.parameters()) == chosen.candidate.parameters
+    with torch.no_grad():
+        model.eval()(**batch)
+
+
+def test_layers_of_an_encoder_and_a_decoder_cannot_have_their_own_numbers():
+    with pytest.raises(StructureError, match=r"scope: expected one stack of layers with neurons"):
+        find_structure(t5(), PruningConfig(target_parameters=0.8, scope="global"), batch_of("t5"))
+
+
+def test_a_table_without_heads_is_not_used_where_heads_are_removed(tmp_path):
+    model, batch = wide_bert(), batch_of()
+    find_structure(model, PruningConfig(target_parameters=0.8), batch, tmp_path)
+    chosen = find_structure(model, PruningConfig(target_parameters=0.8, scope="global"), batch, tmp_path)
+    assert chosen.units["heads"] == 16
+    assert "heads" in (tmp_path / LATENCY_NAME).read_text()
 
 
 def test_a_latency_table_is_used_again_under_the_same_conditions_only(tmp_path):

@@ -25,7 +25,7 @@ def layer(removal, stack="layers", change=1.0):
     """A layer of 10 seconds and 100 parameters; half of its neurons are 4 seconds and 40 parameters."""
     shares = (0.0, 0.5, 1.0)
     return LayerTable(
-        stack,
+        f"{stack}.0",
         10.0,
         100,
         {"neurons": Curve(shares, (0.0, 4.0, 6.0))},

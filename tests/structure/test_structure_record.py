@@ -35,7 +35,7 @@ def cut():
         is_gone = group.path.endswith(("0", "2")) if group.structure == "layers" else torch.arange(24) % 4 != 1
         dropped[group.name] = torch.tensor([is_gone]) if isinstance(is_gone, bool) else is_gone
     what = cut_of(families, dropped)
-    content = describe_cut(what, {0: families[:1], 2: families[1:]}, whole.config, parameters=(9, 5), weights=(8, 4))
+    content = describe_cut(what, {0: 1, 2: 1}, whole.config, parameters=(9, 5), weights=(8, 4))
     shrink_model(small, what)
     return whole, small, content
 
@@ -45,7 +45,7 @@ def test_a_description_is_read_as_it_was_written(cut, tmp_path):
     write_structure(tmp_path, content)
     assert read_structure(tmp_path) == content
     assert content["fields"] == {"intermediate_size": [24, 6], "num_hidden_layers": [4, 2]}
-    assert content["families"] == {"0": 1, "2": 1}
+    assert content["groups"] == {"0": 1, "2": 1}
     assert (content["parameters"], content["weights"]) == ([9, 5], [8, 4])
     kept = [1, 5, 9, 13, 17, 21]
     assert content["units"] == {
@@ -88,7 +88,7 @@ def test_units_that_a_model_does_not_have_are_refused(cut, tmp_path):
         ("weights", [1, "2"]),
         ("weights", None),
         ("fields", {"a": [1]}),
-        ("families", {"0": -1}),
+        ("groups", {"0": -1}),
         ("units", {"a": {"of": 2, "kept": [1, 0]}}),
         ("units", {"a": {"of": 2, "kept": [2]}}),
         ("units", {"a": {"of": 2, "kept": [0.0]}}),

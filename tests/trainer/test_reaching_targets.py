@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import ARCHITECTURES, bert, bert_examples, training_arguments
 from transformers import AutoModelForSequenceClassification, Trainer
+from typer.testing import CliRunner
 
 from hf_prune import (
     Pruner,
@@ -18,13 +19,17 @@ from hf_prune import (
     PruningTrainer,
     StructureError,
 )
+from hf_prune.cli.commands import app
+from hf_prune.masking.searching import widths_of
 from hf_prune.publish.card import write_card
 from hf_prune.saved.files import find_model
+from hf_prune.saved.report import make_report
 from hf_prune.structure.chosen import SEARCH_NAME, read_chosen
 from hf_prune.structure.latency_table import LATENCY_NAME
 
 TIMES = {"begin": 1, "end": 5, "frequency": 1}
 HALF = PruningConfig(target_parameters=0.5, **TIMES)
+PER_LAYER = PruningConfig(target_parameters=0.3, scope="global", **TIMES)
 
 
 def model_of(seed=0):
@@ -165,7 +170,7 @@ def test_a_model_without_units_is_refused(tmp_path):
         Pruner(ARCHITECTURES["resnet"].build(), PruningConfig(target_speedup=2), total_steps=2, example=batch)
 
 
-def test_the_card_says_what_was_asked_for_and_reached(tmp_path):
+def test_card_and_report_say_what_was_asked_for_and_reached(tmp_path):
     trainer = trainer_of(tmp_path / "run", PruningConfig(target_speedup=1.5, **TIMES))
     trainer.train()
     trainer.save_model(tmp_path / "small")
@@ -176,3 +181,82 @@ def test_the_card_says_what_was_asked_for_and_reached(tmp_path):
     assert f"Measured after training: {chosen.reached_speedup:.2f} times as fast" in card
     assert "](assets/search.png)" in card
     assert (tmp_path / "small" / "assets" / "search.png").read_bytes().startswith(b"\x89PNG")
+    report = make_report(tmp_path / "small")
+    assert report.chosen == chosen
+    assert report.to_dict()["chosen"] == json.loads(json.dumps(chosen.to_dict()))
+    printed = CliRunner().invoke(app, ["report", str(tmp_path / "small")]).stdout
+    assert " ".join(chosen.told().split()) in " ".join(printed.split())
+
+
+# ---- Numbers for each layer ----
+
+
+def widths_in(model):
+    """What is left of each layer that is left: neurons and heads."""
+    return [
+        (layer.intermediate.dense.out_features, layer.attention.self.query.out_features // 8)
+        for layer in model.bert.encoder.layer
+    ]
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory):
+    """A trainer that has trained for numbers of each layer, with a checkpoint of every step in its `output_dir`."""
+    folder = tmp_path_factory.mktemp("layered")
+    trainer = trainer_of(folder, PER_LAYER, save_strategy="steps", save_steps=1)
+    trainer.train()
+    return trainer
+
+
+def test_each_layer_ends_with_the_numbers_that_were_chosen_for_it(layered, tmp_path):
+    chosen = layered.pruner.chosen
+    left = [(one["neurons"], one["heads"]) for one in chosen.left_of_layers.values() if one is not None]
+    assert widths_in(layered.model) == left
+    assert len(set(left)) > 1
+    assert len(left) < 4
+    assert parameters_of(layered.model) == chosen.candidate.parameters <= 0.3 * parameters_of(model_of())
+    assert layered.pruner.at_final_sparsity
+    assert layered.pruner.sparsity == pytest.approx(layered.pruner.target_sparsity)
+    assert chosen.reached_speedup > 0
+    layered.save_model(tmp_path)
+    assert read_chosen(tmp_path) == chosen
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert widths_in(opened) == left
+    batch = ARCHITECTURES["bert"].batch()
+    with torch.no_grad():
+        assert torch.allclose(opened(**batch).logits, layered.model.eval()(**batch).logits, atol=1e-6)
+    assert make_report(tmp_path).chosen == chosen
+    write_card(find_model(tmp_path))
+    card = (tmp_path / "README.md").read_text()
+    assert f"of the structures that reach it, {chosen.words_of(chosen.candidate)} were" in card
+    assert "by 4 overrides" in card
+
+
+@pytest.mark.parametrize(("step", "small"), [(2, False), (6, False), (6, True)])
+def test_numbers_of_each_layer_are_resumed_bit_for_bit_without_measuring(layered, tmp_path, monkeypatch, step, small):
+    monkeypatch.setattr("hf_prune.masking.searching.find_structure", None)  # nothing is searched again
+    checkpoint = Path(layered.args.output_dir) / f"checkpoint-{step}"
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint) if small else model_of(5)
+    resumed = trainer_of(tmp_path, PER_LAYER, model=model)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    weights, others = layered.model.state_dict(), resumed.model.state_dict()
+    assert weights.keys() == others.keys()
+    assert all(map(torch.equal, weights.values(), others.values()))
+    assert resumed.pruner.chosen.candidate == layered.pruner.chosen.candidate
+    assert resumed.pruner.removed == layered.pruner.removed
+
+
+def test_the_plan_has_the_numbers_of_each_layer():
+    pruner = Pruner(model_of(), PER_LAYER, total_steps=8, example=ARCHITECTURES["bert"].batch())
+    plan, chosen = pruner.plan().of_model(pruner.model), pruner.chosen
+    assert plan.weights_left == chosen.candidate.parameters
+    planned = {(one.structure, one.path): one.left for one in plan.units}
+    for path, left in chosen.left_of_layers.items():
+        if left is not None:
+            assert planned["neurons", path] == left["neurons"]
+            assert planned["heads", f"{path}.attention"] == left["heads"]
+    gone = [path for path, left in chosen.left_of_layers.items() if left is None]
+    assert planned["layers", "bert.encoder.layer"] == 4 - len(gone)
+    [heading, *rows] = widths_of(chosen)
+    assert heading == ("layer", "neurons", "heads")
+    assert [path for path, *cells in rows if cells == ["removed", "removed"]] == gone

@@ -18,6 +18,12 @@ def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedM
     if family.structure == "layers":
         return
     divisor = row_divisor(family, model)
+    if divisor > 1 and config.scope == "global":
+        raise StructureError(
+            "scope",
+            f"expected 'layer' for the neurons of experts that are computed in one grouped matrix product, which takes "
+            f"multiples of {divisor} alone, got 'global'; or load the model with experts_implementation='eager'",
+        )
     dropped = {}
     for group in (group for one in family.with_tied for group in one.groups):
         own = own_share(config, group)

@@ -19,6 +19,7 @@ from .coupled import families_of
 from .fields import MISFITS, Path, value_in, with_fields, without_overrides
 from .norms import normalise_others
 from .routing import avoid
+from .rows import row_divisor
 from .shrink import cut_of, shrink_model
 from .skipping import skip
 from .units import CoupledUnits, Family
@@ -90,7 +91,7 @@ def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved
                 f"each token is sent to {family.at_least} of them" if family.at_least > 1 else "there is only one"
             )
             raise StructureError("structure", f"{family.groups[0].name} cannot be removed: {all_needed}")
-        for dropped in _halves_of(twin_family):
+        for dropped in _halves_of(twin_family, row_divisor(twin_family, twin)):
             problem = _difference(twin, twin_family, dropped, inputs)
             if problem is not None:
                 raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {problem}")
@@ -176,10 +177,10 @@ def _skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> P
         return model_class(copy.deepcopy(config))
 
 
-def _halves_of(family: Family) -> Iterator[dict[str, torch.Tensor]]:
+def _halves_of(family: Family, fewest_left: int) -> Iterator[dict[str, torch.Tensor]]:
     """Half of the units of each group, at random; of experts, which a router may choose by groups, the first too.
 
-    Where layers may differ, it is all but one in every second layer.
+    Where layers may differ, in every second layer as few are left as can be.
     """
     generator = torch.Generator().manual_seed(0)
     for in_order in (False, True) if family.structure == "experts" else (False,):
@@ -190,7 +191,7 @@ def _halves_of(family: Family) -> Iterator[dict[str, torch.Tensor]]:
             order = torch.arange(group.units) if in_order else torch.randperm(group.units, generator=generator)
             dropped[group.name] = torch.zeros(group.units, dtype=torch.bool)
             few = family.per_layer and family.layer_of(group.path) % 2
-            dropped[group.name][order[: group.units - 1 if few else int(share * group.units)]] = True
+            dropped[group.name][order[: group.units - fewest_left if few else int(share * group.units)]] = True
         yield dropped
 
 

@@ -58,6 +58,8 @@ def read_structure(directory: Path) -> dict[str, Any] | None:
         content = read_versioned(path, _FORMAT_VERSION)
         if content is None:
             return None
+        if "families" in content:  # the name before layers could have shares of their own
+            content = {**content, "groups": content["families"]}
         for name in ("parameters", "weights"):
             if not all(type(number) is int for number in content[name]) or len(content[name]) != 2:
                 raise ValueError(f"{name}: {content[name]!r}")

@@ -325,6 +325,17 @@ def test_a_plan_for_a_target_shows_what_is_chosen_and_from_what(sparse_bert):
     assert line.startswith("hf-prune: command line: target_speedup: expected at most ")
 
 
+def test_a_plan_for_a_target_with_numbers_for_each_layer_shows_them(sparse_bert):
+    arguments = ("plan", sparse_bert, "target_parameters=0.9", "scope=global")
+    text = words(printed(*arguments))
+    plan = read_json(*arguments, "--json")
+    assert plan["weights_left"] == plan["chosen"]["candidate"]["parameters"]
+    assert "Chosen for each layer" in text
+    for path, shares in plan["chosen"]["candidate"]["layers"].items():
+        left = "removed" if shares is None else str(24 - round(24 * shares["neurons"]))
+        assert f"{path} {left}" in text
+
+
 def test_a_structure_that_a_model_does_not_have_is_one_line(sparse_bert):
     [line] = refused("plan", sparse_bert, "structure=experts", "sparsity=0.5")
     assert line.startswith("hf-prune: command line: structure: no field of BertConfig sets the number of experts")

@@ -411,3 +411,8 @@ def test_of_the_layers_that_are_named_as_many_go_as_the_sparsity_says():
     pruner.shrink()
     assert len(model.bert.encoder.layer) == 2
     assert model.bert.encoder.layer[0] is first
+
+
+def test_fused_experts_are_not_ranked_over_layers():
+    with pytest.raises(StructureError, match=r"scope: expected 'layer' for the neurons of experts .* multiples of 4"):
+        Pruner(ARCHITECTURES["mixtral"].build(), at_once(), total_steps=1)

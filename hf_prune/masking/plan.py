@@ -411,7 +411,8 @@ def _plan_units(
     for pool in group.pools(window, step, start, dropped):
         members = [group.coupled[member] for member in pool.members]
         of = sum(member.units for member in members)
-        path = members[0].path if len(members) == 1 else _stack_of(group)
+        alone = len(members) == 1 and group.config.structure != "layers"
+        path = members[0].path if alone else _stack_of(group)
         planned.append(PlannedUnits(members[0].structure, path, of, pool.count))
         left = pool.count
         for index, member in zip(pool.members, members, strict=True):

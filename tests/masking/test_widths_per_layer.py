@@ -392,15 +392,19 @@ def test_an_override_that_matches_no_units_is_refused():
         Pruner(small_bert(), at_once(scope="layer", overrides={r".*layer\.9\..*": 0.5}), total_steps=1)
 
 
-def test_only_the_layers_that_are_named_can_be_removed():
+@pytest.mark.parametrize("gone", [[1], [1, 3]])
+def test_only_the_layers_that_are_named_can_be_removed(gone):
     model = small_bert()
     layers = list(model.bert.encoder.layer)
-    named = at_once("layers", scope="layer", sparsity=0.5, targets=[r".*layer\.[13]\..*"])
+    targets = [rf".*layer\.{index}\..*" for index in gone]
+    named = at_once("layers", scope="layer", sparsity=len(gone) / 4, targets=targets)
     pruner = Pruner(model, named, total_steps=1)
-    assert [(one.of, one.removed) for one in pruner.plan().of_model(model).units] == [(4, 2)]
+    plan = pruner.plan().of_model(model)
+    assert [(one.path, one.of, one.removed) for one in plan.units] == [("bert.encoder.layer", 4, len(gone))]
     pruner.step()
     pruner.shrink()
-    assert list(model.bert.encoder.layer) == [layers[0], layers[2]]
+    assert list(model.bert.encoder.layer) == [layer for index, layer in enumerate(layers) if index not in gone]
+    assert sum(parameter.numel() for parameter in model.parameters()) == plan.weights_left
 
 
 def test_of_the_layers_that_are_named_as_many_go_as_the_sparsity_says():

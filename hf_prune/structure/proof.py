@@ -86,7 +86,7 @@ def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved
             "structure", f"no inputs were found to try {model_class.__name__} without some of its {family.structure}"
         )
     if family.structure != "layers":
-        if family.with_tied[-1].groups[0].units <= family.at_least:
+        if max(group.units for group in family.with_tied[-1].groups) <= family.at_least:
             all_needed = (
                 f"each token is sent to {family.at_least} of them" if family.at_least > 1 else "there is only one"
             )

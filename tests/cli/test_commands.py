@@ -517,9 +517,7 @@ def test_a_result_whose_dense_metric_is_zero_is_a_table_all_the_same(monkeypatch
     seconds = {"dense": 1.0, "pruned": 2.0}
     metrics = {"matthews_correlation": 0.0, "accuracy": 0.5}
     pruned, sizes = metrics | {"accuracy": 0.25}, {"dense": 2, "pruned": 2}
-    result = RunResult(
-        {}, metrics, pruned, {}, None, report, "matthews_correlation", 3, seconds, [], None, sizes, sizes
-    )
+    result = RunResult({}, metrics, pruned, {}, None, report, "matthews_correlation", 3, seconds, [], [], sizes, sizes)
     monkeypatch.setattr("hf_prune.recipe.loading.load_recipe", lambda *args: None)
     monkeypatch.setattr("hf_prune.recipe.run.run", lambda *args, **kwargs: result)
     (tmp_path / "recipe.yaml").write_text("{}", encoding="utf-8")

@@ -104,6 +104,7 @@ SETTINGS: dict[str, Setting] = {
     "global: neurons 1/4, heads 1/2, layers 4 of 6": per_layer(0.75, 0.5, layers(0.3)),
     "global: neurons 1/8, heads 1/4, layers 4 of 6": per_layer(0.875, 0.75, layers(0.3)),
     "global: neurons 1/8, heads 1/4, layers 3 of 6": per_layer(0.875, 0.75, layers(0.5)),
+    "global: neurons 1/16, heads 1/6, layers 4 of 6": per_layer(0.9375, 0.8333, layers(0.3)),
     "at random: neurons 1/4, layers 3 of 6": Setting(
         "at random, at once", (neurons(0.75, **RANDOM), layers(0.5, **RANDOM))
     ),

@@ -21,6 +21,7 @@ SHOWN = [
     "docs/*.css",
     "benchmarks/README.md",
     "benchmarks/quality/*.png",
+    "benchmarks/structure/*.png",
     "model_cards/*/*.*",
     "model_cards/*/assets/*.png",
 ]

@@ -1,7 +1,9 @@
 """The cards in model_cards/ are those that their run records and counts make, and every shipped recipe has one."""
 
 import io
+import json
 import re
+import statistics
 from pathlib import Path
 
 import matplotlib
@@ -96,6 +98,25 @@ def test_the_figures_of_the_readme_are_those_of_the_quickstarts_card():
     assert f"milliseconds, a sample {slow} {fast} {seconds[0] / seconds[1]:.2f}x the speed" in readme
     assert f"| {slow} |" in readme
     assert f"| {fast} ({seconds[0] / seconds[1]:.1f} times faster) |" in readme
+
+
+def test_the_benchmark_in_the_readme_is_the_one_that_was_measured():
+    folder = ROOT / "benchmarks" / "structure"
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+
+    def of(setting):
+        return {row["seed"]: row for row in rows if row["setting"] == setting}
+
+    small, long, dense = map(of, ("global: neurons 1/16, heads 1/6, layers 4 of 6", "dense, as many steps", "dense"))
+    assert len(small) == len(long) == len(dense) == 3
+    folders = {seed: "sentences-global--neurons-1-16--heads-1-6--layers-4-of-6-" + str(seed) for seed in small}
+    kept = statistics.mean(small[seed]["test"] / long[seed]["test"] for seed in small)
+    faster = statistics.mean(
+        sizes[f"sentences-dense-{seed}"]["seconds"]["32"] / sizes[folders[seed]]["seconds"]["32"] for seed in small
+    )
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"go further: {faster:.1f} times faster with {kept:.1%} of the accuracy" in readme
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)

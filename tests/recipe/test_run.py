@@ -388,7 +388,7 @@ def test_a_pruned_run_trains_what_is_not_frozen(pruned_only, material):
 
 def test_recovery_is_none_where_the_dense_metric_is_zero():
     report = Report("m", [TensorReport("a", (2,), 2, 1, True)], 8)
-    result = RunResult({}, {"f1": 0.0}, {"f1": 0.5}, {}, None, report, "f1", 3, {}, [], None, {}, {})
+    result = RunResult({}, {"f1": 0.0}, {"f1": 0.5}, {}, None, report, "f1", 3, {}, [], [], {}, {})
     assert result.recovery is None
     assert result.to_dict()["recovery"] is None
 

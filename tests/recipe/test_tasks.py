@@ -124,7 +124,7 @@ def test_a_language_model_is_pruned_and_measured_by_perplexity(tmp_path, materia
 
 
 def test_a_training_that_diverges_is_recorded_without_the_metrics_that_are_not_finite(tmp_path, material, capsys):
-    training = {"learning_rate": 1e3, "max_grad_norm": 0, "max_steps": 12}
+    training = {"learning_rate": 30.0, "max_grad_norm": 0, "max_steps": 12}
     recipe = write_recipe(tmp_path, "text-generation", material, training=training, pruning={"begin": 0, "end": 0.2})
     result = run(load_recipe(recipe, ["dense.learning_rate=0.01"]), say=lambda text: None)
     assert result.pruned["perplexity"] == math.inf

@@ -24,12 +24,21 @@ def head_families(shapes: ModelShapes) -> list[Family]:
         if "head" not in path[-1] and any(path[:-1] == other.fields[0].path[:-1] for other in found):
             continue  # the same value by chance, such as a number of experts, or the size of a kernel
         if type(value) is int and value == getattr(section, "num_attention_heads", None):
-            family = _heads_of(shapes, path, value, section) or _heads_without_size(shapes, path, value, section)
+            family = _heads_of(shapes, path, value, section)
+            if family is None or _leaves_layers_out(shapes, family):
+                family = _heads_without_size(shapes, path, value, section) or family
             dims = family.dims if family is not None else set()
             if family is not None and not dims & taken:
                 taken |= dims
                 found.append(family)
     return found
+
+
+def _leaves_layers_out(shapes: ModelShapes, family: Family) -> bool:
+    """Whether some layers have numbers of their own, and others are not found: the class does not read it by itself."""
+    path = family.fields[0].path
+    is_counted = any(path[-1] in own for own in overrides_in(shapes.config, path[:-1]).values())
+    return is_counted and len(family.groups) < shapes.depths.get(family.stack, 0)
 
 
 def _heads_of(shapes: ModelShapes, path: Path, heads: int, section: PreTrainedConfig) -> Family | None:

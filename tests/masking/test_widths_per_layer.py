@@ -420,3 +420,21 @@ def test_of_the_layers_that_are_named_as_many_go_as_the_sparsity_says():
 def test_fused_experts_are_not_ranked_over_layers():
     with pytest.raises(StructureError, match=r"scope: expected 'layer' for the neurons of experts .* multiples of 4"):
         Pruner(ARCHITECTURES["mixtral"].build(), at_once(), total_steps=1)
+
+
+def test_heads_of_all_layers_are_found_where_only_some_have_a_number_of_their_own():
+    model = small_bert()
+    some = {r".*layer\.1\..*": 0.5, ".*": 0.0}
+    example = ARCHITECTURES["bert"].batch()
+    pruner = Pruner(model, at_once("heads", scope="layer", overrides=some), total_steps=1, example=example)
+    pruner.step()
+    pruner.shrink()
+    assert model.config.to_dict()["per_layer_config"] == {"1": {"num_attention_heads": 2}}
+    (family,) = find_families(model, "heads")
+    assert [group.units for group in family.groups] == [4, 2, 4, 4]
+    again = Pruner(model, at_once("heads", sparsity=0.5), total_steps=1, example=example)
+    again.step()
+    masked = logits_of(model)
+    again.shrink()
+    assert sum(group.units for group in find_families(model, "heads")[0].groups) == 7
+    assert torch.allclose(logits_of(model), masked, atol=1e-5)

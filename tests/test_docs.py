@@ -24,7 +24,14 @@ def test_the_pages_are_found():
     assert {"README.md", "docs/configuration.md", "docs/reference/pruner.md"} <= set(WITH_PYTHON)
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_PYTHON if not name.startswith("docs/reference/")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.widths_per_layer] if "per_layer_config" in PAGES[name] else [])
+        for name in WITH_PYTHON
+        if not name.startswith("docs/reference/")
+    ],
+)
 def test_python_blocks_run(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [*SCRIPT, "--sparsity", "0.8"])

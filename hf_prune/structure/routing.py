@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ..model.anatomy import stacks
 from ..model.names import shape_of
 from .units import CoupledUnits
 
@@ -16,12 +17,13 @@ class _Avoiding(TorchFunctionMode):
     """While a router runs: the logits of the experts that are `gone` are -inf, and they are among no top k.
 
     Its logits are what a linear layer gives for every expert. Scores to which it adds corrections are masked again
-    where the top k of all experts are taken.
+    where the top k of all experts are taken; for that alone, `linear` is False.
     """
 
-    def __init__(self, gone: torch.Tensor):
+    def __init__(self, gone: torch.Tensor, linear: bool):
         super().__init__()
         self._gone = gone
+        self._linear = linear
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -29,7 +31,7 @@ class _Avoiding(TorchFunctionMode):
         if func in (torch.topk, torch.Tensor.topk) and args:
             args = (self._without(args[0]), *args[1:])
         result = func(*args, **(kwargs or {}))
-        return self._without(result) if func is functional.linear else result
+        return self._without(result) if self._linear and func is functional.linear else result
 
     def _without(self, values: torch.Tensor) -> torch.Tensor:
         if values.shape[-1:] != self._gone.shape:
@@ -40,7 +42,8 @@ class _Avoiding(TorchFunctionMode):
 def avoid(model: nn.Module, experts: CoupledUnits, gone: torch.Tensor) -> list[Any]:
     """Have the routers of these experts send no token to those that are `gone` (bool), until the handles are removed.
 
-    A router is the module that has a row for each expert: what it computes is that of a router without the others.
+    A router is the module that has a row for each expert: what it computes is that of a router without the others. The
+    module that it is part of may take the top k itself.
     """
     if not bool(gone.any()):
         return []
@@ -48,17 +51,23 @@ def avoid(model: nn.Module, experts: CoupledUnits, gone: torch.Tensor) -> list[A
     for part in experts.all_parts:
         owners.setdefault(part.name.rpartition(".")[0], []).append(len(shape_of(model.get_parameter(part.name))))
     routers = [owner for owner, dims in owners.items() if max(dims) == 2]  # the tensors of experts have three
-    return [handle for router in routers for handle in _avoid_in(model.get_submodule(router), gone)]
+    handles = []
+    for router in routers:
+        handles += _avoid_in(model.get_submodule(router), gone, linear=True)
+        block = router.rpartition(".")[0]
+        if block.rpartition(".")[0] not in stacks(model):  # in a whole layer, others than routers may take a top k
+            handles += _avoid_in(model.get_submodule(block), gone, linear=False)
+    return handles
 
 
-def _avoid_in(router: nn.Module, gone: torch.Tensor) -> list[Any]:
+def _avoid_in(module: nn.Module, gone: torch.Tensor, linear: bool) -> list[Any]:
     modes: list[_Avoiding] = []
 
-    def enter(module: nn.Module, arguments: Any) -> None:
-        modes.append(_Avoiding(gone))
+    def enter(entered: nn.Module, arguments: Any) -> None:
+        modes.append(_Avoiding(gone, linear))
         modes[-1].__enter__()
 
-    def leave(module: nn.Module, arguments: Any, output: Any) -> None:
+    def leave(left: nn.Module, arguments: Any, output: Any) -> None:
         modes.pop().__exit__(None, None, None)
 
-    return [router.register_forward_pre_hook(enter), router.register_forward_hook(leave, always_call=True)]
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]

@@ -325,6 +325,7 @@ def test_a_plan_for_a_target_shows_what_is_chosen_and_from_what(sparse_bert):
     assert line.startswith("hf-prune: command line: target_speedup: expected at most ")
 
 
+@pytest.mark.widths_per_layer
 def test_a_plan_for_a_target_with_numbers_for_each_layer_shows_them(sparse_bert):
     arguments = ("plan", sparse_bert, "target_parameters=0.9", "scope=global")
     text = words(printed(*arguments))

@@ -39,7 +39,7 @@ def test_replicated_processes_end_with_the_same_small_model(tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in result["weights"].items() if name in weights)
 
 
-@pytest.mark.parametrize("kind", ["target", "target_per_layer"])
+@pytest.mark.parametrize("kind", ["target", pytest.param("target_per_layer", marks=pytest.mark.widths_per_layer)])
 @pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_the_first_process_chooses_for_a_target_and_all_prune_the_same(tmp_path, engine, kind):
     ended = run_group(2, train_structures.main, tmp_path, engine, kind)

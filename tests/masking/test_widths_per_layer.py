@@ -11,6 +11,8 @@ from hf_prune import Pruner, PruningConfig, StructureError, TargetError, shrink
 from hf_prune.model import per_layer
 from hf_prune.structure.coupled import find_families
 
+pytestmark = pytest.mark.widths_per_layer
+
 STEPS = 8
 
 

@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 import hf_prune  # noqa: F401 (it teaches transformers to open them)
 from hf_prune.model.per_layer import has_overrides, needs_import, reads_overrides
 
+pytestmark = pytest.mark.widths_per_layer
+
 IDS = torch.arange(3, 11)[None]
 BERT = {0: {"intermediate_size": 6, "num_attention_heads": 1}, 1: {"intermediate_size": 7}}
 

@@ -851,6 +851,7 @@ def test_the_snippets_of_a_smaller_model_count_its_parameters(shrunk, monkeypatc
     assert printed(check) == f"{shrunk.removed['parameters'][1]:,} parameters\n"
 
 
+@pytest.mark.widths_per_layer
 def test_a_card_says_that_the_import_is_needed_where_layers_differ(tmp_path, monkeypatch):
     global_neurons = PruningConfig(structure="neurons", scope="global", sparsity=0.75, begin=0, end=1, frequency=1)
     heads = PruningConfig(structure="heads", sparsity=0.5, begin=0, end=1, frequency=1)

@@ -13,13 +13,19 @@ from hf_prune.saved.shapes import check_shapes
 PER_LAYER = PruningConfig(structure="neurons", scope="global", sparsity=0.75, begin=0, end=1, frequency=1)
 
 
-@pytest.mark.parametrize(("config", "build"), [(NEURONS, bert), (PER_LAYER, bert), (PER_LAYER, vit)])
+@pytest.mark.parametrize(
+    ("config", "build"),
+    [
+        (NEURONS, bert),
+        *(pytest.param(PER_LAYER, build, marks=pytest.mark.widths_per_layer) for build in (bert, vit)),
+    ],
+)
 def test_a_smaller_model_as_it_was_saved_passes(tmp_path, config, build):
     save_shrunk(tmp_path, [config], build())
     check_shapes(tmp_path)
 
 
-@pytest.mark.parametrize("config", [NEURONS, PER_LAYER])
+@pytest.mark.parametrize("config", [NEURONS, pytest.param(PER_LAYER, marks=pytest.mark.widths_per_layer)])
 def test_a_configuration_of_other_shapes_is_an_error(tmp_path, config):
     save_shrunk(tmp_path, [config], bert())
     content = json.loads((tmp_path / "config.json").read_text())
@@ -32,6 +38,7 @@ def test_a_configuration_of_other_shapes_is_an_error(tmp_path, config):
         check_shapes(tmp_path)
 
 
+@pytest.mark.widths_per_layer
 def test_the_trainer_checks_what_it_saves(tmp_path, monkeypatch):
     args = training_arguments(tmp_path / "run", max_steps=2)
     trainer = PruningTrainer(model=bert(), args=args, train_dataset=bert_examples(), pruning_config=PER_LAYER)

@@ -93,6 +93,7 @@ def test_heads_without_a_number_in_the_configuration_are_refused():
         find_families(albert(), "heads")
 
 
+@pytest.mark.widths_per_layer
 @pytest.mark.parametrize("build", [bert, gpt2])
 def test_heads_whose_size_no_field_sets_have_rows_of_query_key_and_value(build):
     [family] = find_families(build(), "heads")

@@ -7,7 +7,7 @@ import torch
 from models import ARCHITECTURES, bert, llama, t5
 
 from hf_prune import Pruner, PruningConfig, PruningConfigError, StructureError
-from hf_prune.structure.batches import first_rows, inputs_to_time
+from hf_prune.structure.batches import first_rows, inputs_to_time, on_model
 from hf_prune.structure.chosen import Chosen, read_chosen, write_chosen
 from hf_prune.structure.coupled import families_of
 from hf_prune.structure.latency import layer_paths, measure_layers
@@ -70,7 +70,7 @@ def test_every_layer_has_times_that_add_up_to_those_of_the_model(kind):
     torch.manual_seed(0)
     model = ARCHITECTURES[kind].build().eval()
     before = copy.deepcopy(model.state_dict())
-    inputs = {name: value for name, value in batch_of(kind).items() if name != "labels" or kind == "t5"}
+    inputs = on_model(batch_of(kind), model)
     with torch.no_grad():
         table = measure_layers(model, neurons_of(model), {"neurons": [1 / 3, 2 / 3]}, inputs)
         model(**inputs)
@@ -161,6 +161,7 @@ def test_the_choice_is_written_and_read_and_leaves_model_and_random_numbers(tmp_
     assert read_chosen(tmp_path) is None
 
 
+@pytest.mark.widths_per_layer
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "vit", "mixtral"])
 def test_each_layer_gets_its_own_numbers_and_the_parameters_are_those_predicted(kind):
     torch.manual_seed(0)
@@ -180,11 +181,13 @@ def test_each_layer_gets_its_own_numbers_and_the_parameters_are_those_predicted(
         model.eval()(**batch)
 
 
+@pytest.mark.widths_per_layer
 def test_layers_of_an_encoder_and_a_decoder_cannot_have_their_own_numbers():
     with pytest.raises(StructureError, match=r"scope: expected one stack of layers with neurons"):
         find_structure(t5(), PruningConfig(target_parameters=0.8, scope="global"), batch_of("t5"))
 
 
+@pytest.mark.widths_per_layer
 def test_a_table_without_heads_is_not_used_where_heads_are_removed(tmp_path):
     model, batch = wide_bert(), batch_of()
     find_structure(model, PruningConfig(target_parameters=0.8), batch, tmp_path)

@@ -10,6 +10,8 @@ from transformers import AutoModelForSequenceClassification, Trainer
 from hf_prune import DistillationConfig, PruningCallback, PruningConfig, PruningTrainer
 from hf_prune.structure.record import STRUCTURE_NAME
 
+pytestmark = pytest.mark.widths_per_layer
+
 TIMES = {"method": "taylor", "begin": 1, "end": 5, "frequency": 1}
 CONFIGS = [
     PruningConfig(structure="neurons", scope="global", sparsity=0.75, **TIMES),

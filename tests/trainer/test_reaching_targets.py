@@ -208,6 +208,7 @@ def layered(tmp_path_factory):
     return trainer
 
 
+@pytest.mark.widths_per_layer
 def test_each_layer_ends_with_the_numbers_that_were_chosen_for_it(layered, tmp_path):
     chosen = layered.pruner.chosen
     left = [(one["neurons"], one["heads"]) for one in chosen.left_of_layers.values() if one is not None]
@@ -232,6 +233,7 @@ def test_each_layer_ends_with_the_numbers_that_were_chosen_for_it(layered, tmp_p
     assert "by 4 overrides" in card
 
 
+@pytest.mark.widths_per_layer
 @pytest.mark.parametrize(("step", "small"), [(2, False), (6, False), (6, True)])
 def test_numbers_of_each_layer_are_resumed_bit_for_bit_without_measuring(layered, tmp_path, monkeypatch, step, small):
     monkeypatch.setattr("hf_prune.masking.searching.find_structure", None)  # nothing is searched again
@@ -246,6 +248,7 @@ def test_numbers_of_each_layer_are_resumed_bit_for_bit_without_measuring(layered
     assert resumed.pruner.removed == layered.pruner.removed
 
 
+@pytest.mark.widths_per_layer
 def test_the_plan_has_the_numbers_of_each_layer():
     pruner = Pruner(model_of(), PER_LAYER, total_steps=8, example=ARCHITECTURES["bert"].batch())
     plan, chosen = pruner.plan().of_model(pruner.model), pruner.chosen

@@ -334,17 +334,17 @@ def _outcome(work):
         return {"error": f"{type(error).__name__}: {error}"[:300]}
 
 
-def study_aside(architecture):
+def study_aside(architecture, study=study):
     """`study` in a process of its own; an `error` without a reason is a failure."""
     return aside(functools.partial(study, architecture), MOST_SECONDS)
 
 
-def study_all(chosen, jobs, tell=lambda architecture, outcome: None):
+def study_all(chosen, jobs, tell=lambda architecture, outcome: None, study=study):
     """Architecture -> outcome, several processes at once, each forked from this one."""
     torch.set_num_threads(1)
     outcomes = {}
     with ThreadPoolExecutor(jobs) as pool:
-        for architecture, outcome in zip(chosen, pool.map(study_aside, chosen), strict=True):
+        for architecture, outcome in zip(chosen, pool.map(lambda one: study_aside(one, study), chosen), strict=True):
             tell(architecture, outcome)
             outcomes[architecture] = outcome
     return outcomes

@@ -28,6 +28,7 @@ WINGS = [
     "structure",
     "saved",
     "masking",
+    "oneshot",
     "publish",
     "trainer",
     "recipe",

@@ -234,6 +234,17 @@ def implementations_of(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _IMPLEMENTATIONS if hasattr(config, name)}
 
 
+def experts_implementation(config: Any) -> str | None:
+    """How a model of this configuration computes fused experts; None if it has no say in it."""
+    name: str | None = getattr(config, "_experts_implementation", None)
+    return name
+
+
+def set_experts_implementation(config: Any, name: str | None) -> None:
+    """Set how a model of this configuration computes fused experts, and leave the configurations within it."""
+    config._experts_implementation = {"": name}
+
+
 def computes_experts_together(config: Any) -> bool:
     """Whether a model of this configuration computes its experts in one grouped matrix product."""
     return getattr(config, "_experts_implementation", None) == "grouped_mm"

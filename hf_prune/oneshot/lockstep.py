@@ -1,0 +1,454 @@
+"""The inputs of each layer in the model as it is pruned so far, in one forward pass of the model's own `forward`.
+
+Each micro-batch runs in a thread of its own, one at a time, and is stopped before each layer that is not pruned yet.
+When all are stopped, the earliest layer gets its new weight, and those before it go on. No architecture needs a list of
+blocks, and no activation is computed twice. A dense twin of each micro-batch passes each layer before its weight is
+replaced, and so has what the dense model computes at the same place.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.weak import TensorWeakRef
+
+from ..errors import ArgumentError, PruningStateError
+from ..model.layouts import Target
+from ..model.names import named_parameters
+from ..structure.batches import on_model
+from .discovery import Discovery, Tap, discover, first_tensor
+from .fused import FusedProducts, Routed
+from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix
+from .passes import Pass
+from .settings import set_for_streaming
+from .tokens import kept_of_routed, kept_rows, kept_tokens
+
+_log = logging.getLogger(__name__)
+
+Inputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
+@dataclass(eq=False)
+class _Place:
+    """Where a forward pass is stopped: before a layer, with what this gets; `rows` are those of each expert."""
+
+    layer: Layer
+    parts: Sequence[int]
+    seen: torch.Tensor | None
+    rows: Sequence[torch.Tensor] = ()
+    routed: Routed | None = None
+
+    def inputs(self, part: int) -> torch.Tensor:
+        if self.seen is None:
+            return self.rows[self.parts.index(part)]
+        return inputs_of_part(self.layer, part, self.seen)
+
+
+@dataclass(eq=False)
+class _Stream:
+    """The forward pass of a micro-batch through the pruned model or, as a `dense` twin, through the dense one."""
+
+    batch: Mapping[str, Any]
+    index: int
+    dense: bool
+    twin: "_Stream | None" = None
+    thread: Pass | None = None
+    place: _Place | None = None
+    before: tuple[TensorWeakRef, int] | None = None  # the input at the previous stop, and its version
+    taps: dict[Tap, torch.Tensor] = field(default_factory=dict)
+
+
+class Stop:
+    """A matrix (out, in) that is due: what it is multiplied with is known, and its new weight can be set.
+
+    Attributes:
+        target: the tensor.
+        part: the expert, or the group of a convolution, whose matrix it is; 0 for other tensors.
+        shares_inputs: whether all of its inputs are the very tensors of the previous stop, as those of q, k and v are.
+        writes_into_residual: whether the residual stream that its output is added to is known, so that `inputs` has e.
+    """
+
+    def __init__(self, layer: Layer, part: int, shares_inputs: bool, writes_into_residual: bool):
+        self.target: Target = layer.target
+        self.part = part
+        self.shares_inputs = shares_inputs
+        self.writes_into_residual = writes_into_residual
+        self._layer = layer
+        self._new: torch.Tensor | None = None
+        self._inputs: Callable[[], Iterator[Inputs]] | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix (out, in) as it is: a copy. The columns of a convolution are kernel positions, then channels."""
+        return matrix_of(self._layer, self.part).clone()
+
+    def inputs(self) -> Iterator[Inputs]:
+        """For each micro-batch: x, x of the dense model, and e = h° - h, as (tokens, in), (tokens, in), (tokens, out).
+
+        Padding and positions without a loss are left out; see `tokens.kept_tokens`. x of the dense model is None
+        without dense twins, and for experts, to which the two models send other tokens. e is None too where the
+        residual stream is not known. Can be called again until the stream goes on.
+
+        Raises PruningStateError after that.
+        """
+        if self._inputs is None:
+            raise PruningStateError(
+                f"{self.target.name}: expected its inputs to be read before the stream goes on to the next layer, and "
+                "they are gone; read them inside the loop"
+            )
+        return self._inputs()
+
+    def set(self, weight: torch.Tensor) -> None:
+        """Give the matrix (out, in) that the layer has from here on. It is written when the stream goes on.
+
+        Raises ArgumentError for another shape.
+        """
+        shape = tuple(matrix_of(self._layer, self.part).shape)
+        if tuple(weight.shape) != shape:
+            raise ArgumentError(f"{self.target.name}: expected a weight of {shape}, got {tuple(weight.shape)}")
+        self._new = weight.detach()
+
+
+class Lockstep:
+    """Streams micro-batches through a model, and stops before each matrix that is pruned.
+
+        for stop in Lockstep(model, batches, targets):
+            gram = sum(x.T @ x for x, _, _ in stop.inputs())
+            stop.set(pruned(stop.weight, gram))
+
+    Each layer is met once, in the order of the forward pass; a stop whose weight is not set leaves it as it is. While
+    it is iterated, the model is in evaluation mode, keeps no cache, and computes fused experts one after another; all
+    this is undone at the end, also after an error, and no thread is left. Weights that were set stay set.
+
+    Args:
+        model: the model. It is run once on the first micro-batch before the stream, to see how it calls its layers.
+        batches: the micro-batches, as arguments of `forward`. Labels say which positions have a loss; only an
+            encoder-decoder that makes its decoder's inputs of them is given them.
+        targets: the tensors to prune, as `find_targets` gives them.
+        dense_twin: also run each micro-batch through the dense model, for `inputs` to have what it computes.
+        autocast: the type that products are computed in; None: that of the weights.
+        on_output: called with (index of the micro-batch, dense twin or not, output) of each finished forward pass.
+            Without it, the passes end after the last layer.
+
+    Attributes:
+        uses: name -> how often a layer that is called several times comes again (shared layers).
+        discovery: what else was found about the model's calls.
+        never_reached: the names of targets whose layer was never called, in the model's order; complete at the end.
+        experts_never_reached: name -> the experts that got no token, of targets that are reached; complete at the end.
+        missed: name -> how many micro-batches came to a layer after its weight was replaced: 0 of them is right.
+
+    Raises what the model's forward raises, in the thread that iterates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, Any]],
+        targets: Sequence[Target],
+        dense_twin: bool = False,
+        autocast: torch.dtype | None = None,
+        on_output: Callable[[int, bool, Any], None] | None = None,
+    ):
+        if not batches:
+            raise ArgumentError("batches: expected at least one micro-batch, got none")
+        self._model = model
+        self._autocast = autocast
+        self._on_output = on_output
+        self._layers = find_layers(model, targets, dict(named_parameters(model)))
+        self._streams: list[_Stream] = []
+        for index, batch in enumerate(batches):
+            pruned = _Stream(batch, index, dense=False)
+            if dense_twin:
+                pruned.twin = _Stream(batch, index, dense=True)
+                self._streams.append(pruned.twin)
+            self._streams.append(pruned)
+        self._running: _Stream | None = None
+        self._passed: set[tuple[Layer, int]] = set()
+        self._reached: set[tuple[Layer, int]] = set()
+        self._dense_weights: dict[Layer, torch.Tensor] = {}
+        self.missed: dict[str, int] = {}
+        with set_for_streaming(model):
+            self.discovery = self._discover(batches[0])
+        self._keys = _order(self._layers, self.discovery)
+        self.uses = {layer.target.name: calls - 1 for layer, calls in self.discovery.calls.items() if calls > 1}
+        last_use = {tap: layer for layer, _ in self.discovery.order for tap, _ in self._residual(layer)}
+        self._last_taps = {layer: [tap for tap, last in last_use.items() if last is layer] for layer in self._layers}
+
+    @property
+    def never_reached(self) -> list[str]:
+        """The names of targets none of whose matrices was met so far."""
+        reached = {layer for layer, _ in self._reached}
+        return [layer.target.name for layer in self._layers if layer not in reached]
+
+    @property
+    def experts_never_reached(self) -> dict[str, list[int]]:
+        """Name -> the experts that were not met so far, of targets others of whose experts were."""
+        missing = {
+            layer.target.name: [part for part in range(layer.parts) if (layer, part) not in self._reached]
+            for layer in self._layers
+            if layer.target.name not in self.never_reached
+        }
+        return {name: parts for name, parts in missing.items() if parts}
+
+    def __iter__(self) -> Iterator[Stop]:
+        if self._passed or any(stream.thread is not None for stream in self._streams):
+            raise PruningStateError("expected a new stream, got one that has been iterated; make another one")
+        with set_for_streaming(self._model), self._hooks():
+            try:
+                yield from self._stops()
+            finally:
+                for stream in self._streams:
+                    if stream.thread is not None:
+                        stream.thread.end()
+                    stream.place, stream.twin = None, None
+                    stream.taps.clear()
+                self._dense_weights.clear()
+        for name, number in self.missed.items():
+            _log.warning("%s: %d micro-batches came to it after it was pruned; its inputs lack theirs", name, number)
+
+    def _stops(self) -> Iterator[Stop]:
+        for stream in self._streams:
+            stream.thread = Pass(self._forward_of(stream), self._autocasting, self._fused_products_of(stream))
+            self._go(stream)
+        before: set[int] = set()
+        while waiting := [stream for stream in self._streams if stream.place is not None]:
+            if self._on_output is None and len(self._passed) == sum(layer.parts for layer in self._layers):
+                return
+            first = min((stream.place for stream in waiting), key=self._key_of)
+            here = [stream for stream in waiting if self._key_of(stream.place) == self._key_of(first)]
+            stops = []
+            for part in first.parts:
+                if all(stream.dense for stream in here):
+                    break
+                self._reached.add((first.layer, part))
+                stop = self._make_stop(first.layer, part, here, before)
+                stops.append(stop)
+                yield stop
+            before = {id(stream) for stream in here}
+            self._release(first, here, stops)
+
+    def _key_of(self, place: _Place | None) -> tuple[float, ...]:
+        assert place is not None
+        return self._keys[place.layer](place.parts[0])
+
+    def _make_stop(self, layer: Layer, part: int, here: Sequence[_Stream], before: set[int]) -> Stop:
+        shares = layer.parts == 1 and before == {id(stream) for stream in here} and all(map(_is_same, here))
+        stop = Stop(layer, part, shares, bool(self._residual(layer)))
+        stop._inputs = lambda: self._inputs(layer, part, here)
+        return stop
+
+    def _inputs(self, layer: Layer, part: int, here: Sequence[_Stream]) -> Iterator[Inputs]:
+        for stream in here:
+            if stream.dense or stream.place is None:
+                continue
+            place, twin = stream.place, stream.twin
+            x = place.inputs(part)
+            kept = self._kept(stream, place, len(x))
+            dense = lack = None
+            if twin is not None and twin.place is not None and twin.place.layer is layer and layer.kind != "experts":
+                dense = twin.place.inputs(part)
+                if dense.shape != x.shape:
+                    dense = None
+                elif self._residual(layer):
+                    lack = self._lack(layer, stream, twin)
+            yield tuple(one if one is None or kept is None else one[kept] for one in (x, dense, lack))  # type: ignore[misc]
+
+    def _kept(self, stream: _Stream, place: _Place, rows: int) -> torch.Tensor | None:
+        sides = kept_tokens(self._model, stream.batch)
+        position = self.discovery.positions.get(place.layer)
+        if place.seen is not None:
+            kept = kept_rows(position, place.seen.shape, rows, sides)
+        elif place.routed is not None:
+            kept = kept_of_routed(position, place.routed.indices, place.routed.total, sides)
+        else:
+            kept = None
+        return None if kept is None else kept.to(place.layer.parameter.device)
+
+    def _residual(self, layer: Layer) -> Sequence[tuple[Tap, float]]:
+        return self.discovery.residual.get(layer, ())
+
+    def _lack(self, layer: Layer, stream: _Stream, twin: _Stream) -> torch.Tensor | None:
+        """e = h° - h, (tokens, out), where the layer's output is added to h; None where h was not seen."""
+        total = None
+        for tap, factor in self._residual(layer):
+            if tap not in stream.taps or tap not in twin.taps:
+                return None
+            difference = (twin.taps[tap] - stream.taps[tap]).reshape(-1, self._width(layer)) * factor
+            total = difference if total is None else total + difference
+        return total
+
+    def _width(self, layer: Layer) -> int:
+        return len(matrix_of(layer, 0))
+
+    def _release(self, place: _Place, here: Sequence[_Stream], stops: Sequence[Stop]) -> None:
+        """Let the passes that are stopped here go on: dense twins with the old weight, the others with the new one."""
+        layer = place.layer
+        for stop in stops:
+            stop._inputs = None
+        self._passed.update((layer, part) for part in place.parts)
+        for stream in here:
+            seen = stream.place.seen if stream.place is not None else None
+            stream.before = (TensorWeakRef(seen), seen._version) if seen is not None else None
+            for tap in self._last_taps[layer]:
+                stream.taps.pop(tap, None)
+        for stream in here:
+            if stream.dense:
+                self._go(stream)
+        comes_again = self.discovery.calls.get(layer, 0) > 1 and layer.kind != "experts"
+        if any(stream.dense for stream in here) and comes_again:
+            self._dense_weights[layer] = layer.parameter.detach().clone()
+        for stop in stops:
+            if stop._new is not None:
+                put_matrix(layer, stop.part, stop._new)
+                stop._new = None
+        for stream in here:
+            if not stream.dense:
+                self._go(stream)
+
+    # ---- In the threads ----
+
+    def _go(self, stream: _Stream) -> None:
+        assert stream.thread is not None
+        stream.place = None
+        self._running = stream
+        try:
+            stream.thread.go()
+        finally:
+            self._running = None
+
+    def _forward_of(self, stream: _Stream) -> Callable[[], None]:
+        def forward() -> None:
+            output = self._run(stream.batch)
+            if self._on_output is not None:
+                self._on_output(stream.index, stream.dense, output)
+
+        return forward
+
+    def _run(self, batch: Mapping[str, Any]) -> Any:
+        return self._model(**on_model(batch, self._model))  # type: ignore[arg-type]
+
+    def _discover(self, batch: Mapping[str, Any]) -> Discovery:
+        with torch.no_grad(), self._autocasting():
+            return discover(self._model, batch, self._run, self._layers)
+
+    def _autocasting(self) -> Any:
+        """Autocast, if it is asked for, that caches no weights: they change."""
+        device = next(self._model.parameters()).device.type
+        return torch.autocast(device, self._autocast, enabled=self._autocast is not None, cache_enabled=False)
+
+    def _fused_products_of(self, stream: _Stream) -> Callable[[], Any]:
+        experts = [layer for layer in self._layers if layer.kind == "experts"]
+
+        def arrive(layer: Layer, parts: Sequence[int], rows: Sequence[torch.Tensor], routed: Routed | None) -> None:
+            if self._running is stream:
+                self._arrive(stream, _Place(layer, parts, None, rows, routed))
+
+        return (lambda: FusedProducts(experts, arrive)) if experts else ExitStack
+
+    def _arrive(self, stream: _Stream, place: _Place) -> None:
+        """Stop before a layer, unless it is pruned already."""
+        layer = place.layer
+        if all((layer, part) in self._passed for part in place.parts):
+            if self.discovery.calls.get(layer, 0) < 2 and layer.kind != "experts":
+                self.missed[layer.target.name] = self.missed.get(layer.target.name, 0) + 1
+            return
+        stream.place = place
+        assert stream.thread is not None
+        stream.thread.pause()
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            taps = {tap for layer in self._layers for tap, _ in self._residual(layer)}
+            for tap in taps:
+                stack.callback(self._hook_tap(tap).remove)
+            for layer in self._layers:
+                for module in layer.modules if layer.kind in ("linear", "convolution") else ():
+                    before, after = self._hooks_of(layer)
+                    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                    if self.discovery.calls.get(layer, 0) > 1:
+                        stack.callback(module.register_forward_hook(after, always_call=True).remove)
+            yield
+
+    def _hook_tap(self, tap: Tap) -> Any:
+        def before(module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
+            if self._running is not None:
+                self._running.taps[tap] = tap.of_arguments(arguments, options)
+
+        def after(module: nn.Module, arguments: Any, output: Any) -> None:
+            if self._running is not None:
+                self._running.taps[tap] = tap.of_output(output)
+
+        if tap.is_input:
+            return tap.module.register_forward_pre_hook(before, with_kwargs=True)
+        return tap.module.register_forward_hook(after)
+
+    def _hooks_of(self, layer: Layer) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Before the layer, stop; a dense twin passes a layer that comes again with its old weight."""
+        replaced: list[torch.Tensor] = []
+
+        def before(module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
+            stream = self._running
+            if stream is None:
+                return
+            self._arrive(stream, _Place(layer, range(layer.parts), first_tensor(arguments, options)))
+            if stream.dense and layer in self._dense_weights:
+                replaced.append(layer.parameter.data)
+                layer.parameter.data = self._dense_weights[layer]
+
+        def after(module: nn.Module, arguments: Any, output: Any) -> None:
+            if replaced:
+                layer.parameter.data = replaced.pop()
+
+        return before, after
+
+
+def _is_same(stream: _Stream) -> bool:
+    """Whether a pass stops with the very tensor that it stopped with before, unchanged."""
+    if stream.before is None or stream.place is None or stream.place.seen is None:
+        return False
+    reference, version = stream.before
+    return reference() is stream.place.seen and stream.place.seen._version == version
+
+
+def _order(layers: Sequence[Layer], discovery: Discovery) -> dict[Layer, Callable[[int], tuple[float, ...]]]:
+    """Layer -> (part -> key): the keys sort the matrices as the forward pass calls them.
+
+    A layer that was not called comes after the one before it in the model. Experts of a module run one after another,
+    with all of their matrices, unless the forward pass was seen to run all experts with one tensor first.
+    """
+    places: dict[Layer, float] = {}
+    for place, (layer, _) in enumerate(discovery.order):
+        places.setdefault(layer, place)
+    before = -1.0
+    for layer in layers:
+        before = places.setdefault(layer, before)
+    keys: dict[Layer, Callable[[int], tuple[float, ...]]] = {}
+    for index, layer in enumerate(layers):
+        beside = [other for other in layers if other.kind == "experts" and other.modules[0] is layer.modules[0]]
+        if layer.kind == "experts" and not _runs_by_tensor(beside, discovery):
+            first = (min(places[other] for other in beside), layers.index(beside[0]))
+            keys[layer] = partial(_key_by_expert, first, (places[layer], index))
+        else:
+            keys[layer] = partial(_key_by_tensor, (places[layer], index))
+    return keys
+
+
+def _key_by_expert(first: tuple[float, int], own: tuple[float, int], part: int) -> tuple[float, ...]:
+    return (*first, part, *own)
+
+
+def _key_by_tensor(own: tuple[float, int], part: int) -> tuple[float, ...]:
+    return (*own, part)
+
+
+def _runs_by_tensor(beside: Sequence[Layer], discovery: Discovery) -> bool:
+    """Whether the tensors of an experts' module were called tensor by tensor, for all experts, and not by expert."""
+    calls = [layer for layer, _ in discovery.order if layer in beside]
+    changes = sum(one is not other for one, other in zip(calls, calls[1:], strict=False))
+    return len(calls) > len(set(calls)) == changes + 1

@@ -1,0 +1,94 @@
+"""Forward passes in threads of their own, which run one at a time and can be paused anywhere in between."""
+
+import contextvars
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+
+
+class PassEndedError(BaseException):
+    """Raised inside a paused pass to end it. No `Exception`, so that no model's code takes it for one of its own."""
+
+
+class Pass:
+    """A function in a thread of its own. It runs only while `go` waits for it, until it pauses or returns.
+
+    Gradients are off in the thread; autocast, the number of threads for operations, the current accelerator, and
+    context variables are those given or those of the thread that makes the pass. At most one pass runs at a time.
+
+    Args:
+        work: what is run.
+        autocast: makes the autocast context of the thread; None for none.
+        mode: makes a further context, such as a TorchFunctionMode: these belong to one thread.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], Any],
+        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+        mode: Callable[[], AbstractContextManager[Any]] | None = None,
+    ):
+        self._work: Callable[[], Any] | None = work
+        self._contexts = (autocast or nullcontext, mode or nullcontext)
+        self._operation_threads = torch.get_num_threads()
+        self._accelerator = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
+        self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._is_ending = False
+        self._error: BaseException | None = None
+        self.result: Any = None
+        self.is_done = False
+        context = contextvars.copy_context()
+        # A daemon: a program that ends with a stream half way must not wait for threads that wait for it.
+        self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True, name="hf_prune pass")
+
+    def go(self) -> None:
+        """Run until the next pause or the end. Raises what the work raises."""
+        if self._thread.ident is None:
+            self._thread.start()
+        self._turn.release()
+        self._back.acquire()
+        if self.is_done:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def pause(self) -> None:
+        """Called by the work: wait for the next `go`. Raises PassEndedError if there will be none."""
+        self._back.release()
+        self._turn.acquire()
+        if self._is_ending:
+            raise PassEndedError
+
+    def end(self) -> None:
+        """End the pass where it is, and wait until its thread has ended."""
+        self._is_ending = True
+        if self._thread.ident is not None:
+            self._turn.release()
+            self._thread.join()
+        self._work, self.is_done = None, True
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        try:
+            if not self._is_ending and self._work is not None:
+                self.result = self._compute(self._work)
+        except PassEndedError:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that called `go`
+            self._error = error
+        finally:
+            self._work, self.is_done = None, True
+            self._back.release()
+
+    def _compute(self, work: Callable[[], Any]) -> Any:
+        torch.set_num_threads(self._operation_threads)
+        if self._accelerator is not None:
+            torch.accelerator.set_device_index(self._accelerator)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for context in self._contexts:
+                stack.enter_context(context())
+            return work()

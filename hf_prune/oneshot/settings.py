@@ -1,0 +1,39 @@
+"""What a model is set to while it is streamed, and set back from afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..foreign.transformers import experts_implementation, set_experts_implementation
+from ..model.anatomy import is_experts
+
+
+@contextmanager
+def set_for_streaming(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no cache of past tokens, and fused experts one after another (`eager`), until the end."""
+    modes = {module: module.training for module in model.modules()}
+    configs = {id(config): config for module in modes if (config := getattr(module, "config", None)) is not None}
+    caches = [(config, config.use_cache) for config in configs.values() if getattr(config, "use_cache", None)]
+    of_experts: dict[int, Any] = {id(one.config): one.config for one in modes if is_experts(one) and _has_config(one)}
+    before = [(config, experts_implementation(config)) for config in of_experts.values()]
+    try:
+        model.eval()
+        for config, _ in caches:
+            config.use_cache = False
+        for config, _ in before:
+            set_experts_implementation(config, "eager")
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for config, use_cache in caches:
+            config.use_cache = use_cache
+        for config, name in before:
+            set_experts_implementation(config, name)
+
+
+def _has_config(module: nn.Module) -> bool:
+    """Whether experts have a configuration that says how they are computed."""
+    return experts_implementation(getattr(module, "config", None)) is not None

@@ -1,0 +1,171 @@
+"""A stream compared with what it stands for: the outputs and inputs of the changed model, and of the dense one, run plainly.
+
+    python tests/oneshot/streamed.py [--only EXPRESSION] [--jobs N]
+
+goes through every architecture that can be built in a tiny size.
+"""
+
+import argparse
+import collections
+import copy
+import os
+import re
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from architectures import NoTrialError, architectures, find_trial, study_all
+
+from hf_prune.model.targets import find_targets
+from hf_prune.oneshot.layers import find_layers, inputs_of_part
+from hf_prune.oneshot.lockstep import Lockstep
+from hf_prune.oneshot.settings import set_for_streaming
+from hf_prune.structure.batches import on_model
+
+
+def micro_batches(batch):
+    """Two micro-batches: the batch, and its samples in another order."""
+    rows = max(len(value) for value in batch.values() if torch.is_tensor(value) and value.dim())
+    other = {
+        name: value.roll(1, 0) if torch.is_tensor(value) and value.dim() and len(value) == rows else value
+        for name, value in batch.items()
+    }
+    return [batch, other]
+
+
+def tensors_in(value):
+    """All tensors in an output, in its order."""
+    if torch.is_tensor(value):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [tensor for one in values for tensor in tensors_in(one)]
+
+
+def plain_outputs(model, batches):
+    """What the model returns for each micro-batch, without a stream."""
+    with torch.no_grad(), set_for_streaming(model):
+        return [tensors_in(model(**on_model(batch, model))) for batch in batches]
+
+
+def farthest(ones, others):
+    """The largest difference of two lists of tensors, relative to the largest value; 0 where they are equal."""
+    assert [one.shape for one in ones] == [other.shape for other in others]
+    differences = [0.0]
+    for one, other in zip(ones, others, strict=True):
+        one, other = one.double().nan_to_num(), other.double().nan_to_num()
+        if one.numel() and not torch.equal(one, other):
+            differences.append(float((one - other).abs().max() / other.abs().max().clamp_min(1e-30)))
+    return max(differences)
+
+
+def randomly_masked(weight):
+    return weight * (torch.rand(weight.shape) > 0.3)
+
+
+def stream(model, batches, targets, change=randomly_masked, dense_twin=True, **options):
+    """Stream with changes; the stream, its outputs, and (name, part) -> what `inputs` gave for each micro-batch."""
+    outputs, inputs = {}, {}
+
+    def keep(index, dense, output):
+        outputs[index, dense] = tensors_in(output)
+
+    made = Lockstep(model, batches, targets, dense_twin, on_output=keep, **options)
+    for stop in made:
+        inputs[stop.target.name, stop.part] = list(stop.inputs())
+        stop.set(change(stop.weight))
+    return made, outputs, inputs
+
+
+def recorded(model, batches, targets):
+    """Name -> what the modules of a layer get at their first call, for each micro-batch, by plain hooks."""
+    seen = collections.defaultdict(dict)
+    hooks = []
+    index = 0
+    for layer in find_layers(model, targets, dict(model.named_parameters())):
+        for module in layer.modules if layer.kind in ("linear", "convolution") else ():
+
+            def note(module, arguments, options, name=layer.target.name):
+                seen[name].setdefault(index, next(iter([*arguments, *options.values()])).clone())
+
+            hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    with torch.no_grad(), set_for_streaming(model):
+        for index, batch in enumerate(batches):  # noqa: B007 - read by the hooks
+            model(**on_model(batch, model))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def check(model, batches):
+    """Differences between a stream with changes on the way and plain forward passes; AssertionError for larger ones."""
+    dense = copy.deepcopy(model)
+    targets = find_targets(model)
+    modes = [module.training for module in model.modules()]
+    made, outputs, inputs = stream(model, batches, targets)
+    assert modes == [module.training for module in model.modules()]
+    assert not made.missed, made.missed
+    apart = {"pruned": 0.0, "dense": 0.0, "inputs": 0.0}
+    for index, (changed, plain) in enumerate(
+        zip(plain_outputs(model, batches), plain_outputs(dense, batches), strict=True)
+    ):
+        apart["pruned"] = max(apart["pruned"], farthest(outputs[index, False], changed))
+        apart["dense"] = max(apart["dense"], farthest(outputs[index, True], plain))
+    layers = [layer for layer in made._layers if layer.target.name not in made.never_reached]
+    in_changed, in_dense = recorded(model, batches, targets), recorded(dense, batches, targets)
+    parameters = dict(model.named_parameters())
+    for layer in layers:
+        for part in range(layer.parts) if layer.kind != "experts" else ():
+            for index, (x, of_dense, _) in enumerate(inputs[layer.target.name, part]):
+                for given, there in ((x, in_changed), (of_dense, in_dense)):
+                    wanted = inputs_of_part(layer, part, there[layer.target.name][index])
+                    wanted = wanted if len(wanted) == len(given) else wanted[:0]
+                    apart["inputs"] = max(apart["inputs"], farthest([given] if len(wanted) else [wanted], [wanted]))
+        if layer.target.name not in made.experts_never_reached:
+            assert (parameters[layer.target.name] == 0).any(), f"{layer.target.name} was not changed"
+    return {
+        **apart,
+        "targets": len(targets),
+        "never": made.never_reached,
+        "experts": sum(layer.kind == "experts" for layer in layers),
+        "residual": sum(layer in made.discovery.residual for layer in layers),
+        "unlocated": sum(made.discovery.positions.get(layer) is None for layer in layers),
+        "again": len(made.uses),
+    }
+
+
+def study(architecture):
+    """What a stream through an architecture gives, or why there is none."""
+    try:
+        trial = find_trial(architecture)
+    except NoTrialError as error:
+        return {"reason": error.args[0]}
+    model = trial.model()
+    batches = micro_batches(trial.batch)
+    once, again = plain_outputs(model, batches), plain_outputs(model, batches)
+    if any(farthest(one, other) for one, other in zip(once, again, strict=True)):
+        return {"reason": "random"}
+    return check(model, batches)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="classes and model types in which this expression is found")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    chosen = [one for one in architectures() if re.search(options.only, f"{one.model_type} {one.class_name}")]
+    outcomes = study_all(chosen, options.jobs, lambda one, outcome: print(one.class_name, outcome, flush=True), study)
+    streamed = [outcome for outcome in outcomes.values() if "pruned" in outcome]
+    exact = sum(outcome["pruned"] == outcome["dense"] == outcome["inputs"] == 0 for outcome in streamed)
+    failed = [one.class_name for one, outcome in outcomes.items() if "error" in outcome and "reason" not in outcome]
+    print(f"{len(streamed)} of {len(outcomes)} streamed, {exact} of these bit for bit; {len(failed)} failed: {failed}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    main()

@@ -55,7 +55,8 @@ def check_scores(criterion, weight, offset, cuts):
 
 def check_solver(solver):
     """As many units are dropped as were asked for, what was masked stays so, and the problem is left as it was."""
-    _check_words(solver)
+    _check_words(solver, ("products",))
+    assert (solver.damping is not None) == (solver.reads == "products")
     for text in ("unstructured", "2:4", "block:2x2"):
         pattern, rules = parse_pattern(text), PATTERNS[parse_pattern(text).name]
         for batch in (1, 3):
@@ -63,23 +64,33 @@ def check_solver(solver):
             kept = torch.ones_like(weight, dtype=torch.bool)
             kept[:, :2, :4] = False
             weight = weight * kept
+            statistic = torch.rand(weight.shape, generator=torch.Generator().manual_seed(9)) + 0.1
+            inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(9))
+            gram = inputs.T @ inputs / len(inputs) if solver.reads == "products" else None
             there = int(rules.dropped(kept, pattern).sum())
             units = weight.numel() // pattern.unit_size
             for drop in (0, 1, (units - there) // 2, units - there):
-                statistic = torch.rand(weight.shape, generator=torch.Generator().manual_seed(9)) + 0.1
-                problem = Problem("w", weight.clone(), kept.clone(), pattern, drop, statistic.clone(), seed=3)
-                mask, values = solver.solve(problem)
+
+                def problem(drop=drop, given=(weight, kept, statistic, gram), pattern=pattern):
+                    weight, kept, statistic, gram = (None if one is None else one.clone() for one in given)
+                    return Problem("w", weight, kept, pattern, drop, statistic, seed=3, gram=gram)
+
+                first = problem()
+                mask, values = solver.solve(first)
                 assert (mask.dtype, mask.shape) == (torch.bool, weight.shape)
                 assert (values.dtype, values.shape) == (torch.float32, weight.shape)
                 assert int(rules.dropped(mask, pattern).sum()) - there == drop
                 assert not (mask & ~kept).any()
                 assert values[mask].isfinite().all()
-                again = solver.solve(Problem("w", weight.clone(), kept.clone(), pattern, drop, statistic, seed=3))
+                for name in ("weight", "kept", "statistic", "gram"):
+                    now, before = getattr(first, name), getattr(problem(), name)
+                    assert (now is None and before is None) or torch.equal(now, before)
+                again = solver.solve(problem())
                 assert torch.equal(again[0], mask)
                 assert torch.equal(again[1], values)
 
 
-def _check_words(entry):
+def _check_words(entry, more_reads=()):
     assert entry.words
-    assert entry.reads in (None, "inputs", "gradients")
+    assert entry.reads in (None, "inputs", "gradients", *more_reads)
     assert entry.paper is None or entry.paper.startswith("@")

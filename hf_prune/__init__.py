@@ -4,6 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    CalibrationConfigError,
+    CalibrationError,
     DistillationConfigError,
     HfPruneError,
     MergeError,
@@ -18,11 +20,13 @@ from .foreign.per_layer import when_layers_differ
 
 if TYPE_CHECKING:
     from .config.arguments import PruningArguments
+    from .config.calibration import CalibrationConfig
     from .config.distillation import DistillationConfig
     from .config.pruning import PruningConfig, load_configs
     from .masking.pruner import Pruner
     from .masking.restoring import load_masks
     from .model.adapters import merge
+    from .oneshot.prune import prune
     from .structure.vocabulary import shrink_vocabulary
     from .structure.zero_units import shrink
     from .trainer.callback import PruningCallback
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "CalibrationConfig",
+    "CalibrationConfigError",
+    "CalibrationError",
     "DistillationConfig",
     "DistillationConfigError",
     "HfPruneError",
@@ -50,12 +57,14 @@ __all__ = [
     "load_configs",
     "load_masks",
     "merge",
+    "prune",
     "shrink",
     "shrink_vocabulary",
 ]
 
 # Where the names that need torch and transformers are; they are imported when they are first asked for (PEP 562).
 _MODULES = {
+    "CalibrationConfig": ".config.calibration",
     "DistillationConfig": ".config.distillation",
     "Pruner": ".masking.pruner",
     "PruningArguments": ".config.arguments",
@@ -66,6 +75,7 @@ _MODULES = {
     "load_configs": ".config.pruning",
     "load_masks": ".masking.restoring",
     "merge": ".model.adapters",
+    "prune": ".oneshot.prune",
     "shrink": ".structure.zero_units",
     "shrink_vocabulary": ".structure.vocabulary",
 }

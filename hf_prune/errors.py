@@ -82,6 +82,14 @@ class DistillationConfigError(HfPruneError, ValueError):
     """A `DistillationConfig` is invalid, or does not fit the layers of model and teacher."""
 
 
+class CalibrationConfigError(HfPruneError, ValueError):
+    """A `CalibrationConfig` is invalid."""
+
+
+class CalibrationError(HfPruneError, ValueError):
+    """Calibration data cannot be used, or do not reach the layers that are to be pruned."""
+
+
 class ArgumentError(HfPruneError, TypeError):
     """An argument has the wrong type."""
 

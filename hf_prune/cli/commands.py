@@ -1,4 +1,4 @@
-"""The commands: `hf-prune run`, `plan`, `recipes`, `init`, `validate`, `report`, `card`, `push`.
+"""The commands: `hf-prune run`, `prune`, `plan`, `recipes`, `init`, `validate`, `report`, `card`, `push`.
 
 A command imports what it needs when it runs: `--help`, `recipes` and `init` load neither torch nor transformers.
 """
@@ -28,11 +28,13 @@ from ..errors import (
     one_line,
 )
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
+from .progress import layers_done
 from .tables import (
     console,
     print_chosen,
     print_line,
     print_plan,
+    print_pruned,
     print_push,
     print_push_plan,
     print_report,
@@ -103,6 +105,93 @@ def run_command(
         result = run(load_recipe(path, overrides or []), say=print_line)
     if result is not None:
         print_result(result)
+
+
+@app.command("prune")
+def prune_command(
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, package:NAME/PATH, or a name on the Hub.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write the pruned model into; new or empty.")],
+    data: Annotated[
+        str, typer.Option(help="Calibration texts: a data set on the Hub, a folder or file, or package:NAME/PATH.")
+    ],
+    method: Annotated[str, typer.Option(help="sparsegpt, alps, wanda, magnitude or random.")] = "sparsegpt",
+    sparsity: Annotated[float | None, typer.Option(help="Share of masked weights; given by n:m patterns.")] = None,
+    pattern: Annotated[str, typer.Option(help="unstructured, n:m such as 2:4, or block:RxC.")] = "unstructured",
+    scope: Annotated[str | None, typer.Option(help="What is ranked together: layer, row or erk.")] = None,
+    reconstruction: Annotated[
+        str | None, typer.Option(help="least_squares: solve the weights that are kept anew, after any method.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="More fields of PruningConfig, such as exclude=['.*head.*']."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Windows of text to calibrate with.")] = 128,
+    length: Annotated[int, typer.Option(help="Length of a window in tokens.")] = 2048,
+    batch_size: Annotated[int, typer.Option(help="Windows that pass through the model together.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of texts.")] = 0,
+    damping: Annotated[float | None, typer.Option(help="Damping of the second moments (default: the method's).")] = None,
+    dense_weight: Annotated[
+        float, typer.Option(help="How far layers approximate the dense model's outputs, 0 to 1 (0: their own).")
+    ] = 0.75,
+    residual_weight: Annotated[
+        float, typer.Option(help="How far they make up for what the residual stream lacks, 0 to 1.")
+    ] = 0.5,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only the rows with this value.")
+    ] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="A GGUF file of the model to read.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="The model's name on the Hub, for the card.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda (default: the CPU).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+) -> None:
+    """Prune a model at once, from calibration data, and save it with its card.
+
+    Layers are pruned one after another, each from its inputs in the model that is pruned so far. For language models,
+    perplexity on texts that were not used for calibration is measured before and after.
+    """
+    with _errors_as_lines():
+        _quiet(data=True)
+        from ..config.calibration import CalibrationConfig
+        from ..recipe.loading import parse_pruning, parse_rows
+        from ..recipe.one_shot import prune_saved
+        from ..recipe.schema import DatasetSection
+
+        given = {"method": method, "pattern": pattern, "sparsity": sparsity, "scope": scope}
+        given["reconstruction"] = reconstruction
+        overrides = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+        config = parse_pruning([*overrides, *(settings or [])])
+        calibration = CalibrationConfig(
+            samples=samples,
+            length=length,
+            batch_size=batch_size,
+            seed=seed,
+            damping=damping,
+            dense_weight=dense_weight,
+            residual_weight=residual_weight,
+        )
+        section = DatasetSection(
+            name=data, config=data_config, train_split=split, text_column=text_column, where=parse_rows(where or [])
+        )
+        with layers_done() as progress:
+            result = prune_saved(
+                model,
+                output,
+                config,
+                section,
+                calibration,
+                gguf_file=gguf_file,
+                base_model=base_model,
+                dtype=dtype,
+                device=device,
+                resume=resume,
+                say=print_line,
+                progress=progress,
+            )
+    print_pruned(result)
 
 
 @app.command("plan")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..masking.plan import Plan
     from ..publish.push import PushResult
     from ..publish.push_plan import PushPlan
+    from ..recipe.one_shot import OneShotResult
     from ..recipe.outcome import RunResult
     from ..saved.removed import Removed
     from ..saved.report import Report
@@ -190,6 +191,22 @@ def _print_zeros(report: "Report") -> None:
     console.print(totals)
     if report.note:
         console.print(f"\nIt is unknown which tensors are prunable: {report.note}.")
+
+
+def print_pruned(result: "OneShotResult") -> None:
+    """Print what one-shot pruning did: sparsity, perplexity, what was pruned otherwise, and the folder."""
+    console.rule("Results", align="left")
+    with_dense = bool(result.dense_metrics)
+    table = _table("", "", *(["dense"] if with_dense else []), "pruned")
+    for name, value in result.metrics.items():
+        table.add_row(f"{name} on other texts", f"{result.dense_metrics[name]:.3f}", f"{value:.3f}")
+    for name, share in (("prunable", result.report.prunable_sparsity), ("all", result.report.sparsity)):
+        empty = [""] if with_dense else []
+        table.add_row(f"zeros in {name} tensors", *empty, f"{share:.2%}" if share is not None else "-")
+    console.print(table)
+    for note in result.pruned.notes:
+        console.print(note, soft_wrap=True)
+    console.print(f"\n{result.pruned.tokens:,} tokens of calibration. The model is in {result.folder}.", soft_wrap=True)
 
 
 def print_result(result: "RunResult") -> None:

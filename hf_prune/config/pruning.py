@@ -87,8 +87,9 @@ class PruningConfig:
             recovery, and 0.7 was about one point worse (benchmarks/README.md).
         frequency: the interval between mask updates. Default 0.01: 41 updates with the defaults above, so that no
             single one prunes much, at a cost that does not grow with the length of training.
-        scope: `layer` (every tensor at the same sparsity), `global` (one ranking of all weights), or `erk`
-            (Erdős–Rényi-kernel). Default layer: it cannot empty a tensor, and needs no comparison across tensors.
+        scope: `layer` (every tensor at the same sparsity), `global` (one ranking of all weights), `erk`
+            (Erdős–Rényi-kernel), or `row` (every output of every tensor at the same sparsity; for `hf_prune.prune`, and
+            in training for the methods that solve a tensor). Default layer: it cannot empty a tensor, and needs no comparison across tensors.
             Of neurons and heads, `layer` removes as many from each layer; `global` ranks those of all layers together,
             and each keeps at least one: the smaller model opens after `import hf_prune`. With a target, `global` finds
             numbers for each layer.
@@ -113,8 +114,9 @@ class PruningConfig:
             `sparse_adapters`: the adapters' own matrices. Default None: `sparse_base` if the model has adapters, as
             PEFT alone then gives the same outputs.
         reconstruction: `least_squares`: at each mask update of neurons or heads, the layers that read the removed ones
-            are solved anew on the tokens of the step before it, so that their outputs change least. Default None: it
-            needs memory and time that a model with enough training may not need.
+            are solved anew on the tokens of the step before it, so that their outputs change least. For single weights
+            it is what `hf_prune.prune` can do after any method, from calibration data. Default None: it needs memory
+            and time that a model with enough training may not need.
         target_speedup: how many times faster than the dense model a forward pass is to be, above 1.
         target_parameters: how many parameters are to be left, or which share of them (below 1).
         target_latency: how many milliseconds a forward pass is to take.
@@ -233,7 +235,7 @@ class PruningConfig:
                 f"must not rank tensors together with the method {self.method!r}, which solves one tensor at a time; "
                 f"got {self.scope!r}, use 'layer'",
             )
-        if pattern is not None and pattern.name == "n:m" and self.scope in ("global", "erk"):
+        if pattern is not None and pattern.name == "n:m" and self.scope in ("global", "row", "erk"):
             yield (
                 "scope",
                 f"expected 'layer' with the pattern {self.pattern!r}, which fixes the sparsity of every tensor, got "
@@ -355,11 +357,11 @@ class PruningConfig:
         broken = find_in_packages(self.reconstruction)
         if not is_one_of(self.reconstruction, RECONSTRUCTIONS):
             yield "reconstruction", broken or expected_one_of(self.reconstruction, RECONSTRUCTIONS, or_none=True)
-        elif not is_one_of(self.structure, _RECONSTRUCTED):
+        elif self.structure is not None and not is_one_of(self.structure, _RECONSTRUCTED):
             yield (
                 "reconstruction",
-                f"must not be set without a structure of {' or '.join(_RECONSTRUCTED)}, got {self.reconstruction!r} "
-                f"with {self.structure!r}",
+                f"must not be set with a structure other than {' or '.join(_RECONSTRUCTED)}, got "
+                f"{self.reconstruction!r} with {self.structure!r}",
             )
 
     def _check_expressions(self) -> Iterator[Problem]:

@@ -8,7 +8,9 @@ from torch import nn
 
 from ..config.arguments import PruningArguments
 from ..config.pruning import PruningConfig
-from ..errors import ArgumentError
+from ..errors import ArgumentError, PruningConfigError
+from ..methods.scopes import SCOPES
+from ..methods.solvers import SOLVERS
 from ..model.adapters import mask_additions
 from ..model.layouts import Target
 from ..model.targets import find_targets, left_out_of
@@ -47,6 +49,7 @@ def find_groups(model: nn.Module, configs: Sequence[PruningConfig], structures: 
     for index, config in enumerate(configs):
         if config.has_target:
             continue
+        check_in_training(config)
         if config.structure is not None:
             targets, groups = structures.find(index, config, model)
             found.of_units.update(target.name for target in targets)
@@ -66,6 +69,22 @@ def find_groups(model: nn.Module, configs: Sequence[PruningConfig], structures: 
     reasons = left_out_of(model) if any(map(_is_by_default, configs)) else {}
     found.left_out = {name: reason for name, reason in reasons.items() if name not in found.targets}
     return found
+
+
+def check_in_training(config: PruningConfig) -> None:
+    """Raise PruningConfigError for what only `hf_prune.prune` does, from calibration data."""
+    if config.reconstruction is not None and config.structure is None and not config.has_target:
+        raise PruningConfigError(
+            "reconstruction",
+            "expected None for single weights in training, where the optimizer changes what stays, got "
+            f"{config.reconstruction!r}; hf_prune.prune solves them anew from calibration data",
+        )
+    if SCOPES[config.scope].within_rows and config.method not in SOLVERS:
+        raise PruningConfigError(
+            "scope",
+            f"expected 'layer', 'global' or 'erk' for the method {config.method!r} in training, got {config.scope!r}; "
+            "hf_prune.prune can rank the weights of each row by themselves",
+        )
 
 
 def _is_by_default(config: PruningConfig) -> bool:

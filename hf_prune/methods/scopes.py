@@ -47,6 +47,8 @@ class Scope:
             scores of all its members.
         words: which weights are ranked together, as model cards describe it.
         ranks_together: whether several tensors are ranked together in one pool.
+        within_rows: whether the weights of each row (output) of a tensor are ranked by themselves, as only solvers and
+            pruning at once can.
         reads: `inputs` where `pools` needs the norms of the inputs, or None.
         paper: a BibTeX entry.
     """
@@ -54,6 +56,7 @@ class Scope:
     pools: Callable[[Sequence[Prunable], Fraction], list[Pool]]
     words: str
     ranks_together: bool = False
+    within_rows: bool = False
     reads: str | None = None
     paper: str | None = None
 
@@ -120,6 +123,7 @@ def _largest_remainder(shares: Sequence[Fraction], total: int) -> list[int]:
 SCOPES: dict[str, Scope] = {
     "layer": Scope(layer, words="in each tensor separately"),
     "global": Scope(global_, words="ranked across all tensors", ranks_together=True),
+    "row": Scope(layer, words="in each row (output) of each tensor separately", within_rows=True),
     "erk": Scope(
         erk,
         words="with a sparsity for each tensor that depends on its shape (Erdős–Rényi-kernel)",

@@ -1,5 +1,5 @@
-"""Pruning from calibration data, layer by layer: the inputs of each layer in the model as it is pruned so far.
+"""Pruning a trained model at once from calibration data: each layer from its inputs in the model as pruned so far.
 
-lockstep.py streams them through the model's own forward, discovery.py finds how a model calls its layers.
-May import: errors, foreign, methods, config, model, structure, masking.
+prune.py runs the whole; lockstep.py streams the inputs through the model's own forward.
+May import: errors, foreign, methods, config, model, engines, structure, saved, masking.
 """

@@ -107,14 +107,16 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
 
 def _summary(figures: Figures, record: RunRecord) -> str:
     base = linked(record.base_model) if record.base_model is not None else "A model"
-    if figures.pruning and record.steps:
+    if figures.pruning and (record.steps or record.calibration is not None):
         recorded = {name: inline(method.words) for name, method in record.methods.items()}
         methods = _methods(figures.pruning, recorded)
-        distilled = "distilled" if record.distillation is not None else "fine-tuned"
+        trained = "distilled" if record.distillation is not None else "fine-tuned"
+        pruned = "pruned with hf-prune from calibration data" if record.calibration is not None else "pruned with hf-prune"
         missed = figures.missed_target
         note = f" Its target sparsity of {missed:.2%} was not reached." if missed is not None else ""
         note += "".join(f" Not every group of weights has the pattern {one}." for one in figures.missed_patterns)
-        return f"{base}, {distilled} and pruned with hf-prune: {methods}.{note}"
+        done = f"{trained} and {pruned}" if record.steps else pruned
+        return f"{base}, {done}: {methods}.{note}"
     return f"{base}, {'pruned' if figures.is_pruned else 'dense'}."
 
 

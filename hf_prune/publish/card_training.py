@@ -1,16 +1,19 @@
-"""What a model card says of the training: steps, distillation, penalties, machine, emissions."""
+"""What a model card says of the training: calibration, steps, distillation, penalties, machine, emissions."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from .markdown import inline
-from .record import Distillation, RunRecord
+from .record import Calibration, Distillation, RunRecord
 from .sources import described, linked
 
 
 def training_lines(record: RunRecord) -> list[str]:
     """A line for each thing that is known of the training."""
     lines = []
+    if record.calibration is not None:
+        lines.append(_calibrated(record.calibration))
+        lines += [inline(note) for note in record.calibration.notes]
     if record.steps:
         lines.append(_trained(record))
     if record.distillation is not None:
@@ -33,6 +36,22 @@ def training_lines(record: RunRecord) -> list[str]:
             f"CO2 equivalent, {emissions.kilowatt_hours:.4g} kWh in {emissions.seconds:.0f} s."
         )
     return lines
+
+
+def _calibrated(calibration: Calibration) -> str:
+    """The calibration data, and what layers approximate."""
+    length = f" of {calibration.length:,} tokens" if calibration.length is not None else ""
+    what = f"windows{length}" if length else "samples"
+    data = f" of {described(calibration.dataset)}" if calibration.dataset is not None else ""
+    seed = f"; seed {calibration.seed}" if calibration.seed is not None else ""
+    text = f"Pruned at once from {calibration.samples:,} {what}{data}, {calibration.tokens:,} tokens{seed}."
+    if calibration.dense_weight:
+        text += (
+            " Each layer approximates the outputs that it has in the dense model (weight "
+            f"{_plain(calibration.dense_weight)}; weight of what the residual stream lacks "
+            f"{_plain(calibration.residual_weight)})."
+        )
+    return text + (f" Damping {_plain(calibration.damping)}." if calibration.damping is not None else "")
 
 
 def _trained(record: RunRecord) -> str:

@@ -144,6 +144,24 @@ class RemovedTokens(Frozen):
     bytes: int
 
 
+class Calibration(Frozen):
+    """The data that a model was pruned from at once, and the settings: see `CalibrationConfig`.
+
+    `tokens` are those that counted: no padding, and none without a loss. `length` is that of a window of text, in
+    tokens; None where texts have lengths of their own. `notes` say what was pruned otherwise, or not.
+    """
+
+    dataset: Source | None = None
+    samples: int
+    length: int | None = None
+    tokens: int
+    seed: int | None = None
+    damping: float | None = None
+    dense_weight: float = 0.0
+    residual_weight: float = 0.0
+    notes: list[str] = []
+
+
 class Method(Frozen):
     """What a method prunes, in words, and its BibTeX entry."""
 
@@ -174,7 +192,7 @@ class RunRecord(Frozen):
     """What a card says that cannot be read from the weights. `weights` are the files that the measurements belong to.
 
     `steps` is the number of trained steps; the weights are those of `kept_step`, which differs if the best model was
-    loaded at the end. The first of `evaluations` is the main one. `methods` are those of `pruning`, which another
+    loaded at the end. `calibration` is that of a model that was pruned at once. The first of `evaluations` is the main one. `methods` are those of `pruning`, which another
     package may have brought.
 
     `chosen` is metadata that a user set for the card: license, language, pipeline_tag, base_model; `tags` are more
@@ -189,6 +207,7 @@ class RunRecord(Frozen):
     pruning: list[dict[str, Any]] = []
     methods: dict[str, Method] = {}
     target_sparsity: float | None = None
+    calibration: Calibration | None = None
     distillation: Distillation | None = None
     steps: int | None = None
     kept_step: int | None = None

@@ -16,13 +16,7 @@ def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.D
 
     `columns` maps the recipe's fields (such as `text_column`) to the columns that they name; others are dropped.
     """
-    name = resolve_name("dataset.name", section.name)
-    try:
-        loaded = _open_data(name, section.config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        hint = "" if Path(name).exists() else nearest_beside(Path(name))
-        raise RecipeError("dataset.name", f"{name}: {first_line(cause)}{hint}") from error
+    loaded = _load(section)
     _check_split_names(section)
     _check_columns_differ(columns)
     train = _part(loaded, "train_split", section.train_split)
@@ -44,6 +38,28 @@ def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.D
     if section.max_train_samples is not None:
         parts["train"] = parts["train"].select(range(min(section.max_train_samples, len(parts["train"]))))
     return parts
+
+
+def load_texts(section: DatasetSection) -> datasets.Dataset:
+    """The rows of one split with only their texts, without repeated ones: to calibrate with, where nothing is trained.
+
+    Raises RecipeError as `load_data` does.
+    """
+    column = {"text_column": section.text_column}
+    rows = _rows(_part(_load(section), "train_split", section.train_split), "train", section, column)
+    check_texts(datasets.DatasetDict(train=rows), "text_column", section.text_column)
+    return _drop_repeated(rows, section.text_column)
+
+
+def _load(section: DatasetSection) -> datasets.DatasetDict:
+    """All splits of a data set."""
+    name = resolve_name("dataset.name", section.name)
+    try:
+        return _open_data(name, section.config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error
+        hint = "" if Path(name).exists() else nearest_beside(Path(name))
+        raise RecipeError("dataset.name", f"{name}: {first_line(cause)}{hint}") from error
 
 
 def _check_split_names(section: DatasetSection) -> None:

@@ -66,7 +66,7 @@ def load_model(
             shapes = f"{tuple(in_file)} in the file and {tuple(in_model)} by its config.json"
             raise RecipeError("model.name", f"the shape of {name} is {shapes}; the file does not fit the config")
     new_weights = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
-    return _plain(model) if section.gguf_file is not None else model, new_weights
+    return unquantised(model) if section.gguf_file is not None else model, new_weights
 
 
 def _check_config(path: Path) -> None:
@@ -100,7 +100,7 @@ def _new_model(config: dict[str, Any], task: Task, tokenizer: PreTrainedTokenize
     raise RecipeError(f"model.config.{unknown[0]}", f"unknown field of {type(known).__name__}{hint}")
 
 
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
+def unquantised(model: PreTrainedModel) -> PreTrainedModel:
     """A model that was loaded from a quantised file, as a float32 model that can be saved."""
     config = type(model.config).from_dict(
         {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}

@@ -40,6 +40,14 @@ def _path_in_package(key: str, name: str) -> Path:
     return path
 
 
+def package_of(name: str) -> str | None:
+    """The package of a `package:NAME/PATH`, with its version, as cards name it; None for another name."""
+    if not name.startswith(_PACKAGE_SCHEME):
+        return None
+    package = name.removeprefix(_PACKAGE_SCHEME).partition("/")[0]
+    return f"{package} (Python package, version {package_version(package)})"
+
+
 def package_version(package: str) -> str | None:
     """The version of the distribution that an importable package belongs to, or None if it is unknown."""
     names = importlib.metadata.packages_distributions().get(package.partition(".")[0], [])

@@ -18,7 +18,7 @@ from ..saved.model import SavedModel
 from ..saved.report import Report
 from ..trainer.latency import measure_trainer
 from ..trainer.recording import CardInput, record_of
-from .names import package_version, resolve_name
+from .names import package_of, resolve_name
 from .prepare import Prepared
 from .schema import Recipe
 from .tasks import Scores
@@ -180,7 +180,6 @@ def _describe_data(prepared: Prepared, part: str) -> Source:
     """The source of a split: the data set, and in words which of its rows."""
     section = prepared.recipe.dataset
     known = describe_dataset(prepared.data[part])
-    package = section.name.removeprefix("package:").partition("/")[0] if section.name.startswith("package:") else None
     split = getattr(section, f"{part}_split")
     taken = [f"where {column} is {value}" for column, value in section.where.items()]
     if split is None:
@@ -189,7 +188,7 @@ def _describe_data(prepared: Prepared, part: str) -> Source:
         taken.insert(0, f"the other rows of {split}")
     on_hub = known is not None and known.hub_name is not None
     return Source(
-        name=f"{package} (Python package, version {package_version(package)})" if package else Path(section.name).name,
+        name=package_of(section.name) or Path(section.name).name,
         hub_name=known.hub_name if known is not None else None,
         revision=known.revision if known is not None else None,
         config=section.config,

@@ -1,0 +1,87 @@
+"""`CalibrationConfig`: which tokens a model is pruned with, and what the pruned layers are to approximate."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import CalibrationConfigError
+from .checks import Problem, is_number, numbers_as_floats, problems_of_fields
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """How a model is pruned from calibration data. Frozen, and validated when it is created.
+
+    A layer with the weights W and the inputs x in the model that is pruned so far gets the weights that minimise, over
+    the calibration tokens, `||x W'ᵀ - y||²`, where `y = (1 - dense_weight) x Wᵀ + dense_weight x° Wᵀ + residual_weight
+    (h° - h)`. x° are the inputs in the dense model; h is the residual stream that the layer's output is added to, and
+    h° that of the dense model; the last term is there only where such a stream was found.
+
+    Args:
+        samples: how many windows of text (language models) or texts (other models).
+        length: the length of a window in tokens; other models truncate texts there.
+        batch_size: how many samples pass through the model together.
+        seed: the seed with which texts and windows are chosen.
+        damping: how much is added to the diagonal of the layers' second moments, as a share of it: the larger, the
+            nearer the weights stay to the dense ones, as few tokens require. Default None: that of the method, such as
+            0.1 for `sparsegpt` and 0.3 for `alps`.
+        dense_weight: from 0 (a layer approximates its own output) to 1 (that in the dense model). Above 0 the dense
+            model's activations are computed beside the pruned one's. Default 0.75: benchmarks/README.md compares.
+        residual_weight: from 0 to 1. Default 0.5; with `dense_weight=0` it must be 0.
+
+    Raises:
+        CalibrationConfigError: if a value is invalid; it lists all problems.
+    """
+
+    samples: int = field(default=128, metadata={"help": "Windows of text."})
+    length: int = field(default=2048, metadata={"help": "Length of a window in tokens."})
+    batch_size: int = field(default=1, metadata={"help": "Samples that pass through the model together."})
+    seed: int = field(default=0, metadata={"help": "Seed of the choice of texts and windows."})
+    damping: float | None = field(default=None, metadata={"help": "Share of the diagonal that is added to it."})
+    dense_weight: float = field(default=0.75, metadata={"help": "Weight of the dense model's outputs, 0 to 1."})
+    residual_weight: float = field(default=0.5, metadata={"help": "Weight of the residual stream's lack, 0 to 1."})
+
+    def __post_init__(self) -> None:
+        numbers_as_floats(self, "damping", "dense_weight", "residual_weight")
+        problems: list[Problem] = []
+        for name, usable, expected in (
+            *((name, _is_whole(getattr(self, name), least=1), "1 or more") for name in _COUNTS),
+            ("seed", _is_whole(self.seed, least=0), "0 or more"),
+            ("damping", self.damping is None or _is_between(self.damping, 0, None), "a number above 0, or None"),
+            ("dense_weight", _is_between(self.dense_weight, 0, 1), "0 <= dense_weight <= 1"),
+            ("residual_weight", _is_between(self.residual_weight, 0, 1), "0 <= residual_weight <= 1"),
+        ):
+            if not usable:
+                problems.append((name, f"expected {expected}, got {getattr(self, name)!r}"))
+        if self.damping == 0:
+            problems.append(("damping", "expected a number above 0, or None, got 0.0"))
+        if not problems and self.dense_weight == 0 and self.residual_weight > 0:
+            problems.append(
+                ("residual_weight", f"must be 0 where dense_weight is 0, got {self.residual_weight}: set both or none")
+            )
+        if problems:
+            raise CalibrationConfigError(problems=problems)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CalibrationConfig":
+        """Make a configuration from a mapping of fields. Raises CalibrationConfigError for what is none."""
+        problems = problems_of_fields(values, cls)
+        if problems:
+            raise CalibrationConfigError(problems=problems)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values that JSON and YAML can hold."""
+        return dataclasses.asdict(self)
+
+
+_COUNTS = ("samples", "length", "batch_size")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_between(value: Any, low: float, high: float | None) -> bool:
+    return is_number(value) and low <= value and (high is None or value <= high)

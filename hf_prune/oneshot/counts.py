@@ -1,0 +1,48 @@
+"""How many units of each tensor one-shot pruning drops, from the configuration and the zeros that are there."""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import torch
+
+from ..errors import PruningConfigError
+from ..masking.plan import Group
+from ..methods.patterns import PATTERNS
+from ..methods.scopes import SCOPES, Prunable
+from ..model.layouts import as_matrices
+
+
+def counts_of(groups: Sequence[Group], weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """How many units of each tensor are dropped at the end, those that are zero already included.
+
+    Raises PruningConfigError for a scope that ranks tensors together.
+    """
+    counts = {}
+    for group in groups:
+        prunable = [
+            Prunable(
+                units=group.units_of(target),
+                dropped=_dropped(group, as_matrices(weights[target.name], target.layout)),
+                sides=target.sides,
+            )
+            for target in group.members
+        ]
+        share = Fraction(str(group.final)) / group.pattern.unit_sparsity
+        for pool in SCOPES[group.scope].pools(prunable, share):
+            if len(pool.members) > 1:
+                raise PruningConfigError(
+                    "scope",
+                    f"must not rank tensors together with the method {group.config.method!r}, which prunes one layer "
+                    f"after another; got {group.scope!r}, use 'layer', 'row' or 'erk'",
+                )
+            counts[group.members[pool.members[0]].name] = pool.count
+    return counts
+
+
+def _dropped(group: Group, matrices: torch.Tensor) -> int:
+    return int(PATTERNS[group.pattern.name].dropped(matrices != 0, group.pattern).sum())
+
+
+def split_count(count: int, parts: int) -> list[int]:
+    """A count as nearly equal whole numbers that add up to it: the units to drop in each expert of a tensor."""
+    return [count * (index + 1) // parts - count * index // parts for index in range(parts)]

@@ -1,0 +1,65 @@
+"""Second moments of the inputs of a layer, summed over calibration tokens."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# (x, x of the dense model, what the residual stream lacks) of a micro-batch, each (tokens, features).
+Rows = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+# How many tokens of the first micro-batch are kept to estimate the error of a layer with.
+_SAMPLE = 256
+
+
+@dataclass
+class Moments:
+    """Means over `tokens` calibration tokens, float32.
+
+    Attributes:
+        tokens: how many there were.
+        squares: of x² (in), for the inputs x in the model that is pruned so far.
+        gram: of x xᵀ (in, in); None if only `squares` were asked for.
+        cross: of x° xᵀ (in, in), for the inputs x° in the dense model; None without them.
+        lack: of e xᵀ (out, in), for what the residual stream lacks, e = h° - h; None where that is not known.
+        sample: some of the inputs (tokens, in).
+    """
+
+    tokens: int
+    squares: torch.Tensor
+    gram: torch.Tensor | None = None
+    cross: torch.Tensor | None = None
+    lack: torch.Tensor | None = None
+    sample: torch.Tensor | None = None
+
+
+def moments_of(inputs: Iterable[Rows], width: int, products: bool) -> Moments:
+    """The moments of a layer of so many input features; with `products`, those of pairs of features too."""
+    found = Moments(0, torch.zeros(width))
+    for rows, dense_rows, missing in inputs:
+        rows = rows.float()
+        found.tokens += len(rows)
+        if found.sample is None and len(rows):
+            found.sample = rows[:_SAMPLE].clone()
+        if products:
+            found.gram = _add(found.gram, rows, rows)
+            found.cross = found.cross if dense_rows is None else _add(found.cross, dense_rows.float(), rows)
+            found.lack = found.lack if missing is None else _add(found.lack, missing.float(), rows)
+        else:
+            found.squares = found.squares.to(rows.device) + rows.square().sum(0)
+    if found.gram is not None:
+        found.squares = found.gram.diagonal().clone()
+    for one in (found.squares, found.gram, found.cross, found.lack):
+        if one is not None:
+            one.div_(max(found.tokens, 1))
+    return found
+
+
+def _add(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`total + leftᵀ right`; on a CPU by numpy, which computes the product of a matrix with itself in half the time."""
+    if left.device.type == "cpu":
+        product = torch.from_numpy(left.numpy().T @ right.numpy())
+    else:
+        product = left.T @ right
+    return product if total is None else total.add_(product)

@@ -1,0 +1,35 @@
+"""The perplexity of a causal language model on windows of tokens."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+_LARGEST_EXPONENT = 709.0  # beyond it, exp overflows
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1) -> float:
+    """`exp` of the mean negative log-likelihood of each token after the first of its window.
+
+    Args:
+        model: a causal language model; it is evaluated as it is, in the precision of its weights.
+        windows: token ids (windows, length), int64.
+        batch_size: how many windows are computed together.
+
+    Infinity where the mean is beyond what a float's `exp` can hold.
+    """
+    was_training = model.training
+    model.eval()
+    total, tokens = 0.0, 0
+    try:
+        for rows in windows.split(batch_size):
+            rows = rows.to(model.device)
+            logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
+            total += float(nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
+            tokens += rows[:, 1:].numel()
+    finally:
+        model.train(was_training)
+    mean = total / max(tokens, 1)
+    return math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf

@@ -1,0 +1,228 @@
+"""Pruning a saved model at once from calibration data: opened, pruned, measured, and saved with its card."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config.calibration import CalibrationConfig
+from ..config.pruning import PruningConfig
+from ..errors import RecipeError
+from ..foreign.transformers import commit_of
+from ..model.opening import LOADING_ERRORS, why_not_opened
+from ..oneshot.perplexity import perplexity
+from ..oneshot.prune import Progress, Pruned, prune
+from ..oneshot.windows import WindowReader, is_causal
+from ..publish.card import write_card
+from ..publish.measure import hardware, versions
+from ..publish.record import Calibration, Evaluation, RunRecord, Source, describe_methods, save_record
+from ..publish.sources import describe_base, describe_dataset
+from ..saved.model import SavedModel
+from ..saved.report import Report, make_report
+from ..trainer.claims import claimed
+from .data import load_texts
+from .models import check_finite, unquantised
+from .names import package_of, resolve_name
+from .schema import DatasetSection
+
+Say = Callable[[str], None]
+
+# How many windows perplexity is computed on.
+EVALUATION_WINDOWS = 64
+
+
+@dataclass(frozen=True)
+class OneShotResult:
+    """What came of `prune_saved`: what was pruned, and for causal language models the perplexity before and after."""
+
+    pruned: Pruned
+    report: Report
+    metrics: dict[str, float]
+    dense_metrics: dict[str, float]
+    record: RunRecord
+    folder: Path
+
+
+def prune_saved(
+    model_name: str,
+    output: Path,
+    config: PruningConfig,
+    dataset: DatasetSection,
+    calibration: CalibrationConfig,
+    *,
+    gguf_file: str | None = None,
+    base_model: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    resume: bool = False,
+    say: Say = print,
+    progress: Progress | None = None,
+) -> OneShotResult:
+    """Prune a model of a folder or of the Hub, and save it with its masks, record and card in `output`.
+
+    The calibration texts are those of one split of the data set, in an order drawn with the seed. For causal language
+    models the next texts in that order are used to compute perplexity, before and after.
+
+    Raises RecipeError, CalibrationError, TargetError or PruningConfigError, before anything is written, if model, data
+    and settings do not fit together.
+    """
+    path = resolve_name("model", model_name)
+    rows = load_texts(dataset)
+    texts = list(rows[dataset.text_column])
+    tokenizer = _tokenizer(path, gguf_file)
+    model = _model(path, gguf_file, dtype, device)
+    held_out: torch.Tensor | None = None
+    data: Any = texts
+    if is_causal(model):
+        reader = WindowReader(texts, tokenizer, calibration.length, calibration.seed)
+        data = reader.take(calibration.samples)
+        held_out = reader.take(min(EVALUATION_WINDOWS, calibration.samples))
+    _check_free(output, resume)
+    with claimed(output, writes=True):
+        dense_metrics = _measure(model, held_out, calibration)
+        if dense_metrics:
+            say(f"Perplexity of the dense model: {dense_metrics['perplexity']:.3f}")
+        pruned = prune(
+            model, config, data, calibration, tokenizer=tokenizer, directory=output, resume=resume, progress=progress
+        )
+        metrics = _measure(model, held_out, calibration)
+        if metrics:
+            say(f"Perplexity of the pruned model: {metrics['perplexity']:.3f}")
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+        pruned.save(output)
+        saved = SavedModel(output)
+        source = _describe(dataset, rows)
+        base, problem = describe_base(path, base_model, commit_of(model.config))
+        if problem is not None:
+            say(f"The model card will state no license: {problem}")
+        record = RunRecord(
+            name=output.resolve().name,
+            base_model=base,
+            pruning=[config.to_dict()],
+            methods=describe_methods([config]),
+            target_sparsity=pruned.sparsity,
+            calibration=describe_calibration(pruned, calibration, source, is_causal(model)),
+            evaluations=_evaluations(metrics, dense_metrics, held_out, source),
+            hardware=hardware(model.device),
+            versions=versions(),
+            weights=saved.hashes,
+        )
+        save_record(saved, record)
+        write_card(saved)
+    return OneShotResult(pruned, make_report(saved), metrics, dense_metrics, record, output)
+
+
+def describe_calibration(
+    pruned: Pruned, calibration: CalibrationConfig, dataset: Source | None, is_of_windows: bool
+) -> Calibration:
+    """What a card says of the calibration."""
+    return Calibration(
+        dataset=dataset,
+        samples=pruned.samples,
+        length=calibration.length if is_of_windows else None,
+        tokens=pruned.tokens,
+        seed=calibration.seed,
+        damping=pruned.damping,
+        dense_weight=calibration.dense_weight,
+        residual_weight=calibration.residual_weight,
+        notes=pruned.notes,
+    )
+
+
+def _check_free(output: Path, resume: bool) -> None:
+    """Raise RecipeError for a folder that has files, unless a run is resumed there."""
+    if output.exists() and not output.is_dir():
+        raise RecipeError("output", f"expected a folder, found a file at {output}")
+    if not resume and output.is_dir() and any(output.iterdir()):
+        raise RecipeError(
+            "output", f"expected an empty folder or a new one, found files in {output}; --resume continues a run there"
+        )
+
+
+def _tokenizer(path: str, gguf_file: str | None) -> PreTrainedTokenizerBase:
+    options = {"gguf_file": gguf_file} if gguf_file is not None else {}
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+    except LOADING_ERRORS as error:
+        raise RecipeError("model", f"the tokenizer cannot be loaded: {why_not_opened(error)}") from error
+
+
+def _model(path: str, gguf_file: str | None, dtype: str, device: str | None) -> PreTrainedModel:
+    """The model, of the class that its configuration names, on the device."""
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file is not None else {}
+    try:
+        found: Any = AutoModelForCausalLM if gguf_file is not None else _class_of(path)
+        model, loading = found.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except RecipeError:
+        raise
+    except LOADING_ERRORS as error:
+        raise RecipeError("model", why_not_opened(error)) from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise RecipeError("model", f"the file lacks weights, such as {missing[0]}; prune a model that is trained")
+    model = unquantised(model) if gguf_file is not None else model
+    check_finite(model)
+    return cast(PreTrainedModel, model if device is None else model.to(torch.device(device)))
+
+
+def _class_of(path: str) -> Any:
+    """The class that the configuration of a model names."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    names = getattr(config, "architectures", None) or []
+    found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
+    if found is None:
+        raise RecipeError("model", f"expected a class of transformers among the architectures of its config, got {names}")
+    return found
+
+
+def _describe(section: DatasetSection, rows: datasets.Dataset) -> Source:
+    """The source of the calibration texts."""
+    known = describe_dataset(rows)
+    package = package_of(section.name)
+    taken = [f"where {column} is {value}" for column, value in section.where.items()]
+    on_hub = known is not None and known.hub_name is not None
+    return Source(
+        name=package or Path(section.name).name,
+        hub_name=known.hub_name if known is not None else None,
+        revision=known.revision if known is not None else None,
+        config=section.config,
+        split=section.train_split if on_hub else None,
+        rows=", ".join(taken) or None,
+    )
+
+
+def _measure(
+    model: PreTrainedModel, held_out: torch.Tensor | None, calibration: CalibrationConfig
+) -> dict[str, float]:
+    if held_out is None:
+        return {}
+    return {"perplexity": perplexity(model, held_out, calibration.batch_size)}
+
+
+def _evaluations(
+    metrics: dict[str, float], dense_metrics: dict[str, float], held_out: torch.Tensor | None, source: Source
+) -> list[Evaluation]:
+    if held_out is None:
+        return []
+    rows = f"{source.rows}, " if source.rows else ""
+    windows = f"{len(held_out)} windows of {held_out.shape[1]} tokens of texts that were not used for calibration"
+    finite = {name: value for name, value in metrics.items() if value != float("inf")}
+    return [
+        Evaluation(
+            metrics=finite,
+            main_metric=next(iter(finite), None),
+            part="test",
+            not_finite=[name for name in metrics if name not in finite],
+            dense_metrics=dense_metrics,
+            samples=len(held_out),
+            dataset=source.model_copy(update={"rows": f"{rows}{windows}"}),
+        )
+    ]

@@ -141,7 +141,7 @@ def _with_other_length(batch: Mapping[str, Any]) -> dict[str, Any]:
     if mine is None or mine < 2 or not (mine == lengths.get("input_ids", lengths.get("attention_mask"))):
         return dict(batch)
     of_decoder = [name for name in lengths if name.startswith("decoder_") or name == "labels"]
-    return {name: value[:, :-1] if name in of_decoder else value for name, value in batch.items()}
+    return {name: value[:, :-1].contiguous() if name in of_decoder else value for name, value in batch.items()}
 
 
 @dataclass

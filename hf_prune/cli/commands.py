@@ -117,7 +117,10 @@ def prune_command(
     method: Annotated[str, typer.Option(help="sparsegpt, alps, wanda, magnitude or random.")] = "sparsegpt",
     sparsity: Annotated[float | None, typer.Option(help="Share of masked weights; given by n:m patterns.")] = None,
     pattern: Annotated[str, typer.Option(help="unstructured, n:m such as 2:4, or block:RxC.")] = "unstructured",
-    scope: Annotated[str | None, typer.Option(help="What is ranked together: layer, row or erk.")] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(help="What is ranked together: layer, row or erk (default: row for wanda, else layer)."),
+    ] = None,
     reconstruction: Annotated[
         str | None, typer.Option(help="least_squares: solve the weights that are kept anew, after any method.")
     ] = None,
@@ -129,7 +132,9 @@ def prune_command(
     length: Annotated[int, typer.Option(help="Length of a window in tokens.")] = 2048,
     batch_size: Annotated[int, typer.Option(help="Windows that pass through the model together.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the choice of texts.")] = 0,
-    damping: Annotated[float | None, typer.Option(help="Damping of the second moments (default: the method's).")] = None,
+    damping: Annotated[
+        float | None, typer.Option(help="Damping of the second moments (default: the method's).")
+    ] = None,
     dense_weight: Annotated[
         float, typer.Option(help="How far layers approximate the dense model's outputs, 0 to 1 (0: their own).")
     ] = 0.75,
@@ -160,6 +165,8 @@ def prune_command(
         from ..recipe.one_shot import prune_saved
         from ..recipe.schema import DatasetSection
 
+        if scope is None and (method, pattern) == ("wanda", "unstructured"):
+            scope = "row"  # as it was published
         given = {"method": method, "pattern": pattern, "sparsity": sparsity, "scope": scope}
         given["reconstruction"] = reconstruction
         overrides = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]

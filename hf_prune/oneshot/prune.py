@@ -4,8 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -178,7 +177,10 @@ def _check(model: Any, config: Any, calibration: Any) -> None:
     entry = CRITERIA.get(config.method)
     is_known = config.method in SOLVERS or (entry is not None and not entry.memory)
     if not is_known or "gradients" in reads_of(config.method, config.scope):
-        usable = [*SOLVERS, *(name for name, one in CRITERIA.items() if one.reads in (None, "inputs") and not one.memory)]
+        usable = [
+            *SOLVERS,
+            *(name for name, one in CRITERIA.items() if one.reads in (None, "inputs") and not one.memory),
+        ]
         raise PruningConfigError(
             "method", f"expected one of {', '.join(usable)} for pruning at once, got {config.method!r}"
         )
@@ -212,7 +214,7 @@ class _Run:
         groups: Sequence[Group],
     ):
         self.model, self.config, self.calibration, self.batches = model, config, calibration, batches
-        self.parameters = {name: one for name, one in named_parameters(model)}
+        self.parameters = dict(named_parameters(model))
         weights = {target.name: self.parameters[target.name].detach() for target in targets}
         self.counts = counts_of(groups, weights)
         self.layers = {layer.target.name: layer for layer in find_layers(model, targets, self.parameters)}
@@ -338,7 +340,9 @@ class _Run:
             notes.append(f"{name}: its layer was never called; it was left dense.")
             self.masks.pop(name)
         for name, times in self.stream.uses.items():
-            notes.append(f"{name}: its layer is called {times + 1} times in a forward pass; it was pruned at the first.")
+            notes.append(
+                f"{name}: its layer is called {times + 1} times in a forward pass; it was pruned at the first."
+            )
         return Pruned(
             config=self.config,
             masks=self.masks,

@@ -75,7 +75,10 @@ def text_batches(
 def is_causal(model: PreTrainedModel) -> bool:
     """Whether a model predicts the next token of its own input."""
     config = model.config
-    return not getattr(config, "is_encoder_decoder", False) and type(model).__name__ in TASK_MAPPING["text-generation"].values()
+    return (
+        not getattr(config, "is_encoder_decoder", False)
+        and type(model).__name__ in TASK_MAPPING["text-generation"].values()
+    )
 
 
 def as_batches(

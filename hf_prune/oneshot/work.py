@@ -53,7 +53,9 @@ class Work:
         try:
             saved = read_json(path)
         except FileNotFoundError as error:
-            raise CalibrationError(f"{path.parent}: expected a run to resume, found none; leave out --resume") from error
+            raise CalibrationError(
+                f"{path.parent}: expected a run to resume, found none; leave out --resume"
+            ) from error
         except ValueError as error:
             raise CalibrationError(
                 f"{path}: expected the settings of a run, got a file that cannot be read: {one_line(error)}"

@@ -65,7 +65,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "overall": totals_of(figures.tensors) if figures.tensors else None,
         "others": totals_of([tensor for tensor in figures.tensors if not tensor.prunable]),
         "target": figures.target_sparsity if figures.removed is None else None,
-        "how_pruned": _how_pruned(figures),
+        "how_pruned": _how_pruned(figures, record.calibration is not None),
         "weight_files": _file_names(figures),
         "tensors": [] if figures.only_smaller else figures.prunable,
         "most_rows": _MOST_ROWS,
@@ -111,7 +111,9 @@ def _summary(figures: Figures, record: RunRecord) -> str:
         recorded = {name: inline(method.words) for name, method in record.methods.items()}
         methods = _methods(figures.pruning, recorded)
         trained = "distilled" if record.distillation is not None else "fine-tuned"
-        pruned = "pruned with hf-prune from calibration data" if record.calibration is not None else "pruned with hf-prune"
+        pruned = (
+            "pruned with hf-prune from calibration data" if record.calibration is not None else "pruned with hf-prune"
+        )
         missed = figures.missed_target
         note = f" Its target sparsity of {missed:.2%} was not reached." if missed is not None else ""
         note += "".join(f" Not every group of weights has the pattern {one}." for one in figures.missed_patterns)
@@ -142,12 +144,14 @@ def _method(config: Mapping[str, Any], recorded: Mapping[str, str]) -> str:
         reconstruction = RECONSTRUCTIONS.get(config.get("reconstruction") or "")
         return f"{what} ({reconstruction.words})" if reconstruction is not None else what
     blocks = f", in whole {config['pattern'].removeprefix('block:')} blocks" if pattern.name == "block" else ""
-    return f"{what}{blocks}, {SCOPES[config['scope']].words}"
+    solved = RECONSTRUCTIONS.get(config.get("reconstruction") or "")
+    anew = "; the weights that are kept were solved anew by least squares" if solved is not None else ""
+    return f"{what}{blocks}, {SCOPES[config['scope']].words}{anew}"
 
 
-def _how_pruned(figures: Figures) -> list[str]:
-    """A line for each configuration: its method and its target tensors."""
-    lines = [_configuration(config) for config in figures.pruning]
+def _how_pruned(figures: Figures, at_once: bool) -> list[str]:
+    """A line for each configuration: its method and its target tensors; without a schedule if pruned at once."""
+    lines = [_configuration(config, at_once) for config in figures.pruning]
     if not lines and figures.prunable:
         lines.append(f"Prunable tensors: {_DEFAULT_TARGETS}.")
     if figures.frozen:
@@ -166,10 +170,10 @@ _DEFAULT_TARGETS = (
 )
 
 
-def _configuration(config: Mapping[str, Any]) -> str:
+def _configuration(config: Mapping[str, Any], at_once: bool) -> str:
     method = code(config["method"])
     if config["method"] != "keep":
-        names = ("pattern", "scope", "schedule")
+        names = ("pattern", "scope") if at_once else ("pattern", "scope", "schedule")
         method += "; " + "; ".join(f"{name}: {code(config[name])}" for name in names)
     targets = f"those matching {', '.join(map(code, config['targets']))}" if config["targets"] else _DEFAULT_TARGETS
     structure = config.get("structure")

@@ -192,8 +192,8 @@ class RunRecord(Frozen):
     """What a card says that cannot be read from the weights. `weights` are the files that the measurements belong to.
 
     `steps` is the number of trained steps; the weights are those of `kept_step`, which differs if the best model was
-    loaded at the end. `calibration` is that of a model that was pruned at once. The first of `evaluations` is the main one. `methods` are those of `pruning`, which another
-    package may have brought.
+    loaded at the end. `calibration` is that of a model that was pruned at once. The first of `evaluations` is the main
+    one. `methods` are those of `pruning`, which another package may have brought.
 
     `chosen` is metadata that a user set for the card: license, language, pipeline_tag, base_model; `tags` are more
     tags.

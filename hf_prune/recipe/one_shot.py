@@ -170,7 +170,7 @@ def _model(path: str, gguf_file: str | None, dtype: str, device: str | None) -> 
         raise RecipeError("model", f"the file lacks weights, such as {missing[0]}; prune a model that is trained")
     model = unquantised(model) if gguf_file is not None else model
     check_finite(model)
-    return cast(PreTrainedModel, model if device is None else model.to(torch.device(device)))
+    return model if device is None else cast(Any, model).to(torch.device(device))
 
 
 def _class_of(path: str) -> Any:
@@ -179,7 +179,9 @@ def _class_of(path: str) -> Any:
     names = getattr(config, "architectures", None) or []
     found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
     if found is None:
-        raise RecipeError("model", f"expected a class of transformers among the architectures of its config, got {names}")
+        raise RecipeError(
+            "model", f"expected a class of transformers among the architectures of its config, got {names}"
+        )
     return found
 
 
@@ -199,9 +201,7 @@ def _describe(section: DatasetSection, rows: datasets.Dataset) -> Source:
     )
 
 
-def _measure(
-    model: PreTrainedModel, held_out: torch.Tensor | None, calibration: CalibrationConfig
-) -> dict[str, float]:
+def _measure(model: PreTrainedModel, held_out: torch.Tensor | None, calibration: CalibrationConfig) -> dict[str, float]:
     if held_out is None:
         return {}
     return {"perplexity": perplexity(model, held_out, calibration.batch_size)}

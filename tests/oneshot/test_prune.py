@@ -268,12 +268,12 @@ def test_a_finished_layer_that_is_damaged_is_named(tmp_path):
         )
     [file] = (tmp_path / WORK_NAME).glob("*.safetensors")
     assert load_file(file).keys() == {"weight", "kept"}
-    assert json.loads((tmp_path / WORK_NAME / "settings.json").read_text(encoding="utf-8"))["pruning"]["method"] == "alps"
+    assert (
+        json.loads((tmp_path / WORK_NAME / "settings.json").read_text(encoding="utf-8"))["pruning"]["method"] == "alps"
+    )
     file.write_bytes(b"broken")
     with pytest.raises(CalibrationError, match=r"00000\.safetensors: expected a finished layer"):
-        prune(
-            model, PruningConfig(method="alps", sparsity=0.5), tokens(), SETTINGS, directory=tmp_path, resume=True
-        )
+        prune(model, PruningConfig(method="alps", sparsity=0.5), tokens(), SETTINGS, directory=tmp_path, resume=True)
 
 
 # ---- What is refused ----

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from .fields import Path, number_fields, overridden, section_of
+from .fields import Path, number_fields, overridden, overrides_in, section_of
 from .model_shapes import ModelShapes
 from .units import CoupledUnits, Family, Field, Part, group_parts, nearest_readers
 
@@ -40,6 +41,8 @@ def _neurons_of(shapes: ModelShapes, path: Path, value: int | float | None) -> F
     ratio = type(width) is int and not differ and value is not None and old == int(value * width)
     if value is not None and old != value and not ratio and not differ:
         return None  # neither a number of neurons, nor their ratio to the width of the model
+    if differ and not {effect.sizes[key][0] for key in readers} <= _numbers_of(shapes, path, value):
+        return None  # such as a number of heads: each has several channels
     names = [name for name, _ in effect.sizes]
     if len(set(names)) != len(names) or not all(map(shapes.in_stack, names)):
         return None  # a tensor with both sides, or one outside the layers: a width of the whole model
@@ -59,6 +62,12 @@ def _neurons_of(shapes: ModelShapes, path: Path, value: int | float | None) -> F
     stack = shapes.stack_of(path, groups)
     per_unit = value / old if ratio and value is not None else 1
     return Family("neurons", (Field(path, per_unit),), groups, stack=stack, per_layer=differ)
+
+
+def _numbers_of(shapes: ModelShapes, path: Path, value: int | float | None) -> set[Any]:
+    """The values that a field has in the whole model, and in single layers."""
+    layers = overrides_in(shapes.config, path[:-1]).values()
+    return {value, *(layer[path[-1]] for layer in layers if path[-1] in layer)}
 
 
 def _fused(shapes: ModelShapes, key: tuple[str, int], units: int, multiple: int) -> Part:

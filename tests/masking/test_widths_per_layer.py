@@ -440,3 +440,13 @@ def test_heads_of_all_layers_are_found_where_only_some_have_a_number_of_their_ow
     again.shrink()
     assert sum(group.units for group in find_families(model, "heads")[0].groups) == 7
     assert torch.allclose(logits_of(model), masked, atol=1e-5)
+
+
+def test_heads_that_layers_count_by_themselves_are_not_taken_for_neurons(caplog):
+    model = small_bert()
+    Pruner(model, at_once("heads", sparsity=0.5), total_steps=1).shrink()
+    [family] = find_families(model, "neurons")
+    assert [field.path for field in family.fields] == [("intermediate_size",)]
+    caplog.clear()
+    Pruner(model, at_once("neurons", sparsity=0.5), total_steps=1)
+    assert "they are not pruned" not in caplog.text

@@ -1,11 +1,13 @@
-"""What users are told about a model when pruning starts: what is left out, and which weights are zero already."""
+"""What users are told about a model when pruning starts: what is left out, which weights are zero already, and where
+less will be removed than was asked for.
+"""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..methods.patterns import count_of
 from ..model.targets import FROZEN
-from .plan import Group
+from .plan import Group, Window
 
 logger = logging.getLogger(__name__)
 
@@ -61,3 +63,39 @@ def tell_of_zeros(groups: Sequence[Group], masked: Mapping[str, int], fresh: Seq
     if sparser:
         more = f" and {len(sparser) - 1} more tensors" if len(sparser) > 1 else ""
         logger.warning("Already above the target sparsity; left unchanged: %s%s.", sparser[0], more)
+
+
+def tell_of_few_units(groups: Sequence[Group], window_of: Callable[[Group], Window]) -> None:
+    """Warn of a structure of which nothing will be removed, or fewer layers than its configuration says."""
+    removed: dict[int, int] = {}
+    by_config: dict[int, list[Group]] = {}
+    for group in groups:
+        if not group.coupled:
+            continue
+        window = window_of(group)
+        number = sum(pool.count for pool in group.pools(window, window.end, 0.0, [0] * len(group.coupled)))
+        removed[group.config_index] = removed.get(group.config_index, 0) + number
+        by_config.setdefault(group.config_index, []).append(group)
+        asked = count_of(group.final, sum(group.ranked_units) + group.fixed)
+        if group.fixed and number < asked:
+            logger.warning(
+                "sparsity=%s is %d of %d layers, but only %d of them can be removed: the others are not selected "
+                "(targets, exclude), or the model needs them.",
+                group.final,
+                asked,
+                sum(group.ranked_units) + group.fixed,
+                number,
+            )
+    for index, some in by_config.items():
+        widest = max(some, key=lambda group: group.final)
+        together = widest.scope == "global"
+        units = sum(widest.ranked_units) + widest.fixed if together else max(widest.ranked_units)
+        if not removed[index] and widest.final:
+            logger.warning(
+                "No %s will be removed: sparsity=%s of %s%s rounds to 0%s.",
+                widest.config.structure,
+                widest.final,
+                f"{units:,}",
+                "" if together else " in each layer",
+                ", or one has to stay" if units == 1 else "",
+            )

@@ -17,7 +17,7 @@ from ..config.pruning import PruningConfig, save_configs
 from ..errors import StructureError
 from ..methods.unit_criteria import UNIT_CRITERIA
 from ..model.layouts import Target
-from ..model.names import named_parameters, plain_model, shape_of
+from ..model.names import all_names, named_parameters, plain_model, shape_of
 from ..model.per_layer import reads_overrides
 from ..model.targets import check_expressions, targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
@@ -71,7 +71,8 @@ class Structures:
     def find(self, index: int, config: PruningConfig, model: nn.Module) -> tuple[list[Target], list[Group]]:
         """The tensors and the groups of a configuration with a structure; without units where those were cut out.
 
-        Raises StructureError if the model has no such units that can be removed.
+        Raises StructureError if the model has no such units that can be removed, and TargetError for an expression that
+        matches no parameter.
         """
         assert config.structure is not None
         if self._model is not plain_model(model):  # nothing was cut out of another one
@@ -83,6 +84,9 @@ class Structures:
             number = self.removed["groups"].get(str(index), 0)
             return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
         if index not in self._families:
+            known = [name for of_one in all_names(model).values() for name in of_one]
+            check_expressions("targets", config.targets or (), known)
+            check_expressions("exclude", config.exclude, known)
             found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
             if config.overrides or config.scope == "global":
                 names = [name for family in found for name in family.names]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import ARCHITECTURES, bert, llama, mixtral
 
-from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, StructureError
+from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, StructureError, TargetError
 from hf_prune.structure.coupled import find_families
 from hf_prune.structure.record import STRUCTURE_NAME
 
@@ -305,3 +305,33 @@ def test_a_model_that_its_configuration_does_not_describe_is_refused_at_once():
     model.classifier = torch.nn.Linear(16, 2, bias=False)
     with pytest.raises(StructureError, match=r"got no classifier\.bias, where it builds one of shape \(2,\)"):
         Pruner(model, config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sparsity": 0.001}, "No neurons will be removed: sparsity=0.001 of 24 in each layer rounds to 0."),
+        ({"structure": "layers", "sparsity": 0.1}, "No layers will be removed: sparsity=0.1 of 4 rounds to 0."),
+        (
+            {"structure": "layers", "targets": [r".*layer\.0\..*"]},
+            "sparsity=0.75 is 3 of 4 layers, but only 1 of them can be removed",
+        ),
+    ],
+)
+def test_what_removes_nothing_or_less_than_asked_is_told(caplog, changes, words):
+    Pruner(bert(num_hidden_layers=4), config(**changes), total_steps=8)
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize("structure", ["neurons", "layers"])
+def test_nothing_is_told_of_what_is_removed_as_asked_and_of_what_is_to_stay(caplog, structure):
+    Pruner(bert(num_hidden_layers=4), config(structure), total_steps=8)
+    Pruner(bert(num_hidden_layers=4), config(structure, sparsity=0.0), total_steps=8)
+    Pruner(bert(num_hidden_layers=4), config(structure, sparsity=0.99), total_steps=8)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("field", ["targets", "exclude"])
+def test_an_expression_that_matches_no_parameter_is_refused(field):
+    with pytest.raises(TargetError, match=f"{field}: 'nothing.*' matches no parameter name"):
+        Pruner(bert(), config(**{field: ["nothing.*"]}))

@@ -115,9 +115,12 @@ def print_plan(plan: "Plan") -> None:
 
 
 def _print_planned_units(plan: "Plan") -> None:
+    from ..saved.removed import words_for
+
     table = _table("Units to remove", "", "now", "removed", "left")
-    for one in plan.units:
-        table.add_row(_name(f"{one.structure} of {one.path}"), f"{one.of:,}", f"{one.removed:,}", f"{one.left:,}")
+    for one in [one for one in plan.units if one.removed] or plan.units:  # for a target, other layers may lose none
+        name = f"{words_for(one.structure)} of {one.path}"
+        table.add_row(_name(name), f"{one.of:,}", f"{one.removed:,}", f"{one.left:,}")
     console.print(table)
     if plan.weights_left is not None:
         share = plan.weights_left / max(plan.all_weights, 1)
@@ -161,10 +164,12 @@ def print_report(report: "Report") -> None:
 
 
 def _print_removed(removed: "Removed") -> None:
+    from ..saved.removed import words_for
+
     console.print()
     table = _table("Removed", "", "before", "after")
     for one in removed.units:
-        table.add_row(_name(f"{one.structure} of {one.path}"), f"{one.of:,}", f"{one.left:,}")
+        table.add_row(_name(f"{words_for(one.structure)} of {one.path}"), f"{one.of:,}", f"{one.left:,}")
     for stack in removed.layers:
         table.add_row(_name(f"layers of {stack.path}"), f"{stack.of:,}", f"{len(stack.kept):,}")
     before, after = removed.parameters

@@ -313,6 +313,19 @@ def test_a_plan_of_a_structure_says_what_will_be_left(sparse_bert):
     assert f"The model that is left has {left:,} of {every:,} parameters ({left / every:.2%})." in words(text)
 
 
+def test_a_plan_calls_hidden_dimensions_by_their_name(sparse_bert):
+    text = printed("plan", sparse_bert, "structure=hidden", "sparsity=0.5")
+    assert ["hidden dimensions of bert", "16", "8", "8"] in rows(text)
+
+
+@pytest.mark.widths_per_layer
+def test_a_plan_does_not_list_layers_that_lose_no_units(sparse_bert):
+    overrides = r"overrides={'bert\.encoder\.layer\.1\..*': 0.0}"
+    text = printed("plan", sparse_bert, "structure=neurons", "sparsity=0.75", overrides)
+    assert ["neurons of bert.encoder.layer.0", "24", "18", "6"] in rows(text)
+    assert "neurons of bert.encoder.layer.1" not in words(text)
+
+
 def test_a_plan_for_a_target_shows_what_is_chosen_and_from_what(sparse_bert):
     arguments = ("plan", sparse_bert, "target_parameters=0.9", "target_length=16")
     text = printed(*arguments)

@@ -1,6 +1,6 @@
 """What a model card says of removed units and tokens, and of the structure that was chosen for a target."""
 
-from ..saved.removed import Removed, words_for
+from ..saved.removed import Removed, listed, words_for
 from ..structure.chosen import Chosen
 from .markdown import code, inline
 from .record import RemovedTokens
@@ -40,9 +40,8 @@ def removed_rows(removed: Removed | None) -> list[tuple[str, str, str]]:
         return []
     rows = [("parameters", removed.parameters)]
     for structure in (name for name in removed.structures if name != "layers"):
-        in_each = removed.in_each(structure)
-        where = "" if structure == "hidden" else " of each layer" if in_each is not None else " of all layers"
-        rows.append((f"{words_for(structure)}{where}", in_each or removed.totals(structure)))
+        numbers = removed.in_each(structure) or removed.totals(structure)
+        rows.append((f"{words_for(structure)}{removed.where(structure)}", numbers))
     rows += [(f"layers of {code(stack.path)}", (stack.of, len(stack.kept))) for stack in removed.layers]
     return [(name, f"{before:,}", f"{after:,}") for name, (before, after) in rows]
 
@@ -51,7 +50,7 @@ def units_alt(removed: Removed | None) -> str:
     """What the plot of units shows."""
     if removed is None:
         return ""
-    units = " and ".join(map(words_for, removed.structures))
+    units = listed([words_for(structure) for structure in removed.structures])
     return f"Bar chart of the {units} that are left: {inline(removed.words)} were removed"
 
 

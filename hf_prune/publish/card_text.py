@@ -14,6 +14,7 @@ from ..methods.patterns import parse_pattern
 from ..methods.reconstructions import RECONSTRUCTIONS
 from ..methods.scopes import SCOPES
 from ..methods.table import words_of
+from ..saved.removed import words_for
 from ..saved.report import totals_of
 from ..structure.chosen import Chosen
 from .card_measured import (
@@ -184,7 +185,7 @@ def _configuration(config: Mapping[str, Any], at_once: bool) -> str:
         method += code(config["schedule"])
     if structure:
         matching = f" and that match {', '.join(map(code, config['targets']))}" if config["targets"] else ""
-        targets = f"those that the {structure} are part of{matching}"
+        targets = f"those that the {words_for(structure)} are part of{matching}"
     line = f"Method: {method}. Prunable tensors: {targets}."
     if config["exclude"]:
         line += f" Excluded: {', '.join(map(code, config['exclude']))}."

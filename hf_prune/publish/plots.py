@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..methods.penalties import PENALTIES
-from ..saved.removed import Removed
+from ..saved.removed import Removed, words_for
 from ..structure.chosen import Chosen
 
 _SPARSITY_COLOR = "#b5432b"
@@ -131,7 +131,7 @@ def plot_units(removed: Removed, path: Path | BinaryIO) -> None:
             for place, (_, _, said) in enumerate(bars):
                 axis.annotate(said, (1.01, place), va="center", fontsize=7, annotation_clip=False)
         axis.invert_yaxis()
-        axis.set(xlim=(0, 1), title=f"{structure.capitalize()} that are left")
+        axis.set(xlim=(0, 1), title=f"{words_for(structure).capitalize()} that are left")
         axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
         axis.margins(y=0.01)
     _save(figure, path)
@@ -168,7 +168,7 @@ def plot_search(chosen: Chosen, path: Path | BinaryIO) -> None:
     )
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=1, frameon=False)  # in one row they may be wider than the picture
     _save(figure, path)
 
 

@@ -57,12 +57,19 @@ class Removed:
             of, left = self.totals(structure)
             if left == of:
                 continue
-            where = " of each layer" if self.in_each(structure) is not None and structure != "hidden" else ""
-            parts.append(f"{100 * (1 - left / of):.4g}% of the {words_for(structure)}{where}")
+            parts.append(f"{100 * (1 - left / of):.4g}% of the {words_for(structure)}{self.where(structure)}")
         for stack in (one for one in self.layers if len(one.kept) < one.of):
             which = f" of {stack.path}" if len(self.layers) > 1 else ""
             parts.append(f"{stack.of - len(stack.kept):,} of {stack.of:,} layers{which}")
-        return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+        return listed(parts)
+
+    def where(self, structure: str) -> str:
+        """Which layers the numbers of `in_each`, or else of `totals`, are of; empty for dimensions of the whole model."""
+        if structure == "hidden":
+            return ""
+        if self.in_each(structure) is not None:
+            return " of each layer"
+        return " of the layers that are left" if any(len(one.kept) < one.of for one in self.layers) else " of all layers"
 
     def totals(self, structure: str) -> tuple[int, int]:
         """The numbers of units of a kind in all the layers that are left, before and after."""
@@ -73,6 +80,11 @@ class Removed:
         """The numbers of units of a kind in each layer, before and after; None if they differ."""
         numbers = {(one.of, one.left) for one in self.units if one.structure == structure}
         return numbers.pop() if len(numbers) == 1 else None
+
+
+def listed(parts: Sequence[str]) -> str:
+    """A list in words: `neurons, heads and layers`."""
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
 def words_for(structure: str) -> str:

@@ -859,7 +859,7 @@ def test_a_card_says_that_the_import_is_needed_where_layers_differ(tmp_path, mon
     pruner = save_shrunk(folder, [global_neurons, heads])
     save_record(folder, record_of(folder, pruning=[config.to_dict() for config in pruner.configs], steps=2))
     card = card_of(folder)
-    assert "75% of the neurons and 50% of the heads of each layer were removed" in card
+    assert "75% of the neurons of all layers and 50% of the heads of each layer were removed" in card
     assert "opens with transformers after `import hf_prune` (`pip install\nhf-prune`)" in card
     assert "ranked across all layers" in card
     assert "without hf-prune" not in card

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -284,6 +285,19 @@ def test_structures_of_a_search_are_a_line_and_the_chosen_one_is_marked(tmp_path
     assert close_to(opened(tmp_path / "search.png"), BLUE) > 100
     plot_search(chosen_of(reached=None), tmp_path / "search.png")
     assert len(drawn[-1].axes[0].lines) == 2
+
+
+def test_what_was_chosen_is_in_the_picture_however_long_its_name(tmp_path, drawn):
+    units = {"neurons": 9216, "heads": 72, "layers": 12}
+    plot_search(replace(chosen_of(), units=units), tmp_path / "search.png")
+    [figure] = drawn
+    box = figure.legends[0].get_window_extent(figure.canvas.get_renderer())
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+def test_hidden_dimensions_are_called_so(tmp_path, drawn):
+    plot_units(removed_of([("hidden", "a", 8, 6)]), tmp_path / "units.png")
+    assert drawn[0].axes[0].get_title() == "Hidden dimensions that are left"
 
 
 def test_layers_alone_have_bars_of_their_own(tmp_path, drawn):

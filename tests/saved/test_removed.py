@@ -71,6 +71,15 @@ def test_neurons_alone_are_part_of_the_tensors_of_the_feed_forward_network(tmp_p
     assert report.removed.words == "75% of the neurons of each layer"
 
 
+def test_words_say_which_layers_the_numbers_are_of():
+    units = tuple(UnitsLeft("neurons", f"a.{index}", 8, 2 * index) for index in (1, 2))
+    half = LayersLeft("a", 4, (1, 2))
+    assert Removed((9, 5), (8, 4), units, ()).words == "62.5% of the neurons of all layers"
+    assert Removed((9, 5), (8, 4), units, (half,)).words == (
+        "62.5% of the neurons of the layers that are left and 2 of 4 layers"
+    )
+
+
 def test_the_last_layer_of_a_model_is_reported_too(tmp_path):
     save_shrunk(tmp_path, [LAYERS], bert(num_hidden_layers=2))
     report = make_report(tmp_path)
@@ -101,7 +110,7 @@ def test_if_every_unit_is_kept_nothing_was_removed(tmp_path):
 def test_units_that_differ_from_layer_to_layer_are_counted_together():
     units = (UnitsLeft("neurons", "a.0", 10, 5), UnitsLeft("neurons", "a.1", 10, 3), UnitsLeft("heads", "a.0", 3, 2))
     removed = Removed((100, 50), (80, 30), units, (LayersLeft("a", 2, (0, 1)),))
-    assert removed.words == "60% of the neurons and 33.33% of the heads of each layer"
+    assert removed.words == "60% of the neurons of all layers and 33.33% of the heads of each layer"
     assert removed.totals("neurons") == (20, 8)
     assert removed.structures == ["neurons", "heads", "layers"]
 

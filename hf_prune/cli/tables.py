@@ -115,7 +115,7 @@ def print_plan(plan: "Plan") -> None:
 
 
 def _print_planned_units(plan: "Plan") -> None:
-    from ..saved.removed import words_for
+    from ..structure.units import words_for
 
     table = _table("Units to remove", "", "now", "removed", "left")
     for one in [one for one in plan.units if one.removed] or plan.units:  # for a target, other layers may lose none
@@ -164,7 +164,7 @@ def print_report(report: "Report") -> None:
 
 
 def _print_removed(removed: "Removed") -> None:
-    from ..saved.removed import words_for
+    from ..structure.units import words_for
 
     console.print()
     table = _table("Removed", "", "before", "after")

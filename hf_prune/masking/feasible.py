@@ -9,7 +9,10 @@ from ..methods.patterns import count_of
 from ..structure.coupled import own_share
 from ..structure.rows import row_divisor
 from ..structure.shrink import cut_of, misfit
-from ..structure.units import Family
+from ..structure.units import Family, words_for
+
+# How many shares are tried, below and above the one that does not fit, to name one that does.
+_MOST_TRIED = 16
 
 
 def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedModel) -> None:
@@ -24,26 +27,46 @@ def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedM
             f"expected 'layer' for the neurons of experts that are computed in one grouped matrix product, which takes "
             f"multiples of {divisor} alone, got 'global'; or load the model with experts_implementation='eager'",
         )
-    dropped = {}
-    for group in (group for one in family.with_tied for group in one.groups):
+    for group in family.groups:
         own = own_share(config, group)
         sparsity = config.sparsity if own is None else own
-        number = count_of(sparsity, group.units)
-        dropped[group.name] = torch.arange(group.units) < number
-        if group in family.groups:
-            _check_number(family, sparsity, group.units, group.units - number, divisor)
+        _check_number(family, sparsity, group.units, group.units - count_of(sparsity, group.units), divisor)
+    dropped = _dropped(family, config, config.sparsity)
     why = misfit(model, cut_of(family.with_tied, dropped))
     if why is not None:
-        numbers = " and ".join(
-            f"{len(gone) - int(gone.sum())} of {len(gone)} {one.structure}"
-            for one in family.with_tied
-            if (gone := dropped[one.groups[0].name]) is not None
-        )
+        gone = {words_for(one.structure): dropped[one.groups[0].name] for one in family.with_tied}
+        numbers = " and ".join(f"{int((~flags).sum())} of {len(flags)} {name}" for name, flags in gone.items())
+        fitting = _fitting_shares(family, config, model)
         raise StructureError(
             "sparsity",
-            f"expected a share of {family.structure} without which {type(model).__name__} can be built, got "
-            f"{config.sparsity}, which leaves {numbers} ({why})",
+            f"expected a share of the {words_for(family.structure)} without which {type(model).__name__} can be built"
+            f"{f', such as {fitting}' if fitting else ''}; got {config.sparsity}, which leaves {numbers} ({why})",
         )
+
+
+def _dropped(family: Family, config: PruningConfig, sparsity: float) -> dict[str, torch.Tensor]:
+    """Flags of as many units as go where `sparsity` is that of groups without an override."""
+    found = {}
+    for group in (group for one in family.with_tied for group in one.groups):
+        own = own_share(config, group)
+        found[group.name] = torch.arange(group.units) < count_of(sparsity if own is None else own, group.units)
+    return found
+
+
+def _fitting_shares(family: Family, config: PruningConfig, model: PreTrainedModel) -> str:
+    """The shares nearest to that of a configuration, below and above it, without which the model can be built."""
+    assert config.sparsity is not None
+    units = min(one.groups[0].units for one in family.with_tied)
+    shares = [round(number / units, 4) for number in range(1, units)]
+    below = [share for share in reversed(shares) if share < config.sparsity][:_MOST_TRIED]
+    above = [share for share in shares if share > config.sparsity][:_MOST_TRIED]
+    found = []
+    for some in (below, above):
+        for share in some:
+            if misfit(model, cut_of(family.with_tied, _dropped(family, config, share))) is None:
+                found.append(f"{share:g}")
+                break
+    return " or ".join(found)
 
 
 def _check_number(family: Family, sparsity: float, units: int, left: int, divisor: int) -> None:

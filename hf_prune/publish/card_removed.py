@@ -1,7 +1,8 @@
 """What a model card says of removed units and tokens, and of the structure that was chosen for a target."""
 
-from ..saved.removed import Removed, listed, words_for
+from ..saved.removed import Removed, listed
 from ..structure.chosen import Chosen
+from ..structure.units import words_for
 from .markdown import code, inline
 from .record import RemovedTokens
 from .sparsity_json import Figures

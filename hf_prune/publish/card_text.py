@@ -14,9 +14,9 @@ from ..methods.patterns import parse_pattern
 from ..methods.reconstructions import RECONSTRUCTIONS
 from ..methods.scopes import SCOPES
 from ..methods.table import words_of
-from ..saved.removed import words_for
 from ..saved.report import totals_of
 from ..structure.chosen import Chosen
+from ..structure.units import words_for
 from .card_measured import (
     cost_note,
     cost_rows,

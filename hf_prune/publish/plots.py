@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..methods.penalties import PENALTIES
-from ..saved.removed import Removed, words_for
+from ..saved.removed import Removed
 from ..structure.chosen import Chosen
+from ..structure.units import words_for
 
 _SPARSITY_COLOR = "#b5432b"
 

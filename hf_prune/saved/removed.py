@@ -11,6 +11,7 @@ from ..config.pruning import STRUCTURES
 from ..errors import PruningStateError
 from ..structure.fields import value_in
 from ..structure.record import STRUCTURE_NAME, read_structure
+from ..structure.units import words_for
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class Removed:
         return listed(parts)
 
     def where(self, structure: str) -> str:
-        """Which layers the numbers of `in_each`, or else of `totals`, are of; empty for dimensions of the whole model."""
+        """Which layers the numbers of `in_each`, or else of `totals`, are of; empty for those of the whole model."""
         if structure == "hidden":
             return ""
         if self.in_each(structure) is not None:
             return " of each layer"
-        return " of the layers that are left" if any(len(one.kept) < one.of for one in self.layers) else " of all layers"
+        return (
+            " of the layers that are left" if any(len(one.kept) < one.of for one in self.layers) else " of all layers"
+        )
 
     def totals(self, structure: str) -> tuple[int, int]:
         """The numbers of units of a kind in all the layers that are left, before and after."""
@@ -85,11 +88,6 @@ class Removed:
 def listed(parts: Sequence[str]) -> str:
     """A list in words: `neurons, heads and layers`."""
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
-
-
-def words_for(structure: str) -> str:
-    """What the units of a structure are called in a sentence."""
-    return "hidden dimensions" if structure == "hidden" else structure
 
 
 def removed_from(folder: Path, config: PreTrainedConfig | None) -> Removed | None:

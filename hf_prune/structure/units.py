@@ -166,3 +166,8 @@ def common_path(*names: str) -> str:
     split = [name.split(".")[:-1] for name in names]
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
     return ".".join(parts[0] for parts in shared)
+
+
+def words_for(structure: str) -> str:
+    """What the units of a structure are called in a sentence."""
+    return "hidden dimensions" if structure == "hidden" else structure

@@ -129,7 +129,7 @@ def test_heads_leave_with_a_width_that_is_theirs(build, width, heads, tmp_path):
 
 
 def test_a_width_that_is_no_multiple_of_the_size_of_heads_is_refused_before_training():
-    words = r"expected a share of hidden .* got 0\.3, which leaves 11 of 16 hidden and 3 of 4 heads \("
+    words = r"such as 0\.25 or 0\.5; got 0\.3, which leaves 11 of 16 hidden dimensions and 3 of 4 heads \("
     with pytest.raises(StructureError, match=words):
         Pruner(wide_bert(), config_of(sparsity=0.3), total_steps=5)
 
@@ -228,7 +228,7 @@ def test_only_zeros_are_not_enough_as_norms_divide_by_the_number_of_dimensions()
     [
         (gemma, r"hidden of model cannot be removed: the smaller model's outputs differ"),  # scales by the width
         (t5, r"hidden of .* cannot be removed: the smaller model's outputs differ"),  # so does its head
-        (gpt2, r"no field of GPT2Config sets the number of hidden"),
+        (gpt2, r"no field of GPT2Config sets the number of hidden dimensions"),
     ],
 )
 def test_what_depends_on_the_width_in_another_way_is_refused(build, why):
@@ -237,5 +237,8 @@ def test_what_depends_on_the_width_in_another_way_is_refused(build, why):
 
 
 def test_a_width_that_the_class_cannot_be_built_with_is_refused_before_training():
-    with pytest.raises(StructureError, match=r"sparsity: expected a share of hidden .* leaves 13 of 16 hidden \(.*\)"):
+    with pytest.raises(
+        StructureError,
+        match=r"sparsity: expected a share of the hidden dimensions .* leaves 13 of 16 hidden dimensions \(.*\)",
+    ):
         Pruner(llama(), config_of(sparsity=0.2), total_steps=5)

@@ -121,6 +121,20 @@ class Chosen:
         """How many times faster than the dense model the trained model is; None if it was not measured."""
         return self.reached[0] / self.reached[1] if self.reached is not None else None
 
+    @property
+    def reached_words(self) -> str:
+        """What the trained model reached, first of what was asked for, such as `2.95 times the speed`."""
+        assert self.reached is not None
+        speed = f"{self.reached_speedup:.2f} times the speed"
+        if self.target.name == "target_parameters":
+            return f"{self._parameters_words} and {speed}"
+        return f"{1000 * self.reached[1]:.3g} ms and {speed}" if self.target.name == "target_latency" else speed
+
+    @property
+    def _parameters_words(self) -> str:
+        left, every = self.candidate.parameters, self.dense.parameters
+        return f"{left:,} of {every:,} parameters ({left / every:.1%})"
+
     def told(self, escape: Callable[[str], str] = str) -> str:
         """What was asked for, what was chosen, and what it reached, in sentences; names of the machine are escaped."""
         conditions = self.conditions
@@ -128,10 +142,11 @@ class Chosen:
         dense, small = self.reached if self.reached is not None else (self.dense.seconds, self.candidate.seconds)
         threads = f"{conditions['threads']} thread{'' if conditions['threads'] == 1 else 's'}"
         when = "after training" if self.reached is not None else "before training"
+        of_parameters = f", with {self._parameters_words}," if self.target.name == "target_parameters" else ""
         return (
-            f"Asked for {self.target.words}; of the structures that reach it, {self.words_of(self.candidate)} were "
-            f"predicted to change the outputs least. Measured {when}: {dense / small:.2f} times as fast, "
-            f"{1000 * small:.2f} ms where the dense model needs {1000 * dense:.2f} ms (least of several passes in "
+            f"Asked for {self.target.words}; of the structures that reach it, {self.words_of(self.candidate)}"
+            f"{of_parameters} were predicted to change the outputs least. Measured {when}: {dense / small:.2f} times "
+            f"as fast, {1000 * small:.2f} ms where the dense model needs {1000 * dense:.2f} ms (least of several passes in "
             f"turns, inputs of {self.inputs_words}, {where}, {threads}, {escape(conditions['dtype'])})."
         )
 

@@ -212,7 +212,7 @@ class Target:
         if self.name == "target_speedup":
             return f"{self.value:g} times the speed of the dense model"
         if self.name == "target_latency":
-            return f"a forward pass of {self.value:g} milliseconds"
+            return f"a forward pass in {self.value:g} ms"
         return f"{self.value:.1%} of the parameters" if self.value < 1 else f"{self.value:,.0f} parameters"
 
 

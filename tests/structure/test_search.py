@@ -5,7 +5,9 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shrunk import chosen_of
 
+from hf_prune import PruningConfig
 from hf_prune.structure.search import (
     Candidate,
     Curve,
@@ -104,6 +106,20 @@ def test_parameters_below_one_are_a_share():
     assert Target("target_parameters", 0.25).number_of_parameters(1000) == 250
     assert Target("target_parameters", 0.25).reached_by(Candidate({}, 1.0, 250, 0.0), dense)
     assert not Target("target_parameters", 249).reached_by(Candidate({}, 1.0, 250, 0.0), dense)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"target_speedup": 2}, "2.40 times the speed"),
+        ({"target_latency": 6}, "5 ms and 2.40 times the speed"),
+        ({"target_parameters": 0.6}, "3,000 of 5,000 parameters (60.0%) and 2.40 times the speed"),
+    ],
+)
+def test_what_was_reached_is_said_as_it_was_asked_for(asked, words):
+    chosen = chosen_of(config=PruningConfig(**asked))
+    assert chosen.reached_words == words
+    assert ("with 3,000 of 5,000 parameters (60.0%), were predicted" in chosen.told()) == ("target_parameters" in asked)
 
 
 def test_a_correction_gives_what_was_measured_and_leaves_the_dense_model():

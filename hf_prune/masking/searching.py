@@ -17,6 +17,7 @@ from ..errors import PlacementError, PruningConfigError, PruningStateError
 from ..model.names import plain_model
 from ..saved.pruning_state import state_files
 from ..structure.chosen import SEARCH_NAME, Chosen, read_chosen, target_of
+from ..structure.coupled import checked_model
 from ..structure.proof import Example
 from ..structure.search import thinned
 from ..structure.targeting import find_structure, time_again
@@ -79,6 +80,7 @@ class Searching:
                 "cannot be measured on a model that is sharded over processes: use PruningTrainer, which measures it "
                 "before, or name structures and their sparsities",
             )
+        checked_model(model, target.name)
         self.chosen = _of_first(lambda: self._measured(plain_model(model), asked, directory, device))
         for line in lines_about(self.chosen):
             logger.info("%s", line)
@@ -114,7 +116,7 @@ class Searching:
         small = cast(PreTrainedModel, plain_model(model))
         self.chosen = _of_first(lambda: time_again(before, small, removed, self._batch()))
         said = (
-            f"Asked for {self.chosen.target.words}; reached {self.chosen.reached_speedup:.2f} times the speed, with "
+            f"Asked for {self.chosen.target.words}; reached {self.chosen.reached_words}, with "
             f"{self.chosen.words_of(self.chosen.candidate)} ({self.chosen.inputs_words} inputs)."
         )
         logger.info("%s", said)

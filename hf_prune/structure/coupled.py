@@ -23,7 +23,7 @@ from .hidden import hidden_families
 from .layers import layer_families
 from .model_shapes import ModelShapes
 from .neurons import neuron_families
-from .units import CoupledUnits, Family
+from .units import CoupledUnits, Family, words_for
 
 # All units of a kind; none where there are none.
 _FINDERS: dict[str, Callable[[ModelShapes], list[Family]]] = {
@@ -45,23 +45,26 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
     if not families:
         raise StructureError(
             "structure",
-            f"no field of {type(plain.config).__name__} sets the number of {structure} of {type(plain).__name__} alone,"
-            f" so a model without some of them could not be opened by from_pretrained; got {structure!r}",
+            f"no field of {type(plain.config).__name__} sets the number of {words_for(structure)} of "
+            f"{type(plain).__name__} alone, so a model without some of them could not be opened by from_pretrained; got {structure!r}",
         )
     return families
 
 
-def checked_model(model: nn.Module) -> PreTrainedModel:
-    """The model, if units can be cut out of it; StructureError if it is not one of transformers, or has adapters."""
+def checked_model(model: nn.Module, field: str = "structure") -> PreTrainedModel:
+    """The model, if units can be cut out of it; StructureError if it is not one of transformers, or has adapters.
+
+    `field` is what asks for it.
+    """
     plain = plain_model(model)
     if has_adapters(model):
         raise StructureError(
-            "structure",
+            field,
             "must not be set for a model with adapters; merge them first (hf_prune.merge)",
         )
     if not isinstance(plain, PreTrainedModel):
         raise StructureError(
-            "structure",
+            field,
             f"expected a model of transformers, whose configuration can be changed, got {type(plain).__name__}",
         )
     return plain

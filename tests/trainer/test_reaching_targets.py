@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import ARCHITECTURES, bert, bert_examples, training_arguments
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, Trainer
 from typer.testing import CliRunner
 
@@ -161,6 +162,12 @@ def test_weights_are_pruned_beside_a_target(tmp_path):
     trainer.train()
     for layer in trainer.model.bert.encoder.layer:
         assert int((layer.attention.self.query.weight == 0).sum()) == 32 * 32 // 2
+
+
+def test_a_target_of_a_model_with_adapters_is_refused():
+    model = get_peft_model(bert(), LoraConfig(target_modules=["query"]))
+    with pytest.raises(StructureError, match="target_parameters: must not be set for a model with adapters; merge"):
+        Pruner(model, PruningConfig(target_parameters=0.9), total_steps=1)
 
 
 def test_a_model_without_units_is_refused(tmp_path):

@@ -46,7 +46,8 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
         raise StructureError(
             "structure",
             f"no field of {type(plain.config).__name__} sets the number of {words_for(structure)} of "
-            f"{type(plain).__name__} alone, so a model without some of them could not be opened by from_pretrained; got {structure!r}",
+            f"{type(plain).__name__} alone, so a model without some of them could not be opened by from_pretrained; "
+            f"got {structure!r}",
         )
     return families
 

@@ -61,7 +61,8 @@ class PruningCallback(TrainerCallback):
 
     Attributes:
         resume_directory: the checkpoint that training resumes from. The Trainer does not tell a callback which one that
-            is: if it is not in `output_dir`, set this before `trainer.train(resume_from_checkpoint=...)`.
+            is: if it is not in `output_dir`, set this before `trainer.train(resume_from_checkpoint=...)`; otherwise
+            PruningStateError is raised if there is no such folder in `output_dir`.
     """
 
     def __init__(
@@ -95,6 +96,11 @@ class PruningCallback(TrainerCallback):
             # The Trainer has loaded the weights of a checkpoint; a base model of adapters is not among them.
             guessed = self.resume_directory is None and not has_adapters(model) and not args.deepspeed
             self.pruner.resume(state.max_steps, directory, model, optimizer, zeros_loaded=guessed)
+        elif self.resume_directory is None and not directory.is_dir():
+            raise PruningStateError(
+                f"{directory}: expected the checkpoint that training resumes from, got no such folder, so its masks "
+                "are unknown; set resume_directory of the PruningCallback to the checkpoint's folder before train()"
+            )
         else:
             logger.warning("%s has no masks: training was dense so far, and pruning starts now.", directory)
             self.pruner.start(state.max_steps, model, state.global_step, optimizer)

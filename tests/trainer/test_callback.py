@@ -249,6 +249,12 @@ def test_resuming_from_another_folder_needs_to_know_the_folder(tmp_path):
     with pytest.raises(PruningStateError, match="training was resumed from another checkpoint"):
         resumed.train(resume_from_checkpoint=checkpoint)
 
+    resumed = stock_trainer(tmp_path / "third", **arguments)
+    with pytest.raises(
+        PruningStateError, match="third/checkpoint-4: expected the checkpoint that training resumes from"
+    ):
+        resumed.train(resume_from_checkpoint=checkpoint)
+
     resumed = stock_trainer(tmp_path / "second", **arguments)
     callback_of(resumed).resume_directory = checkpoint
     resumed.train(resume_from_checkpoint=checkpoint)

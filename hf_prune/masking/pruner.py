@@ -757,8 +757,18 @@ class Pruner:
 
         If tensors are sharded, every process must call it: each writes the masks of its shards, and returns when all
         have. Without sharding, the process that calls it writes everything. A warning says so if something has changed
-        masked weights since the last step: a model that is saved beside these masks is not as sparse as they say.
+        masked weights since the last step: a model that is saved beside these masks is not as sparse as they say. So
+        does one where the units of a structure are masked, but were not cut out of the model (`shrink`).
         """
+        if self.can_shrink:
+            logger.warning(
+                "%s: the masked units are still in the model, which has its full size. Call shrink(optimizer) and save "
+                "the model again, and it is the smaller one.",
+                directory,
+            )
+        self._save(directory)
+
+    def _save(self, directory: str | os.PathLike) -> None:
         changed = self._watch.changed(lambda name: self._engine.part(self.parameters[name]), self.parameters)
         if changed and not self._engine.steps_in_backward:
             logger.warning(
@@ -783,7 +793,7 @@ class Pruner:
     def save_from_all(self, directory: str | os.PathLike, should_save: bool) -> None:
         """Save when all processes call this: every process if tensors are sharded, else those with `should_save`."""
         if self.sharded or should_save:
-            self.save(directory)
+            self._save(directory)
 
     def load(self, directory: str | os.PathLike) -> None:
         """Load masks and state from a directory that `save` wrote, and set masked weights to zero.

@@ -335,3 +335,13 @@ def test_nothing_is_told_of_what_is_removed_as_asked_and_of_what_is_to_stay(capl
 def test_an_expression_that_matches_no_parameter_is_refused(field):
     with pytest.raises(TargetError, match=f"{field}: 'nothing.*' matches no parameter name"):
         Pruner(bert(), config(**{field: ["nothing.*"]}))
+
+
+def test_saving_before_the_masked_units_are_cut_out_is_told(tmp_path, caplog):
+    pruner = Pruner(bert(), config(method="magnitude", schedule="one_shot", begin=0), total_steps=1)
+    pruner.save(tmp_path)
+    assert "the masked units are still in the model" in caplog.text
+    caplog.clear()
+    pruner.shrink()
+    pruner.save(tmp_path)
+    assert not caplog.text

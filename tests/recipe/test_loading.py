@@ -627,12 +627,32 @@ def test_a_configuration_is_read_from_the_command_line():
     assert config == PruningConfig(method="random", sparsity=0.5, exclude=["a.*"], end=None, begin=3)
 
 
+def test_several_configurations_are_read_from_the_command_line():
+    configs = parse_pruning(["pruning=[{structure: neurons, sparsity: 0.5}, {structure: layers, sparsity: 0.25}]"])
+    assert configs == [
+        PruningConfig(structure="neurons", sparsity=0.5),
+        PruningConfig(structure="layers", sparsity=0.25),
+    ]
+
+
 @pytest.mark.parametrize(
     ("overrides", "problems"),
     [
         ([], ["command line: sparsity: expected 0 <= s < 1, got None"]),
         (["sparsty=1"], ["command line: sparsty: unknown key; did you mean 'sparsity'?"]),
         (["sparsity"], ["command line: expected KEY=VALUE such as pruning.sparsity=0.7, got 'sparsity'"]),
+        (
+            ["structure=neurons", "sparsity=0.5", "pruning.structure=layers"],
+            [
+                "command line: structure: is set more than once; several configurations are pruning=[{...}, {...}]",
+            ],
+        ),
+        (["sparsity=0.5", "pruning=[{sparsity: 0.6}]"], ["command line: pruning: must be the only setting"]),
+        (["pruning=[3]"], ["command line: pruning: expected a list of mappings, got [3]"]),
+        (
+            ["pruning=[{sparsity: 0.5}, {structure: neurons, sparsity: 2}]"],
+            ["command line: pruning.1.sparsity: expected 0 <= s < 1, got 2.0"],
+        ),
     ],
 )
 def test_a_wrong_configuration_on_the_command_line_is_told_as_such(overrides, problems):

@@ -69,7 +69,9 @@ def record_calls(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str,
     except MISFITS as error:
         shapes = {name: list(value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         raise StructureError(
-            "structure", f"{type(model).__name__} does not run with inputs of the shapes {shapes}: {first_line(error)}"
+            "structure",
+            f"{type(model).__name__} does not run with inputs of the shapes {shapes}: {first_line(error)}; for a "
+            "target, target_length and target_batch_size say which are tried",
         ) from error
     finally:
         for hook in hooks:

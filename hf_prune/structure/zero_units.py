@@ -26,7 +26,8 @@ def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, per
     the most. If `per_layer`, each layer keeps its own number, heads of models like BERT can be cut out too, and the
     model that is saved opens only after `import hf_prune` (with transformers 5.15 or later). The moments in the
     optimizer's state are cut with the weights. Layers leave no zeros that could be told from others; `Pruner.shrink`
-    and `PruningTrainer` remove them. Units that cannot be removed from the model stay.
+    and `PruningTrainer` remove them. Units that cannot be removed from the model stay. A warning says so if nothing was
+    cut out.
 
     Raises StructureError if the model is not one of transformers, or what `shrink_model` raises.
     """
@@ -42,6 +43,13 @@ def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, per
                 dropped.update(gone)
     if families:
         shrink_model(plain, cut_of(families, dropped), optimizer)
+    else:
+        logger.warning(
+            "Nothing was cut out: %s.",
+            "no layer has neurons or heads all of whose weights are zero"
+            if per_layer
+            else "not every layer has neurons or heads that are zero; per_layer=True cuts each layer by itself",
+        )
     return model
 
 

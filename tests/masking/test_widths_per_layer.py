@@ -307,13 +307,15 @@ def zeroed(gone):
     return model
 
 
-def test_shrink_cuts_each_layer_by_itself_if_asked():
+def test_shrink_cuts_each_layer_by_itself_if_asked(caplog):
     gone = [3, 0, 20, 8]
     model, uniform = zeroed(gone), zeroed(gone)
     expected = logits_of(model)
     assert widths(shrink(model, per_layer=True)) == [24 - number for number in gone]
     assert torch.equal(logits_of(model), expected)
+    assert not caplog.text
     assert widths(shrink(uniform)) == [24] * 4
+    assert "Nothing was cut out: not every layer has neurons or heads" in caplog.text
     assert not per_layer.has_overrides(uniform.config)
 
 

@@ -448,18 +448,18 @@ def _quiet(progress: bool = False, data: bool = False) -> None:
 
 def _plan_model(source: str, overrides: list[str], steps: int) -> "tuple[Plan, Chosen | None]":
     from ..masking.pruner import Pruner
-    from ..recipe.loading import parse_pruning
+    from ..recipe.loading import parse_configs
     from ..saved.files import find_model
     from ..saved.model import SavedModel
     from ..structure.proof import sample_inputs
 
-    config = parse_pruning(overrides)
+    configs = parse_configs(overrides)
     saved = SavedModel(find_model(source))
     if saved.skeleton is None:
         raise ReportError(f"{source}: {saved.note}")
     try:
         model = _load_weights(saved.folder, saved.skeleton)
-        pruner = Pruner(model, config, example=partial(sample_inputs, model))
+        pruner = Pruner(model, configs, example=partial(sample_inputs, model))
         return pruner.plan(steps).of_model(model), pruner.chosen
     except (PruningConfigError, StructureError, TargetError) as error:
         raise RecipeError(problems=error.problems, at="command line") from error

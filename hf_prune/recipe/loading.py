@@ -46,40 +46,45 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def parse_pruning(overrides: Sequence[str]) -> PruningConfig | list[PruningConfig]:
+def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
     """A pruning configuration from `KEY=VALUE` alone, such as `sparsity=0.7`; raises as `load_recipe` does.
 
-    A key may be written as in a recipe, `pruning.sparsity=0.7`. Several configurations are a list, as in a recipe:
-    `pruning=[{structure: neurons, sparsity: 0.5}, {structure: layers, sparsity: 0.5}]`.
+    A key may be written as in a recipe, `pruning.sparsity=0.7`.
     """
     values: dict[str, Any] = {}
     for override in overrides:
-        override = override.removeprefix("pruning.")
-        name = override.partition("=")[0]
-        if name in values or (name == "pruning" and len(overrides) > 1):
-            problem = "is set more than once; several configurations are pruning=[{...}, {...}]"
-            raise RecipeError(name, problem if name in values else "must be the only setting", at=COMMAND_LINE)
-        _apply_override(values, override)
-    several = values.get("pruning")
-    if isinstance(several, list) and several and all(isinstance(one, dict) for one in several):
-        problems: dict[tuple, str] = {}
-        for index, one in enumerate(several):
-            problems |= check_config(("pruning", index), one, PruningConfig)
-    elif "pruning" in values:
-        problems = {("pruning",): f"expected a list of mappings, got {several!r}"}
-    else:
-        problems = check_config((), values, PruningConfig)
+        _apply_override(values, override.removeprefix("pruning."))
+    problems = check_config((), values, PruningConfig)
     if problems:
         raise Places(COMMAND_LINE, {}).error(problems.items())
-    return [PruningConfig.from_dict(one) for one in several] if several else PruningConfig.from_dict(values)
+    return PruningConfig.from_dict(values)
 
 
-def parse_rows(overrides: Sequence[str]) -> dict[str, Any]:
-    """The rows of a data set from `COLUMN=VALUE`; raises RecipeError for anything else."""
-    values: dict[str, Any] = {}
-    for override in overrides:
-        _apply_override(values, override)
-    return values
+def parse_configs(overrides: Sequence[str]) -> list[PruningConfig]:
+    """One configuration as `parse_pruning` reads it, no key of which is set twice, or several as a list.
+
+    The list is that of a recipe: `pruning=[{structure: neurons, sparsity: 0.5}, {structure: layers, sparsity: 0.5}]`.
+    """
+    names = [override.removeprefix("pruning.").partition("=")[0] for override in overrides]
+    if "pruning" not in names:
+        for name in names:
+            if names.count(name) > 1:
+                problem = "is set more than once; several configurations are pruning=[{...}, {...}]"
+                raise RecipeError(name, problem, at=COMMAND_LINE)
+        return [parse_pruning(overrides)]
+    if len(names) > 1:
+        raise RecipeError("pruning", "must be the only setting", at=COMMAND_LINE)
+    content: dict[str, Any] = {}
+    _apply_override(content, overrides[0])
+    several = content["pruning"]
+    if not isinstance(several, list) or not several or not all(isinstance(one, dict) for one in several):
+        raise RecipeError("pruning", f"expected a list of mappings, got {several!r}", at=COMMAND_LINE)
+    problems: dict[tuple, str] = {}
+    for index, one in enumerate(several):
+        problems |= check_config(("pruning", index), one, PruningConfig)
+    if problems:
+        raise Places(COMMAND_LINE, {}).error(problems.items())
+    return [PruningConfig.from_dict(one) for one in several]
 
 
 def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:

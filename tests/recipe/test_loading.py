@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_prune import PruningConfig
 from hf_prune.errors import RecipeError
-from hf_prune.recipe.loading import load_recipe, parse_pruning
+from hf_prune.recipe.loading import load_recipe, parse_configs, parse_pruning
 from hf_prune.recipe.names import data_format, resolve_name
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -628,7 +628,7 @@ def test_a_configuration_is_read_from_the_command_line():
 
 
 def test_several_configurations_are_read_from_the_command_line():
-    configs = parse_pruning(["pruning=[{structure: neurons, sparsity: 0.5}, {structure: layers, sparsity: 0.25}]"])
+    configs = parse_configs(["pruning=[{structure: neurons, sparsity: 0.5}, {structure: layers, sparsity: 0.25}]"])
     assert configs == [
         PruningConfig(structure="neurons", sparsity=0.5),
         PruningConfig(structure="layers", sparsity=0.25),
@@ -657,7 +657,7 @@ def test_several_configurations_are_read_from_the_command_line():
 )
 def test_a_wrong_configuration_on_the_command_line_is_told_as_such(overrides, problems):
     with pytest.raises(RecipeError) as caught:
-        parse_pruning(overrides)
+        parse_configs(overrides)
     assert str(caught.value).splitlines() == problems
 
 

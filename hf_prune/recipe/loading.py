@@ -87,6 +87,14 @@ def parse_configs(overrides: Sequence[str]) -> list[PruningConfig]:
     return [PruningConfig.from_dict(one) for one in several]
 
 
+def parse_rows(overrides: Sequence[str]) -> dict[str, Any]:
+    """The rows of a data set from `COLUMN=VALUE`; raises RecipeError for anything else."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, override)
+    return values
+
+
 def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
     """Set one `KEY=VALUE` in the content. Returns the outermost key that was set (a parent, if new), and the key."""
     name, equals, text = override.partition("=")

@@ -295,16 +295,21 @@ def report_command(
     model: Annotated[str, typer.Argument(help="A folder with a saved model, or a model name on the Hub.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count the zeros in a saved model, tensor by tensor."""
+    """Count the zeros in a saved model, tensor by tensor, and tell what was removed.
+
+    Also what a forward pass costs, if that was measured with these weights when they were saved.
+    """
     with _errors_as_lines():
         _quiet()
+        from ..publish.sparsity_json import costs_of
         from ..saved.report import make_report
 
         report = make_report(model)
+        costs = costs_of(report.model) if Path(report.model).is_dir() else []
     if as_json:
-        print(json.dumps(report.to_dict()))
+        print(json.dumps(report.to_dict() | {"costs": [cost.model_dump() for cost in costs]}))
     else:
-        print_report(report)
+        print_report(report, costs)
 
 
 @app.command("card")

@@ -1,6 +1,7 @@
 """The output of commands: tables of plans, reports, results and pushes."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from ..masking.plan import Plan
     from ..publish.push import PushResult
     from ..publish.push_plan import PushPlan
+    from ..publish.record import Cost
     from ..recipe.one_shot import OneShotResult
     from ..recipe.outcome import RunResult
     from ..saved.removed import Removed
@@ -151,8 +153,8 @@ def print_chosen(chosen: "Chosen", of_data: bool) -> None:
         console.print("The changes are those on random inputs; a recipe is planned with its data.")
 
 
-def print_report(report: "Report") -> None:
-    """Print the zeros of a saved model, tensor by tensor, with totals; and what was removed from it."""
+def print_report(report: "Report", costs: "Sequence[Cost]" = ()) -> None:
+    """Print the zeros of a saved model, tensor by tensor, with totals; what was removed; what a forward pass costs."""
     if report.tensors:
         _print_zeros(report)
     else:
@@ -161,6 +163,28 @@ def print_report(report: "Report") -> None:
         _print_removed(report.removed)
     if report.chosen is not None:
         console.print(f"\n{report.chosen.told()}")
+    if costs:
+        _print_costs(costs, report.removed is not None)
+
+
+def _print_costs(costs: "Sequence[Cost]", is_smaller: bool) -> None:
+    """Print the medians; models that are not smaller are not compared, as they differ by the noise of the clock."""
+    console.print()
+    table = _table("A forward pass, as measured with these weights", "", "dense", "pruned", "")
+    for cost in costs:
+        batch = "1 sample" if cost.samples == 1 else f"{cost.samples} samples"
+        for what, name, unit in (
+            ("milliseconds", "seconds", 1e-3),
+            ("million operations", "flops", 1e6),
+            ("megabytes of memory", "memory_bytes", 1e6),
+        ):
+            values = [getattr(one, name, None) for one in (cost.dense, cost.model)]
+            if values[1] is None:
+                continue
+            share = f"{values[1] / values[0]:.1%}" if values[0] and is_smaller else ""
+            shown = [f"{value / unit:,.1f}" if value is not None else "" for value in values]
+            table.add_row(f"{batch}, {what}", *shown, share)
+    console.print(table)
 
 
 def _print_removed(removed: "Removed") -> None:

@@ -12,7 +12,7 @@ from ..saved.model import SavedModel
 from ..saved.removed import Removed
 from ..saved.report import make_report, totals_of
 from ..saved.zeros import TensorReport
-from .record import RECORD_NAME, Evaluation, Frozen, RunRecord
+from .record import RECORD_NAME, Cost, Evaluation, Frozen, RunRecord, load_record
 
 FIGURES_NAME = "sparsity.json"
 
@@ -109,6 +109,14 @@ def check_weights(saved: SavedModel, record: RunRecord | None) -> None:
             "not belong to these weights. Save and evaluate the model again, or make a card without measurements: "
             f"hf-prune card --without-measurements {shlex.quote(str(saved.folder))}"
         )
+
+
+def costs_of(folder: str | os.PathLike) -> list[Cost]:
+    """What a forward pass costs, as measured with a folder's weights; empty if nothing was, or with other weights."""
+    record = load_record(folder)
+    return (
+        record.costs if record is not None and record.costs and record.weights == SavedModel.of(folder).hashes else []
+    )
 
 
 def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) -> Figures:

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from hf_prune.cli import commands as cli
 from hf_prune.cli import tables
+from hf_prune.publish.record import Cost, RunRecord, save_record
 from hf_prune.recipe.outcome import RunResult
+from hf_prune.saved.model import SavedModel
 from hf_prune.saved.report import Report, make_report
 from hf_prune.saved.zeros import TensorReport
 
@@ -155,7 +157,7 @@ def test_a_report_is_a_table_of_the_prunable_tensors_and_totals(sparse_bert):
 
 
 def test_a_report_as_json_is_the_report(sparse_bert):
-    expected = make_report(str(sparse_bert)).to_dict()
+    expected = make_report(str(sparse_bert)).to_dict() | {"costs": []}  # nothing was measured
     assert read_json("report", sparse_bert, "--json") == json.loads(json.dumps(expected))
 
 
@@ -275,7 +277,24 @@ def test_a_report_of_a_smaller_model_says_what_was_removed(small_bert):
     assert ["parameters", *(f"{number:,}" for number in removed.parameters)] in rows(text)
     assert f"Layers of bert.encoder.layer that are left: {kept[0]}, {kept[1]}." in text
     assert ["overall", f"{removed.parameters[1]:,}", "0", "0.00%"] in rows(text)
-    assert read_json("report", small_bert, "--json") == json.loads(json.dumps(make_report(str(small_bert)).to_dict()))
+    expected = make_report(str(small_bert)).to_dict() | {"costs": []}
+    assert read_json("report", small_bert, "--json") == json.loads(json.dumps(expected))
+
+
+def test_a_report_says_what_a_forward_pass_costs_with_these_weights(small_bert, tmp_path):
+    folder = shutil.copytree(small_bert, tmp_path / "model")
+    passes = [{"seconds": seconds, "flops": 3_000_000, "memory_bytes": 2_500_000} for seconds in (0.004, 0.001)]
+    cost = {"shapes": {"input_ids": [1, 8]}, "passes": 5, "dense": passes[0], "model": passes[1]}
+    record = RunRecord(name="model", costs=[Cost.model_validate(cost)], weights=SavedModel(folder).hashes)
+    save_record(folder, record)
+    shown = invoke("report", folder).stdout
+    assert re.search(r"1 sample, milliseconds +4\.0 +1\.0 +25\.0%", shown)
+    assert re.search(r"1 sample, million operations +3\.0 +3\.0 +100\.0%", shown)
+    assert json.loads(invoke("report", folder, "--json").stdout)["costs"] == [record.costs[0].model_dump()]
+
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: one + 1 for name, one in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    assert "milliseconds" not in invoke("report", folder).stdout  # they were those of other weights
 
 
 def test_what_was_removed_is_said_where_zeros_cannot_be_counted(small_bert, tmp_path):

@@ -97,7 +97,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
     if plan is not None:
         say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
     else:
-        chosen = pruner.search(output, trainer.args.device)
+        chosen = pruner.search(output, trainer.args.device, dense_fields=prepared.dense_fields)
         say("\n".join(lines_about(chosen)))
         say(f"Fine-tuning and pruning for {chosen.target.words}")
     _train(trainer, recipe, dense=False)

@@ -196,6 +196,7 @@ class Chosen:
         if not all(of.keys() <= units.keys() for of in layers.values()):
             raise ValueError(f"layers: {shown(str(layers))}")
         reached = content["reached"]
+        dense_fields = content.get("dense_fields", {})
         return cls(
             config=config,
             candidate=_candidate(content["candidate"], units),
@@ -205,7 +206,7 @@ class Chosen:
             conditions=_conditions(content["conditions"]),
             reached=(_seconds(reached[0]), _seconds(reached[1])) if reached is not None else None,
             layers=layers,
-            dense_fields={_printable(name): _positive(value) for name, value in content.get("dense_fields", {}).items()},
+            dense_fields={_printable(name): _positive(value) for name, value in dense_fields.items()},
         )
 
 

@@ -28,6 +28,7 @@ from .latency import (
 from .latency_table import LatencyTable, read_table, write_table
 from .layer_search import layered_candidates
 from .proof import proven
+from .record import fields_before
 from .search import (
     Candidate,
     Correction,
@@ -43,7 +44,6 @@ from .search import (
     uniform_candidates,
 )
 from .sensitivity import LayerChanges, measure_changes
-from .record import fields_before
 from .shrink import cut_of
 from .units import Family
 

@@ -96,7 +96,7 @@ class PruningCallback(TrainerCallback):
             _refuse_structures(
                 self.pruner.configs,
                 "cannot be removed in PruningCallback from a model that is sharded over processes, which the Trainer "
-                "saves whole; use PruningTrainer, or PruningMixin with another Trainer class, or train with DDP or ZeRO-2",
+                "saves whole; use PruningTrainer, or PruningMixin with your Trainer class, or train with DDP or ZeRO-2",
             )
         directory = as_path(self.resume_directory or _checkpoint_directory(args, state))
         if state.global_step == 0:
@@ -285,8 +285,8 @@ def check_saving(configs: Sequence[PruningConfig], deepspeed_plugin: Any) -> Non
     if deepspeed_plugin.hf_ds_config.get_value(f"zero_optimization.{_GATHERED}") is not True:
         _refuse_structures(
             configs,
-            f"cannot be removed where ZeRO-3 saves no whole model, of which the smaller one is made: set {_GATHERED} to "
-            "true in DeepSpeed's configuration",
+            "cannot be removed where ZeRO-3 saves no whole model, of which the smaller one is made: set "
+            f"{_GATHERED} to true in DeepSpeed's configuration",
         )
 
 

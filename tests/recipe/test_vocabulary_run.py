@@ -88,9 +88,7 @@ def recipe_with_target(folder, **pruning):
     save_tiny_bert(folder / "model", KNOWN)
     write_csv(folder / "reviews.csv", reviews())
     times = {"begin": 0, "end": 2, "frequency": 1, "method": "magnitude"}
-    return write_recipe(
-        folder, folder, model__vocabulary="data", dense={"max_steps": 1}, pruning={**times, **pruning}
-    )
+    return write_recipe(folder, folder, model__vocabulary="data", dense={"max_steps": 1}, pruning={**times, **pruning})
 
 
 def parameters_of(folder):
@@ -128,7 +126,10 @@ def test_the_plan_of_a_target_is_that_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        (0.97, r"expected fewer than the model's \d,\d+ parameters without unused tokens \(0\.9\d\d of all\); got 0\.97"),
+        (
+            0.97,
+            r"expected fewer than the model's \d,\d+ parameters without unused tokens \(0\.9\d\d of all\); got 0\.97",
+        ),
         (0.05, r"expected at least \d,\d+ parameters \(0\.5\d\d of the model's\), as no more"),
     ],
 )

@@ -165,7 +165,9 @@ def test_a_target_may_refer_to_a_dense_model_that_had_more_tokens():
     assert pruner.measure_target().reached_speedup > 1.1
     with pytest.raises(PruningConfigError, match=r"target_speedup: expected more than .*, the speed-up without unused"):
         Pruner(llama(), PruningConfig(target_speedup=1.01), example=TOKENS).search(dense_fields=before)
-    with pytest.raises(PruningConfigError, match=r"milliseconds, which the model without unused tokens needs; got 1e\+"):
+    with pytest.raises(
+        PruningConfigError, match=r"milliseconds, which the model without unused tokens needs; got 1e\+"
+    ):
         Pruner(llama(), PruningConfig(target_latency=1e6), example=TOKENS).search(dense_fields=before)
 
 

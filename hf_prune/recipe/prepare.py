@@ -47,7 +47,7 @@ class Prepared:
     """Everything that a run needs, loaded. `new_weights` are not in the model's file and were drawn at random.
 
     `rows` are the rows of `data` before they were tokenized; `vocabulary` is what is left of the tokenizer for the
-    pruned run, where tokens are removed; `teacher` and `removed_tokens` are there once they are, and `dense_fields` then has
+    pruned run, where tokens are removed. Once they are, `teacher` and `removed_tokens` are there, and `dense_fields`:
     the field of the dense model's configuration that counts its tokens.
     """
 

@@ -1,12 +1,16 @@
 """Structures and targets under DeepSpeed ZeRO-1, ZeRO-2 and ZeRO-3, in the environment of `make test-deepspeed`."""
 
+import json
+
 import pytest
 import torch
 import train_structures
 from forks import run_group
 from launching import assert_all_succeeded, results_of, write_cases
 from safetensors.torch import load_file
+from test_launch import launch as accelerate_launch
 from test_structures_on_processes import SIZES, cut_out_of
+from test_vocabulary_run import SHARE, recipe_with_target
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_prune.publish.record import load_record
@@ -220,3 +224,19 @@ def test_an_error_of_one_process_in_the_search_is_raised_by_all(aimed, engine):
     directory, _ = aimed
     said = [(directory / f"refused on one {engine}" / f"{rank}.txt").read_text() for rank in range(2)]
     assert said == ["OSError: no more room", "OtherProcessError: process 0 failed with OSError: no more room"]
+
+
+def test_a_recipe_removes_tokens_and_what_a_target_asks_for_in_stage_three(tmp_path):
+    """Over both models' files: the share of all parameters is that of the dense model with all its tokens."""
+    recipe = recipe_with_target(tmp_path, target_parameters=SHARE)
+    more = ("training.optim=adamw_torch", "training.use_cpu=false", "training.max_steps=3")
+    code, output, errors = accelerate_launch("zero3", "-m", "hf_prune", "run", recipe, *more, timeout=400)
+    assert code == 0, errors[-4000:]
+    assert output.count("Pruned model on the test split") == 1
+    dense, pruned = (parameters_of(opened(tmp_path / "out" / name)) for name in ("dense", "model"))
+    written = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert written["parameters"] == {"dense": dense, "pruned": pruned}
+    chosen = read_chosen(tmp_path / "out" / "model")
+    assert (chosen.dense.parameters, chosen.candidate.parameters) == (dense, pruned)
+    assert pruned <= SHARE * dense
+    assert chosen.reached_speedup > 0

@@ -53,7 +53,8 @@ def make_trainer(directory, case):
     arguments = {"args": make_arguments(directory, case), "train_dataset": ARCHITECTURES[case["model"]].examples(48)}
     configs = [PruningConfig(**config) for config in case["configs"]]
     if case.get("opened"):  # after its arguments are made: ZeRO-3 shards a model when it is opened
-        dense().save_pretrained(directory / "dense")
+        if torch.distributed.get_rank() == 0:
+            dense().save_pretrained(directory / "dense")
         torch.distributed.barrier()
         arguments["model"] = AutoModelForSequenceClassification.from_pretrained(directory / "dense")
     else:
@@ -80,6 +81,8 @@ def run(directory, case):
         trainer.create_model_card()
     trainer.save_model(str(directory / "saved"))
     pruner, weights = callback.pruner, whole_weights(trainer.model)
+    if case.get("callback"):
+        pruner.save_from_all(directory / "saved", trainer.args.should_save)
     left = None if pruner.chosen is None else pruner.chosen.candidate.parameters
     chosen = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(chosen, None if pruner.chosen is None else pruner.chosen.to_dict())

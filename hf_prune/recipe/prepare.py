@@ -25,6 +25,7 @@ from ..errors import (
     TeacherError,
     one_line,
 )
+from ..foreign.transformers import opened_whole
 from ..masking.plan import Plan
 from ..masking.pruner import Pruner
 from ..model.expressions import refuse_slow
@@ -115,7 +116,8 @@ def _prepare(recipe: Recipe) -> Prepared:
         data = task.read(load_data(recipe.dataset, task.columns))
     tokenizer = load_tokenizer(recipe.model)
     set_seed(args.seed)  # what is new in the model is drawn at random
-    model, new_weights = load_model(recipe.model, task, tokenizer)
+    with opened_whole():  # every process needs the weights to plan the pruning
+        model, new_weights = load_model(recipe.model, task, tokenizer)
     check_finite(model)
     set_padding(model, tokenizer)
     check_length(model, tokenizer, recipe.dataset.max_length)
@@ -157,7 +159,8 @@ def with_smaller_vocabulary(prepared: Prepared) -> Prepared:
     if recipe.distillation_config is not None:
         wait_for_all()  # the first process saves the dense model
         given = recipe.teacher or Path(recipe.output_dir, "dense")
-        teacher = cast(PreTrainedModel, find_teacher(given, prepared.model))
+        with opened_whole():
+            teacher = cast(PreTrainedModel, find_teacher(given, prepared.model))
     return replace(_without_tokens(prepared, vocabulary, teacher), teacher=teacher)
 
 

@@ -50,7 +50,7 @@ $(VENV)-deepspeed/installed: pyproject.toml constraints.txt
 	touch $@
 
 test-deepspeed: $(VENV)-deepspeed/installed
-	DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pytest tests/engines/test_deepspeed.py
+	DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pytest tests/engines/test_deepspeed.py tests/engines/test_deepspeed_structures.py
 
 # The lower bounds of pyproject.toml. Warnings of old versions are not shown.
 test-oldest:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import PlacementError
-from ..foreign.deepspeed import has_master_of_three, has_master_of_two, is_of_stage_three
+from ..foreign.deepspeed import has_master_of_three, has_master_of_two, is_of_stage_three, link_moments_of_two
 from .engine import Edit, Engine
 from .holdings import Holding
 from .optimizers import base_optimizer, zero_masked
@@ -54,6 +54,7 @@ class ZeroTwo(Engine):
 
         if has_master_of_two(parameter):
             for key in _moments(optimizer):
+                link_moments_of_two(parameter, key, optimizer.optimizer)
                 moment = safe_get_full_optimizer_state(parameter, key).view(parameter.shape)
                 zero_masked(moment, mask, positions)
                 safe_set_full_optimizer_state(parameter, moment, key)

@@ -1,6 +1,7 @@
 """Undocumented names of transformers: the Trainer's methods that are overridden or called, and a few others."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from .entry import Foreign, attribute, check_method, find, find_in, incompatible
@@ -162,11 +163,30 @@ ATTRIBUTES: dict[str, Foreign] = {
     ),
 }
 
+_DEEPSPEED_CONFIG = Foreign(
+    "transformers.integrations.deepspeed:_hf_deepspeed_config_weak_ref",
+    "open a whole model where ZeRO-3 will train it",
+    "when from_pretrained can be told not to shard a model",
+)
+
 _MODEL_MAPPING = Foreign(
     "transformers:AutoModel._model_mapping",
     "find the teacher's class for the same task in another architecture",
     "when transformers can list the tasks of a model class",
 )
+
+
+@contextmanager
+def opened_whole() -> Iterator[None]:
+    """While it lasts, `from_pretrained` opens whole models: ZeRO-3 shards them once TrainingArguments are made."""
+    from transformers.integrations import deepspeed
+
+    kept = find(_DEEPSPEED_CONFIG)
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def check_trainer(classes: tuple[type, ...], mixins: tuple[type, ...]) -> None:

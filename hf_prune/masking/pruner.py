@@ -157,6 +157,7 @@ class Pruner:
         directory: str | os.PathLike | None = None,
         device: torch.device | None = None,
         model: nn.Module | None = None,
+        dense_fields: Mapping[str, int] | None = None,
     ) -> Chosen | None:
         """Choose the structure for a target (`target_speedup` and others), once: measure the model and search.
 
@@ -167,13 +168,15 @@ class Pruner:
             directory: where `latency_table.json` is kept, and used again under the same conditions.
             device: where the model is measured, if not where it is.
             model: replaces the current model.
+            dense_fields: fields of the model's configuration, and their values in the dense model that the target
+                refers to, if unused tokens were removed from it before, such as `{"vocab_size": 30522}`.
 
         Raises PruningConfigError for a target that cannot be reached, StructureError if nothing can be removed from the
         model, and PlacementError for a model that is sharded over processes.
         """
         if self._search.waits:
             model = model if model is not None else self.model
-            self._search.find(model, as_path(directory) if directory is not None else None, device)
+            self._search.find(model, as_path(directory) if directory is not None else None, device, dense_fields)
             self._prune_as_chosen(model)
         return self.chosen
 
@@ -184,9 +187,14 @@ class Pruner:
     def measure_target(self) -> Chosen | None:
         """Time the smaller model in turns with a dense one, after training; returns what was chosen, with the times.
 
-        Every process must call it; the first one measures.
+        Every process must call it; the first one measures. Of a model that is sharded over processes, one of the sizes
+        that will be saved is timed, with new weights.
         """
-        self._search.time_again(self.model, self.removed)
+        smaller = self.smaller_model() if self.sharded and self.chosen is not None else None
+        if smaller is not None:
+            self._search.time_as_saved(smaller, next(self.model.parameters()).device)
+        else:
+            self._search.time_again(self.model, self.removed)
         return self.chosen
 
     # ---- The smaller model ----

@@ -213,7 +213,7 @@ def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, e
         )
     if group.coupled and group.config.reconstruction is not None:
         _check_reconstruction(group, masks, engine)
-    solves = group.criterion is None and not group.coupled
+    solves = group.criterion is None and group.config.structure is None
     if (solves or group.regrows) and not engine.writes_weights:
         raise PruningConfigError(
             "method",

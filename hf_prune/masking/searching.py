@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,14 +13,16 @@ from transformers import PreTrainedModel
 from ..config.pruning import PruningConfig
 from ..engines.choose import is_shared_model
 from ..engines.processes import raised_by_all, rank, text_of
-from ..errors import PlacementError, PruningConfigError, PruningStateError
+from ..errors import PlacementError, PruningConfigError, PruningStateError, first_line
 from ..model.names import plain_model
 from ..saved.pruning_state import state_files
 from ..structure.chosen import SEARCH_NAME, Chosen, read_chosen, target_of
 from ..structure.coupled import checked_model
+from ..structure.latency import build_again
 from ..structure.proof import Example
 from ..structure.search import thinned
 from ..structure.targeting import find_structure, time_again
+from .structures import SmallerModel
 
 # The rows of the table that is logged.
 _ROWS = 12
@@ -65,10 +67,16 @@ class Searching:
             found += self.chosen.configs if config.has_target else [config]
         return found
 
-    def find(self, model: nn.Module, directory: Path | None, device: torch.device | None) -> None:
+    def find(
+        self,
+        model: nn.Module,
+        directory: Path | None,
+        device: torch.device | None,
+        dense_fields: Mapping[str, int] | None = None,
+    ) -> None:
         """Choose the structure; every process must call it. The first one measures, and all get the same.
 
-        The model is measured on `device`, and moved back afterwards.
+        The model is measured on `device`, and moved back afterwards. For `dense_fields` see `find_structure`.
         """
         asked = self.asked
         assert asked is not None
@@ -78,22 +86,28 @@ class Searching:
             raise PlacementError(
                 target.name,
                 "cannot be measured on a model that is sharded over processes: use PruningTrainer, which measures it "
-                "before, or name structures and their sparsities",
+                "before, and load the model before TrainingArguments are made, as from_pretrained shards it after that "
+                "(ZeRO-3); or name structures and their sparsities",
             )
         checked_model(model, target.name)
-        self.chosen = _of_first(lambda: self._measured(plain_model(model), asked, directory, device))
+        self.chosen = _of_first(lambda: self._measured(plain_model(model), asked, directory, device, dense_fields))
         for line in lines_about(self.chosen):
             logger.info("%s", line)
 
     def _measured(
-        self, model: nn.Module, asked: PruningConfig, directory: Path | None, device: torch.device | None
+        self,
+        model: nn.Module,
+        asked: PruningConfig,
+        directory: Path | None,
+        device: torch.device | None,
+        dense_fields: Mapping[str, int] | None,
     ) -> Chosen:
         batch = self._batch()
         home = next((parameter.device for parameter in model.parameters()), None)
         try:
             if device is not None and device != home:
                 model.to(device)
-            return find_structure(cast(PreTrainedModel, model), asked, batch, directory)
+            return find_structure(cast(PreTrainedModel, model), asked, batch, directory, dense_fields)
         finally:
             if device is not None and device != home:
                 model.to(home)
@@ -114,7 +128,34 @@ class Searching:
         if before is None or removed is None:
             return
         small = cast(PreTrainedModel, plain_model(model))
-        self.chosen = _of_first(lambda: time_again(before, small, removed, self._batch()))
+        self._note_times(lambda: time_again(before, small, removed, self._batch()))
+
+    def time_as_saved(self, smaller: SmallerModel, device: torch.device) -> None:
+        """The same for a model that is sharded, and becomes smaller when it is saved: one of its sizes is timed."""
+        before = self.chosen
+        if before is None:
+            return
+
+        def measure() -> Chosen:
+            small = build_again(smaller.skeleton, before.conditions["dtype"], device)
+            return time_again(before, small, smaller.removed, self._batch())
+
+        self._note_times(measure)
+
+    def _note_times(self, measure: Callable[[], Chosen]) -> None:
+        before = self.chosen
+
+        def measure_if_possible() -> Chosen:
+            try:
+                return measure()
+            except torch.OutOfMemoryError as error:  # training is over: it must not be lost
+                assert before is not None
+                logger.warning("The speed that was reached is not measured: %s", first_line(error))
+                return before
+
+        self.chosen = _of_first(measure_if_possible)
+        if self.chosen.reached is None:
+            return
         said = (
             f"Asked for {self.chosen.target.words}; reached {self.chosen.reached_words}, with "
             f"{self.chosen.words_of(self.chosen.candidate)} ({self.chosen.inputs_words} inputs)."

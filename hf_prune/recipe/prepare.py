@@ -1,8 +1,9 @@
 """Everything that a run needs, loaded and checked before anything is written."""
 
+import copy
 import inspect
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from ..errors import (
     TeacherError,
     one_line,
 )
+from ..foreign.transformers import opened_whole
 from ..masking.plan import Plan
 from ..masking.pruner import Pruner
 from ..model.expressions import refuse_slow
@@ -31,7 +33,7 @@ from ..model.names import every_name
 from ..publish.record import RemovedTokens
 from ..structure.chosen import Chosen
 from ..structure.vocabulary import SmallerVocabulary, smaller_vocabulary
-from ..trainer.callback import check_needs
+from ..trainer.callback import check_needs, check_saving
 from ..trainer.latency import SAMPLES
 from ..trainer.training import training_steps
 from .data import load_data
@@ -46,7 +48,8 @@ class Prepared:
     """Everything that a run needs, loaded. `new_weights` are not in the model's file and were drawn at random.
 
     `rows` are the rows of `data` before they were tokenized; `vocabulary` is what is left of the tokenizer for the
-    pruned run, where tokens are removed; `teacher` and `removed_tokens` are there once they are.
+    pruned run, where tokens are removed. Once they are, `teacher` and `removed_tokens` are there, and `dense_fields`:
+    the field of the dense model's configuration that counts its tokens.
     """
 
     recipe: Recipe
@@ -59,6 +62,7 @@ class Prepared:
     vocabulary: SmallerVocabulary | None = None
     teacher: PreTrainedModel | None = None
     removed_tokens: RemovedTokens | None = None
+    dense_fields: dict[str, int] = field(default_factory=dict)
 
     @property
     def has_target(self) -> bool:
@@ -68,14 +72,17 @@ class Prepared:
     def plan(self, directory: Path | None = None) -> tuple[Plan, Chosen | None]:
         """What the pruned run would prune, and what was chosen for a target; the model is measured for one.
 
-        `directory` is where `latency_table.json` is kept. Raises RecipeError for a pruning section that does not fit
-        the model.
+        It is measured as the pruned run gets it, without unused tokens. `directory` is where `latency_table.json` is
+        kept. Raises RecipeError for a pruning section that does not fit the model.
         """
+        pruned = self
+        if self.has_target and self.vocabulary is not None:
+            pruned = _without_tokens(replace(self, model=copy.deepcopy(self.model)), self.vocabulary)
         steps = training_steps(self.recipe.training_arguments(), self.data["train"])
         try:
-            pruner = Pruner(self.model, self.recipe.pruning_configs, example=self._example)
-            pruner.search(directory)
-            return pruner.plan(steps).of_model(self.model), pruner.chosen
+            pruner = Pruner(pruned.model, self.recipe.pruning_configs, example=pruned._example)
+            pruner.search(directory, dense_fields=pruned.dense_fields)
+            return pruner.plan(steps).of_model(pruned.model), pruner.chosen
         except (PruningConfigError, StructureError, TargetError) as error:
             raise self.recipe.place(RecipeError(problems=error.problems_under("pruning"))) from error
 
@@ -109,7 +116,8 @@ def _prepare(recipe: Recipe) -> Prepared:
         data = task.read(load_data(recipe.dataset, task.columns))
     tokenizer = load_tokenizer(recipe.model)
     set_seed(args.seed)  # what is new in the model is drawn at random
-    model, new_weights = load_model(recipe.model, task, tokenizer)
+    with opened_whole():  # every process needs the weights to plan the pruning
+        model, new_weights = load_model(recipe.model, task, tokenizer)
     check_finite(model)
     set_padding(model, tokenizer)
     check_length(model, tokenizer, recipe.dataset.max_length)
@@ -144,22 +152,32 @@ def with_smaller_vocabulary(prepared: Prepared) -> Prepared:
 
     Every process must call this, before it trains.
     """
-    vocabulary, recipe, task = prepared.vocabulary, prepared.recipe, prepared.task
+    vocabulary, recipe = prepared.vocabulary, prepared.recipe
     if vocabulary is None:
         return prepared
     teacher = None
     if recipe.distillation_config is not None:
         wait_for_all()  # the first process saves the dense model
         given = recipe.teacher or Path(recipe.output_dir, "dense")
-        teacher = cast(PreTrainedModel, find_teacher(given, prepared.model))
+        with opened_whole():
+            teacher = cast(PreTrainedModel, find_teacher(given, prepared.model))
+    return replace(_without_tokens(prepared, vocabulary, teacher), teacher=teacher)
+
+
+def _without_tokens(
+    prepared: Prepared, vocabulary: SmallerVocabulary, teacher: PreTrainedModel | None = None
+) -> Prepared:
+    """The same with a smaller vocabulary, whose other tokens are removed from the model and a teacher, in place."""
+    recipe = prepared.recipe
     before = _parameters(prepared.model)
     try:
-        for model in filter(None, (prepared.model, teacher)):
-            vocabulary.cut(model)
+        dense_fields = vocabulary.cut(prepared.model)
+        if teacher is not None:
+            vocabulary.cut(teacher)
     except StructureError as error:
         raise recipe.place(RecipeError("model.vocabulary", one_line(error))) from error
     with recipe.training_arguments().main_process_first():
-        data = task.tokenize(prepared.rows, vocabulary.tokenizer, prepared.model)
+        data = prepared.task.tokenize(prepared.rows, vocabulary.tokenizer, prepared.model)
     parameters = before - _parameters(prepared.model)
     removed = RemovedTokens(
         before=len(prepared.tokenizer),
@@ -167,7 +185,9 @@ def with_smaller_vocabulary(prepared: Prepared) -> Prepared:
         parameters=parameters,
         bytes=parameters * prepared.model.dtype.itemsize,
     )
-    return replace(prepared, tokenizer=vocabulary.tokenizer, data=data, teacher=teacher, removed_tokens=removed)
+    return replace(
+        prepared, tokenizer=vocabulary.tokenizer, data=data, removed_tokens=removed, dense_fields=dense_fields
+    )
 
 
 def _parameters(model: PreTrainedModel) -> int:
@@ -242,6 +262,7 @@ def _check_method(prepared: Prepared, trainer: Trainer) -> None:
     """Raise RecipeError for a method that needs data which this way of training does not provide."""
     try:
         check_needs(prepared.recipe.pruning_configs, trainer.args, trainer.is_deepspeed_enabled)
+        check_saving(prepared.recipe.pruning_configs, trainer.accelerator.state.deepspeed_plugin)
     except PruningConfigError as error:
         raise RecipeError(problems=error.problems_under("pruning")) from error
 

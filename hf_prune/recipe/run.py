@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from ..engines.launched import is_first_process
 from ..engines.processes import all_reduce, wait_for_all
 from ..errors import CheckpointError, PushError, RecipeError, one_line
-from ..foreign.transformers import keep_origin
+from ..foreign.transformers import keep_origin, opened_whole
 from ..masking.plan import Plan
 from ..masking.searching import lines_about
 from ..model.names import shape_of
@@ -97,7 +97,7 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
     if plan is not None:
         say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
     else:
-        chosen = pruner.search(output, trainer.args.device)
+        chosen = pruner.search(output, trainer.args.device, dense_fields=prepared.dense_fields)
         say("\n".join(lines_about(chosen)))
         say(f"Fine-tuning and pruning for {chosen.target.words}")
     _train(trainer, recipe, dense=False)
@@ -215,7 +215,8 @@ def _open(task: Task, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> Prepared:
     """The same with the saved model: one that an engine has sharded cannot be trained again."""
     wait_for_all()  # the first process saves
-    model = _open(prepared.task, folder, dtype)
+    with opened_whole():
+        model = _open(prepared.task, folder, dtype)
     keep_origin(model.config, prepared.model.config)  # its base model is still the one that the recipe names
     freeze(model, prepared.recipe.model.freeze)
     return dataclasses.replace(prepared, model=model)

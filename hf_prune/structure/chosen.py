@@ -26,7 +26,7 @@ class Chosen:
     Attributes:
         config: the configuration with the target.
         candidate: what was chosen, with what was predicted of it; `seconds` were measured of the untrained structure.
-        dense: the dense model; `seconds` were measured in turns with those of the candidate.
+        dense: the dense model that the target refers to; `seconds` were measured in turns with those of the candidate.
         frontier: the structures than which no other is as fast and changes less, from the slowest to the fastest.
         units: structure -> the number of its units in each layer, or of layers in the deepest stack; where layers may
             differ, of those of all layers, and of layers in all stacks.
@@ -34,6 +34,8 @@ class Chosen:
         reached: after training, the seconds of the dense model and of the small one, in turns; None before.
         layers: where layers may differ, the path of each -> structure -> the number of its units there, `layers` among
             them; else empty.
+        dense_fields: the fields of the configuration in which the dense model differs from the one that units are
+            removed from, and their values there, such as the number of tokens before unused ones were removed.
     """
 
     config: PruningConfig
@@ -44,6 +46,7 @@ class Chosen:
     conditions: dict[str, Any]
     reached: tuple[float, float] | None = None
     layers: dict[str, dict[str, int]] = field(default_factory=dict)
+    dense_fields: dict[str, int] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
@@ -174,6 +177,7 @@ class Chosen:
             "conditions": self.conditions,
             "reached": list(self.reached) if self.reached is not None else None,
             "layers": self.layers,
+            "dense_fields": self.dense_fields,
         }
 
     @classmethod
@@ -192,6 +196,7 @@ class Chosen:
         if not all(of.keys() <= units.keys() for of in layers.values()):
             raise ValueError(f"layers: {shown(str(layers))}")
         reached = content["reached"]
+        dense_fields = content.get("dense_fields", {})
         return cls(
             config=config,
             candidate=_candidate(content["candidate"], units),
@@ -201,6 +206,7 @@ class Chosen:
             conditions=_conditions(content["conditions"]),
             reached=(_seconds(reached[0]), _seconds(reached[1])) if reached is not None else None,
             layers=layers,
+            dense_fields={_printable(name): _positive(value) for name, value in dense_fields.items()},
         )
 
 
@@ -237,7 +243,7 @@ def _all_of(path: str) -> str:
 
 def _printable(path: Any) -> str:
     if not isinstance(path, str) or not path.isprintable():
-        raise ValueError(f"expected the path of a layer, got {shown(path)}")
+        raise ValueError(f"expected the path of a layer or a field, got {shown(path)}")
     return path
 
 

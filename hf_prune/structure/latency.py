@@ -263,12 +263,18 @@ def build_with(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedMo
         return nn.Module.to(type(model)(config), model.dtype).eval()
 
 
-def build_dense(model: PreTrainedModel, removed: Mapping[str, Any]) -> PreTrainedModel:
-    """A model of the sizes that one had before units were cut out of it, with new weights.
+def build_again(skeleton: PreTrainedModel, dtype: str, device: torch.device) -> PreTrainedModel:
+    """A model like one without weights, with new ones, in a precision such as `float32`."""
+    with torch.random.fork_rng(), torch.device(device):
+        return nn.Module.to(type(skeleton)(skeleton.config), getattr(torch, dtype)).eval()
 
-    `removed` is the content of `pruning_structure.json`.
+
+def build_dense(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrainedModel:
+    """A model of the sizes that one had before something was removed from it, with new weights.
+
+    `fields` are the values that its configuration had, by the names of the fields.
     """
-    values = {tuple(name.split(".")): before for name, (before, _) in removed["fields"].items()}
+    values = {tuple(name.split(".")): before for name, before in fields.items()}
     return build_with(model, with_fields(model.config, values))
 
 

@@ -80,6 +80,11 @@ def read_structure(directory: Path) -> dict[str, Any] | None:
     return dict(content)
 
 
+def fields_before(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the configuration that changed when units were cut out, and their values before."""
+    return {name: before for name, (before, _) in content["fields"].items()}
+
+
 def cut_of_record(content: Mapping[str, Any], families: Sequence[Family], directory: Path) -> Cut:
     """What was cut out, for the families of the whole model. Raises PruningStateError if they are others."""
     names = {group.name: group.units for family in families for group in family.groups}

@@ -28,6 +28,7 @@ from .latency import (
 from .latency_table import LatencyTable, read_table, write_table
 from .layer_search import layered_candidates
 from .proof import proven
+from .record import fields_before
 from .search import (
     Candidate,
     Correction,
@@ -65,7 +66,11 @@ _ROWS = 100
 
 
 def find_structure(
-    model: PreTrainedModel, config: PruningConfig, batch: Mapping[str, Any], directory: Path | None = None
+    model: PreTrainedModel,
+    config: PruningConfig,
+    batch: Mapping[str, Any],
+    directory: Path | None = None,
+    dense_fields: Mapping[str, int] | None = None,
 ) -> Chosen:
     """Choose what to remove from a model so that it reaches the target of a configuration, and changes least.
 
@@ -73,6 +78,8 @@ def find_structure(
         batch: samples of the data, padded together. The one of median length is what the model is timed with, see
             `inputs_to_time`; all of them show how much the outputs change.
         directory: where `latency_table.json` is kept, and read if it was measured under the same conditions.
+        dense_fields: fields of the configuration, and their values in the dense model that the target refers to, where
+            it is another one than the model: one that tokens were removed from before. It is built with new weights.
 
     Raises PruningConfigError for a target that cannot be reached, with what can be, and StructureError if nothing can
     be removed from the model, or if it does not run with the batch.
@@ -82,14 +89,15 @@ def find_structure(
     with evaluating(model):
         measured = measure_model(model, config, batch, directory)
         families, predicted = measured.families, dense_candidate(measured.tables)
+        reference = Reference.of(model, predicted, dict(dense_fields or {}), measured.inputs)
         units = measured.units if config.scope == "global" else {}
         candidates = (
             layered_candidates(measured.tables, measured.shares, units, target)
             if units
             else uniform_candidates(measured.tables, measured.shares)
         )
-        _check_reachable(candidates, predicted, target)
-        chosen, dense, correction = _choose_and_time(model, measured, candidates, predicted, target)
+        _check_reachable(candidates, predicted, reference.dense, target)
+        chosen, dense, correction = _choose_and_time(model, measured, candidates, predicted, reference, target)
     corrected = frontier([correction.of(one, predicted) for one in candidates])
     return Chosen(
         config=config,
@@ -102,7 +110,35 @@ def find_structure(
         },
         conditions=measured.conditions,
         layers=units,
+        dense_fields=dict(dense_fields or {}),
     )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The dense model that a target refers to.
+
+    Attributes:
+        model: it, with new weights; None where it is the model that units are removed from.
+        dense: what it costs: where it is another model, its seconds are as many times those that were predicted of the
+            model as was measured of both in turns.
+    """
+
+    model: PreTrainedModel | None
+    dense: Candidate
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, predicted: Candidate, fields: Mapping[str, int], inputs: Mapping[str, Any]
+    ) -> "Reference":
+        """That of a model for which `predicted` is predicted, from the fields in which its configuration differs."""
+        if not fields:
+            return cls(None, predicted)
+        dense = build_dense(model, fields)
+        dense_seconds, seconds = time_models([dense, model], inputs)
+        parameters = sum(parameter.numel() for parameter in dense.parameters())
+        costs = replace(predicted, seconds=predicted.seconds * dense_seconds / seconds, parameters=parameters)
+        return cls(dense, costs)
 
 
 @dataclass(frozen=True)
@@ -155,7 +191,8 @@ def time_again(chosen: Chosen, model: PreTrainedModel, removed: Mapping[str, Any
     config = chosen.config
     inputs = on_model(inputs_to_time(batch, config.target_batch_size, config.target_length), model)
     with evaluating(model):
-        dense, small = time_models([build_dense(model, removed), model], inputs)
+        whole = build_dense(model, {**fields_before(removed), **chosen.dense_fields})
+        dense, small = time_models([whole, model], inputs)
     return replace(chosen, reached=(dense, small))
 
 
@@ -275,12 +312,15 @@ def _rising(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _check_reachable(candidates: Sequence[Candidate], dense: Candidate, target: Target) -> None:
-    """Raise PruningConfigError for a target that the dense model reaches, or that no candidate does."""
+def _check_reachable(candidates: Sequence[Candidate], model: Candidate, dense: Candidate, target: Target) -> None:
+    """Raise PruningConfigError for a target that the model or the dense one reaches, or that no candidate does."""
+    already = target.reached_by(model, dense)
+    alone = model.parameters < dense.parameters  # something was removed from the dense model before
     if target.name == "target_parameters":
         fewest = min(one.parameters for one in candidates)
-        if target.reached_by(dense, dense):
-            problem = f"expected fewer than the model's {dense.parameters:,} parameters"
+        if already:
+            problem = f"expected fewer than the model's {model.parameters:,} parameters"
+            problem += f" without unused tokens ({model.parameters / dense.parameters:.3f} of all)" if alone else ""
         elif fewest > target.number_of_parameters(dense.parameters):
             problem = (
                 f"expected at least {fewest:,} parameters ({fewest / dense.parameters:.3f} of the model's), as no more "
@@ -290,8 +330,11 @@ def _check_reachable(candidates: Sequence[Candidate], dense: Candidate, target: 
             return
     else:
         fastest = min(one.seconds for one in candidates)
-        if target.reached_by(dense, dense):
-            problem = f"expected less than {1000 * dense.seconds:.3g} milliseconds, which the dense model needs"
+        if already and target.name == "target_speedup":
+            problem = f"expected more than {dense.seconds / model.seconds:.3g}, the speed-up without unused tokens"
+        elif already:
+            needs = "the model without unused tokens" if alone else "the dense model"
+            problem = f"expected less than {1000 * model.seconds:.3g} milliseconds, which {needs} needs"
         elif fastest > target.seconds(dense.seconds):
             most = f"at most {dense.seconds / fastest:.3g}"
             least = f"at least {1000 * fastest:.3g} milliseconds"
@@ -314,27 +357,30 @@ def _choose_and_time(
     model: PreTrainedModel,
     measured: Measured,
     candidates: Sequence[Candidate],
-    dense: Candidate,
+    predicted: Candidate,
+    reference: Reference,
     target: Target,
 ) -> tuple[Candidate, Candidate, Correction]:
     """The chosen candidate and the dense model with their measured seconds, and the correction of all predictions.
 
-    The candidate is built, with new weights, and timed as a whole in turns with the dense model. If it is not as fast
-    as predicted, all predictions are corrected by what it showed, and another is chosen.
+    The candidate is built, with new weights, and timed as a whole in turns with the model, for which `predicted` was,
+    and with the dense one. If it is not as fast as predicted, all predictions are corrected by what it showed, and
+    another is chosen.
     """
-    correction = Correction(1.0, dense.seconds)
+    correction, dense = Correction(1.0, predicted.seconds), reference.dense
     tried: list[tuple[Candidate, Candidate, Correction]] = []
     for _ in range(_TRIES):
-        corrected = [correction.of(one, dense) for one in candidates]
-        chosen = choose(corrected, replace(dense, seconds=correction.dense_seconds), target)
+        corrected = [correction.of(one, predicted) for one in candidates]
+        chosen = choose(corrected, dense, target)
         if chosen is None or any(_removed_by(chosen) == _removed_by(before) for before, _, _ in tried):
             break
-        predicted = candidates[corrected.index(chosen)]
         smaller = build_with(model, config_of(chosen, measured.families, model))
-        dense_seconds, seconds = time_models([model, smaller], measured.inputs)
-        off = (seconds / dense_seconds) / (chosen.seconds / correction.dense_seconds) - 1
-        correction = correction_from(predicted, dense, seconds, dense_seconds)
-        tried.append((replace(chosen, seconds=seconds), replace(dense, seconds=dense_seconds), correction))
+        whole = [reference.model] if reference.model is not None else []
+        own_seconds, seconds, *of_whole = time_models([model, smaller, *whole], measured.inputs)
+        off = (seconds / own_seconds) / (chosen.seconds / correction.dense_seconds) - 1
+        correction = correction_from(candidates[corrected.index(chosen)], predicted, seconds, own_seconds)
+        dense = replace(dense, seconds=of_whole[0] if of_whole else own_seconds)
+        tried.append((replace(chosen, seconds=seconds), dense, correction))
         if abs(off) <= _TOLERANCE or target.name == "target_parameters":
             break
 

@@ -76,15 +76,20 @@ class SmallerVocabulary:
             raise StructureError("model", f"its configuration has the id {lost} of a token that would be removed")
         _check_on_twin(plain)
 
-    def cut(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Remove the other tokens from a model, in place. Raises as `check` does, before anything is changed."""
+    def cut(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
+        """Remove the other tokens from a model, in place. Raises as `check` does, before anything is changed.
+
+        Returns the field of the configuration that counts the tokens, and its value before.
+        """
         self.check(model)
         plain = checked_model(model)
-        shrink_model(plain, _cut_to(_vocabulary_of(plain), plain.config, self.new_ids), optimizer)
+        vocabulary = _vocabulary_of(plain)
+        shrink_model(plain, _cut_to(vocabulary, plain.config, self.new_ids), optimizer)
         generation = getattr(plain, "generation_config", None)
         for name, value in generation.to_dict().items() if generation is not None else ():
             if ID_FIELD.fullmatch(name):
                 setattr(generation, name, _renumbered(value, self.new_ids))
+        return {".".join(field.path): vocabulary.groups[0].units for field in vocabulary.fields}
 
 
 def smaller_vocabulary(

@@ -30,7 +30,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..config.checks import as_path
 from ..config.pruning import PruningConfig
-from ..engines.choose import SHARED_MERGE
+from ..engines.choose import SHARED_MERGE, is_shared_model
 from ..engines.optimizers import updates_in_backward
 from ..errors import PruningConfigError, PruningStateError, StructureError
 from ..foreign.transformers import PREFIX_CHECKPOINT_DIR
@@ -40,9 +40,13 @@ from ..masking.readings import check_reads
 from ..methods.table import remembers_gradients
 from ..model.anatomy import has_adapters
 from ..saved.pruning_state import state_files
+from ..structure.chosen import target_of
 from .latency import SAMPLES
 
 logger = logging.getLogger(__name__)
+
+# What ZeRO-3 needs to be set to save whole models.
+_GATHERED = "stage3_gather_16bit_weights_on_model_save"
 
 
 class PruningCallback(TrainerCallback):
@@ -88,6 +92,12 @@ class PruningCallback(TrainerCallback):
         if self.pruner is None:
             self.pruner = Pruner(model, self.config, example=partial(_first_samples, kwargs.get("train_dataloader")))
         check_needs(self.pruner.configs, args, with_deepspeed=bool(args.deepspeed))
+        if not self._in_trainer and is_shared_model(model):
+            _refuse_structures(
+                self.pruner.configs,
+                "cannot be removed in PruningCallback from a model that is sharded over processes, which the Trainer "
+                "saves whole; use PruningTrainer, or PruningMixin with your Trainer class, or train with DDP or ZeRO-2",
+            )
         directory = as_path(self.resume_directory or _checkpoint_directory(args, state))
         if state.global_step == 0:
             self.pruner.search(args.output_dir, model=model)
@@ -266,6 +276,25 @@ def check_needs(configs: Sequence[PruningConfig], args: TrainingArguments, with_
         check_reads(config, shows_gradients=not with_deepspeed, shows_inputs=not args.torch_compile)
     if with_deepspeed and any(config.adapters == "sparse_merge" for config in configs):
         raise PruningConfigError(*SHARED_MERGE)
+
+
+def check_saving(configs: Sequence[PruningConfig], deepspeed_plugin: Any) -> None:
+    """Raise PruningConfigError for structures where ZeRO-3, by its plugin of accelerate, saves no whole model."""
+    if deepspeed_plugin is None or deepspeed_plugin.zero_stage != 3:
+        return
+    if deepspeed_plugin.hf_ds_config.get_value(f"zero_optimization.{_GATHERED}") is not True:
+        _refuse_structures(
+            configs,
+            "cannot be removed where ZeRO-3 saves no whole model, of which the smaller one is made: set "
+            f"{_GATHERED} to true in DeepSpeed's configuration",
+        )
+
+
+def _refuse_structures(configs: Sequence[PruningConfig], why: str) -> None:
+    for config in configs:
+        target = target_of(config)
+        if config.structure is not None or target is not None:
+            raise PruningConfigError(target.name if target is not None else "structure", why)
 
 
 def _forget_best(state: TrainerState) -> None:

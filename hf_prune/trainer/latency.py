@@ -15,6 +15,7 @@ from ..model.names import plain_model
 from ..publish.measure import input_shapes, measure_costs
 from ..publish.record import Cost
 from ..structure.latency import build_dense
+from ..structure.record import fields_before
 
 # How many samples structures are measured with, and a second batch has at most.
 SAMPLES = 32
@@ -79,12 +80,14 @@ def _measure_batch(trainer: Trainer, models: Sequence[nn.Module], dataset: Any, 
 
 def _dense_of(trainer: Trainer) -> nn.Module | None:
     """A model of the original sizes, where units were cut out of the Trainer's; None for very large ones."""
-    removed = getattr(getattr(trainer, "pruner", None), "removed", None)
+    pruner: Any = getattr(trainer, "pruner", None)
+    removed = getattr(pruner, "removed", None)
     assert trainer.model is not None
     model = plain_model(trainer.model)
     if removed is None or not isinstance(model, PreTrainedModel) or removed["parameters"][0] > _MOST_PARAMETERS:
         return None
-    return build_dense(model, removed)
+    tokens = pruner.chosen.dense_fields if pruner.chosen is not None else {}
+    return build_dense(model, {**fields_before(removed), **tokens})
 
 
 def example_of(trainer: Trainer) -> dict[str, Any] | None:

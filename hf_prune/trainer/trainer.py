@@ -17,7 +17,7 @@ from ..errors import ArgumentError, TeacherError
 from ..foreign.transformers import check_trainer
 from ..masking.finding import as_configs
 from ..masking.pruner import Pruner
-from .callback import PruningCallback, check_needs
+from .callback import PruningCallback, check_needs, check_saving
 from .distilling import DistillingMixin
 from .latency import example_of
 from .measuring import MeasuringMixin
@@ -106,6 +106,7 @@ class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, Pub
         assert self.model is not None  # ensured by Trainer.__init__
         pruner = Pruner(self.model, pruning_config, example=partial(example_of, self))
         check_needs(pruner.configs, self.args, self.is_deepspeed_enabled)
+        check_saving(pruner.configs, self.accelerator.state.deepspeed_plugin)
         self._pruning = PruningCallback(pruning_config, pruner, in_trainer=True)
         self.add_callback(self._pruning)
         self._never_save_token()

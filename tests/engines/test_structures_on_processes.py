@@ -47,7 +47,19 @@ def test_the_first_process_chooses_for_a_target_and_all_prune_the_same(tmp_path,
     opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
     left = torch.load(tmp_path / "result.pt", weights_only=True)["left"]
     assert sum(parameter.numel() for parameter in opened.parameters()) == left
-    assert read_chosen(tmp_path / "saved").candidate.parameters == left
+    chosen = read_chosen(tmp_path / "saved")
+    assert chosen.candidate.parameters == left
+    assert chosen.reached_speedup > 0  # of a sharded model: one of the sizes that are saved is timed
+
+
+@pytest.mark.slow
+def test_a_stock_trainer_that_would_save_a_sharded_model_whole_is_refused_before_training(tmp_path):
+    case = {"engine": "fsdp", "configs": train_structures.CONFIGS["small"], "callback": True}
+    ended = run_group(2, train_structures.run_refused, tmp_path, case)
+    assert [one.returncode for one in ended] == [0, 0], "\n".join(one.stderr[-3000:] for one in ended)
+    for rank in range(2):
+        said = (tmp_path / f"{rank}.txt").read_text()
+        assert "structure: cannot be removed in PruningCallback from a model that is sharded over processes" in said
 
 
 @pytest.mark.slow

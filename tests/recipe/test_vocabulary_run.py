@@ -9,6 +9,9 @@ from test_run import VOCABULARY, quiet_run, reviews, save_tiny_bert, write_csv, 
 
 from hf_prune.cli.tables import print_result
 from hf_prune.errors import RecipeError
+from hf_prune.recipe.loading import load_recipe
+from hf_prune.recipe.prepare import prepare
+from hf_prune.structure.chosen import read_chosen
 
 UNUSED = [f"{first}{second}{first}" for first in "abcde" for second in "vwxyz"]
 LETTERS = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
@@ -73,3 +76,64 @@ def test_a_tokenizer_whose_tokens_cannot_be_removed_is_refused_before_anything_i
     with pytest.raises(RecipeError, match=r"model\.vocabulary: tokenizer: expected ids below \d+, the model's vocab"):
         quiet_run(write_recipe(tmp_path, tmp_path, model__vocabulary="data"))
     assert not (tmp_path / "out").exists()
+
+
+# ---- A target beside it ----
+
+# Without its unused tokens a model without all but one layer and one neuron has less than this share, with them more.
+SHARE = 0.55
+
+
+def recipe_with_target(folder, **pruning):
+    save_tiny_bert(folder / "model", KNOWN)
+    write_csv(folder / "reviews.csv", reviews())
+    times = {"begin": 0, "end": 2, "frequency": 1, "method": "magnitude"}
+    return write_recipe(folder, folder, model__vocabulary="data", dense={"max_steps": 1}, pruning={**times, **pruning})
+
+
+def parameters_of(folder):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_target_refers_to_the_dense_model_with_all_its_tokens(tmp_path):
+    path = recipe_with_target(tmp_path, target_parameters=SHARE)
+    result, said = quiet_run(path)
+    chosen = read_chosen(tmp_path / "out" / "model")
+    dense, pruned = (parameters_of(tmp_path / "out" / name) for name in ("dense", "model"))
+    assert result.parameters == {"dense": dense, "pruned": pruned}
+    assert (chosen.dense.parameters, chosen.candidate.parameters) == (dense, pruned)
+    assert pruned <= SHARE * dense
+    assert chosen.dense_fields == {"vocab_size": len(KNOWN)}
+    assert chosen.reached_speedup > 0
+    assert any(f"{pruned:,} of {dense:,} parameters." in line for line in said)
+    removed = json.loads((tmp_path / "out" / "model" / "pruning_structure.json").read_text(encoding="utf-8"))
+    assert removed["parameters"] == [dense - 16 * len(UNUSED), pruned]
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"Asked for {SHARE:.1%} of the parameters; of the structures that reach it, " in card
+    assert f"{16 * len(UNUSED)} parameters, 0.0 MB." in card
+
+
+def test_the_plan_of_a_target_is_that_of_the_run(tmp_path):
+    prepared = prepare(load_recipe(recipe_with_target(tmp_path, target_parameters=SHARE)))
+    whole = sum(parameter.numel() for parameter in prepared.model.parameters())
+    plan, chosen = prepared.plan()
+    assert (chosen.dense.parameters, chosen.candidate.parameters) == (whole, plan.weights_left)
+    assert plan.all_weights == whole - 16 * len(UNUSED)
+    assert sum(parameter.numel() for parameter in prepared.model.parameters()) == whole  # it is not changed
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (
+            0.97,
+            r"expected fewer than the model's \d,\d+ parameters without unused tokens \(0\.9\d\d of all\); got 0\.97",
+        ),
+        (0.05, r"expected at least \d,\d+ parameters \(0\.5\d\d of the model's\), as no more"),
+    ],
+)
+def test_a_target_that_unused_tokens_alone_reach_or_that_nothing_does_is_refused_before_training(tmp_path, asked, why):
+    with pytest.raises(RecipeError, match=rf"pruning\.target_parameters: {why}"):
+        quiet_run(recipe_with_target(tmp_path, target_parameters=asked))
+    assert not (tmp_path / "out" / "dense").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import ARCHITECTURES, bert, bert_examples, training_arguments
+from models import ARCHITECTURES, bert, bert_examples, llama, training_arguments
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, Trainer
 from typer.testing import CliRunner
@@ -25,11 +25,12 @@ from hf_prune.masking.searching import widths_of
 from hf_prune.publish.card import write_card
 from hf_prune.saved.files import find_model
 from hf_prune.saved.report import make_report
-from hf_prune.structure.chosen import SEARCH_NAME, read_chosen
+from hf_prune.structure.chosen import SEARCH_NAME, Chosen, read_chosen
 from hf_prune.structure.latency_table import LATENCY_NAME
 
 TIMES = {"begin": 1, "end": 5, "frequency": 1}
 HALF = PruningConfig(target_parameters=0.5, **TIMES)
+TOKENS = ARCHITECTURES["llama"].batch()
 PER_LAYER = PruningConfig(target_parameters=0.3, scope="global", **TIMES)
 
 
@@ -146,6 +147,28 @@ def test_a_loop_of_ones_own_gives_an_example():
     pruner.shrink(optimizer)
     assert parameters_of(model) == pruner.chosen.candidate.parameters
     assert pruner.measure_target().reached_speedup > 0
+
+
+def test_a_target_may_refer_to_a_dense_model_that_had_more_tokens():
+    """So many that most of its time is that of the last layer; it is the dense model's time, then and later."""
+    before = {"vocab_size": 300_000}
+    small = llama(num_hidden_layers=3, intermediate_size=64)
+    pruner = Pruner(small, PruningConfig(target_parameters=0.001, method="magnitude", begin=0, end=1), example=TOKENS)
+    chosen = pruner.search(dense_fields=before)
+    assert chosen.dense.parameters == parameters_of(small) + 2 * 16 * (300_000 - 64)
+    assert chosen.candidate.parameters <= 0.001 * chosen.dense.parameters < parameters_of(small)
+    assert chosen.speedup > 1.1
+    assert Chosen.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+    pruner.start(2)
+    pruner.step()
+    pruner.shrink()
+    assert pruner.measure_target().reached_speedup > 1.1
+    with pytest.raises(PruningConfigError, match=r"target_speedup: expected more than .*, the speed-up without unused"):
+        Pruner(llama(), PruningConfig(target_speedup=1.01), example=TOKENS).search(dense_fields=before)
+    with pytest.raises(
+        PruningConfigError, match=r"milliseconds, which the model without unused tokens needs; got 1e\+"
+    ):
+        Pruner(llama(), PruningConfig(target_latency=1e6), example=TOKENS).search(dense_fields=before)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The layers that are pruned, as plain matrices (out, in): their weights, and the inputs that these are multiplied with."""
+"""The layers that are pruned, as plain matrices (out, in): their weights, and the inputs these are multiplied with."""
 
 import math
 from collections.abc import Sequence

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -216,11 +217,9 @@ class Lockstep:
             stream.thread = Pass(self._forward_of(stream), self._autocasting, self._fused_products_of(stream))
             self._go(stream)
         before: set[int] = set()
-        while waiting := [stream for stream in self._streams if stream.place is not None]:
-            if self._on_output is None and len(self._passed) == sum(layer.parts for layer in self._layers):
-                return
-            first = min((stream.place for stream in waiting), key=self._key_of)
-            here = [stream for stream in waiting if self._key_of(stream.place) == self._key_of(first)]
+        while places := [stream.place for stream in self._streams if stream.place is not None]:
+            first = min(places, key=self._key_of)
+            here = [one for one in self._streams if one.place and self._key_of(one.place) == self._key_of(first)]
             stops = []
             for part in first.parts:
                 if all(stream.dense for stream in here):
@@ -230,10 +229,10 @@ class Lockstep:
                 stops.append(stop)
                 yield stop
             before = {id(stream) for stream in here}
-            self._release(first, here, stops)
+            if not self._release(first, here, stops):
+                return
 
-    def _key_of(self, place: _Place | None) -> tuple[float, ...]:
-        assert place is not None
+    def _key_of(self, place: _Place) -> tuple[float, ...]:
         return self._keys[place.layer](place.parts[0])
 
     def _make_stop(self, layer: Layer, part: int, here: Sequence[_Stream], before: set[int]) -> Stop:
@@ -285,8 +284,11 @@ class Lockstep:
     def _width(self, layer: Layer) -> int:
         return len(matrix_of(layer, 0))
 
-    def _release(self, place: _Place, here: Sequence[_Stream], stops: Sequence[Stop]) -> None:
-        """Let the passes that are stopped here go on: dense twins with the old weight, the others with the new one."""
+    def _release(self, place: _Place, here: Sequence[_Stream], stops: Sequence[Stop]) -> bool:
+        """Let the passes that are stopped here go on: dense twins with the old weight, the others with the new one.
+
+        Returns False where nothing is left to go on for.
+        """
         layer = place.layer
         for stop in stops:
             stop._inputs = None
@@ -296,7 +298,8 @@ class Lockstep:
             stream.before = (TensorWeakRef(seen), seen._version) if seen is not None else None
             for tap in self._last_taps[layer]:
                 stream.taps.pop(tap, None)
-        for stream in here:
+        goes_on = self._on_output is not None or not all(map(self._is_over, self._layers))
+        for stream in here if goes_on else ():
             if stream.dense:
                 self._go(stream)
         comes_again = self.discovery.calls.get(layer, 0) > 1 and layer.kind != "experts"
@@ -306,9 +309,13 @@ class Lockstep:
             if stop._new is not None:
                 put_matrix(layer, stop.part, stop._new)
                 stop._new = None
-        for stream in here:
+        for stream in here if goes_on else ():
             if not stream.dense:
                 self._go(stream)
+        return goes_on
+
+    def _is_over(self, layer: Layer) -> bool:
+        return layer.kind == "unknown" or all((layer, part) in self._passed for part in range(layer.parts))
 
     # ---- In the threads ----
 
@@ -450,5 +457,5 @@ def _key_by_tensor(own: tuple[float, int], part: int) -> tuple[float, ...]:
 def _runs_by_tensor(beside: Sequence[Layer], discovery: Discovery) -> bool:
     """Whether the tensors of an experts' module were called tensor by tensor, for all experts, and not by expert."""
     calls = [layer for layer, _ in discovery.order if layer in beside]
-    changes = sum(one is not other for one, other in zip(calls, calls[1:], strict=False))
+    changes = sum(one is not other for one, other in pairwise(calls))
     return len(calls) > len(set(calls)) == changes + 1

@@ -180,7 +180,8 @@ class _Additions(TorchFunctionMode):
         ]
 
     def _before_module(self, module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
-        for key, value in (*enumerate(arguments), *options.items()):
+        given: list[tuple[int | str, Any]] = [*enumerate(arguments), *options.items()]
+        for key, value in given:
             if torch.is_tensor(value) and value.is_floating_point():
                 self._note(value, Tap(module, True, key))
                 sum_ = self._sums.get(value)

@@ -8,7 +8,7 @@ replaced, and so has what the dense model computes at the same place.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -25,7 +25,7 @@ from ..structure.batches import on_model
 from .discovery import Discovery, Tap, discover, first_tensor
 from .fused import FusedProducts, Routed
 from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix
-from .passes import Pass
+from .passes import Pass, give_back_freed_memory
 from .settings import set_for_streaming
 from .tokens import kept_of_routed, kept_rows, kept_tokens
 
@@ -135,6 +135,7 @@ class Lockstep:
         autocast: the type that products are computed in; None: that of the weights.
         on_output: called with (index of the micro-batch, dense twin or not, output) of each finished forward pass.
             Without it, the passes end after the last layer.
+        around: makes a context for each forward pass, in its thread, and for the one before the stream.
 
     Attributes:
         uses: name -> how often a layer that is called several times comes again (shared layers).
@@ -154,12 +155,14 @@ class Lockstep:
         dense_twin: bool = False,
         autocast: torch.dtype | None = None,
         on_output: Callable[[int, bool, Any], None] | None = None,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         if not batches:
             raise ArgumentError("batches: expected at least one micro-batch, got none")
         self._model = model
         self._autocast = autocast
         self._on_output = on_output
+        self._around = around
         self._layers = find_layers(model, targets, dict(named_parameters(model)))
         self._streams: list[_Stream] = []
         for index, batch in enumerate(batches):
@@ -214,7 +217,9 @@ class Lockstep:
 
     def _stops(self) -> Iterator[Stop]:
         for stream in self._streams:
-            stream.thread = Pass(self._forward_of(stream), self._autocasting, self._fused_products_of(stream))
+            stream.thread = Pass(
+                self._forward_of(stream), [self._autocasting, self._fused_products_of(stream), self._around]
+            )
             self._go(stream)
         before: set[int] = set()
         while places := [stream.place for stream in self._streams if stream.place is not None]:
@@ -312,6 +317,8 @@ class Lockstep:
         for stream in here if goes_on else ():
             if not stream.dense:
                 self._go(stream)
+        if layer.parameter.device.type == "cpu":
+            give_back_freed_memory()
         return goes_on
 
     def _is_over(self, layer: Layer) -> bool:
@@ -340,13 +347,14 @@ class Lockstep:
         return self._model(**on_model(batch, self._model))  # type: ignore[arg-type]
 
     def _discover(self, batch: Mapping[str, Any]) -> Discovery:
-        with torch.no_grad(), self._autocasting():
+        with torch.no_grad(), self._autocasting(), self._around():
             return discover(self._model, batch, self._run, self._layers)
 
     def _autocasting(self) -> Any:
         """Autocast, if it is asked for, that caches no weights: they change."""
-        device = next(self._model.parameters()).device.type
-        return torch.autocast(device, self._autocast, enabled=self._autocast is not None, cache_enabled=False)
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(next(self._model.parameters()).device.type, self._autocast, cache_enabled=False)
 
     def _fused_products_of(self, stream: _Stream) -> Callable[[], Any]:
         experts = [layer for layer in self._layers if layer.kind == "experts"]
@@ -355,7 +363,7 @@ class Lockstep:
             if self._running is stream:
                 self._arrive(stream, _Place(layer, parts, None, rows, routed))
 
-        return (lambda: FusedProducts(experts, arrive)) if experts else ExitStack
+        return (lambda: FusedProducts(experts, arrive)) if experts else nullcontext
 
     def _arrive(self, stream: _Stream, place: _Place) -> None:
         """Stop before a layer, unless it is pruned already."""

@@ -254,7 +254,7 @@ class Lockstep:
             x = place.inputs(part)
             kept = self._kept(stream, place, len(x))
             dense = lack = None
-            if twin is not None and twin.place is not None and twin.place.layer is layer and layer.kind != "experts":
+            if twin is not None and twin.place is not None and twin.place.layer is layer and not layer.routed:
                 dense = twin.place.inputs(part)
                 if dense.shape != x.shape:
                     dense = None

@@ -120,7 +120,10 @@ def check(model, batches):
     for layer in layers:
         for part in range(layer.parts) if layer.kind != "experts" else ():
             for index, (x, of_dense, _) in enumerate(inputs[layer.target.name, part]):
+                assert (of_dense is None) == layer.routed
                 for given, there in ((x, in_changed), (of_dense, in_dense)):
+                    if given is None:
+                        continue
                     wanted = inputs_of_part(layer, part, there[layer.target.name][index])
                     wanted = wanted if len(wanted) == len(given) else wanted[:0]
                     apart["inputs"] = max(apart["inputs"], farthest([given] if len(wanted) else [wanted], [wanted]))

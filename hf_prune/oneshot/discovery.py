@@ -1,9 +1,10 @@
-"""How a model calls its layers, found in one forward pass: their order, how often each is called, where the tokens are in
-its inputs, and which layers write into the residual stream.
+"""How a model calls its layers, found in one forward pass.
+
+Their order, how often each is called, where the tokens are in its inputs, and which write into the residual stream.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,18 +21,9 @@ from .tokens import Position, kept_tokens, locate
 # Functions that return the same values in the same order, for evaluation: (samples, tokens, width) may become
 # (samples · tokens, width).
 _SAME_VALUES = (
-    "dropout",
-    "dropout_",
-    "view",
-    "reshape",
-    "contiguous",
-    "to",
-    "type_as",
-    "clone",
-    "squeeze",
-    "unsqueeze",
+    *("dropout", "dropout_", "view", "view_as", "reshape", "reshape_as", "flatten", "squeeze", "unsqueeze"),
+    *("contiguous", "clone", "detach", "to", "type", "type_as", "float", "half", "bfloat16"),
 )
-_SAME_VALUES += ("flatten", "view_as", "float", "half", "bfloat16", "type", "detach", "reshape_as")
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _PRODUCTS = ("mul", "__mul__", "__rmul__", "__imul__", "mul_", "multiply")
 _HAND_ON = (nn.modules.dropout._DropoutNd, nn.Identity)
@@ -106,7 +98,8 @@ def discover(
     def see_layer(layer: Layer) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
             seen = first_tensor(arguments, options)
-            if all([see(layer, part) for part in range(layer.parts)]):
+            is_first = [see(layer, part) for part in range(layer.parts)]
+            if is_first[0]:
                 found.positions[layer] = locate(seen.shape, layer.kind == "convolution", sides)
                 additions.before(layer)
 
@@ -138,7 +131,7 @@ def _with_other_length(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch; if encoder and decoder have as many tokens, the decoder with one less."""
     lengths = {name: value.shape[1] for name, value in batch.items() if torch.is_tensor(value) and value.dim() == 2}
     mine = next((lengths[name] for name in ("decoder_input_ids", "labels") if name in lengths), None)
-    if mine is None or mine < 2 or not (mine == lengths.get("input_ids", lengths.get("attention_mask"))):
+    if mine is None or mine < 2 or mine != lengths.get("input_ids", lengths.get("attention_mask")):
         return dict(batch)
     of_decoder = [name for name in lengths if name.startswith("decoder_") or name == "labels"]
     return {name: value[:, :-1].contiguous() if name in of_decoder else value for name, value in batch.items()}
@@ -187,7 +180,8 @@ class _Additions(TorchFunctionMode):
         ]
 
     def _before_module(self, module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
-        for key, value in (*enumerate(arguments), *options.items()):
+        given: list[tuple[int | str, Any]] = [*enumerate(arguments), *options.items()]
+        for key, value in given:
             if torch.is_tensor(value) and value.is_floating_point():
                 self._note(value, Tap(module, True, key))
                 sum_ = self._sums.get(value)
@@ -195,7 +189,7 @@ class _Additions(TorchFunctionMode):
                     del self._sums[value]  # here the stream is read: what is added later is of another place
 
     def _after_module(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        values = enumerate(output) if isinstance(output, tuple) else [(None, output)]
+        values: Iterable[tuple[int | None, Any]] = enumerate(output) if isinstance(output, tuple) else [(None, output)]
         for key, value in values:
             if torch.is_tensor(value) and value.is_floating_point():
                 self._note(value, Tap(module, False, key))

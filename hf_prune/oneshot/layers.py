@@ -1,4 +1,4 @@
-"""The layers that are pruned, as plain matrices (out, in): their weights, and the inputs that these are multiplied with."""
+"""The layers that are pruned, as plain matrices (out, in): their weights, and the inputs these are multiplied with."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..model.anatomy import CONVOLUTIONS, is_layer
+from ..model.anatomy import CONVOLUTIONS, expert_modules, is_layer
 from ..model.layouts import Target, as_matrices, from_matrices
 
 
@@ -22,6 +22,7 @@ class Layer:
         kind: `linear`, `convolution`, `experts`, or `unknown`, for a tensor whose use is not seen: it is no weight of a
             layer, such as the matrices of XLNet's attention or a convolution over three dimensions.
         parts: the number of matrices: experts, or groups of a convolution.
+        routed: whether it belongs to an expert, fused or not: it gets other tokens in another model.
     """
 
     target: Target
@@ -29,10 +30,12 @@ class Layer:
     modules: tuple[nn.Module, ...]
     kind: str
     parts: int
+    routed: bool
 
 
 def find_layers(model: nn.Module, targets: Sequence[Target], names: dict[str, nn.Parameter]) -> list[Layer]:
     """The layers of these targets; `names` has the model's parameters by their plain names."""
+    in_experts = expert_modules(model)
     owners: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -43,7 +46,8 @@ def find_layers(model: nn.Module, targets: Sequence[Target], names: dict[str, nn
         modules = tuple(owners[id(parameter)])
         kind = _kind(target, parameter, modules)
         parts = target.experts if kind == "experts" else _groups(modules[0]) if kind == "convolution" else 1
-        layers.append(Layer(target, parameter, modules, kind, parts))
+        routed = kind == "experts" or any(id(module) in in_experts for module in modules)
+        layers.append(Layer(target, parameter, modules, kind, parts, routed))
     return layers
 
 
@@ -69,16 +73,22 @@ def matrix_of(layer: Layer, part: int) -> torch.Tensor:
     """
     weight = layer.parameter.detach()
     if layer.kind == "convolution":
-        rows = weight.chunk(layer.parts)[part].flatten(2)
+        rows = _share(weight, 0, layer.parts, part).flatten(2)
         return rows.transpose(1, 2).reshape(len(rows), -1)
     return as_matrices(weight, layer.target.layout)[part]
+
+
+def _share(tensor: torch.Tensor, dim: int, parts: int, part: int) -> torch.Tensor:
+    """One of several equal parts of a tensor."""
+    size = tensor.shape[dim] // parts
+    return tensor.narrow(dim, part * size, size)
 
 
 def put_matrix(layer: Layer, part: int, matrix: torch.Tensor) -> None:
     """Write the matrix of a part into the parameter, in place."""
     weight = layer.parameter.detach()
     if layer.kind == "convolution":
-        rows = weight.chunk(layer.parts)[part]
+        rows = _share(weight, 0, layer.parts, part)
         columns = matrix.reshape(len(rows), math.prod(rows.shape[2:]), rows.shape[1])
         rows.copy_(columns.transpose(1, 2).reshape(rows.shape))
     else:
@@ -110,7 +120,7 @@ def inputs_of_part(layer: Layer, part: int, seen: torch.Tensor) -> torch.Tensor:
 
 def _unfold(module: nn.Conv1d | nn.Conv2d, seen: torch.Tensor, group: int) -> torch.Tensor:
     """The patches (samples · positions, kernel · channels) that a group of a convolution is multiplied with."""
-    padded = seen.chunk(module.groups, dim=1)[group]
+    padded = _share(seen, 1, module.groups, group)
     sides = _padding(module)
     if any(sides):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

@@ -8,9 +8,10 @@ replaced, and so has what the dense model computes at the same place.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..structure.batches import on_model
 from .discovery import Discovery, Tap, discover, first_tensor
 from .fused import FusedProducts, Routed
 from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix
-from .passes import Pass
+from .passes import Pass, give_back_freed_memory
 from .settings import set_for_streaming
 from .tokens import kept_of_routed, kept_rows, kept_tokens
 
@@ -134,6 +135,7 @@ class Lockstep:
         autocast: the type that products are computed in; None: that of the weights.
         on_output: called with (index of the micro-batch, dense twin or not, output) of each finished forward pass.
             Without it, the passes end after the last layer.
+        around: makes a context for each forward pass, in its thread, and for the one before the stream.
 
     Attributes:
         uses: name -> how often a layer that is called several times comes again (shared layers).
@@ -153,12 +155,14 @@ class Lockstep:
         dense_twin: bool = False,
         autocast: torch.dtype | None = None,
         on_output: Callable[[int, bool, Any], None] | None = None,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         if not batches:
             raise ArgumentError("batches: expected at least one micro-batch, got none")
         self._model = model
         self._autocast = autocast
         self._on_output = on_output
+        self._around = around
         self._layers = find_layers(model, targets, dict(named_parameters(model)))
         self._streams: list[_Stream] = []
         for index, batch in enumerate(batches):
@@ -213,14 +217,14 @@ class Lockstep:
 
     def _stops(self) -> Iterator[Stop]:
         for stream in self._streams:
-            stream.thread = Pass(self._forward_of(stream), self._autocasting, self._fused_products_of(stream))
+            stream.thread = Pass(
+                self._forward_of(stream), [self._autocasting, self._fused_products_of(stream), self._around]
+            )
             self._go(stream)
         before: set[int] = set()
-        while waiting := [stream for stream in self._streams if stream.place is not None]:
-            if self._on_output is None and len(self._passed) == sum(layer.parts for layer in self._layers):
-                return
-            first = min((stream.place for stream in waiting), key=self._key_of)
-            here = [stream for stream in waiting if self._key_of(stream.place) == self._key_of(first)]
+        while places := [stream.place for stream in self._streams if stream.place is not None]:
+            first = min(places, key=self._key_of)
+            here = [one for one in self._streams if one.place and self._key_of(one.place) == self._key_of(first)]
             stops = []
             for part in first.parts:
                 if all(stream.dense for stream in here):
@@ -230,10 +234,10 @@ class Lockstep:
                 stops.append(stop)
                 yield stop
             before = {id(stream) for stream in here}
-            self._release(first, here, stops)
+            if not self._release(first, here, stops):
+                return
 
-    def _key_of(self, place: _Place | None) -> tuple[float, ...]:
-        assert place is not None
+    def _key_of(self, place: _Place) -> tuple[float, ...]:
         return self._keys[place.layer](place.parts[0])
 
     def _make_stop(self, layer: Layer, part: int, here: Sequence[_Stream], before: set[int]) -> Stop:
@@ -250,7 +254,7 @@ class Lockstep:
             x = place.inputs(part)
             kept = self._kept(stream, place, len(x))
             dense = lack = None
-            if twin is not None and twin.place is not None and twin.place.layer is layer and layer.kind != "experts":
+            if twin is not None and twin.place is not None and twin.place.layer is layer and not layer.routed:
                 dense = twin.place.inputs(part)
                 if dense.shape != x.shape:
                     dense = None
@@ -285,8 +289,11 @@ class Lockstep:
     def _width(self, layer: Layer) -> int:
         return len(matrix_of(layer, 0))
 
-    def _release(self, place: _Place, here: Sequence[_Stream], stops: Sequence[Stop]) -> None:
-        """Let the passes that are stopped here go on: dense twins with the old weight, the others with the new one."""
+    def _release(self, place: _Place, here: Sequence[_Stream], stops: Sequence[Stop]) -> bool:
+        """Let the passes that are stopped here go on: dense twins with the old weight, the others with the new one.
+
+        Returns False where nothing is left to go on for.
+        """
         layer = place.layer
         for stop in stops:
             stop._inputs = None
@@ -296,7 +303,8 @@ class Lockstep:
             stream.before = (TensorWeakRef(seen), seen._version) if seen is not None else None
             for tap in self._last_taps[layer]:
                 stream.taps.pop(tap, None)
-        for stream in here:
+        goes_on = self._on_output is not None or not all(map(self._is_over, self._layers))
+        for stream in here if goes_on else ():
             if stream.dense:
                 self._go(stream)
         comes_again = self.discovery.calls.get(layer, 0) > 1 and layer.kind != "experts"
@@ -306,9 +314,15 @@ class Lockstep:
             if stop._new is not None:
                 put_matrix(layer, stop.part, stop._new)
                 stop._new = None
-        for stream in here:
+        for stream in here if goes_on else ():
             if not stream.dense:
                 self._go(stream)
+        if layer.parameter.device.type == "cpu":
+            give_back_freed_memory()
+        return goes_on
+
+    def _is_over(self, layer: Layer) -> bool:
+        return layer.kind == "unknown" or all((layer, part) in self._passed for part in range(layer.parts))
 
     # ---- In the threads ----
 
@@ -333,13 +347,14 @@ class Lockstep:
         return self._model(**on_model(batch, self._model))  # type: ignore[arg-type]
 
     def _discover(self, batch: Mapping[str, Any]) -> Discovery:
-        with torch.no_grad(), self._autocasting():
+        with torch.no_grad(), self._autocasting(), self._around():
             return discover(self._model, batch, self._run, self._layers)
 
     def _autocasting(self) -> Any:
         """Autocast, if it is asked for, that caches no weights: they change."""
-        device = next(self._model.parameters()).device.type
-        return torch.autocast(device, self._autocast, enabled=self._autocast is not None, cache_enabled=False)
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(next(self._model.parameters()).device.type, self._autocast, cache_enabled=False)
 
     def _fused_products_of(self, stream: _Stream) -> Callable[[], Any]:
         experts = [layer for layer in self._layers if layer.kind == "experts"]
@@ -348,7 +363,7 @@ class Lockstep:
             if self._running is stream:
                 self._arrive(stream, _Place(layer, parts, None, rows, routed))
 
-        return (lambda: FusedProducts(experts, arrive)) if experts else ExitStack
+        return (lambda: FusedProducts(experts, arrive)) if experts else nullcontext
 
     def _arrive(self, stream: _Stream, place: _Place) -> None:
         """Stop before a layer, unless it is pruned already."""
@@ -450,5 +465,5 @@ def _key_by_tensor(own: tuple[float, int], part: int) -> tuple[float, ...]:
 def _runs_by_tensor(beside: Sequence[Layer], discovery: Discovery) -> bool:
     """Whether the tensors of an experts' module were called tensor by tensor, for all experts, and not by expert."""
     calls = [layer for layer, _ in discovery.order if layer in beside]
-    changes = sum(one is not other for one, other in zip(calls, calls[1:], strict=False))
+    changes = sum(one is not other for one, other in pairwise(calls))
     return len(calls) > len(set(calls)) == changes + 1

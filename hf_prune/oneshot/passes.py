@@ -1,9 +1,11 @@
 """Forward passes in threads of their own, which run one at a time and can be paused anywhere in between."""
 
 import contextvars
+import ctypes
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -16,23 +18,17 @@ class PassEndedError(BaseException):
 class Pass:
     """A function in a thread of its own. It runs only while `go` waits for it, until it pauses or returns.
 
-    Gradients are off in the thread; autocast, the number of threads for operations, the current accelerator, and
-    context variables are those given or those of the thread that makes the pass. At most one pass runs at a time.
+    Gradients are off in the thread. The number of threads for operations, the current accelerator, and context
+    variables are those of the thread that makes the pass. At most one pass runs at a time.
 
     Args:
         work: what is run.
-        autocast: makes the autocast context of the thread; None for none.
-        mode: makes a further context, such as a TorchFunctionMode: these belong to one thread.
+        contexts: make the contexts that it runs in, such as autocast, which belong to one thread.
     """
 
-    def __init__(
-        self,
-        work: Callable[[], Any],
-        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
-        mode: Callable[[], AbstractContextManager[Any]] | None = None,
-    ):
+    def __init__(self, work: Callable[[], Any], contexts: Sequence[Callable[[], AbstractContextManager[Any]]] = ()):
         self._work: Callable[[], Any] | None = work
-        self._contexts = (autocast or nullcontext, mode or nullcontext)
+        self._contexts = contexts
         self._operation_threads = torch.get_num_threads()
         self._accelerator = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
         self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
@@ -92,3 +88,15 @@ class Pass:
             for context in self._contexts:
                 stack.enter_context(context())
             return work()
+
+
+def give_back_freed_memory() -> None:
+    """Return memory that was freed to the system, where the C library can (glibc).
+
+    There, each thread has a pool of its own, and what is freed in one is not used by the others: without this, a stream
+    on CPUs was seen to take 2.6 times the memory that it needs.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

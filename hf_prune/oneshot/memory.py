@@ -1,0 +1,152 @@
+"""How many bytes the paused forward passes of a stream hold, known in advance from one pass without weights."""
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..errors import PruningStateError
+from ..model.layouts import Target
+from .lockstep import Lockstep
+
+
+class LiveBytes:
+    """Counts the bytes of all storages that were made in contexts of `watching` and are still alive.
+
+    Attributes:
+        now: bytes that are alive.
+        peak: the most that were alive at once since it was last set.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor] = ()):
+        self.now = 0
+        self.peak = 0
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}  # weights, which are not counted
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """A context for one thread, in which what operations return is counted."""
+        return _Watching(self)
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage, unless it is known."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += self._sizes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+class _Watching(TorchDispatchMode):
+    def __init__(self, live: LiveBytes):
+        super().__init__()
+        self._live = live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._live.add(tensor)
+        return result
+
+
+class _WithoutValues(TorchFunctionMode):
+    """What a forward pass on the meta device needs: attention, and an answer where it looks for padding.
+
+    Attention gives a tensor alone, as kernels on devices do, which never hold the scores as a whole. Whether all of
+    something is so, which models ask of masks and positions to leave masks out, is answered with yes.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            query, value = given["query"], given["value"]
+            samples, heads, tokens, _ = query.shape
+            return query.new_empty((samples, tokens, heads, value.shape[-1])).transpose(1, 2)
+        if func is torch.Tensor.__bool__ and args[0].is_meta:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class StreamMemory:
+    """Bytes that a stream needs beside weights and micro-batches.
+
+    Attributes:
+        peak: the most that all forward passes hold at once: those that are paused, and the one that runs.
+        paused: the most that one paused pass holds.
+        at: the target that passes are paused before when they hold that.
+    """
+
+    peak: int
+    paused: int
+    at: str
+
+
+def stream_memory(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    targets: Sequence[Target],
+    micro_batches: int,
+    dense_twin: bool = False,
+) -> StreamMemory:
+    """The memory of a stream over micro-batches of the size of `batch`, from one pass of the model over it.
+
+    A model and a batch on the meta device need no weights and no computation; `meta_batch` makes such a batch. With n
+    passes (twice the micro-batches with dense twins), paused[i] before layer i and running[i] the peak of one pass from
+    there to the next layer, it is the largest (n - 1) max(paused[i], paused[i + 1]) + running[i]. What a solver needs
+    comes on top of it.
+
+    Raises PruningStateError where the model's forward reads values, as that of experts does, and the model is on the
+    meta device.
+    """
+    live = LiveBytes([*model.parameters(), *model.buffers()])
+    on_meta = next(model.parameters()).is_meta
+    passes = micro_batches * (2 if dense_twin else 1)
+    held: list[tuple[int, str]] = [(0, "")]
+    running: list[int] = []
+    try:
+        stream = Lockstep(model, [batch], targets, around=partial(_around, live, on_meta))
+        live.peak = live.now = 0
+        for stop in stream:
+            running.append(live.peak)
+            held.append((live.now, stop.target.name))
+            live.peak = live.now
+    except (NotImplementedError, RuntimeError) as error:
+        if not on_meta:
+            raise
+        raise PruningStateError(
+            f"{type(model).__name__}: expected a forward pass that reads no values, to know its memory in advance; "
+            f"got: {error}; measure with the model and its weights"
+        ) from error
+    peak = max(
+        (passes - 1) * max(before[0], after[0]) + most
+        for before, after, most in zip(held, held[1:], running, strict=False)
+    )
+    most, at = max(held)
+    return StreamMemory(peak, most, at)
+
+
+def meta_batch(samples: int, length: int) -> dict[str, torch.Tensor]:
+    """A micro-batch of text for a model on the meta device."""
+    return {"input_ids": torch.empty(samples, length, dtype=torch.int64, device="meta")}
+
+
+def _around(live: LiveBytes, on_meta: bool) -> AbstractContextManager[Any]:
+    stack = ExitStack()
+    stack.enter_context(live.watching())
+    if on_meta:
+        stack.enter_context(_WithoutValues())
+    return stack

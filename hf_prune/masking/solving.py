@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Collection, Iterator, Sequence
 
-import torch
 from torch import nn
 
 from ..engines.processes import of_first_process

@@ -70,10 +70,9 @@ def admm(
         scores = values.square().mul_(scales)
         mask = drop_lowest(scores, kept, pattern, round(drop * share), within_rows)
         if number < rounds:
-            pulled = torch.neg(values, out=scores)
-            torch.where(mask, values, pulled, out=pulled)
+            pulled = torch.mul(values, mask, out=scores).mul_(2).sub_(values)  # 2 Z - V, which is Z - U
             pulled.mul_(_PENALTY * scales).add_(target)
-            values.masked_fill_(mask, 0).add_(pulled @ inverse)
+            values.mul_(mask.logical_not()).add_(pulled @ inverse)
             del pulled
         del scores
     del target, lower, inverse

@@ -5,7 +5,7 @@ import torch
 
 from .choosing import choose_units, drop_counts, dropped_units, row_counts, shares
 from .damping import Damping, factor
-from .patterns import PATTERNS, Pattern
+from .patterns import Pattern
 
 # Columns in which the mask is chosen together, as published.
 _COLUMNS = 128
@@ -85,23 +85,36 @@ def _sweep_block(
     ratios = inverse / inverse.diagonal()[:, None]
     scores = (now * costs).square_().T
     is_grouped = pattern.name == "n:m"
-    gone = torch.empty_like(now)
     if is_grouped:
-        groups, mask = choose_units(scores, kept, pattern, counts), torch.empty_like(kept)
+        groups = choose_units(scores, kept, pattern, counts).T.contiguous()
+        gone = kept.T.logical_not()
     else:
-        mask = drop_counts(scores, kept, pattern, counts)
-        gone.copy_(mask.T.logical_not())
+        gone = drop_counts(scores, kept, pattern, counts).logical_not_().T
+    lost = gone.to(now.dtype)
+    before = torch.ones(pattern.columns, pattern.columns, dtype=torch.bool, device=now.device).tril_()[:, :, None]
     for column in range(len(now)):
         if is_grouped and column % pattern.columns == 0:
             group = slice(column, column + pattern.columns)
-            scores = (now[group] * costs[group]).square_().T
-            drop = groups[None, :, column // pattern.columns, None]
-            mask[:, group] = PATTERNS["n:m"].drop(drop, scores[None], kept[None, :, group], pattern)[0]
-            gone[group] = mask[:, group].T.logical_not()
-        lost = now[column] * gone[column]
-        now[column + 1 :].addcmul_(ratios[column, column + 1 :, None], lost, value=-1)
-    now *= 1 - gone
-    return mask
+            lowest = _lowest_of_columns((now[group] * costs[group]).square_(), gone[group], before, pattern)
+            gone[group] |= lowest.logical_and_(groups[column // pattern.columns])
+            lost[group] = gone[group]
+        lost[column] *= now[column]
+        now[column + 1 :].addcmul_(ratios[column, column + 1 :, None], lost[column], value=-1)
+    stays = gone.logical_not_()
+    now *= stays
+    return stays.T
+
+
+def _lowest_of_columns(
+    scores: torch.Tensor, gone: torch.Tensor, before: torch.Tensor, pattern: Pattern
+) -> torch.Tensor:
+    """Flags (m, out) of the m - n weights of each group to drop: masked ones first, then by score, then by index.
+
+    `before` (m, m, 1) are the pairs of places of which the second is not after the first.
+    """
+    scores.masked_fill_(gone, -1)
+    lower = (scores < scores[:, None]).logical_or_((scores == scores[:, None]).logical_and_(before))
+    return lower.sum(1) <= pattern.columns - pattern.rows
 
 
 def _counts(kept: torch.Tensor, pattern: Pattern, drop: int, width: int, within_rows: bool) -> np.ndarray:

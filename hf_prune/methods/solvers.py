@@ -87,7 +87,9 @@ def _solve(
     """Solve a problem as one matrix: more matrices with the same inputs are more rows."""
     assert problem.gram is not None
     shape = problem.weight.shape
-    wanted = problem.weight * problem.kept if problem.wanted is None else problem.wanted
+    wanted = problem.weight if problem.wanted is None else problem.wanted
+    if problem.wanted is None and not bool(problem.kept.all()):
+        wanted = wanted * problem.kept
     if problem.damping is not None:
         damping = replace(damping, share=problem.damping)
     with torch.no_grad(), full_precision(wanted.device):

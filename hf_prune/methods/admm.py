@@ -44,8 +44,8 @@ def admm(
     3.3); ALPS raises ρ instead, and takes up to 300 rounds. The weights under the mask of the last round are then
     solved by least squares, see `survivors.solve_survivors`.
 
-    Takes d³/2 multiplications and additions for the inverse, and r d² in each round, for r x d weights. Beside what it
-    is given, it needs d² + 4 r d numbers, of which r d are returned; the gram matrix is left as it is.
+    Takes d³/2 multiplications and additions for the inverse, and r d² in each round, for r x d weights. `numbers` says
+    how much memory it needs; the gram matrix is left as it is.
 
     Args:
         wanted: the weights (out, in) that are approximated.
@@ -77,3 +77,13 @@ def admm(
         del scores
     del target, lower, inverse
     return mask, solve_survivors(wanted, gram, mask, damping, start=values)
+
+
+def numbers(rows: int, columns: int) -> int:
+    """The most float32 numbers that `admm` holds at once: 2 d² + 6 r d.
+
+    What it is given is among them: the gram matrix, d², and weights and mask, 1.25 r d. There are also the inverse, V,
+    the weights times H, two matrices of the size of the weights that change from step to step, and masks. With other
+    `wanted` weights, or with zeros, it is r d more.
+    """
+    return 2 * columns**2 + 6 * rows * columns

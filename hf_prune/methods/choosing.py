@@ -12,8 +12,8 @@ import torch
 from .keys import LOWEST_KEY, order_keys
 from .patterns import PATTERNS, Pattern
 
-# Weights that are looked at together where rows do not depend on each other: 4 MiB in float32.
-_AT_ONCE = 1 << 20
+# Weights that are looked at together where rows do not depend on each other: 1 MiB in float32.
+_AT_ONCE = 1 << 18
 
 
 def drop_lowest(
@@ -127,6 +127,7 @@ def _lowest(keys: torch.Tensor, dropped: torch.Tensor, count: int) -> torch.Tens
         threshold = int(competing[count - 1])
     else:
         threshold = int(competing.kthvalue(count).values)
+    del competing
     flags, equal = keys < threshold, keys == threshold
     if not is_fresh:
         competes = dropped.logical_not()

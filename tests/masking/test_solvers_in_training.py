@@ -136,7 +136,7 @@ def test_a_training_a_card_and_a_resume(tmp_path, method, pattern):
 
 
 def test_what_is_no_linear_layer_is_refused():
-    message = "expected the weight of a linear layer for a method or reconstruction that reads inputs, got one of"
+    message = "expected the weight of a linear layer for a reconstruction or method that reads inputs, got one of"
     with pytest.raises(TargetError, match=message):
         Pruner(resnet(), at_once("sparsegpt"), total_steps=2)
     with pytest.raises(TargetError, match=message):

@@ -92,6 +92,7 @@ docs: $(VENV)/installed-docs
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/solvers.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/training_step.py

@@ -66,7 +66,8 @@ class PruningConfig:
     Args:
         method: `magnitude`, `random`, `wanda` (magnitude times the norm of the input), `taylor` (weight times
             gradient), `movement` (how far training moves a weight away from zero; masked weights may come back until
-            pruning ends), or `keep`, which keeps the zeros that a model has and prunes no more. Default `auto`:
+            pruning ends), `sparsegpt` or `alps` (which also change the weights that stay, so that the outputs of their
+            layer change least), or `keep`, which keeps the zeros that a model has and prunes no more. Default `auto`:
             magnitude, as with enough training to recover other criteria are seldom better (arXiv 2210.06384); with a
             target taylor, as magnitudes of different layers say little about which one can go.
         structure: `neurons` (of feed-forward networks), `heads` (of attention), `layers`, `experts` or dimensions of

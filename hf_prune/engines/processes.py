@@ -34,6 +34,11 @@ def all_reduce(counts: torch.Tensor) -> torch.Tensor:
     return summed.to(counts.device)
 
 
+def of_first_process(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The first process's numbers, as processors may differ in the last bits of what they compute."""
+    return [all_reduce(tensor if rank() == 0 else torch.zeros_like(tensor)) for tensor in tensors]
+
+
 def gather(values: torch.Tensor) -> list[torch.Tensor]:
     """The values of every process, of equal shape everywhere, in the order of ranks."""
     if processes() == 1:

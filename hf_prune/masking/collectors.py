@@ -216,7 +216,7 @@ class Statistics:
         return dict(zip(self._layers, (cosines / tokens).tolist(), strict=True))
 
     def _reader(self, name: str) -> str:
-        return "method" if name in self._squared else "reconstruction"
+        return "method" if name in self._squared else "reconstruction or method"
 
     def _enter(self, model: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
         self._in_forward = model.training

@@ -58,7 +58,7 @@ class LocalTensor:
         """What a method reads for each weight of a slice (float32); None if nothing was read in this step."""
         if reads == "gradients":
             return None if self.gradient is None else self.gradient[part]
-        if reads is None or self.inputs is None:
+        if reads != "inputs" or self.inputs is None:
             return None
         start, stop, _ = part.indices(self.weight.numel())
         positions = torch.arange(start, stop, dtype=torch.int64, device=self.weight.device)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from ..engines.processes import rank
+from ..engines.processes import of_first_process, rank
 from ..errors import PruningStateError
 from ..methods import scopes
 from ..methods.criteria import CRITERIA
@@ -179,7 +179,7 @@ class SolvedMember:
         """Let the solver drop this many more units. Raises PruningStateError if it does not."""
         config, target, pattern = self.group.config, self.held.target, self.group.pattern
         solver, before = SOLVERS[config.method], self._matrices(self.held.mask)
-        statistic = self.held.statistic(solver.reads)
+        statistic, moments = self.held.statistic(solver.reads), self.held.moments
         kept, values = solver.solve(
             Problem(
                 name=target.name,
@@ -189,6 +189,7 @@ class SolvedMember:
                 drop=drop,
                 statistic=self._matrices(statistic) if statistic is not None else None,
                 seed=config.pruning_seed,
+                gram=moments.gram.to(before.device) if moments is not None else None,
             )
         )
         if kept.dtype != torch.bool or not kept.shape == before.shape == values.shape:
@@ -196,6 +197,9 @@ class SolvedMember:
                 f"{target.name}: the solver {config.method!r} must return a bool mask and values of the shape "
                 f"{tuple(before.shape)}, got {kept.dtype} of {tuple(kept.shape)} and values of {tuple(values.shape)}"
             )
+        if solver.reads == "products":  # where processors round differently, they could even choose other masks
+            kept_as_numbers, values = of_first_process(kept.to(torch.uint8), values)
+            kept = kept_as_numbers.bool()
         dropped = int(self._rules.dropped(kept, pattern).sum()) - self.dropped(True)
         if dropped != drop or bool((kept & ~before).any()) or not bool(values[kept].isfinite().all()):
             raise PruningStateError(

@@ -231,14 +231,16 @@ def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, e
 def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_inputs: bool = True) -> None:
     """Raise PruningConfigError for a method or scope that reads what a way of training does not give access to."""
     compiled = "" if shows_inputs else "torch_compile"
-    hidden_by = {"gradients": "" if shows_gradients else "DeepSpeed", "inputs": compiled, "similarity": compiled}
+    hidden_by = {"gradients": "" if shows_gradients else "DeepSpeed"}
+    hidden_by |= {"inputs": compiled, "products": compiled, "similarity": compiled}
     for field, name, entry, use in (
         ("method", config.method, method_of(config.method, config.structure), "'magnitude'"),
         ("scope", config.scope, SCOPES[config.scope], "'layer'"),
     ):
         if entry is not None and (way := hidden_by.get(entry.reads or "")):
+            read = "inputs" if entry.reads == "products" else entry.reads
             raise PruningConfigError(
-                field, f"{field}s that read {entry.reads} cannot be used with {way}, got {name!r}; use {use}"
+                field, f"{field}s that read {read} cannot be used with {way}, got {name!r}; use {use}"
             )
     if config.reconstruction is not None and compiled:
         raise PruningConfigError(

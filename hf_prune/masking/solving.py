@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Collection, Iterator, Sequence
 
-import torch
 from torch import nn
 
-from ..engines.processes import all_reduce, rank
+from ..engines.processes import of_first_process
 from ..errors import PruningStateError
 from ..methods.reconstructions import RECONSTRUCTIONS
 from ..model.layouts import as_matrices, from_matrices
@@ -31,7 +30,7 @@ def solve_readers(reconstruction: str, readers: Sequence[LocalTensor], biased: C
         weight = as_matrices(held.weight.view(target.shape), target.layout)[0].double()
         kept = as_matrices(held.mask.view(target.shape), target.layout)[0].any(dim=0)
         solve = RECONSTRUCTIONS[reconstruction].solve
-        values, shift = _of_first_process(*solve(weight, kept, moments, target.name in biased))
+        values, shift = of_first_process(*solve(weight, kept, moments, target.name in biased))
         if not bool(values.isfinite().all() and shift.isfinite().all()):
             raise PruningStateError(
                 f"{target.name}: the reconstruction {reconstruction!r} gave weights that are not finite; nothing of "
@@ -51,8 +50,3 @@ def biases_of(model: nn.Module, groups: Sequence[Group]) -> dict[str, tuple[str,
     modules = named_modules_of(model, names)
     biases = {name: getattr(module, "bias", None) for name, module in modules.items()}
     return {name: (parameters[id(bias)], bias) for name, bias in biases.items() if bias is not None}
-
-
-def _of_first_process(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The first process's values, as processors may differ in the last bits."""
-    return [all_reduce(tensor if rank() == 0 else torch.zeros_like(tensor)) for tensor in tensors]

@@ -44,8 +44,8 @@ def admm(
     3.3); ALPS raises ρ instead, and takes up to 300 rounds. The weights under the mask of the last round are then
     solved by least squares, see `survivors.solve_survivors`.
 
-    Takes d³/2 multiplications and additions for the inverse, and r d² in each round, for r x d weights. Beside what it
-    is given, it needs d² + 4 r d numbers, of which r d are returned; the gram matrix is left as it is.
+    Takes d³/2 multiplications and additions for the inverse, and r d² in each round, for r x d weights. `numbers` says
+    how much memory it needs; the gram matrix is left as it is.
 
     Args:
         wanted: the weights (out, in) that are approximated.
@@ -70,11 +70,20 @@ def admm(
         scores = values.square().mul_(scales)
         mask = drop_lowest(scores, kept, pattern, round(drop * share), within_rows)
         if number < rounds:
-            pulled = torch.neg(values, out=scores)
-            torch.where(mask, values, pulled, out=pulled)
+            pulled = torch.mul(values, mask, out=scores).mul_(2).sub_(values)  # 2 Z - V, which is Z - U
             pulled.mul_(_PENALTY * scales).add_(target)
-            values.masked_fill_(mask, 0).add_(pulled @ inverse)
+            values.mul_(mask.logical_not()).add_(pulled @ inverse)
             del pulled
         del scores
     del target, lower, inverse
     return mask, solve_survivors(wanted, gram, mask, damping, start=values)
+
+
+def numbers(rows: int, columns: int) -> int:
+    """The most float32 numbers that `admm` holds at once: 2 d² + 6 r d.
+
+    What it is given is among them: the gram matrix, d², and weights and mask, 1.25 r d. There are also the inverse, V,
+    the weights times H, two matrices of the size of the weights that change from step to step, and masks. With other
+    `wanted` weights, or with zeros, it is r d more.
+    """
+    return 2 * columns**2 + 6 * rows * columns

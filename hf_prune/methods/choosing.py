@@ -12,8 +12,8 @@ import torch
 from .keys import LOWEST_KEY, order_keys
 from .patterns import PATTERNS, Pattern
 
-# Weights that are looked at together where rows do not depend on each other: 16 MiB in float32.
-_AT_ONCE = 1 << 22
+# Weights that are looked at together where rows do not depend on each other: 1 MiB in float32.
+_AT_ONCE = 1 << 18
 
 
 def drop_lowest(
@@ -60,17 +60,16 @@ def choose_units(
 ) -> torch.Tensor:
     """Flags of the units (rows, columns) that are dropped already, and of those that `drop_counts` drops."""
     dropped = dropped_units(kept, pattern)
-    if int(counts.sum()) == dropped.numel() - int(dropped.sum()):
+    if int(counts.sum()) == dropped.numel() - int(dropped.count_nonzero()):
         return torch.ones_like(dropped)
     if not counts.any():
         return dropped
     rules = PATTERNS[pattern.name]
     parts = [rules.scores(scores[None, rows], kept[None, rows], pattern, norm)[0] for rows in _rows(scores, pattern)]
-    keys = order_keys(torch.cat(parts) if len(parts) > 1 else parts[0]).masked_fill_(dropped, LOWEST_KEY)
-    before = dropped.sum(1).cpu().numpy()
+    keys = order_keys(torch.cat(parts) if len(parts) > 1 else parts[0])
     if len(counts) == 1:
-        return _lowest(keys.reshape(1, -1), counts + before.sum()).reshape(dropped.shape)
-    return _lowest(keys, counts + before)
+        return _lowest(keys.reshape(-1), dropped.reshape(-1), int(counts[0])).reshape(dropped.shape)
+    return _lowest_of_rows(keys, dropped, counts)
 
 
 def dropped_units(kept: torch.Tensor, pattern: Pattern) -> torch.Tensor:
@@ -79,9 +78,14 @@ def dropped_units(kept: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
+def counts_of(flags: torch.Tensor) -> torch.Tensor:
+    """How many flags of each row are set (int64); some rows at a time, as torch copies flags to add them up."""
+    return torch.cat([part.sum(1) for part in flags.split(max(_AT_ONCE // 8 // max(flags.shape[1], 1), 1))])
+
+
 def row_counts(dropped: torch.Tensor, drop: int) -> np.ndarray:
     """How many of `drop` units are dropped in each row, given those that are (rows, columns)."""
-    before = dropped.sum(1).cpu().numpy()
+    before = counts_of(dropped).cpu().numpy()
     return shares(np.full(len(before), dropped.shape[1]), before[None], np.array([drop]))[0]
 
 
@@ -114,29 +118,41 @@ def shares(sizes: np.ndarray, dropped: np.ndarray, drop: np.ndarray) -> np.ndarr
     return np.where(free, whole + (rank < missing[:, None]) - dropped, 0)
 
 
-def _lowest(keys: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
-    """Flags of the `counts` lowest int32 keys of each row; of equal keys the first. The keys are used up."""
-    place = torch.from_numpy(counts).to(keys.device)[:, None]
-    thresholds = _thresholds(keys, counts)
-    flags = keys < thresholds
-    equal = keys == thresholds
-    missing = place - flags.sum(1, keepdim=True)
-    if bool((equal.sum(1, keepdim=True) > missing).any()):
-        equal &= equal.cumsum(1, dtype=torch.int32) <= missing
-    return flags.logical_or_(equal) if counts.all() else flags.logical_or_(equal) & (place > 0)
+def _lowest(keys: torch.Tensor, dropped: torch.Tensor, count: int) -> torch.Tensor:
+    """Flags of what is dropped, and of the `count` lowest of the other keys; of equal keys the first."""
+    is_fresh = not bool(dropped.any())
+    competing = keys.clone() if is_fresh else keys[dropped.logical_not()]
+    if keys.device.type == "cpu":  # numpy's partition is several times as fast as torch's kthvalue
+        competing.numpy().partition(count - 1)
+        threshold = int(competing[count - 1])
+    else:
+        threshold = int(competing.kthvalue(count).values)
+    del competing
+    flags, equal = keys < threshold, keys == threshold
+    if not is_fresh:
+        competes = dropped.logical_not()
+        flags.logical_and_(competes)
+        equal.logical_and_(competes)
+    missing = count - int(flags.count_nonzero())
+    if int(equal.count_nonzero()) > missing:
+        equal.logical_and_(equal.cumsum(0, dtype=torch.int32) <= missing)
+    return flags.logical_or_(equal).logical_or_(dropped)
 
 
-def _thresholds(keys: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
-    """The key (rows, 1) that is the `counts`-th lowest of its row; of a row that drops none, any."""
-    places = np.maximum(counts, 1) - 1
-    if keys.device.type != "cpu":
-        if len(counts) == 1:
-            return torch.kthvalue(keys, int(places[0]) + 1, dim=1, keepdim=True).values
-        return keys.sort(dim=1).values.gather(1, torch.from_numpy(places).to(keys.device)[:, None])
-    values = keys.numpy()  # numpy's partition and sort are several times as fast as torch's
-    if (places == places[0]).all():
-        return torch.from_numpy(np.partition(values, places[0], axis=1)[:, places[0], None].copy())
-    return torch.from_numpy(np.take_along_axis(np.sort(values, axis=1), places[:, None], axis=1))
+def _lowest_of_rows(keys: torch.Tensor, dropped: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
+    """The same with as many of each row; the keys are used up."""
+    totals = torch.from_numpy(counts).to(keys.device) + counts_of(dropped)
+    keys = keys.masked_fill_(dropped, LOWEST_KEY)
+    places = (totals.clamp_min(1) - 1)[:, None]
+    if keys.device.type == "cpu":
+        thresholds = torch.from_numpy(np.sort(keys.numpy(), axis=1)).gather(1, places)
+    else:
+        thresholds = keys.sort(dim=1).values.gather(1, places)
+    flags, equal = keys < thresholds, keys == thresholds
+    missing = totals - counts_of(flags)
+    if bool((counts_of(equal) > missing).any()):
+        equal.logical_and_(equal.cumsum(1, dtype=torch.int32) <= missing[:, None])
+    return flags.logical_or_(equal).logical_and_((totals > 0)[:, None])
 
 
 def _rows(tensor: torch.Tensor, pattern: Pattern) -> Iterator[slice]:

@@ -59,7 +59,7 @@ def factor(gram: torch.Tensor, damping: Damping, extra: float = 0.0) -> tuple[to
     """
     matrix = torch.empty_like(gram, memory_format=torch.contiguous_format)
     failed = torch.zeros((), dtype=torch.int32, device=gram.device)
-    for _ in range(_TRIES if bool(gram.sum(dtype=torch.float64).isfinite()) else 0):
+    for _ in range(_TRIES if bool(gram.sum().isfinite()) else 0):
         ridge = ridge_of(gram, damping)
         matrix.copy_(gram)
         diagonal = matrix.diagonal()

@@ -29,6 +29,12 @@ class InputMoments:
     means: torch.Tensor
     products: torch.Tensor
 
+    @property
+    def gram(self) -> torch.Tensor:
+        """The mean of x xᵀ (float32)."""
+        means = self.means.to(self.products)
+        return (self.products / max(self.tokens, 1)).addr_(means, means)
+
 
 @dataclass(frozen=True)
 class Reconstruction:

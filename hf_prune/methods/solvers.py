@@ -61,6 +61,8 @@ class Solver:
             the input that each weight is multiplied with; `gradients`, the gradient of each weight; `products`, the
             gram matrix of the inputs, `Problem.gram`; or None.
         damping: what it adds to the diagonal of the gram matrix, if it reads one.
+        numbers: `(out, in) -> numbers`: the most float32 numbers that it holds at once for a matrix of dense weights,
+            with the problem's; None where it is not known.
         paper: a BibTeX entry.
     """
 
@@ -68,6 +70,7 @@ class Solver:
     words: str
     reads: str | None = None
     damping: Damping | None = None
+    numbers: Callable[[int, int], int] | None = None
     paper: str | None = None
 
 
@@ -87,7 +90,9 @@ def _solve(
     """Solve a problem as one matrix: more matrices with the same inputs are more rows."""
     assert problem.gram is not None
     shape = problem.weight.shape
-    wanted = problem.weight * problem.kept if problem.wanted is None else problem.wanted
+    wanted = problem.weight if problem.wanted is None else problem.wanted
+    if problem.wanted is None and not bool(problem.kept.all()):
+        wanted = wanted * problem.kept
     if problem.damping is not None:
         damping = replace(damping, share=problem.damping)
     with torch.no_grad(), full_precision(wanted.device):
@@ -109,6 +114,7 @@ SOLVERS: dict[str, Solver] = {
         words="the weights that the other weights of their outputs can make up for best, column by column",
         reads="products",
         damping=obs.DAMPING,
+        numbers=obs.numbers,
         paper="""@inproceedings{frantar2023sparsegpt,
   title = {{SparseGPT}: Massive Language Models Can Be Accurately Pruned in One-Shot},
   author = {Frantar, Elias and Alistarh, Dan},
@@ -121,6 +127,7 @@ SOLVERS: dict[str, Solver] = {
         words="the weights without which the others, solved anew, change the outputs of their layer least",
         reads="products",
         damping=admm.DAMPING,
+        numbers=admm.numbers,
         paper="""@inproceedings{meng2024alps,
   title = {{ALPS}: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models},
   author = {Meng, Xiang and Behdin, Kayhan and Wang, Haoyue and Mazumder, Rahul},

@@ -37,18 +37,17 @@ def solve_survivors(
     """
     ridge = ridge_of(gram, damping)
     diagonal = gram.diagonal() + ridge
-    gone = kept.logical_not()
-    weights = wanted.masked_fill(gone, 0) if start is None else start.masked_fill_(gone, 0)
+    weights = wanted * kept if start is None else start.mul_(kept)
     direction = wanted - weights
     residual = (direction * ridge).addmm_(direction, gram)
     error = float(_row_dots(direction, residual).sum(dtype=torch.float64))
-    residual.masked_fill_(gone, 0)
+    residual.mul_(kept)
     torch.div(residual, diagonal, out=direction)
     squares = _row_dots(residual, direction)
     product = torch.empty_like(residual)
     for _ in range(rounds):
         torch.mm(direction, gram, out=product)
-        product.addcmul_(direction, ridge).masked_fill_(gone, 0)
+        product.addcmul_(direction, ridge).mul_(kept)
         step = _ratio(squares, _row_dots(direction, product))
         weights.addcmul_(direction, step[:, None])
         residual.addcmul_(product, step[:, None], value=-1)
@@ -101,7 +100,7 @@ def wanted_weights(
 
 def _row_dots(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The dot product of each row of two matrices."""
-    rows = max((1 << 20) // max(one.shape[1], 1), 1)
+    rows = max((1 << 18) // max(one.shape[1], 1), 1)
     return torch.cat([(a * b).sum(1) for a, b in zip(one.split(rows), other.split(rows), strict=True)])
 
 

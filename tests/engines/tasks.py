@@ -211,6 +211,27 @@ def refusal_of_solving_shards():
     return None
 
 
+def refusal_of_a_solver_of_shards():
+    model = bert()
+    fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    try:
+        Pruner(model, PruningConfig(method="sparsegpt", sparsity=0.5), total_steps=2)
+    except PruningConfigError as error:
+        return str(error)
+    return None
+
+
+def pruned_by_a_solver(batches, method):
+    """The weights and masks of a BERT that a solver pruned, after forward passes with these token ids."""
+    torch.manual_seed(0)
+    model = bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    pruner = Pruner(model, PruningConfig(method=method, sparsity=0.5, schedule="one_shot", begin=1), total_steps=1)
+    for ids in batches:
+        model(input_ids=ids)
+    pruner.step()
+    return {name: value.clone() for name, value in model.state_dict().items()}, pruner.masks
+
+
 def solved_from(batches):
     """Weights of a BERT half of whose neurons were removed, after forward passes with these token ids."""
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import profile
 
 from hf_prune import PruningStateError
 from hf_prune.methods import admm, obs
@@ -425,6 +426,26 @@ def test_no_swap_betters_the_mask_of_alps_by_more_than_five_percent():
         by_wanda.append(best_swap(weight, matrix, wanda))
     assert min(by_alps) > 0.95
     assert min(by_wanda) < 0.9
+
+
+# ---- Memory ----
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("text", ["unstructured", "2:4"])
+@pytest.mark.parametrize(("rows", "columns"), [(512, 1024), (1536, 768)])
+def test_solvers_need_the_memory_that_they_say(name, text, rows, columns):
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    gram = torch.eye(columns) + 0.1
+    kept = all_kept(weight)[None]
+    problem = Problem("w", weight[None], kept, parse_pattern(text), final_drop(weight, text), None, 0, gram=gram)
+    SOLVERS[name].solve(problem)  # libraries take memory of their own at first use
+    with profile(profile_memory=True) as profiler:
+        SOLVERS[name].solve(problem)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    most = max(itertools.accumulate(event.nbytes() for event in events))
+    given_bytes = 4 * gram.numel() + 4 * weight.numel() + kept.numel()
+    assert (most + given_bytes) / 4 == pytest.approx(SOLVERS[name].numbers(rows, columns), rel=0.1)
 
 
 # ---- Damping ----

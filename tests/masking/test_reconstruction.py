@@ -213,8 +213,7 @@ def test_how_many_tokens_were_read_is_logged(caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"structure": None}, "must not be set without a structure of neurons or heads"),
-        ({"structure": "layers"}, "must not be set without a structure of neurons or heads"),
+        ({"structure": "layers"}, "must not be set with a structure other than neurons or heads"),
         ({"reconstruction": "least_square"}, "did you mean 'least_squares'"),
         ({"reconstruction": 3}, "expected one of least_squares or None, got 3"),
     ],

@@ -34,6 +34,7 @@ from .tables import (
     print_chosen,
     print_line,
     print_plan,
+    print_plan_at_once,
     print_pruned,
     print_push,
     print_push_plan,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..masking.plan import Plan
+    from ..oneshot.planning import OneShotPlan
     from ..publish.push_plan import PushPlan
     from ..structure.chosen import Chosen
 
@@ -102,7 +104,7 @@ def run_command(
         from ..recipe.loading import load_recipe
         from ..recipe.run import run
 
-        result = run(load_recipe(path, overrides or []), say=print_line)
+        result = run(load_recipe(path, overrides or []), say=print_line, show_layers=layers_done)
     if result is not None:
         print_result(result)
 
@@ -151,6 +153,9 @@ def prune_command(
     base_model: Annotated[str | None, typer.Option(help="The model's name on the Hub, for the card.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda (default: the CPU).")] = None,
+    leave_unreached: Annotated[
+        bool, typer.Option("--leave-unreached", help="Leave layers dense that the model does not call.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
 ) -> None:
     """Prune a model at once, from calibration data, and save it with its card.
@@ -194,6 +199,7 @@ def prune_command(
                 base_model=base_model,
                 dtype=dtype,
                 device=device,
+                leave_unreached=leave_unreached,
                 resume=resume,
                 say=print_line,
                 progress=progress,
@@ -227,7 +233,11 @@ def plan_command(
             from ..recipe.loading import load_recipe
             from ..recipe.prepare import prepare
 
-            plan, chosen = prepare(load_recipe(source, overrides or [])).plan()
+            prepared = prepare(load_recipe(source, overrides or []))
+            if prepared.recipe.calibration is not None:
+                _show_plan_at_once(prepared.plan_at_once(), as_json)
+                return
+            plan, chosen = prepared.plan()
         else:
             _quiet()
             plan, chosen = _plan_model(source, overrides or [], 1000 if steps is None else steps)
@@ -237,6 +247,13 @@ def plan_command(
     print_plan(plan)
     if chosen is not None:
         print_chosen(chosen, of_data=source.endswith((".yaml", ".yml")))
+
+
+def _show_plan_at_once(plan: "OneShotPlan", as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plan.to_dict()))
+    else:
+        print_plan_at_once(plan)
 
 
 @app.command("recipes")

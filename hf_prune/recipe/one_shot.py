@@ -16,7 +16,7 @@ from ..errors import RecipeError
 from ..foreign.transformers import commit_of
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..oneshot.perplexity import perplexity
-from ..oneshot.prune import Progress, Pruned, prune
+from ..oneshot.prune import Progress, Pruned, check_prune, prune
 from ..oneshot.windows import WindowReader, is_causal
 from ..publish.card import write_card
 from ..publish.measure import hardware, versions
@@ -59,6 +59,7 @@ def prune_saved(
     base_model: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
+    leave_unreached: bool = False,
     resume: bool = False,
     say: Say = print,
     progress: Progress | None = None,
@@ -82,13 +83,22 @@ def prune_saved(
         reader = WindowReader(texts, tokenizer, calibration.length, calibration.seed)
         data = reader.take(calibration.samples)
         held_out = reader.take(min(EVALUATION_WINDOWS, calibration.samples))
+    check_prune(model, config, data, calibration, tokenizer, leave_unreached)
     _check_free(output, resume)
     with claimed(output, writes=True):
         dense_metrics = _measure(model, held_out, calibration)
         if dense_metrics:
             say(f"Perplexity of the dense model: {dense_metrics['perplexity']:.3f}")
         pruned = prune(
-            model, config, data, calibration, tokenizer=tokenizer, directory=output, resume=resume, progress=progress
+            model,
+            config,
+            data,
+            calibration,
+            tokenizer=tokenizer,
+            leave_unreached=leave_unreached,
+            directory=output,
+            resume=resume,
+            progress=progress,
         )
         metrics = _measure(model, held_out, calibration)
         if metrics:
@@ -122,6 +132,7 @@ def describe_calibration(
     pruned: Pruned, calibration: CalibrationConfig, dataset: Source | None, is_of_windows: bool
 ) -> Calibration:
     """What a card says of the calibration."""
+    solved = pruned.damping is not None  # else the weights that are kept are those of the dense model
     return Calibration(
         dataset=dataset,
         samples=pruned.samples,
@@ -129,8 +140,8 @@ def describe_calibration(
         tokens=pruned.tokens,
         seed=calibration.seed,
         damping=pruned.damping,
-        dense_weight=calibration.dense_weight,
-        residual_weight=calibration.residual_weight,
+        dense_weight=calibration.dense_weight if solved else 0.0,
+        residual_weight=calibration.residual_weight if solved else 0.0,
         notes=pruned.notes,
     )
 

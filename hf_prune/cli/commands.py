@@ -157,17 +157,22 @@ def prune_command(
         bool, typer.Option("--leave-unreached", help="Leave layers dense that the model does not call.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be pruned, and the memory that it takes, and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in a dry run.")] = False,
 ) -> None:
     """Prune a model at once, from calibration data, and save it with its card.
 
     Layers are pruned one after another, each from its inputs in the model that is pruned so far. For language models,
-    perplexity on texts that were not used for calibration is measured before and after.
+    perplexity on texts that were not used for calibration is measured before and after. A dry run reads no weights and
+    no data: a folder with a config.json is enough.
     """
     with _errors_as_lines():
         _quiet(data=True)
         from ..config.calibration import CalibrationConfig
         from ..recipe.loading import parse_pruning, parse_rows
-        from ..recipe.one_shot import prune_saved
+        from ..recipe.one_shot import plan_saved, prune_saved
         from ..recipe.schema import DatasetSection
 
         if scope is None and (method, pattern) == ("wanda", "unstructured"):
@@ -185,6 +190,9 @@ def prune_command(
             dense_weight=dense_weight,
             residual_weight=residual_weight,
         )
+        if dry_run:
+            _show_plan_at_once(plan_saved(model, config, calibration, gguf_file, dtype), as_json)
+            return
         section = DatasetSection(
             name=data, config=data_config, train_split=split, text_column=text_column, where=parse_rows(where or [])
         )

@@ -116,6 +116,21 @@ def print_plan_at_once(plan: "OneShotPlan") -> None:
         f"{_number(len(plan.tensors), 'tensor')} with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
         f"pruned at once to {plan.final_sparsity:.2%} of these tensors, {of_model:.2%} of the model."
     )
+    memory, calibration = plan.memory, plan.calibration
+    if memory is not None and calibration is not None:
+        console.print()
+        table = _table("Memory at the peak", "", "gigabytes")
+        for name, size in (
+            ("weights of the model", memory.model),
+            (f"forward passes over {_number(calibration.samples, 'sample')}", memory.passes),
+            (f"second moments and solver, at {memory.at}", memory.solver),
+            ("masks", memory.masks),
+            ("all but the weights", memory.peak),
+        ):
+            table.add_row(_name(name, 60), f"{size / 1e9:,.2f}")
+        console.print(table)
+    if plan.memory_note is not None:
+        console.print(f"\nThe memory is not known in advance: {plan.memory_note}", soft_wrap=True)
 
 
 def _print_planned_tensors(tensors: "Sequence[PlannedTensor]", left_out: "Mapping[str, str]") -> None:

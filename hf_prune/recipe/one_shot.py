@@ -12,10 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..config.calibration import CalibrationConfig
 from ..config.pruning import PruningConfig
+from ..config.safe_json import read_json
 from ..errors import RecipeError
 from ..foreign.transformers import commit_of
+from ..model.limits import few_modules, too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..oneshot.perplexity import perplexity
+from ..oneshot.planning import OneShotPlan, plan_prune
 from ..oneshot.prune import Progress, Pruned, check_prune, prune
 from ..oneshot.windows import WindowReader, is_causal
 from ..publish.card import write_card
@@ -126,6 +129,39 @@ def prune_saved(
         save_record(saved, record)
         write_card(saved)
     return OneShotResult(pruned, make_report(saved), metrics, dense_metrics, record, output)
+
+
+def plan_saved(
+    model_name: str,
+    config: PruningConfig,
+    calibration: CalibrationConfig,
+    gguf_file: str | None = None,
+    dtype: str = "auto",
+) -> OneShotPlan:
+    """What `prune_saved` would prune, and the memory that it takes, from the configuration of a model alone.
+
+    Raises RecipeError for a model that cannot be built, and PruningConfigError or TargetError as `prune` does.
+    """
+    path = resolve_name("model", model_name)
+    options = {"gguf_file": gguf_file} if gguf_file is not None else {}
+    saved = Path(path, "config.json")
+    try:
+        problem = too_large(read_json(saved, finite=False)) if saved.is_file() else None
+        if problem is not None:
+            raise RecipeError("model", problem)
+        of_model = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+        of_file = AutoModelForCausalLM.from_config if gguf_file is not None else _class_of(path)
+        with torch.device("meta"), few_modules():
+            model = of_file(of_model)
+    except RecipeError:
+        raise
+    except LOADING_ERRORS as error:
+        raise RecipeError("model", why_not_opened(error)) from error
+    saved_as = torch.float32 if gguf_file is not None else getattr(of_model, "dtype", None)
+    wanted = saved_as if dtype == "auto" else getattr(torch, dtype, None)
+    if isinstance(wanted, torch.dtype):
+        model = model.to(wanted)
+    return plan_prune(model.eval(), config, calibration)
 
 
 def describe_calibration(

@@ -79,7 +79,8 @@ class Prepared:
         calibration = self.recipe.calibration_config
         assert calibration is not None
         try:
-            return plan_prune(self.model, self.recipe.pruning_configs[0], calibration)
+            length = None if isinstance(self.task, TextGeneration) else self.recipe.dataset.max_length
+            return plan_prune(self.model, self.recipe.pruning_configs[0], calibration, length)
         except (PruningConfigError, TargetError) as error:
             raise self.recipe.place(RecipeError(problems=error.problems_under("pruning"))) from error
 

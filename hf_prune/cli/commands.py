@@ -34,6 +34,7 @@ from .tables import (
     print_chosen,
     print_line,
     print_plan,
+    print_plan_at_once,
     print_pruned,
     print_push,
     print_push_plan,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..masking.plan import Plan
+    from ..oneshot.planning import OneShotPlan
     from ..publish.push_plan import PushPlan
     from ..structure.chosen import Chosen
 
@@ -102,7 +104,7 @@ def run_command(
         from ..recipe.loading import load_recipe
         from ..recipe.run import run
 
-        result = run(load_recipe(path, overrides or []), say=print_line)
+        result = run(load_recipe(path, overrides or []), say=print_line, show_layers=layers_done)
     if result is not None:
         print_result(result)
 
@@ -151,18 +153,26 @@ def prune_command(
     base_model: Annotated[str | None, typer.Option(help="The model's name on the Hub, for the card.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda (default: the CPU).")] = None,
+    leave_unreached: Annotated[
+        bool, typer.Option("--leave-unreached", help="Leave layers dense that the model does not call.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be pruned, and the memory that it takes, and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in a dry run.")] = False,
 ) -> None:
     """Prune a model at once, from calibration data, and save it with its card.
 
     Layers are pruned one after another, each from its inputs in the model that is pruned so far. For language models,
-    perplexity on texts that were not used for calibration is measured before and after.
+    perplexity on texts that were not used for calibration is measured before and after. A dry run reads no weights and
+    no data: a folder with a config.json is enough.
     """
     with _errors_as_lines():
         _quiet(data=True)
         from ..config.calibration import CalibrationConfig
         from ..recipe.loading import parse_pruning, parse_rows
-        from ..recipe.one_shot import prune_saved
+        from ..recipe.one_shot import plan_saved, prune_saved
         from ..recipe.schema import DatasetSection
 
         if scope is None and (method, pattern) == ("wanda", "unstructured"):
@@ -180,6 +190,9 @@ def prune_command(
             dense_weight=dense_weight,
             residual_weight=residual_weight,
         )
+        if dry_run:
+            _show_plan_at_once(plan_saved(model, config, calibration, gguf_file, dtype), as_json)
+            return
         section = DatasetSection(
             name=data, config=data_config, train_split=split, text_column=text_column, where=parse_rows(where or [])
         )
@@ -194,6 +207,7 @@ def prune_command(
                 base_model=base_model,
                 dtype=dtype,
                 device=device,
+                leave_unreached=leave_unreached,
                 resume=resume,
                 say=print_line,
                 progress=progress,
@@ -227,7 +241,11 @@ def plan_command(
             from ..recipe.loading import load_recipe
             from ..recipe.prepare import prepare
 
-            plan, chosen = prepare(load_recipe(source, overrides or [])).plan()
+            prepared = prepare(load_recipe(source, overrides or []))
+            if prepared.recipe.calibration is not None:
+                _show_plan_at_once(prepared.plan_at_once(), as_json)
+                return
+            plan, chosen = prepared.plan()
         else:
             _quiet()
             plan, chosen = _plan_model(source, overrides or [], 1000 if steps is None else steps)
@@ -237,6 +255,13 @@ def plan_command(
     print_plan(plan)
     if chosen is not None:
         print_chosen(chosen, of_data=source.endswith((".yaml", ".yml")))
+
+
+def _show_plan_at_once(plan: "OneShotPlan", as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plan.to_dict()))
+    else:
+        print_plan_at_once(plan)
 
 
 @app.command("recipes")

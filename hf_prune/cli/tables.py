@@ -8,7 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..masking.plan import Plan
+    from collections.abc import Mapping, Sequence
+
+    from ..masking.plan import Plan, PlannedTensor
+    from ..oneshot.planning import OneShotPlan
     from ..publish.push import PushResult
     from ..publish.push_plan import PushPlan
     from ..publish.record import Cost
@@ -85,18 +88,7 @@ def _number(count: int, what: str) -> str:
 
 def print_plan(plan: "Plan") -> None:
     """Print the tensors of a plan with their shapes and sparsities, and its mask updates."""
-    table = _table("Tensors to prune", "tensor", "shape", "now", "final")
-    for tensor in plan.tensors:
-        final = "by ranking" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
-        table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
-    console.print(table)
-    console.print()
-    if plan.left_out:
-        left_out = _table("Not pruned by default", "tensor", "reason")
-        for name, reason in plan.left_out.items():
-            left_out.add_row(_name(name), reason)
-        console.print(left_out)
-        console.print()
+    _print_planned_tensors(plan.tensors, plan.left_out)
     updates = _table("Mask updates", "after optimizer step", "sparsity")
     shown = plan.updates if len(plan.updates) <= 12 else [*plan.updates[:6], None, *plan.updates[-5:]]
     for update in shown:
@@ -114,6 +106,46 @@ def print_plan(plan: "Plan") -> None:
         f"{_number(len(plan.updates), 'mask update')} in {_number(plan.total_steps, 'step')}; final sparsity "
         f"{plan.final_sparsity:.2%} of these tensors, {of_model:.2%} of the model."
     )
+
+
+def print_plan_at_once(plan: "OneShotPlan") -> None:
+    """Print what is pruned at once: the tensors, with their sparsities now and then."""
+    _print_planned_tensors(plan.tensors, plan.left_out)
+    of_model = plan.final_sparsity * plan.weights / max(plan.all_weights, 1)
+    console.print(
+        f"{_number(len(plan.tensors), 'tensor')} with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
+        f"pruned at once to {plan.final_sparsity:.2%} of these tensors, {of_model:.2%} of the model."
+    )
+    memory, calibration = plan.memory, plan.calibration
+    if memory is not None and calibration is not None:
+        console.print()
+        table = _table("Memory at the peak", "", "gigabytes")
+        for name, size in (
+            ("weights of the model", memory.model),
+            (f"forward passes over {_number(calibration.samples, 'sample')}", memory.passes),
+            (f"second moments and solver, at {memory.at}", memory.solver),
+            ("masks", memory.masks),
+            ("all but the weights", memory.peak),
+        ):
+            table.add_row(_name(name, 60), f"{size / 1e9:,.2f}")
+        console.print(table)
+    if plan.memory_note is not None:
+        console.print(f"\nThe memory is not known in advance: {plan.memory_note}", soft_wrap=True)
+
+
+def _print_planned_tensors(tensors: "Sequence[PlannedTensor]", left_out: "Mapping[str, str]") -> None:
+    table = _table("Tensors to prune", "tensor", "shape", "now", "final")
+    for tensor in tensors:
+        final = "by ranking" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
+        table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
+    console.print(table)
+    console.print()
+    if left_out:
+        others = _table("Not pruned by default", "tensor", "reason")
+        for name, reason in left_out.items():
+            others.add_row(_name(name), reason)
+        console.print(others)
+        console.print()
 
 
 def _print_planned_units(plan: "Plan") -> None:
@@ -238,19 +270,44 @@ def print_pruned(result: "OneShotResult") -> None:
     console.print(f"\n{result.pruned.tokens:,} tokens of calibration. The model is in {result.folder}.", soft_wrap=True)
 
 
-def print_result(result: "RunResult") -> None:
-    """Print the metrics of a run, dense and pruned, and the files that it wrote."""
+def _print_all_models(result: "RunResult") -> None:
+    """Print the metrics of each model of a run that prunes at once, in the order in which they came to be."""
+    models = {
+        "without training": result.base,
+        "dense": result.dense,
+        "pruned at once": result.at_once,
+        "pruned": result.pruned,
+    }
+    shown = {name: metrics for name, metrics in models.items() if metrics is not None}
+    table = _table("", "", *shown, *(["recovery"] if result.dense else []))
+    for name in result.pruned:
+        table.add_row(name, *(f"{metrics[name]:.4f}" for metrics in shown.values()), *_kept(result, name))
+    console.print(table)
+    console.print()
+
+
+def _kept(result: "RunResult", name: str) -> list[str]:
+    """The cell with the recovery of a metric, where there is a dense model to compare with."""
     from ..publish.record import recovery
 
+    if result.dense is None:
+        return []
+    kept = recovery(name, result.dense[name], result.pruned[name])
+    return [f"{kept:.1%}" if kept is not None else "-"]
+
+
+def print_result(result: "RunResult") -> None:
+    """Print the metrics of a run, dense and pruned, and the files that it wrote."""
     console.rule("Results on the test split", align="left")
-    table = _table("", "", *(["dense"] if result.dense else []), "pruned", *(["recovery"] if result.dense else []))
-    for name, value in result.pruned.items():
-        if result.dense is None:
-            table.add_row(name, f"{value:.4f}")
-        else:
-            dense = result.dense[name]
-            kept = recovery(name, dense, value)
-            table.add_row(name, f"{dense:.4f}", f"{value:.4f}", f"{kept:.1%}" if kept is not None else "-")
+    of_all = result.base is not None or result.at_once is not None
+    if of_all:
+        _print_all_models(result)
+    compared = ["recovery"] if result.dense and not of_all else [""] if result.dense else []
+    table = _table("", "", *(["dense"] if result.dense else []), "pruned", *compared)
+    for name, value in result.pruned.items() if not of_all else ():
+        table.add_row(
+            name, *([f"{result.dense[name]:.4f}"] if result.dense else []), f"{value:.4f}", *_kept(result, name)
+        )
     empty = [""] if result.dense else []
     for name, share in (("prunable", result.report.prunable_sparsity), ("all", result.report.sparsity)):
         table.add_row(f"zeros in {name} tensors", *empty, f"{share:.2%}" if share is not None else "-", *empty)
@@ -259,9 +316,10 @@ def print_result(result: "RunResult") -> None:
         ("parameters", result.parameters, 1),
         ("megabytes", result.file_bytes, 1e6),
     ):
-        models = [model for model in sizes if result.dense or model == "pruned"]
-        shown = [f"{sizes[model] / unit:,.{0 if unit == 1 else 1}f}" for model in models]
-        table.add_row(name, *shown, *([f"{sizes['pruned'] / sizes['dense']:.1%}"] if result.dense else []))
+        left = [f"{sizes['pruned'] / sizes['dense']:.1%}" if "dense" in sizes else ""] if result.dense else []
+        models = ["dense", "pruned"] if result.dense else ["pruned"]
+        shown = [f"{sizes[model] / unit:,.{0 if unit == 1 else 1}f}" if model in sizes else "" for model in models]
+        table.add_row(name, *shown, *left)
     for cost in result.costs:
         dense_ms, speed = empty, empty
         if cost.dense is not None and cost.speedup is not None:
@@ -270,10 +328,12 @@ def print_result(result: "RunResult") -> None:
         table.add_row(f"milliseconds, {of}", *dense_ms, f"{1000 * cost.model.seconds:.1f}", *speed)
     table.add_row(
         "seconds of training",
-        *([f"{result.seconds['dense']:.0f}"] if result.dense else []),
+        *([f"{result.seconds.get('dense', 0):.0f}"] if result.dense else []),
         f"{result.seconds['pruned']:.0f}",
         *empty,
     )
+    if "pruning" in result.seconds:
+        table.add_row("seconds of pruning at once", *empty, f"{result.seconds['pruning']:.0f}", *empty)
     console.print(table)
     console.print(f"\n{result.test_samples:,} test samples. Files written:")
     for path in result.files:

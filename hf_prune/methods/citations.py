@@ -25,23 +25,24 @@ _HIDDEN_STATES = """@article{kurtic2023sparse,
 
 
 def citations(
-    pruning: Sequence[Mapping[str, Any]], distilled: bool, hidden_states: bool, recorded: Mapping[str, str | None]
+    pruning: Sequence[Mapping[str, Any]],
+    distilled: bool,
+    hidden_states: bool,
+    recorded: Mapping[str, str | None],
+    at_once: bool = False,
 ) -> list[str]:
     """The BibTeX entries of all that was used, each once; what has no paper is left out.
 
-    `recorded` has the papers of methods that no table has.
+    `recorded` has the papers of methods that no table has. `at_once`: without a schedule.
     """
     papers: list[str | None] = []
     for config in pruning:
         if config["method"] != "keep":
-            method, schedule, scope = (
-                method_of(config["method"], config.get("structure")),
-                SCHEDULES[config["schedule"]],
-                SCOPES[config["scope"]],
-            )
+            method, scope = method_of(config["method"], config.get("structure")), SCOPES[config["scope"]]
+            schedule = None if at_once else SCHEDULES[config["schedule"]].paper
             pattern = PATTERNS[parse_pattern(config["pattern"]).name]
             paper = method.paper if method is not None else recorded.get(config["method"])
-            papers += [paper, schedule.paper, scope.paper, pattern.paper]
+            papers += [paper, schedule, scope.paper, pattern.paper]
         if config.get("penalty"):
             papers.append(PENALTIES[config["penalty"]].paper)
         if config.get("reconstruction") in RECONSTRUCTIONS:  # none of a package that is not installed here

@@ -40,6 +40,8 @@ def counts_of(groups: Sequence[Group], weights: Mapping[str, torch.Tensor]) -> d
 
 
 def _dropped(group: Group, matrices: torch.Tensor) -> int:
+    if matrices.is_meta:  # of a model without weights, which is taken as dense
+        return 0
     return int(PATTERNS[group.pattern.name].dropped(matrices != 0, group.pattern).sum())
 
 

@@ -88,11 +88,15 @@ class StreamMemory:
         peak: the most that all forward passes hold at once: those that are paused, and the one that runs.
         paused: the most that one paused pass holds.
         at: the target that passes are paused before when they hold that.
+        held: target -> what one pass holds when it is paused before its layer.
+        into_residual: the targets whose layers write into a residual stream.
     """
 
     peak: int
     paused: int
     at: str
+    held: dict[str, int]
+    into_residual: frozenset[str]
 
 
 def stream_memory(
@@ -136,7 +140,8 @@ def stream_memory(
         for before, after, most in zip(held, held[1:], running, strict=False)
     )
     most, at = max(held)
-    return StreamMemory(peak, most, at)
+    into_residual = frozenset(layer.target.name for layer, taps in stream.discovery.residual.items() if taps)
+    return StreamMemory(peak, most, at, {name: size for size, name in held[1:]}, into_residual)
 
 
 def meta_batch(samples: int, length: int) -> dict[str, torch.Tensor]:

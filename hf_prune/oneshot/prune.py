@@ -145,16 +145,10 @@ def prune(
         PlacementError: the model is sharded over processes.
     """
     calibration = calibration if calibration is not None else CalibrationConfig()
-    _check(model, config, calibration)
-    if not _reads_inputs(config):
+    check_arguments(model, config, calibration)
+    if not reads_inputs(config):
         return _pruned_without_data(model, config)
-    if data is None:
-        raise CalibrationError("data", f"expected calibration data for the method {config.method!r}, got None")
-    batches = as_batches(data, model, tokenizer, calibration)
-    targets = find_targets(model, config.targets, config.exclude, config.adapters)
-    groups = make_groups(0, config, targets)
-    run = _Run(model, config, calibration, batches, targets, groups)
-    run.check_reached(leave_unreached)
+    run = _checked_run(model, config, calibration, data, tokenizer, leave_unreached)
     if directory is not None:
         run.work = Work(as_path(directory), run.settings(), resume)
     elif resume:
@@ -162,7 +156,24 @@ def prune(
     return run.run(progress)
 
 
-def _check(model: Any, config: Any, calibration: Any) -> None:
+def check_prune(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    data: Any,
+    calibration: CalibrationConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    leave_unreached: bool = False,
+) -> None:
+    """Raise what `prune` raises before it changes anything: for arguments, data, targets, and what is never called."""
+    check_arguments(model, config, calibration)
+    if reads_inputs(config):
+        _checked_run(model, config, calibration, data, tokenizer, leave_unreached)
+    else:
+        at_once(model, config)
+
+
+def check_arguments(model: Any, config: Any, calibration: Any) -> None:
+    """Raise ArgumentError, PruningConfigError or PlacementError for what cannot be pruned at once."""
     for name, value, expected in (
         ("model", model, PreTrainedModel),
         ("config", config, PruningConfig),
@@ -190,15 +201,39 @@ def _check(model: Any, config: Any, calibration: Any) -> None:
         raise PlacementError("the model is sharded over processes; prune it at once in one process, before training")
 
 
-def _reads_inputs(config: PruningConfig) -> bool:
+def reads_inputs(config: PruningConfig) -> bool:
+    """Whether calibration data are read, or the weights alone."""
     return needs_products(config) or bool(reads_of(config.method, config.scope))
 
 
 def _pruned_without_data(model: PreTrainedModel, config: PruningConfig) -> Pruned:
     """Prune with a method that reads the weights alone, as at the first step of a training."""
-    at_once = replace(config, schedule="one_shot", begin=0, end=None, initial_sparsity=None)
-    pruner = Pruner(model, at_once, total_steps=1)
+    pruner = at_once(model, config)
+    pruner.start(1)
     return Pruned(config, {name: mask.cpu() for name, mask in pruner.masks.items()})
+
+
+def at_once(model: PreTrainedModel, config: PruningConfig) -> Pruner:
+    """A pruner, not started, that prunes at its start."""
+    return Pruner(model, replace(config, schedule="one_shot", begin=0, end=None, initial_sparsity=None))
+
+
+def _checked_run(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    calibration: CalibrationConfig,
+    data: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    leave_unreached: bool,
+) -> "_Run":
+    if data is None:
+        raise CalibrationError("data", f"expected calibration data for the method {config.method!r}, got None")
+    batches = as_batches(data, model, tokenizer, calibration)
+    targets = find_targets(model, config.targets, config.exclude, config.adapters)
+    groups = make_groups(0, config, targets)
+    run = _Run(model, config, calibration, batches, targets, groups)
+    run.check_reached(leave_unreached)
+    return run
 
 
 class _Run:
@@ -262,7 +297,9 @@ class _Run:
             finished = self.work.find(place, _name(stop)) if self.work is not None else None
             if finished is None:
                 # The moments of q, k and v are the same, but for what the residual stream lacks there.
-                if moments is None or not stop.shares_inputs or stop.writes_into_residual:
+                if not stop.shares_inputs or stop.writes_into_residual:
+                    moments = None
+                if moments is None:
                     moments = moments_of(stop.inputs(), stop.weight.shape[1], self.products)
                 finished = self.finish(stop, moments, start)
                 if self.work is not None:

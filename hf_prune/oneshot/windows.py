@@ -1,7 +1,7 @@
 """Calibration data: texts as windows of tokens or padded batches, and what else a user may give."""
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,20 @@ def text_batches(
     return batches
 
 
+def sample_batches(
+    samples: Any, collator: Callable[[list[Any]], Mapping[str, Any]], config: CalibrationConfig
+) -> list[Batch]:
+    """Some of the samples of a data set, chosen with the seed, as batches that a Trainer's collator makes.
+
+    Raises CalibrationError if there are fewer than are asked for.
+    """
+    if len(samples) < config.samples:
+        raise CalibrationError("samples", f"expected {config.samples} samples or more, found {len(samples)}")
+    chosen = random.Random(config.seed).sample(range(len(samples)), config.samples)
+    starts = range(0, config.samples, config.batch_size)
+    return [dict(collator([samples[index] for index in chosen[start : start + config.batch_size]])) for start in starts]
+
+
 def is_causal(model: PreTrainedModel) -> bool:
     """Whether a model predicts the next token of its own input."""
     config = model.config
@@ -79,6 +93,13 @@ def is_causal(model: PreTrainedModel) -> bool:
         not getattr(config, "is_encoder_decoder", False)
         and type(model).__name__ in TASK_MAPPING["text-generation"].values()
     )
+
+
+def check_length(model: PreTrainedModel, length: int) -> None:
+    """Raise CalibrationError for windows that are longer than the positions of a model."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and length > positions:
+        raise CalibrationError("length", f"expected at most the {positions:,} positions of the model, got {length:,}")
 
 
 def as_batches(
@@ -90,6 +111,7 @@ def as_batches(
             raise CalibrationError(
                 "data", f"expected token ids of shape (samples, length), got {data.dtype} of {tuple(data.shape)}"
             )
+        check_length(model, data.shape[1])
         return [{"input_ids": rows} for rows in data.long().split(config.batch_size)]
     if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
         raise CalibrationError("data", f"expected texts, token ids or batches of inputs, got {type(data).__name__}")
@@ -100,6 +122,7 @@ def as_batches(
         if tokenizer is None:
             raise CalibrationError("tokenizer", "expected the model's tokenizer, as the data are texts, got None")
         if is_causal(model):
+            check_length(model, config.length)
             windows = WindowReader(items, tokenizer, config.length, config.seed).take(config.samples)
             return as_batches(windows, model, None, config)
         return text_batches(items, tokenizer, config, bool(getattr(model.config, "is_encoder_decoder", False)))

@@ -1,6 +1,6 @@
 """What a model card says of measurements: evaluations, samples of generated text, and costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .markdown import code, inline, single_line
 from .record import Cost, Evaluation, Generation, PassCost, RunRecord, lower_is_better, recovery
@@ -40,19 +40,60 @@ def evaluated_on(evaluation: Evaluation) -> str:
     return f"Evaluated on {described(dataset)}{samples}."
 
 
-def metric_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
-    """Name, dense, pruned, difference and recovery of each metric, the main one first."""
+def metric_columns(evaluation: Evaluation) -> list[str]:
+    """The columns of the table of an evaluation, after the name of the metric."""
+    compared = ["difference", "recovery"] if evaluation.dense_metrics else []
+    return [*(name for name, _ in _models(evaluation)), *compared]
+
+
+def _models(evaluation: Evaluation) -> list[tuple[str, Mapping[str, float]]]:
+    """The models that were evaluated, in the order of the run, with their metrics."""
+    models = {
+        "without training": evaluation.base_metrics,
+        "dense": evaluation.dense_metrics,
+        "pruned at once": evaluation.at_once_metrics,
+        "pruned": evaluation.metrics,
+    }
+    return [(name, metrics or {}) for name, metrics in models.items() if metrics or name == "pruned"]
+
+
+def metric_rows(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
+    """The name of each metric, the main one first, and the cells of its row, for `metric_columns`."""
+    models, dense = _models(evaluation), evaluation.dense_metrics or {}
     names = sorted(evaluation.metrics, key=lambda name: name != evaluation.main_metric)
     rows = []
     for name in names:
-        pruned, dense = evaluation.metrics[name], (evaluation.dense_metrics or {}).get(name)
-        if dense is None:
-            rows.append((name, "not measured", _figure(pruned), "–", "–"))
-            continue
-        kept = recovery(name, dense, pruned)
-        share = f"{kept:.1%}" if kept is not None else "–"
-        rows.append((name, _figure(dense), _figure(pruned), _figure(pruned - dense, "+"), share))
-    return rows + [(name, "–", "not a finite number", "–", "–") for name in evaluation.not_finite]
+        cells = [_figure(metrics[name]) if name in metrics else "not measured" for _, metrics in models]
+        if name in dense:
+            pruned = evaluation.metrics[name]
+            kept = recovery(name, dense[name], pruned)
+            cells += [_figure(pruned - dense[name], "+"), f"{kept:.1%}" if kept is not None else "–"]
+        elif dense:
+            cells += ["–", "–"]
+        rows.append((name, cells))
+    before, after = ["–"] * (len(models) - 1), ["–", "–"] if dense else []
+    return rows + [(name, [*before, "not a finite number", *after]) for name in evaluation.not_finite]
+
+
+def models_note(record: RunRecord) -> str:
+    """Which models the columns of the table of a model are of that was pruned at once; empty where it is clear."""
+    evaluation = record.evaluation
+    if evaluation is None or record.calibration is None:
+        return ""
+    notes = []
+    if evaluation.base_metrics:
+        notes.append(f"Without training: {_base_words(record)}.")
+    if evaluation.dense_metrics and record.dense_steps:
+        notes.append(f"Dense: after {record.dense_steps:,} optimizer steps on the training data.")
+    if evaluation.at_once_metrics:
+        notes.append("Pruned at once: before any training of the pruned model.")
+    if notes and record.steps:
+        notes.append(f"Pruned: after {record.steps:,} more steps.")
+    return " ".join(notes)
+
+
+def _base_words(record: RunRecord) -> str:
+    return code(record.base_model.name) if record.base_model is not None else "the model that the run began with"
 
 
 def _figure(value: float, sign: str = "") -> str:

@@ -23,7 +23,9 @@ from .card_measured import (
     evaluated_on,
     generation_rows,
     headline,
+    metric_columns,
     metric_rows,
+    models_note,
     recovery_note,
     sample_rows,
     samples_note,
@@ -74,9 +76,15 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "history": record.history,
         "schedule_alt": _schedule_alt(record.history),
         "evaluations": [
-            {"on": evaluated_on(one), "rows": metric_rows(one), "dense": one.dense_metrics}
+            {
+                "on": evaluated_on(one),
+                "columns": metric_columns(one),
+                "rows": metric_rows(one),
+                "dense": one.dense_metrics,
+            }
             for one in record.evaluations
         ],
+        "models_note": models_note(record),
         "recovery_note": recovery_note(record.evaluations),
         "samples": sample_rows(record.generation),
         "samples_dense": record.generation is not None and record.generation.dense_tokens_per_second is not None,
@@ -112,13 +120,16 @@ def _summary(figures: Figures, record: RunRecord) -> str:
         recorded = {name: inline(method.words) for name, method in record.methods.items()}
         methods = _methods(figures.pruning, recorded)
         trained = "distilled" if record.distillation is not None else "fine-tuned"
-        pruned = (
-            "pruned with hf-prune from calibration data" if record.calibration is not None else "pruned with hf-prune"
-        )
+        pruned = "pruned with hf-prune"
+        if record.calibration is not None:
+            pruned += " from calibration data" if record.calibration.samples else " at once"
         missed = figures.missed_target
         note = f" Its target sparsity of {missed:.2%} was not reached." if missed is not None else ""
         note += "".join(f" Not every group of weights has the pattern {one}." for one in figures.missed_patterns)
-        done = f"{trained} and {pruned}" if record.steps else pruned
+        if record.calibration is not None:
+            done = f"{pruned}, then {trained}" if record.steps else pruned
+        else:
+            done = f"{trained} and {pruned}"
         return f"{base}, {done}: {methods}.{note}"
     return f"{base}, {'pruned' if figures.is_pruned else 'dense'}."
 
@@ -267,5 +278,5 @@ def _citations(figures: Figures, record: RunRecord) -> str | None:
     distillation = record.distillation
     hidden = distillation is not None and distillation.hidden_weight > 0
     recorded = {name: _as_block(method.paper or "") or None for name, method in record.methods.items()}
-    found = citations(figures.pruning, distillation is not None, hidden, recorded)
+    found = citations(figures.pruning, distillation is not None, hidden, recorded, record.calibration is not None)
     return fence("\n\n".join(found), "bibtex") if found else None

@@ -11,6 +11,8 @@ from .sources import described, linked
 def training_lines(record: RunRecord) -> list[str]:
     """A line for each thing that is known of the training."""
     lines = []
+    if record.dense_steps:
+        lines.append(f"First trained dense for {record.dense_steps:,} optimizer steps{_on_data(record)}.")
     if record.calibration is not None:
         lines.append(_calibrated(record.calibration))
         lines += [inline(note) for note in record.calibration.notes]
@@ -40,6 +42,8 @@ def training_lines(record: RunRecord) -> list[str]:
 
 def _calibrated(calibration: Calibration) -> str:
     """The calibration data, and what layers approximate."""
+    if not calibration.samples:
+        return "Pruned at once, from the weights alone."
     length = f" of {calibration.length:,} tokens" if calibration.length is not None else ""
     what = f"windows{length}" if length else "samples"
     data = f" of {described(calibration.dataset)}" if calibration.dataset is not None else ""
@@ -56,12 +60,17 @@ def _calibrated(calibration: Calibration) -> str:
 
 def _trained(record: RunRecord) -> str:
     epochs = f", {record.epochs:.4g} {'epoch' if record.epochs == 1 else 'epochs'}" if record.epochs is not None else ""
-    samples = f" of {record.train_samples:,} samples" if record.train_samples is not None else ""
-    data = f" of {described(record.training_data)}" if record.training_data is not None else ""
     seed = f"; seed {record.seed}" if record.seed is not None else ""
     kept = record.kept_step if record.kept_step not in (None, record.steps) else None
     best = f" The weights are those of step {kept:,}, which had the best evaluation." if kept is not None else ""
-    return f"Trained for {record.steps:,} optimizer steps{epochs}{samples}{data}{seed}.{best}"
+    trained = "Then trained, with its zeros kept," if record.calibration is not None else "Trained"
+    return f"{trained} for {record.steps:,} optimizer steps{epochs}{_on_data(record)}{seed}.{best}"
+
+
+def _on_data(record: RunRecord) -> str:
+    """The training data, after a number of steps."""
+    samples = f" of {record.train_samples:,} samples" if record.train_samples is not None else ""
+    return samples + (f" of {described(record.training_data)}" if record.training_data is not None else "")
 
 
 def _distilled(distillation: Distillation) -> str:

@@ -48,7 +48,9 @@ class Evaluation(Frozen):
 
     `main_metric` is None if none of the metrics is one that is usually reported. `part` is the Trainer's name of the
     data (`eval`, `test`, `eval_news`); `not_finite` are NaN or infinite metrics; `given_in` is the file of metrics that
-    the model's author measured, not the Trainer.
+    the model's author measured, not the Trainer. For a model that was pruned at once, `base_metrics` are those of the
+    model before any training, where the dense model is one that was trained, and `at_once_metrics` those of the pruned
+    model before it was trained on.
     """
 
     metrics: dict[str, float]
@@ -57,6 +59,8 @@ class Evaluation(Frozen):
     given_in: str | None = None
     not_finite: list[str] = []
     dense_metrics: dict[str, float] | None = None
+    base_metrics: dict[str, float] | None = None
+    at_once_metrics: dict[str, float] | None = None
     samples: int | None = None
     dataset: Source | None = None
 
@@ -192,8 +196,9 @@ class RunRecord(Frozen):
     """What a card says that cannot be read from the weights. `weights` are the files that the measurements belong to.
 
     `steps` is the number of trained steps; the weights are those of `kept_step`, which differs if the best model was
-    loaded at the end. `calibration` is that of a model that was pruned at once. The first of `evaluations` is the main
-    one. `methods` are those of `pruning`, which another package may have brought.
+    loaded at the end. `calibration` is that of a model that was pruned at once; `dense_steps` is then for how many
+    steps it was trained before. The first of `evaluations` is the main one. `methods` are those of `pruning`, which
+    another package may have brought.
 
     `chosen` is metadata that a user set for the card: license, language, pipeline_tag, base_model; `tags` are more
     tags.
@@ -208,6 +213,7 @@ class RunRecord(Frozen):
     methods: dict[str, Method] = {}
     target_sparsity: float | None = None
     calibration: Calibration | None = None
+    dense_steps: int | None = None
     distillation: Distillation | None = None
     steps: int | None = None
     kept_step: int | None = None

@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ..config.calibration import CalibrationConfig
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
 from ..errors import RecipeError, nearest
-from .schema import COMMAND_LINE, Places, Recipe, arguments_of, as_key
+from .schema import COMMAND_LINE, Places, Recipe, arguments_of, as_key, trains_not
 from .values import check_config, check_values, expectation
 from .yaml12 import parse, read_recipe
 
@@ -26,10 +27,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     content, lines, repeated = read_recipe(path)
     if repeated:
         raise Places(str(path), lines).error([(repeated[0], "is set more than once; keep one")])
-    replaced = any(override.startswith("distillation") for override in overrides)
-    if "distillation" in content and content["distillation"] is None and not replaced:
-        problem = "has no value; set {} for the defaults, or remove the line to train without distillation"
-        raise Places(str(path), lines).error([(("distillation",), problem)])
+    for section, otherwise in _OPTIONAL.items():
+        replaced = any(override.startswith(section) for override in overrides)
+        if section in content and content[section] is None and not replaced:
+            problem = f"has no value; set {{}} for the defaults, or remove the line to {otherwise}"
+            raise Places(str(path), lines).error([((section,), problem)])
     for override in overrides:
         first_set, key = _apply_override(content, override)
         lines = {known: line for known, line in lines.items() if known[: len(first_set)] != first_set}
@@ -44,6 +46,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _check_model(recipe)
     _check_arguments(recipe)
     return recipe
+
+
+# Sections that a recipe may leave out, and what it does without them.
+_OPTIONAL = {"distillation": "train without distillation", "calibration": "prune while the model is trained"}
 
 
 def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
@@ -134,13 +140,15 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
     for section in ("training", "dense"):
         values = content.get(section)
         if isinstance(values, dict):
-            problems.update(check_values((section,), values, arguments_of(content.get("task"))))
+            may_not = section == "training" and content.get("calibration") is not None
+            problems.update(check_values((section,), values, arguments_of(content.get("task")), may_not))
     pruning = content.get("pruning")
     sections = enumerate(pruning) if isinstance(pruning, list) else [(None, pruning)]
     for index, values in sections:
         if isinstance(values, dict):
             key = ("pruning",) if index is None else ("pruning", index)
             problems.update(check_config(key, values, PruningConfig))
+    problems.update(_check_calibration(content))
     problems.update(_check_distillation(content))
     problems.update(_check_metrics(content) or _check_best_model(content))
     inner = {key[:length] for key in problems for length in range(len(key))}
@@ -185,6 +193,32 @@ def _check_best_model(content: dict) -> dict[tuple, str]:
     return problems
 
 
+def _check_calibration(content: dict) -> dict[tuple, str]:
+    section, training, dense = (content.get(name) for name in ("calibration", "training", "dense"))
+    if not isinstance(section, dict):
+        return {}
+    problems = check_config(("calibration",), section, CalibrationConfig)
+    if isinstance(content.get("pruning"), list):
+        problems["pruning",] = "expected one configuration, as the model is pruned at once (calibration), got a list"
+    if content.get("task") != "text-generation" and "length" in section:
+        came = section["length"]
+        problems["calibration", "length"] = (
+            f"must not be set for {content.get('task')}, whose samples are as long as in training "
+            f"(dataset.max_length); got {came!r}"
+        )
+    if not isinstance(training, dict) or not trains_not(training):
+        return problems
+    own = dense if isinstance(dense, dict) else {}
+    if "dense" not in content or (isinstance(dense, dict) and own.keys().isdisjoint(("max_steps", "num_train_epochs"))):
+        problems["dense",] = (
+            "expected null, or max_steps or num_train_epochs of its own, as the training arguments say that nothing "
+            f"is trained after pruning; got {dense or {}}"
+        )
+    if content.get("distillation") is not None:
+        problems["distillation",] = "must not be set, as nothing is trained after pruning"
+    return problems
+
+
 def _check_distillation(content: dict) -> dict[tuple, str]:
     section = content.get("distillation")
     if not isinstance(section, dict):
@@ -195,7 +229,7 @@ def _check_distillation(content: dict) -> dict[tuple, str]:
     section.update(fields)  # in their converted form
     if teacher is not None and (not isinstance(teacher, str) or not teacher):
         problems[("distillation", "teacher")] = f"expected a model name or folder, got {teacher!r}"
-    if teacher is None and "dense" in content and content["dense"] is None:
+    if teacher is None and "dense" in content and content["dense"] is None and content.get("calibration") is None:
         problems[("distillation", "teacher")] = "must be set, as there is no dense run to distil from"
     return problems
 

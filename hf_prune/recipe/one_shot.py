@@ -12,11 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..config.calibration import CalibrationConfig
 from ..config.pruning import PruningConfig
+from ..config.safe_json import read_json
 from ..errors import RecipeError
 from ..foreign.transformers import commit_of
+from ..model.limits import few_modules, too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..oneshot.perplexity import perplexity
-from ..oneshot.prune import Progress, Pruned, prune
+from ..oneshot.planning import OneShotPlan, plan_prune
+from ..oneshot.prune import Progress, Pruned, check_prune, prune
 from ..oneshot.windows import WindowReader, is_causal
 from ..publish.card import write_card
 from ..publish.measure import hardware, versions
@@ -59,6 +62,7 @@ def prune_saved(
     base_model: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
+    leave_unreached: bool = False,
     resume: bool = False,
     say: Say = print,
     progress: Progress | None = None,
@@ -82,13 +86,22 @@ def prune_saved(
         reader = WindowReader(texts, tokenizer, calibration.length, calibration.seed)
         data = reader.take(calibration.samples)
         held_out = reader.take(min(EVALUATION_WINDOWS, calibration.samples))
+    check_prune(model, config, data, calibration, tokenizer, leave_unreached)
     _check_free(output, resume)
     with claimed(output, writes=True):
         dense_metrics = _measure(model, held_out, calibration)
         if dense_metrics:
             say(f"Perplexity of the dense model: {dense_metrics['perplexity']:.3f}")
         pruned = prune(
-            model, config, data, calibration, tokenizer=tokenizer, directory=output, resume=resume, progress=progress
+            model,
+            config,
+            data,
+            calibration,
+            tokenizer=tokenizer,
+            leave_unreached=leave_unreached,
+            directory=output,
+            resume=resume,
+            progress=progress,
         )
         metrics = _measure(model, held_out, calibration)
         if metrics:
@@ -118,10 +131,44 @@ def prune_saved(
     return OneShotResult(pruned, make_report(saved), metrics, dense_metrics, record, output)
 
 
+def plan_saved(
+    model_name: str,
+    config: PruningConfig,
+    calibration: CalibrationConfig,
+    gguf_file: str | None = None,
+    dtype: str = "auto",
+) -> OneShotPlan:
+    """What `prune_saved` would prune, and the memory that it takes, from the configuration of a model alone.
+
+    Raises RecipeError for a model that cannot be built, and PruningConfigError or TargetError as `prune` does.
+    """
+    path = resolve_name("model", model_name)
+    options = {"gguf_file": gguf_file} if gguf_file is not None else {}
+    saved = Path(path, "config.json")
+    try:
+        problem = too_large(read_json(saved, finite=False)) if saved.is_file() else None
+        if problem is not None:
+            raise RecipeError("model", problem)
+        of_model = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+        of_file = AutoModelForCausalLM.from_config if gguf_file is not None else _class_of(path)
+        with torch.device("meta"), few_modules():
+            model = of_file(of_model)
+    except RecipeError:
+        raise
+    except LOADING_ERRORS as error:
+        raise RecipeError("model", why_not_opened(error)) from error
+    saved_as = torch.float32 if gguf_file is not None else getattr(of_model, "dtype", None)
+    wanted = saved_as if dtype == "auto" else getattr(torch, dtype, None)
+    if isinstance(wanted, torch.dtype):
+        model = model.to(wanted)
+    return plan_prune(model.eval(), config, calibration)
+
+
 def describe_calibration(
     pruned: Pruned, calibration: CalibrationConfig, dataset: Source | None, is_of_windows: bool
 ) -> Calibration:
     """What a card says of the calibration."""
+    solved = pruned.damping is not None  # else the weights that are kept are those of the dense model
     return Calibration(
         dataset=dataset,
         samples=pruned.samples,
@@ -129,8 +176,8 @@ def describe_calibration(
         tokens=pruned.tokens,
         seed=calibration.seed,
         damping=pruned.damping,
-        dense_weight=calibration.dense_weight,
-        residual_weight=calibration.residual_weight,
+        dense_weight=calibration.dense_weight if solved else 0.0,
+        residual_weight=calibration.residual_weight if solved else 0.0,
         notes=pruned.notes,
     )
 

@@ -1,6 +1,6 @@
 """The result of a run, and its record."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -8,10 +8,21 @@ from typing import Any, cast
 from transformers import PreTrainedModel, Trainer
 
 from ..config.checks import is_number
+from ..config.pruning import PruningConfig
 from ..foreign.transformers import commit_of
+from ..oneshot.prune import Pruned
 from ..publish.card import write_card
 from ..publish.push import PushResult
-from ..publish.record import Cost, Evaluation, Generation, RunRecord, Source, recovery, save_record
+from ..publish.record import (
+    Cost,
+    Evaluation,
+    Generation,
+    RunRecord,
+    Source,
+    describe_methods,
+    recovery,
+    save_record,
+)
 from ..publish.redact import without_paths, without_tokens
 from ..publish.sources import describe_base, describe_dataset
 from ..saved.model import SavedModel
@@ -19,11 +30,54 @@ from ..saved.report import Report
 from ..trainer.latency import measure_trainer
 from ..trainer.recording import CardInput, record_of
 from .names import package_of, resolve_name
+from .one_shot import describe_calibration
 from .prepare import Prepared
 from .schema import Recipe
-from .tasks import Scores
+from .tasks import Scores, TextGeneration
 
 Say = Callable[[str], None]
+
+
+@dataclass
+class AtOnce:
+    """What is known of a model that is pruned at once, as the run goes on.
+
+    Attributes:
+        base: the metrics of the model before any training and pruning; None where it has new weights.
+        dense_steps: for how many steps the dense run has trained.
+        pruned: what was pruned.
+        scores: the metrics of the pruned model before it is trained on; None if it is not.
+    """
+
+    base: Scores | None = None
+    dense_steps: int | None = None
+    pruned: Pruned | None = None
+    scores: Scores | None = None
+
+
+@dataclass(frozen=True)
+class AllScores:
+    """The metrics of all models of a run on the test split."""
+
+    pruned: Scores
+    dense: Scores | None
+    run: AtOnce | None
+
+    @property
+    def base(self) -> Scores | None:
+        """Those of the model before training; None where it is the dense model."""
+        return self.run.base if self.run is not None and self.run.base is not self.dense else None
+
+    @property
+    def at_once(self) -> Scores | None:
+        """Those of the pruned model before it was trained on."""
+        return self.run.scores if self.run is not None else None
+
+    def of_group(self, group: str) -> dict[str, dict[str, float] | None]:
+        """Those of a group of the test split, by model; of the models before training where they were measured."""
+        found = {"dense": self.dense[group] if self.dense is not None else None, "pruned": self.pruned[group]}
+        more = {"base": self.base, "at_once": self.at_once}
+        return found | {model: scores[group] for model, scores in more.items() if scores is not None}
 
 
 @dataclass(frozen=True)
@@ -34,6 +88,9 @@ class RunResult:
     a forward pass of both costs, on one sample and on several. `parameters` and `file_bytes` have the numbers of
     parameters and the sizes of the weight files of both models, `dense` and `pruned`; `vocabulary` their numbers of
     tokens, if the recipe has unused ones removed.
+
+    `base` has the metrics of the model before any training, and `at_once` those of the pruned model before it was
+    trained on, for recipes with a calibration; None where they are not measured, or are those of another.
     """
 
     recipe: dict[str, Any]
@@ -51,6 +108,8 @@ class RunResult:
     file_bytes: dict[str, int]
     vocabulary: dict[str, int] = field(default_factory=dict)
     pushed: PushResult | None = None
+    base: dict[str, float] | None = None
+    at_once: dict[str, float] | None = None
 
     @property
     def recovery(self) -> float | None:
@@ -63,7 +122,9 @@ class RunResult:
         """Plain values for JSON."""
         return {
             "recipe": self.recipe,
+            **({"base": _as_json(self.base)} if self.base is not None else {}),
             "dense": _as_json(self.dense),
+            **({"at_once": _as_json(self.at_once)} if self.at_once is not None else {}),
             "pruned": _as_json(self.pruned),
             "groups": {
                 group: {model: _as_json(values) for model, values in of_group.items()}
@@ -95,18 +156,19 @@ def write_record(
     prepared: Prepared,
     trainer: Trainer,
     target_sparsity: float,
-    dense: Scores | None,
+    scores: AllScores,
     dense_model: PreTrainedModel | None,
-    pruned: Scores,
     generation: Generation | None,
     say: Say,
 ) -> RunRecord:
     """Write the record and the card of the run beside the model that it saved; returns the record."""
-    recipe = prepared.recipe
+    recipe, dense = prepared.recipe, scores.dense
+    pruner = getattr(trainer, "pruner", None)
+    configs = recipe.pruning_configs if scores.run is not None else cast(Any, pruner).configs
     record = record_of(
         trainer,
         saved.hashes,
-        configs=cast(Any, trainer).pruner.configs,
+        configs=configs,
         target_sparsity=target_sparsity,
         kept_step=trainer.state.global_step,
         evaluated=[],
@@ -114,10 +176,13 @@ def write_record(
         given=CardInput(model_name=Path(recipe.output_dir).resolve().name),
     )
     if record.distillation is not None and recipe.teacher is None:
-        dense_run = Source(name="the dense run of the recipe")
+        is_trained = recipe.dense is not None
+        dense_run = Source(name="the dense run of the recipe" if is_trained else "the model before it was pruned")
         record = record.model_copy(
             update={"distillation": record.distillation.model_copy(update={"teacher": dense_run})}
         )
+    if scores.run is not None:
+        record = record.model_copy(update=_of_pruning(prepared, configs, target_sparsity, scores.run))
     tested = _describe_data(prepared, "test")
     evaluations = [
         Evaluation(
@@ -126,15 +191,17 @@ def write_record(
             main_metric=next((name for name in list(metrics)[:1] if is_number(metrics[name])), None),
             not_finite=[name for name, value in metrics.items() if not is_number(value)],
             dense_metrics=_finite(dense[group]) if dense is not None else None,
+            base_metrics=_finite(scores.base[group]) if scores.base is not None else None,
+            at_once_metrics=_finite(scores.at_once[group]) if scores.at_once is not None else None,
             samples=prepared.task.group_sizes.get(group, len(prepared.data["test"])),
             dataset=_only(tested, recipe, group),
         )
-        for group, metrics in pruned.items()
+        for group, metrics in scores.pruned.items()
     ]
     record = record.model_copy(
         update={
             "base_model": _describe_model(prepared, say),
-            "training_data": _describe_data(prepared, "train"),
+            "training_data": _describe_data(prepared, "train") if record.steps or record.dense_steps else None,
             "evaluations": evaluations,
             "generation": generation,
             "removed_tokens": prepared.removed_tokens,
@@ -144,6 +211,24 @@ def write_record(
     save_record(saved, record)
     write_card(saved)
     return record
+
+
+def _of_pruning(
+    prepared: Prepared, configs: Sequence[PruningConfig], target_sparsity: float, run: AtOnce
+) -> dict[str, Any]:
+    """What a record has of pruning at once, whether or not it was followed by training."""
+    config = prepared.recipe.calibration_config
+    assert config is not None
+    assert run.pruned is not None
+    source = _describe_data(prepared, "train")
+    return {
+        "pruning": [config.to_dict() for config in configs],
+        "methods": describe_methods(configs),
+        "target_sparsity": target_sparsity,
+        "dense_steps": run.dense_steps,
+        "train_samples": len(prepared.data["train"]),
+        "calibration": describe_calibration(run.pruned, config, source, isinstance(prepared.task, TextGeneration)),
+    }
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -9,14 +9,16 @@ from typing import Any, cast
 
 import datasets
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from ..config.distillation import DistillationConfig, check_width
 from ..distillation.compare import logits_to_compare, states_to_compare
 from ..distillation.teachers import find_teacher, teacher_inputs
 from ..engines.launch import check_engine, check_sharding, wrapping_layers
+from ..engines.launched import launched_processes, wants_deepspeed, wants_fsdp
 from ..engines.processes import wait_for_all
 from ..errors import (
+    CalibrationError,
     DistillationConfigError,
     PruningConfigError,
     RecipeError,
@@ -30,6 +32,9 @@ from ..masking.plan import Plan
 from ..masking.pruner import Pruner
 from ..model.expressions import refuse_slow
 from ..model.names import every_name
+from ..oneshot.planning import OneShotPlan, plan_prune
+from ..oneshot.prune import check_prune
+from ..oneshot.windows import Batch, as_batches, sample_batches
 from ..publish.record import RemovedTokens
 from ..structure.chosen import Chosen
 from ..structure.vocabulary import SmallerVocabulary, smaller_vocabulary
@@ -40,7 +45,7 @@ from .data import load_data
 from .models import check_finite, check_length, freeze, load_model, load_tokenizer, set_generation, set_padding
 from .names import resolve_name
 from .schema import Recipe
-from .tasks import TASKS, Task
+from .tasks import TASKS, Task, TextGeneration
 
 
 @dataclass
@@ -69,6 +74,16 @@ class Prepared:
         """Whether what is pruned is found for a target, by measuring the model."""
         return any(config.has_target for config in self.recipe.pruning_configs)
 
+    def plan_at_once(self) -> OneShotPlan:
+        """What is pruned at once, for a recipe with a calibration. Raises RecipeError as `plan` does."""
+        calibration = self.recipe.calibration_config
+        assert calibration is not None
+        try:
+            length = None if isinstance(self.task, TextGeneration) else self.recipe.dataset.max_length
+            return plan_prune(self.model, self.recipe.pruning_configs[0], calibration, length)
+        except (PruningConfigError, TargetError) as error:
+            raise self.recipe.place(RecipeError(problems=error.problems_under("pruning"))) from error
+
     def plan(self, directory: Path | None = None) -> tuple[Plan, Chosen | None]:
         """What the pruned run would prune, and what was chosen for a target; the model is measured for one.
 
@@ -88,11 +103,9 @@ class Prepared:
 
     def _example(self) -> dict[str, Any]:
         """A batch of the first training samples."""
-        data = self.data["train"]
-        taken = {*inspect.signature(self.model.forward).parameters, "label", "label_ids"}
+        data = _taken(self)
         samples = [data[index] for index in range(min(SAMPLES, len(data)))]
-        known = [{name: value for name, value in sample.items() if name in taken} for sample in samples]
-        return dict(self.task.collator(self.tokenizer, self.model)(known))
+        return dict(self.task.collator(self.tokenizer, self.model)(samples))
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -130,7 +143,50 @@ def _prepare(recipe: Recipe) -> Prepared:
     prepared = Prepared(recipe, task, model, tokenizer, tokenized, new_weights, data, vocabulary)
     for dense in (False, True):
         _try_trainer(prepared, dense)
+    if recipe.calibration_config is not None:
+        _check_calibration(prepared)
     return prepared
+
+
+def _taken(prepared: Prepared) -> datasets.Dataset:
+    """The training split with the columns that the model takes."""
+    data = prepared.data["train"]
+    taken = {*inspect.signature(prepared.model.forward).parameters, "label", "label_ids"}
+    return data.select_columns([name for name in data.column_names if name in taken])
+
+
+def calibration_data(prepared: Prepared) -> list[Batch]:
+    """The batches that a recipe's model is calibrated with, from the training split.
+
+    Language models get windows of `calibration.length` tokens of its texts; other models get samples as they are
+    trained with, labels included, chosen with `calibration.seed`. Raises RecipeError if there are too few.
+    """
+    config, task = prepared.recipe.calibration_config, prepared.task
+    assert config is not None
+    try:
+        if isinstance(task, TextGeneration):
+            return as_batches(task.texts(prepared.rows), prepared.model, prepared.tokenizer, config)
+        return sample_batches(_taken(prepared), task.collator(prepared.tokenizer, prepared.model), config)
+    except CalibrationError as error:
+        raise RecipeError(problems=error.problems_under("calibration")) from error
+
+
+def _check_calibration(prepared: Prepared) -> None:
+    """Raise RecipeError for what cannot be pruned at once, before anything is trained."""
+    recipe, config = prepared.recipe, prepared.recipe.calibration_config
+    assert config is not None
+    args = recipe.training_arguments()
+    if launched_processes() > 1 or wants_fsdp(args) or wants_deepspeed(args):
+        raise RecipeError(
+            "calibration",
+            f"expected one process without FSDP and DeepSpeed, as layers are pruned one after another, got "
+            f"{launched_processes()}; prune with hf-prune prune, and train the model on with many in a recipe with "
+            "pruning: {method: keep}",
+        )
+    try:
+        check_prune(prepared.model, recipe.pruning_configs[0], calibration_data(prepared), config)
+    except (PruningConfigError, TargetError, CalibrationError) as error:
+        raise RecipeError(problems=error.problems_under("pruning")) from error
 
 
 def _smaller_vocabulary(
@@ -156,7 +212,7 @@ def with_smaller_vocabulary(prepared: Prepared) -> Prepared:
     if vocabulary is None:
         return prepared
     teacher = None
-    if recipe.distillation_config is not None:
+    if recipe.distillation_config is not None and (recipe.teacher is not None or recipe.dense is not None):
         wait_for_all()  # the first process saves the dense model
         given = recipe.teacher or Path(recipe.output_dir, "dense")
         with opened_whole():
@@ -208,20 +264,29 @@ def _check_expressions(recipe: Recipe, model: PreTrainedModel) -> None:
         raise RecipeError(problems=error.problems) from error
 
 
+def make_evaluator(prepared: Prepared) -> Trainer:
+    """Make a Trainer with the arguments of the pruned run that evaluates the model as it is."""
+    return _make(prepared, prepared.task.trainers[0], prepared.recipe.training_arguments())
+
+
 def make_trainer(prepared: Prepared, dense: bool) -> Trainer:
     """Make the Trainer of the dense run, or of the pruned run."""
     stock, pruning = prepared.task.trainers
-    extra: dict[str, Any] = {} if dense else {"pruning_config": prepared.recipe.pruning_configs}
+    extra: dict[str, Any] = {} if dense else {"pruning_config": prepared.recipe.training_configs}
     if not dense and prepared.recipe.distillation_config is not None:
         wait_for_all()  # the first process saves the dense model
         extra |= {
             "teacher_model": prepared.teacher or prepared.recipe.teacher or Path(prepared.recipe.output_dir, "dense"),
             "distillation_config": prepared.recipe.distillation_config,
         }
+    return _make(prepared, stock if dense else pruning, prepared.recipe.training_arguments(dense), **extra)
+
+
+def _make(prepared: Prepared, trainer: type[Trainer], args: TrainingArguments, **extra: Any) -> Trainer:
     with wrapping_layers(prepared.model):
-        return (stock if dense else pruning)(
+        return trainer(
             model=prepared.model,
-            args=prepared.recipe.training_arguments(dense),
+            args=args,
             train_dataset=prepared.data["train"],
             eval_dataset=prepared.data["validation"],
             processing_class=prepared.tokenizer,
@@ -254,7 +319,8 @@ def _try_trainer(prepared: Prepared, dense: bool) -> None:
             raise recipe.argument_error(dense, error) from error
         check_engine(trainer)
         if not dense:
-            _check_method(prepared, trainer)
+            if recipe.calibration is None:
+                _check_method(prepared, trainer)
             _check_teacher(prepared, trainer)
 
 

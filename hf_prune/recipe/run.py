@@ -1,10 +1,13 @@
 """Running a recipe: a dense run, a pruned run, and their results."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +21,8 @@ from ..foreign.transformers import keep_origin, opened_whole
 from ..masking.plan import Plan
 from ..masking.searching import lines_about
 from ..model.names import shape_of
+from ..oneshot.planning import OneShotPlan
+from ..oneshot.prune import Progress, prune
 from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample
 from ..publish.redact import without_tokens
@@ -26,14 +31,19 @@ from ..saved.report import make_report
 from ..trainer.claims import claimed
 from ..trainer.saving import whole_state_dict
 from .models import freeze
-from .outcome import RunResult, Say, write_record
-from .prepare import Prepared, make_trainer, prepare, with_smaller_vocabulary
+from .outcome import AllScores, AtOnce, RunResult, Say, write_record
+from .prepare import Prepared, calibration_data, make_evaluator, make_trainer, prepare, with_smaller_vocabulary
 from .schema import Recipe
 from .tasks import Generated, Scores, Task, generate
 
+# Shows how layers are pruned at once: entered before the first, and given to `prune`.
+ShowLayers = Callable[[], AbstractContextManager[Progress | None]]
 
-def run(recipe: Recipe, say: Say = print) -> RunResult | None:
+
+def run(recipe: Recipe, say: Say = print, show_layers: ShowLayers = nullcontext) -> RunResult | None:
     """Fine-tune dense, prune from there, evaluate both on the test split, and write everything into `output_dir`.
+
+    With a `calibration`, the model is pruned at once, evaluated, and trained on with its zeros kept.
 
     `model/` and `dense/` there open with a plain `from_pretrained`; `model/README.md` is the model card. With
     `push_to_hub` in the training arguments, the Hub is asked at the start whether it may be pushed to, and `model/` is
@@ -47,16 +57,21 @@ def run(recipe: Recipe, say: Say = print) -> RunResult | None:
         say = _say_nothing
     _check_push(recipe)
     prepared = prepare(recipe)
-    plan = None if prepared.has_target else prepared.plan()[0]
+    if recipe.calibration is not None:
+        plan: Plan | OneShotPlan | None = prepared.plan_at_once()
+    else:
+        plan = None if prepared.has_target else prepared.plan()[0]
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(claimed(Path(recipe.output_dir), writes=is_first_process()))
         except CheckpointError as error:
             raise recipe.place(RecipeError(problems=error.problems)) from error
-        return _run(recipe, prepared, plan, say)
+        return _run(recipe, prepared, plan, say, show_layers)
 
 
-def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> RunResult | None:
+def _run(
+    recipe: Recipe, prepared: Prepared, plan: Plan | OneShotPlan | None, say: Say, show_layers: ShowLayers
+) -> RunResult | None:
     dtype = prepared.model.dtype
     output = Path(recipe.output_dir)
     try:
@@ -69,12 +84,16 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
     if plan is None:  # a target that cannot be reached is refused before anything is trained
         prepared.plan(output)
 
+    at_once = AtOnce() if recipe.calibration is not None else None
     dense: Scores | None = None
     dense_parameters: dict[str, int] = {}
     if recipe.dense is not None:
         say("Fine-tuning the dense model")
         start = time.perf_counter()
         trainer = make_trainer(prepared, dense=True)
+        if at_once is not None and not prepared.new_weights:
+            at_once.base = prepared.task.evaluate(trainer, prepared.data["test"])
+            say(f"Model without training on the test split: {_as_text(at_once.base[''])}")
         _train(trainer, recipe, dense=True)
         dense = prepared.task.evaluate(trainer, prepared.data["test"])
         shapes = [shape_of(parameter) for parameter in cast(PreTrainedModel, trainer.model).parameters()]
@@ -84,6 +103,8 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             prepared = _with_saved_model(prepared, output / "dense", dtype)
         seconds["dense"] = time.perf_counter() - start
+        if at_once is not None:
+            at_once.dense_steps = trainer.state.global_step
         say(f"Dense model on the test split: {_as_text(dense[''])}")
 
     whole = prepared
@@ -91,18 +112,30 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
     tokens = prepared.removed_tokens
     if tokens is not None:
         say(f"Removed {tokens.before - tokens.after:,} of {tokens.before:,} tokens, which no text of the data has")
+    if at_once is not None:
+        start = time.perf_counter()
+        assert plan is not None
+        say(f"Pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights at once")
+        prepared = _prune_at_once(prepared, at_once, say, show_layers)
+        seconds["pruning"] = time.perf_counter() - start
+        dense = at_once.base if recipe.dense is None and not recipe.trains_on else dense
     start = time.perf_counter()
-    trainer = make_trainer(prepared, dense=False)
-    pruner = cast(Any, trainer).pruner
-    if plan is not None:
+    trainer = make_trainer(prepared, dense=False) if recipe.trains_on else make_evaluator(prepared)
+    pruner = getattr(trainer, "pruner", None)
+    if at_once is not None:
+        say("Fine-tuning the pruned model, with its zeros kept" if recipe.trains_on else "Evaluating the pruned model")
+    elif plan is not None:
         say(f"Fine-tuning and pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights")
     else:
-        chosen = pruner.search(output, trainer.args.device, dense_fields=prepared.dense_fields)
+        chosen = cast(Any, pruner).search(output, trainer.args.device, dense_fields=prepared.dense_fields)
         say("\n".join(lines_about(chosen)))
         say(f"Fine-tuning and pruning for {chosen.target.words}")
-    _train(trainer, recipe, dense=False)
+    if recipe.trains_on:
+        _train(trainer, recipe, dense=False)
     pruned = prepared.task.evaluate(trainer, prepared.data["test"])
     trainer.save_model(str(output / "model"), _internal_call=True)
+    if at_once is not None and at_once.pruned is not None:
+        at_once.pruned.save(output / "model")
     seconds["pruned"] = time.perf_counter() - start
     say(f"Pruned model on the test split: {_as_text(pruned[''])}")
     if not is_first_process():
@@ -110,25 +143,25 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
 
     # From here on no process waits for another.
     alone = trainer.args.world_size == 1  # or what a forward pass costs is not measured
-    dense_model = _open(prepared.task, output / "dense", dtype) if dense is not None and alone else None
+    has_dense = recipe.dense is not None
+    dense_model = _open(prepared.task, output / "dense", dtype) if has_dense and alone else None
     generation = None
     if alone:
         pruned_model = _open(prepared.task, output / "model", dtype)
         generation = _generate(prepared, trainer, pruned_model, dense_model, whole.tokenizer)
     saved = SavedModel(output / "model")
-    target_sparsity = plan.final_sparsity if plan is not None else pruner.target_sparsity
-    record = write_record(saved, prepared, trainer, target_sparsity, dense, dense_model, pruned, generation, say)
-    file_bytes = {"dense": SavedModel(output / "dense").file_bytes} if dense is not None else {}
-    files = [output / name for name in (*(["dense"] if dense else []), "model", "results.json")]
+    target_sparsity = plan.final_sparsity if plan is not None else cast(Any, pruner).target_sparsity
+    scores = AllScores(pruned, dense, at_once)
+    record = write_record(saved, prepared, trainer, target_sparsity, scores, dense_model, generation, say)
+    file_bytes = {"dense": SavedModel(output / "dense").file_bytes} if has_dense else {}
+    files = [output / name for name in (*(["dense"] if has_dense else []), "model", "results.json")]
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
         dense=dense[""] if dense is not None else None,
+        base=scores.base[""] if scores.base is not None else None,
+        at_once=scores.at_once[""] if scores.at_once is not None else None,
         pruned=pruned[""],
-        groups={
-            group: {"dense": dense[group] if dense is not None else None, "pruned": values}
-            for group, values in pruned.items()
-            if group
-        },
+        groups={group: scores.of_group(group) for group in pruned if group},
         generation=generation,
         report=make_report(saved),
         main_metric=next(iter(pruned[""])),
@@ -148,6 +181,29 @@ def _run(recipe: Recipe, prepared: Prepared, plan: Plan | None, say: Say) -> Run
         pushed = push_model(saved, repo_id, args.hub_private_repo, args.hub_revision, token=args.hub_token, say=say)
         result = dataclasses.replace(result, pushed=pushed)
     return result
+
+
+def _prune_at_once(prepared: Prepared, at_once: AtOnce, say: Say, show_layers: ShowLayers) -> Prepared:
+    """Prune the model at once, in place, and evaluate it; the same with a copy to distil from, where one is needed."""
+    recipe, calibration = prepared.recipe, prepared.recipe.calibration_config
+    assert calibration is not None
+    args = recipe.training_arguments()
+    model = cast(Any, prepared.model).to(args.device)
+    if recipe.dense is None and not prepared.new_weights:
+        at_once.base = prepared.task.evaluate(make_evaluator(prepared), prepared.data["test"])
+        say(f"Model before pruning on the test split: {_as_text(at_once.base[''])}")
+    if recipe.distillation is not None and recipe.teacher is None and recipe.dense is None:
+        prepared = dataclasses.replace(prepared, teacher=copy.deepcopy(model))
+    [config] = recipe.pruning_configs
+    batches = calibration_data(prepared)
+    with show_layers() as progress:
+        at_once.pruned = prune(model, config, batches, calibration, progress=progress)
+    for note in at_once.pruned.notes:
+        say(note)
+    if recipe.trains_on:
+        at_once.scores = prepared.task.evaluate(make_evaluator(prepared), prepared.data["test"])
+        say(f"Pruned model before it is trained on, on the test split: {_as_text(at_once.scores[''])}")
+    return prepared
 
 
 def _train(trainer: Trainer, recipe: Recipe, dense: bool) -> None:

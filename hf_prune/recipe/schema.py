@@ -1,6 +1,6 @@
 """The schema of a recipe: its sections, their fields and defaults."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, PrivateAttr
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from ..config.calibration import CalibrationConfig
+from ..config.checks import is_number
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
 from ..engines.launched import check_launch, check_processes, deepspeed_precision, launched_processes
@@ -129,6 +131,10 @@ class Recipe(_Section):
     from the start without a dense baseline. `pruning` is one `PruningConfig` or a list. `distillation`, if present,
     holds the fields of a `DistillationConfig`, and in `teacher` the model to distil from, named like `model.name`; the
     default is the model of the dense run. The first of `metrics` is the main one, which recovery is computed from.
+
+    `calibration`, if present, holds the fields of a `CalibrationConfig`: the model is then pruned at once, from samples
+    of the training split, and trained on with its zeros kept, unless `training` has `max_steps: 0` or
+    `num_train_epochs: 0`. Without a dense run, the default teacher is then the model before it was pruned.
     """
 
     task: Literal["text-classification", "text-generation", "summarization"]
@@ -140,6 +146,7 @@ class Recipe(_Section):
     training: dict[str, Any]
     dense: dict[str, Any] | None = {}
     pruning: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    calibration: dict[str, Any] | None = None
     distillation: dict[str, Any] | None = None
     _places: Places | None = PrivateAttr(default=None)
 
@@ -154,6 +161,24 @@ class Recipe(_Section):
         """The pruning configurations as objects."""
         sections = self.pruning if isinstance(self.pruning, list) else [self.pruning]
         return [PruningConfig.from_dict(section) for section in sections]
+
+    @property
+    def calibration_config(self) -> CalibrationConfig | None:
+        """The calibration configuration as an object; None for a recipe that prunes while it trains."""
+        return CalibrationConfig.from_dict(self.calibration) if self.calibration is not None else None
+
+    @property
+    def training_configs(self) -> list[PruningConfig]:
+        """The configurations of the pruned run: where the model is pruned at once, its zeros are kept."""
+        configs = self.pruning_configs
+        if self.calibration is None:
+            return configs
+        return [PruningConfig(method="keep", targets=one.targets, exclude=one.exclude) for one in configs]
+
+    @property
+    def trains_on(self) -> bool:
+        """Whether the pruned run trains."""
+        return not trains_not(self.training)
 
     @property
     def distillation_config(self) -> DistillationConfig | None:
@@ -191,6 +216,8 @@ class Recipe(_Section):
         if precision is not None and not {"bf16", "fp16"} & {*self.training, *own}:
             first[precision] = True
         values = first | self.training | own | changes
+        if dense and trains_not(self.training) and "max_steps" not in own:
+            values["max_steps"] = -1  # the dense run has epochs of its own
         if (launched_processes() > 1 or values.get("bf16")) and not torch.accelerator.is_available():
             values["use_cpu"] = True  # or processes would train each alone, and bf16 would be refused
         args = arguments_of(self.task)(**values)
@@ -207,6 +234,12 @@ class Recipe(_Section):
         if dense and name not in (self.dense or {}):
             section = "training"
         return RecipeError(f"{section}.{name}" if name else section, message)
+
+
+def trains_not(arguments: Mapping[str, Any]) -> bool:
+    """Whether training arguments say that nothing is trained: `max_steps: 0`, or no epochs and no steps."""
+    steps, epochs = arguments.get("max_steps", -1), arguments.get("num_train_epochs")
+    return steps == 0 or (epochs == 0 and not (is_number(steps) and steps > 0))
 
 
 def as_key(name: str) -> tuple:

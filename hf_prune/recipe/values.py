@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
+from ..config.calibration import CalibrationConfig
 from ..config.checks import expected_one_of
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
@@ -21,8 +22,11 @@ _OUR_ARGUMENTS = ("output_dir",)
 _NOT_USED = ("resume_from_checkpoint",)
 
 
-def check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
-    """Unknown names, wrong types and values out of range in a section; valid values are converted in place."""
+def check_values(key: tuple, values: dict, fields_of: type, may_not_train: bool = False) -> dict[tuple, str]:
+    """Unknown names, wrong types and values out of range in a section; valid values are converted in place.
+
+    With `may_not_train`, training arguments may have no steps and no epochs.
+    """
     fields = {field.name: field for field in dataclasses.fields(fields_of) if field.init}
     types = typing.get_type_hints(fields_of)
     problems = {}
@@ -36,6 +40,8 @@ def check_values(key: tuple, values: dict, fields_of: type) -> dict[tuple, str]:
         else:
             message, values[name] = _converted(types[name], value, fields[name].metadata.get("choices") or ())
             expected = _out_of_range(name, values[name]) if issubclass(fields_of, TrainingArguments) else None
+            if may_not_train and name in _TIMES and values[name] == 0:
+                expected = None
             if message is None and expected is not None:
                 message = f"expected {expected}, got {value!r}"
             if message is not None:
@@ -57,6 +63,8 @@ _NOT_NEGATIVE = (
     "warmup_steps",
     "weight_decay",
 )
+
+_TIMES = ("max_steps", "num_train_epochs")
 
 _SEEDS = ("seed", "data_seed")  # of NumPy: 32 bits
 
@@ -103,7 +111,9 @@ def _options(part: Any) -> list[enum.Enum]:
     return list(part) if isinstance(part, type) and issubclass(part, enum.Enum) else []
 
 
-def check_config(key: tuple, values: dict, config: type[PruningConfig] | type[DistillationConfig]) -> dict[tuple, str]:
+def check_config(
+    key: tuple, values: dict, config: type[PruningConfig] | type[DistillationConfig] | type[CalibrationConfig]
+) -> dict[tuple, str]:
     """The problems of a section that holds the fields of a configuration, by key."""
     problems = check_values(key, values, config)
     if problems:

@@ -58,11 +58,11 @@ def rival(method: str, bf16: bool = False) -> dict[str, Any]:
     return {"script": RIVAL_SCRIPT, "method": method, "bf16": bf16}
 
 
-# `bf16`: forward passes under autocast; sums and solvers stay in float32.
+# `bf16`: the model is in bfloat16 while it is pruned; both tools compute sums and solve in float32.
 SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude": ours(method="magnitude"),
-    "wanda": ours(method="wanda"),
-    "wanda, least squares": ours(method="wanda", reconstruction="least_squares"),
+    "wanda": ours(method="wanda", scope="row"),
+    "wanda, least squares": ours(method="wanda", scope="row", reconstruction="least_squares"),
     "sparsegpt, own targets": ours(OWN_TARGETS, method="sparsegpt"),
     "sparsegpt": ours(method="sparsegpt"),
     "alps": ours(method="alps"),
@@ -72,8 +72,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 WITHOUT_DATA = ("magnitude",)  # one seed is enough
 
-# The largest difference of a mean loss between two processes with the same weights.
-CLOSE = 1e-3
+# The largest difference of a mean loss between two processes with the same weights in the layers; where one had all
+# others in bfloat16, too.
+CLOSE, CLOSE_BF16 = 1e-3, 2e-2
 
 # How many held-out windows of each kind the drift of hidden states is measured on.
 DRIFT_WINDOWS = 4
@@ -115,8 +116,9 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
         pruned = with_weights(dense, load_file(folder / "weights.safetensors"))
     difference = abs(first_answers(pruned, windows) - figures["answers"])
-    if not difference <= CLOSE:
-        raise RuntimeError(f"{row}: expected the loss of the other process up to {CLOSE}, it differs by {difference}")
+    close = CLOSE_BF16 if settings["bf16"] else CLOSE
+    if not difference <= close:
+        raise RuntimeError(f"{row}: expected the loss of the other process up to {close}, it differs by {difference}")
     return asdict(row) | quality(pruned, dense, options) | figures
 
 

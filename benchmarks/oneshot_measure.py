@@ -27,8 +27,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def run(prune: Prune, packages: Sequence[str]) -> None:
     """Prune the model that the command line names, and write the weights of its layers and `figures.json`.
 
-    The figures are wall and CPU seconds of the pruning alone, resident bytes before it and at its peak, the sum of the
-    answers to the first window afterwards, and the versions of packages.
+    The figures are wall and CPU seconds of the pruning alone, resident bytes before it and at its peak, the loss of the
+    first window afterwards, and the versions of packages. With the setting `bf16`, the model is in bfloat16 while it is
+    pruned; weights and the loss are in float32.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True, help="folder of the dense model")
@@ -37,22 +38,21 @@ def run(prune: Prune, packages: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for weights and figures")
     options = parser.parse_args()
     windows = load_file(options.windows)["windows"]
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-    bfloat16 = options.settings.get("bf16", False)
+    dtype = torch.bfloat16 if options.settings["bf16"] else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
     before = resident("VmRSS")
     start_peak()
     wall, cpu = time.perf_counter(), time.process_time()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        prune(model, windows, options.settings)
-    figures = {
+    prune(model, windows, options.settings)
+    figures: dict[str, Any] = {
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "bytes_before": before,
         "bytes": resident("VmHWM"),
-        "answers": first_answers(model, windows),
         "threads": torch.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", *packages)},
     }
+    figures["answers"] = first_answers(model.float(), windows)
     options.output.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().contiguous() for name, weight in layer_weights(model).items()}
     save_file(weights, options.output / "weights.safetensors")

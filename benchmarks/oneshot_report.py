@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogFormatter, PercentFormatter
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -139,7 +139,7 @@ def draw_perplexity(rows: Rows, path: Path) -> None:
     """Perplexity on each kind of text over unstructured sparsity: mean and range of the seeds."""
     pruned = [row for row in rows if row["pattern"].endswith("%")]
     kinds = list(rows[0]["perplexity"])
-    figure = Figure(figsize=(5 * len(kinds), 4.5), layout="constrained")
+    figure = Figure(figsize=(5 * len(kinds) + 2, 4.5), layout="constrained")
     for kind, axes in zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0], strict=True):
         for setting, color in colors_of(pruned).items():
             points = []
@@ -153,16 +153,19 @@ def draw_perplexity(rows: Rows, path: Path) -> None:
             axes.errorbar(x, y, errors, label=setting, color=color, marker="o", capsize=3, linewidth=1.5)
         for row in rows_at(rows, "dense", ""):
             axes.axhline(row["perplexity"][kind], color="black", linestyle=":", linewidth=1, label="dense")
+        axes.set_xticks(
+            [float(pattern.rstrip("%")) / 100 for pattern in dict.fromkeys(row["pattern"] for row in pruned)]
+        )
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         describe(axes, kind, "sparsity", f"perplexity on {kind}")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def draw_seconds(rows: Rows, path: Path) -> None:
     """Perplexity on text of the calibration's kind over CPU seconds, for each pattern: means of the seeds."""
     patterns = list(dict.fromkeys(row["pattern"] for row in rows))
     kind = next(iter(rows[0]["perplexity"]))
-    figure = Figure(figsize=(3.6 * len(patterns), 4.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(patterns) + 2, 3.8), layout="constrained")
     for pattern, axes in zip(patterns, figure.subplots(1, len(patterns), squeeze=False)[0], strict=True):
         for setting, color in colors_of(rows).items():
             found = rows_at(rows, setting, pattern)
@@ -171,14 +174,14 @@ def draw_seconds(rows: Rows, path: Path) -> None:
                 perplexity = statistics.mean(row["perplexity"][kind] for row in found)
                 axes.plot([seconds], [perplexity], color=color, marker="o", linestyle="", label=setting)
         describe(axes, pattern, "CPU seconds", f"perplexity on {kind}")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def draw_drift(rows: Rows, path: Path) -> None:
     """How far hidden states are from the dense model's, by depth, for each pattern: means of the seeds."""
     patterns = list(dict.fromkeys(row["pattern"] for row in rows))
     kind = next(iter(rows[0]["drift"]))
-    figure = Figure(figsize=(3.6 * len(patterns), 4.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(patterns) + 2, 3.8), layout="constrained")
     for pattern, axes in zip(patterns, figure.subplots(1, len(patterns), squeeze=False)[0], strict=True):
         for setting, color in colors_of(rows).items():
             found = [row["drift"][kind] for row in rows_at(rows, setting, pattern)]
@@ -186,14 +189,27 @@ def draw_drift(rows: Rows, path: Path) -> None:
                 means = [statistics.mean(of_layer) for of_layer in zip(*found, strict=True)]
                 axes.plot(range(1, len(means) + 1), means, color=color, linewidth=1.5, label=setting)
         describe(axes, pattern, "decoder layer", f"relative squared error of hidden states, {kind}")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def describe(axes: Axes, title: str, x: str, y: str) -> None:
-    """Set title, labels, a logarithmic vertical axis, and the legend."""
+    """Set title and labels, and a logarithmic vertical axis with plain numbers."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y, fontsize=8)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
+    axes.tick_params(labelsize=8)
+    axes.tick_params(which="minor", labelsize=7)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=6)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Save a figure with one legend for all its axes."""
+    labelled: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        labelled |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(labelled.values()), list(labelled), loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=150)

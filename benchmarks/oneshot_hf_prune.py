@@ -16,9 +16,10 @@ from hf_prune import prune as prune_at_once
 
 def prune(model: PreTrainedModel, windows: torch.Tensor, settings: Mapping[str, Any]) -> None:
     """Prune a model in place; settings: `sparsity`, `pattern`, and fields of both configurations."""
-    is_grouped = settings["pattern"] != "unstructured"  # the pattern says how sparse
-    sparsity = {} if is_grouped else {"sparsity": settings["sparsity"]}
-    config = PruningConfig(pattern=settings["pattern"], **sparsity, **settings["pruning"])
+    fields = dict(settings["pruning"]) | {"pattern": settings["pattern"], "sparsity": settings["sparsity"]}
+    if settings["pattern"] != "unstructured":  # an n:m pattern says how sparse, in every row
+        fields = {name: value for name, value in fields.items() if name not in ("sparsity", "scope")}
+    config = PruningConfig(**fields)
     calibration = CalibrationConfig(batch_size=settings["batch_size"], **settings["calibration"])
     prune_at_once(model, config, windows, calibration)
 

@@ -76,8 +76,8 @@ WITHOUT_DATA = ("magnitude",)  # one seed is enough
 # others in bfloat16, too.
 CLOSE, CLOSE_BF16 = 1e-3, 2e-2
 
-# How many held-out windows of each kind the drift of hidden states is measured on.
-DRIFT_WINDOWS = 4
+# The drift of hidden states is measured on the first windows of this held-out text.
+DRIFT_KIND, DRIFT_WINDOWS = "film reviews", 4
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     """Prune a model as a row says, and measure what came of it."""
     dense = dense_model(options.output / "model")
     if row == DENSE:
-        return asdict(row) | quality(dense, dense, options)
+        return asdict(row) | quality(dense, options)
     windows = calibration_windows(options.output / "model", row.seed, options.samples, options.length)
     sparsity, pattern = PATTERNS[row.pattern]
     settings = SETTINGS[row.setting] | {"sparsity": sparsity, "pattern": pattern, "batch_size": options.batch_size}
@@ -119,7 +119,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     close = CLOSE_BF16 if settings["bf16"] else CLOSE
     if not difference <= close:
         raise RuntimeError(f"{row}: expected the loss of the other process up to {close}, it differs by {difference}")
-    return asdict(row) | quality(pruned, dense, options) | figures
+    return asdict(row) | quality(pruned, options) | figures
 
 
 def run_script(settings: dict[str, Any], options: argparse.Namespace, folder: Path) -> None:
@@ -151,14 +151,15 @@ def with_weights(dense: PreTrainedModel, weights: dict[str, torch.Tensor]) -> Pr
     return model
 
 
-def quality(model: PreTrainedModel, dense: PreTrainedModel, options: argparse.Namespace) -> dict[str, Any]:
+def quality(model: PreTrainedModel, options: argparse.Namespace) -> dict[str, Any]:
     """Perplexity on each kind of held-out text, the share of zeros in the layers, and the drift of hidden states."""
-    texts = held_out(options.output / "model", options.held_out, options.length)
+    folder, sizes = options.output / "model", (options.held_out, options.length)
+    texts = held_out(folder, *sizes)
     weights = layer_weights(model).values()
     return {
         "perplexity": {kind: perplexity(model, windows) for kind, windows in texts.items()},
         "zeros": sum(int((one == 0).sum()) for one in weights) / sum(one.numel() for one in weights),
-        "drift": {kind: drift(model, dense, windows[:DRIFT_WINDOWS]) for kind, windows in texts.items()},
+        "drift": {DRIFT_KIND: drift(hidden_states(model, texts[DRIFT_KIND]), dense_states(folder, *sizes))},
     }
 
 
@@ -172,23 +173,27 @@ def perplexity(model: PreTrainedModel, windows: torch.Tensor) -> float:
     return math.exp(total / windows[:, 1:].numel())
 
 
-@torch.no_grad()
-def drift(model: PreTrainedModel, dense: PreTrainedModel, windows: torch.Tensor) -> list[float]:
-    """How far the hidden states after each decoder layer are from the dense model's.
+def drift(states: Sequence[torch.Tensor], dense: Sequence[torch.Tensor]) -> list[float]:
+    """The squared difference from the dense model's hidden states over their squared norm, for each decoder layer."""
+    return [
+        float((one - other).square().sum() / other.square().sum()) for one, other in zip(states, dense, strict=True)
+    ]
 
-    The squared difference over the squared norm of the dense model's, each summed over all tokens but the first of each
-    window, whose norm is many times that of others. The last has the final norm applied.
+
+@torch.no_grad()
+def hidden_states(model: PreTrainedModel, windows: torch.Tensor) -> list[torch.Tensor]:
+    """Hidden states after each decoder layer, the last after the final norm, on the first windows.
+
+    Without the first token of each window, whose norm is many times that of the others.
     """
-    changes: list[float] = []
-    norms: list[float] = []
-    for window in windows:
-        inputs = {"input_ids": window[None], "use_cache": False, "output_hidden_states": True}
-        states, wanted = (one(**inputs).hidden_states[1:] for one in (model, dense))
-        found = [float((one - other)[:, 1:].square().sum()) for one, other in zip(states, wanted, strict=True)]
-        whole = [float(other[:, 1:].square().sum()) for other in wanted]
-        changes = [a + b for a, b in zip(changes or [0.0] * len(found), found, strict=True)]
-        norms = [a + b for a, b in zip(norms or [0.0] * len(whole), whole, strict=True)]
-    return [change / norm for change, norm in zip(changes, norms, strict=True)]
+    inputs = {"input_ids": windows[:DRIFT_WINDOWS], "use_cache": False, "output_hidden_states": True}
+    return [one[:, 1:] for one in model(**inputs).hidden_states[1:]]
+
+
+@functools.cache
+def dense_states(folder: Path, count: int, length: int) -> list[torch.Tensor]:
+    """The hidden states of the dense model of a folder, the same for all rows."""
+    return hidden_states(dense_model(folder), held_out(folder, count, length)[DRIFT_KIND])
 
 
 @functools.cache

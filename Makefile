@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest architectures check docs bench bench-quality bench-structure format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest architectures check docs bench bench-quality bench-structure bench-oneshot format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -107,6 +107,11 @@ bench-quality: $(VENV)/installed
 bench-structure: $(VENV)/installed
 	$(BIN)/python benchmarks/structure.py
 	$(BIN)/python benchmarks/language_structures.py
+
+# A language model pruned at once from calibration data, and what llm-compressor makes of it in an environment of its own, over
+# three seeds, one row at a time; continues where it was stopped. The report is in outputs/oneshot.
+bench-oneshot: $(VENV)/installed
+	$(BIN)/python benchmarks/oneshot.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

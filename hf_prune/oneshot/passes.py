@@ -11,10 +11,6 @@ from typing import Any
 import torch
 
 
-class PassEndedError(BaseException):
-    """Raised inside a paused pass to end it. No `Exception`, so that no model's code takes it for one of its own."""
-
-
 class Pass:
     """A function in a thread of its own. It runs only while `go` waits for it, until it pauses or returns.
 
@@ -52,11 +48,15 @@ class Pass:
             raise self._error
 
     def pause(self) -> None:
-        """Called by the work: wait for the next `go`. Raises PassEndedError if there will be none."""
+        """Called by the work: wait for the next `go`.
+
+        Raises GeneratorExit if there will be none, as in a generator that is closed: no `Exception`, so that no model's
+        code takes it for one of its own.
+        """
         self._back.release()
         self._turn.acquire()
         if self._is_ending:
-            raise PassEndedError
+            raise GeneratorExit
 
     def end(self) -> None:
         """End the pass where it is, and wait until its thread has ended."""
@@ -71,10 +71,8 @@ class Pass:
         try:
             if not self._is_ending and self._work is not None:
                 self.result = self._compute(self._work)
-        except PassEndedError:
-            pass
         except BaseException as error:  # noqa: BLE001 - raised in the thread that called `go`
-            self._error = error
+            self._error = None if self._is_ending else error
         finally:
             self._work, self.is_done = None, True
             self._back.release()

@@ -35,6 +35,7 @@ SAMPLE = {
     "BertForMaskedLM": ["attention.output.dense", "output.dense"],
     "AlbertForMaskedLM": ["attention.dense", "ffn_output"],
     "T5ForConditionalGeneration": ["SelfAttention.o", "EncDecAttention.o", "DenseReluDense.wo"],
+    "SwitchTransformersForConditionalGeneration": ["SelfAttention.o", "EncDecAttention.o"],  # experts that are modules
     "BartForConditionalGeneration": ["self_attn.out_proj", "encoder_attn.out_proj", "fc2"],
     "WhisperForConditionalGeneration": ["self_attn.out_proj", "encoder_attn.out_proj", "fc2"],
     "ConvNextForImageClassification": [],  # times a scale for each channel

@@ -1,9 +1,9 @@
 """One family of errors: which there are, what they carry, and how the commands tell them."""
 
 import ast
-import re
 import inspect
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np

@@ -42,6 +42,9 @@ _COUNTED_BY_LAYER = ("neurons", "heads")
 # Those whose units are read by linear layers, which can be solved anew without the removed ones.
 _RECONSTRUCTED = ("neurons", "heads")
 
+# Those that give tensors or rows counts of their own, which an n:m pattern leaves no room for.
+_DIVIDING_SCOPES = ("global", "row", "erk", "sensitivity", "owl")
+
 # What a model is to reach; what is removed is then found.
 TARGETS = ("target_speedup", "target_parameters", "target_latency")
 
@@ -237,7 +240,7 @@ class PruningConfig:
                 f"must not rank tensors together with the method {self.method!r}, which solves one tensor at a time; "
                 f"got {self.scope!r}, use 'layer'",
             )
-        if pattern is not None and pattern.name == "n:m" and self.scope in ("global", "row", "erk"):
+        if pattern is not None and pattern.name == "n:m" and self.scope in _DIVIDING_SCOPES:
             yield (
                 "scope",
                 f"expected 'layer' with the pattern {self.pattern!r}, which fixes the sparsity of every tensor, got "

@@ -5,29 +5,65 @@ To add a scope, write its function and one entry of `SCOPES`.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from .patterns import count_of
+from .allocation import (
+    counts_near,
+    histogram,
+    largest_remainder,
+    lowest_of_all,
+    moved_towards,
+    outlier_share,
+    shares_by_outliers,
+)
+from .patterns import PATTERNS, Pattern, count_of
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A matrix of a tensor, and what was seen of it.
+
+    Attributes:
+        weight: the matrix (out, in).
+        kept: False where a weight is masked (out, in; bool).
+        squares: the mean over tokens of the square of each input (in; float32).
+        gradients: the sum over tokens of the square of the loss's gradient at each output (out; float32); None for a
+            scope that does not read it.
+    """
+
+    weight: "torch.Tensor"
+    kept: "torch.Tensor"
+    squares: "torch.Tensor"
+    gradients: "torch.Tensor | None" = None
+
+
+@dataclass(frozen=True)
 class Prunable:
     """What a scope needs to know about a tensor.
 
-    `units`: how many units its pattern divides it into; `dropped`: how many are dropped already, and stay so;
-    `sides`: the sides of one matrix (out, in), or of a convolution's kernel too (out, in, height, width); `inputs`: the
-    norm of each input feature (float32) in the optimizer step before the update, for a scope that reads it.
+    Attributes:
+        units: how many units its pattern divides it into.
+        dropped: how many are dropped already, and stay so.
+        sides: the sides of one matrix (out, in), or of a convolution's kernel too (out, in, height, width).
+        inputs: the norm of each input feature (float32) in the optimizer step before the update, or over all tokens of
+            calibration, for a scope that reads it; None for a tensor of several matrices.
+        matrices: its matrices with what was seen of each, for a scope that reads it; none where nothing was seen.
+        pattern: what is dropped together.
+        block: the layer of the model's repeated stack that it is in, by its path; empty outside of one.
     """
 
     units: int
     dropped: int
     sides: tuple[int, ...]
     inputs: "torch.Tensor | None" = None
+    matrices: Sequence[Seen] = ()
+    pattern: Pattern = field(default_factory=lambda: Pattern("unstructured"))
+    block: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +85,8 @@ class Scope:
         ranks_together: whether several tensors are ranked together in one pool.
         within_rows: whether the weights of each row (output) of a tensor are ranked by themselves, as only solvers and
             pruning at once can.
-        reads: `inputs` where `pools` needs the norms of the inputs, or None.
+        reads: what `pools` needs besides the counts: `inputs`, the norms of the inputs and the weights, or `outputs`,
+            the gradients at the outputs too; None for a scope that knows all by the shapes.
         paper: a BibTeX entry.
     """
 
@@ -103,7 +140,7 @@ def erk(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
             remaining -= available[index]
             free.remove(index)
 
-    whole = _largest_remainder(kept, wanted)
+    whole = largest_remainder(kept, wanted)
     return [Pool((index,), tensor.units - whole[index]) for index, tensor in enumerate(tensors)]
 
 
@@ -111,13 +148,82 @@ def _erk_density(tensor: Prunable) -> Fraction:
     return Fraction(max(sum(tensor.sides), 1), max(math.prod(tensor.sides), 1))
 
 
-def _largest_remainder(shares: Sequence[Fraction], total: int) -> list[int]:
-    """Whole numbers that add up to `total`: each share rounded down, then one more to the largest remainders."""
-    whole = [int(share) for share in shares]
-    order = sorted(range(len(shares)), key=lambda index: (whole[index] - shares[index], index))
-    for index in order[: total - sum(whole)]:
-        whole[index] += 1
-    return whole
+# How far a sparsity moves from that of all towards what the ranking gives a tensor, and at most.
+_PART, _BOUND = 0.5, 0.15
+
+
+def sensitivity(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
+    """Less is dropped where the loss depends more on the weights.
+
+    In one ranking of the units of all tensors by `sum of w² E[x²] E[g²]`, for the inputs x and the gradients g of the
+    loss at the outputs, every tensor loses a share. Its sparsity is moved half-way to that share, by 0.15 at most, and
+    so that it keeps half of the density of all; then all are moved by the same amount to the exact total. A tensor of
+    which nothing was seen stays at the sparsity of all.
+    """
+    shares = [float(sparsity)] * len(tensors)
+    seen = [index for index, tensor in enumerate(tensors) if tensor.matrices]
+    if seen:
+        total = count_of(sparsity, sum(tensors[index].units for index in seen))
+        more = max(total - sum(tensors[index].dropped for index in seen), 0)
+        lost = lowest_of_all([_histogram(tensors[index]) for index in seen], more)
+        for index, number in zip(seen, lost, strict=True):
+            ranked = (tensors[index].dropped + number) / max(tensors[index].units, 1)
+            shares[index] = moved_towards(float(sparsity), ranked, _PART, _BOUND)
+    return _separate(tensors, shares, sparsity)
+
+
+def _histogram(tensor: Prunable) -> "torch.Tensor":
+    """The histogram of what dropping each unit costs that is not dropped yet."""
+    rules, found = PATTERNS[tensor.pattern.name], None
+    for one in tensor.matrices:
+        assert one.gradients is not None
+        costs = one.weight.float().square().mul_(one.squares).mul_(one.gradients[:, None])[None]
+        units = rules.scores(costs, one.kept[None], tensor.pattern, "sum")
+        now = histogram(units[~rules.dropped(one.kept[None], tensor.pattern)])
+        found = now if found is None else found + now
+    assert found is not None
+    return found
+
+
+# Above how many times the mean a weight is an outlier, and how far sparsities may lie from their mean.
+_OUTLIER, _WIDTH = 5.0, 0.08
+
+
+def owl(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
+    """Less is dropped in layers of the model in which more weights stand out by |w| ‖x‖.
+
+    D is the share of all weights of a layer of the stack with more than M = 5 times the mean; the sparsities of the
+    layers are linear in D, over a range of 2 λ = 0.16; then all are moved by the same amount to the exact total.
+    Yin et al., "Outlier Weighed Layerwise Sparsity" (arXiv 2310.05175), section 3.2, with the constants of its code.
+    """
+    shares = [float(sparsity)] * len(tensors)
+    blocks: dict[str, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if tensor.matrices:
+            blocks.setdefault(tensor.block, []).append(index)
+    if blocks:
+        outliers = [
+            outlier_share(
+                [
+                    one.weight.float().abs().mul_(one.squares.sqrt())
+                    for index in inside
+                    for one in tensors[index].matrices
+                ],
+                _OUTLIER,
+            )
+            for inside in blocks.values()
+        ]
+        for inside, share in zip(blocks.values(), shares_by_outliers(outliers, float(sparsity), _WIDTH), strict=True):
+            for index in inside:
+                shares[index] = share
+    return _separate(tensors, shares, sparsity)
+
+
+def _separate(tensors: Sequence[Prunable], shares: Sequence[float], sparsity: Fraction) -> list[Pool]:
+    """Every tensor by itself, near these shares; in all as many units as the sparsity says."""
+    units, dropped = [tensor.units for tensor in tensors], [tensor.dropped for tensor in tensors]
+    total = max(count_of(sparsity, sum(units)), sum(dropped))
+    return [Pool((index,), count) for index, count in enumerate(counts_near(shares, units, dropped, total))]
 
 
 SCOPES: dict[str, Scope] = {
@@ -132,6 +238,24 @@ SCOPES: dict[str, Scope] = {
   author = {Evci, Utku and Gale, Trevor and Menick, Jacob and Castro, Pablo Samuel and Elsen, Erich},
   booktitle = {International Conference on Machine Learning},
   year = {2020}
+}""",
+    ),
+    "sensitivity": Scope(
+        sensitivity,
+        words="with a sparsity for each tensor by how much the loss depends on its weights",
+        reads="outputs",
+    ),
+    "owl": Scope(
+        owl,
+        words="with a sparsity for each layer by how many weights stand out in it (OWL)",
+        reads="inputs",
+        paper="""@inproceedings{yin2024owl,
+  title = {Outlier Weighed Layerwise Sparsity ({OWL}): A Missing Secret Sauce for Pruning {LLM}s to High Sparsity},
+  author = {Yin, Lu and Wu, You and Zhang, Zhenyu and Hsieh, Cheng-Yu and Wang, Yaqing and Jia, Yiling and
+            Li, Gen and Jaiswal, Ajay and Pechenizkiy, Mykola and Liang, Yi and Bendersky, Michael and
+            Wang, Zhangyang and Liu, Shiwei},
+  booktitle = {International Conference on Machine Learning},
+  year = {2024}
 }""",
     ),
 }

@@ -8,15 +8,27 @@ import torch
 from ..errors import PruningConfigError
 from ..masking.plan import Group
 from ..methods.patterns import PATTERNS
-from ..methods.scopes import SCOPES, Prunable
+from ..methods.scopes import SCOPES, Prunable, Seen
 from ..model.layouts import as_matrices
 
 
-def counts_of(groups: Sequence[Group], weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+def counts_of(
+    groups: Sequence[Group],
+    weights: Mapping[str, torch.Tensor],
+    seen: Mapping[str, Sequence[Seen]] | None = None,
+    blocks: Mapping[str, str] | None = None,
+) -> dict[str, int]:
     """How many units of each tensor are dropped at the end, those that are zero already included.
+
+    Args:
+        groups: the tensors, and with what scope and sparsity.
+        weights: parameter name -> weights.
+        seen: parameter name -> what a scope that reads it sees of the dense model, see `seen.see_dense`.
+        blocks: parameter name -> the layer of the model's stack that it is in.
 
     Raises PruningConfigError for a scope that ranks tensors together.
     """
+    seen, blocks = seen or {}, blocks or {}
     counts = {}
     for group in groups:
         prunable = [
@@ -24,6 +36,10 @@ def counts_of(groups: Sequence[Group], weights: Mapping[str, torch.Tensor]) -> d
                 units=group.units_of(target),
                 dropped=_dropped(group, as_matrices(weights[target.name], target.layout)),
                 sides=target.sides,
+                inputs=_norms(seen.get(target.name, ())),
+                matrices=seen.get(target.name, ()),
+                pattern=group.pattern,
+                block=blocks.get(target.name, ""),
             )
             for target in group.members
         ]
@@ -33,10 +49,15 @@ def counts_of(groups: Sequence[Group], weights: Mapping[str, torch.Tensor]) -> d
                 raise PruningConfigError(
                     "scope",
                     f"must not rank tensors together with the method {group.config.method!r}, which prunes one layer "
-                    f"after another; got {group.scope!r}, use 'layer', 'row' or 'erk'",
+                    f"after another; got {group.scope!r}, use 'layer', 'row', 'erk', 'sensitivity' or 'owl'",
                 )
             counts[group.members[pool.members[0]].name] = pool.count
     return counts
+
+
+def _norms(seen: Sequence[Seen]) -> torch.Tensor | None:
+    """The root of the mean squares of the inputs, of a tensor that is one matrix."""
+    return seen[0].squares.sqrt() if len(seen) == 1 else None
 
 
 def _dropped(group: Group, matrices: torch.Tensor) -> int:

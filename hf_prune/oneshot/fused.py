@@ -24,6 +24,10 @@ class Routed:
 # are, where that is known.
 Seen = Callable[[Layer, Sequence[int], Sequence[torch.Tensor], Routed | None], None]
 
+# Called after it: the layer, its experts, and the product, of all of them at once (experts, rows, out) or of one
+# (..., out). What it returns takes the product's place.
+Made = Callable[[Layer, Sequence[int], torch.Tensor], torch.Tensor]
+
 _PRODUCTS = {"linear": (0, 1), "matmul": (0, 1), "__matmul__": (0, 1), "mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2)}
 _SELECTIONS = ("__getitem__", "index_select")
 
@@ -31,11 +35,13 @@ _SELECTIONS = ("__getitem__", "index_select")
 class FusedProducts(TorchFunctionMode):
     """Calls `seen` before each product with the matrix of an expert, which is known by its address in the parameter.
 
-    A product of several matrices at once (`bmm` with the whole parameter) is one call, with all experts.
+    A product of several matrices at once (`bmm` with the whole parameter) is one call, with all experts. `made`, if
+    there is one, is called after each.
     """
 
-    def __init__(self, layers: Sequence[Layer], seen: Seen):
+    def __init__(self, layers: Sequence[Layer], seen: Seen, made: Made | None = None):
         super().__init__()
+        self._made = made
         self._layers = sorted(layers, key=lambda layer: layer.parameter.data_ptr())
         self._starts = [layer.parameter.data_ptr() for layer in self._layers]
         self._seen = seen
@@ -45,10 +51,13 @@ class FusedProducts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        looked = None
         if name in _PRODUCTS and len(args) > _PRODUCTS[name][1]:
             first, second = (args[index] for index in _PRODUCTS[name])
-            self._look(first, second)
+            looked = self._look(first, second)
         result = func(*args, **kwargs)
+        if looked is not None and self._made is not None:
+            result = self._made(*looked, result)
         if name in _SELECTIONS and len(args) > 1 and torch.is_tensor(result) and torch.is_tensor(args[0]):
             self._note(args[0], args[1] if name == "__getitem__" else args[-1], result)
         elif name == "split" and torch.is_tensor(args[0]) and args[0] in self._routed:
@@ -62,17 +71,18 @@ class FusedProducts(TorchFunctionMode):
             indices = chosen.nonzero().squeeze(1) if chosen.dtype == torch.bool else chosen
             self._routed[result] = Routed(indices, len(rows))
 
-    def _look(self, inputs: Any, weight: Any) -> None:
+    def _look(self, inputs: Any, weight: Any) -> tuple[Layer, Sequence[int]] | None:
         if not torch.is_tensor(weight) or not torch.is_tensor(inputs) or not weight.is_floating_point():
-            return
+            return None
         found = self._find(weight)
         if found is None:
-            return
+            return None
         layer, first, number = found
         if number > 1:
             if weight.dim() == 3 and inputs.dim() == 3 and len(inputs) == layer.parts == number:
                 self._seen(layer, range(layer.parts), list(inputs), Routed(None, inputs.shape[1]))
-            return
+                return layer, range(layer.parts)
+            return None
         key = (id(layer.modules[0]), first)
         routed, latest = self._routed.get(inputs), self._latest.get(key)
         if routed is not None:
@@ -80,6 +90,7 @@ class FusedProducts(TorchFunctionMode):
         elif latest is not None and latest.indices is not None and len(latest.indices) == inputs[..., 0].numel():
             routed = latest  # of the product before, in the same expert
         self._seen(layer, (first,), (inputs.reshape(-1, inputs.shape[-1]),), routed)
+        return layer, (first,)
 
     def _find(self, weight: torch.Tensor) -> tuple[Layer, int, int] | None:
         """The layer that a weight is part of, the first expert in it, and the number of experts."""

@@ -19,6 +19,7 @@ from ..errors import ArgumentError, CalibrationError, PlacementError, PruningCon
 from ..masking.plan import Group, make_groups
 from ..masking.pruner import Pruner
 from ..methods.criteria import CRITERIA
+from ..methods.scopes import SCOPES, Seen
 from ..methods.solvers import SOLVERS
 from ..methods.table import reads_of
 from ..model.layouts import Target
@@ -29,6 +30,7 @@ from .counts import counts_of, split_count
 from .grams import Moments, moments_of
 from .layers import Layer, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep, Stop
+from .seen import blocks_of, see_dense
 from .solve import Matrix, damping_of, more_to_drop, needs_products, solve
 from .windows import Batch, as_batches
 from .work import Finished, Work
@@ -149,10 +151,16 @@ def prune(
     if not reads_inputs(config):
         return _pruned_without_data(model, config)
     run = _checked_run(model, config, calibration, data, tokenizer, leave_unreached)
-    if directory is not None:
-        run.work = Work(as_path(directory), run.settings(), resume)
-    elif resume:
+    if directory is None and resume:
         raise CalibrationError("directory", "expected the folder of the run to resume, got None")
+    if directory is not None and resume:
+        run.work = Work(as_path(directory), run.settings(), resume)
+        run.counts = run.work.counts()
+    if run.counts is None:
+        run.counts = run.count()
+    if directory is not None:
+        run.work = run.work or Work(as_path(directory), run.settings(), resume)
+        run.work.keep_counts(run.counts)
     return run.run(progress)
 
 
@@ -250,15 +258,15 @@ class _Run:
     ):
         self.model, self.config, self.calibration, self.batches = model, config, calibration, batches
         self.parameters = dict(named_parameters(model))
-        weights = {target.name: self.parameters[target.name].detach() for target in targets}
-        self.counts = counts_of(groups, weights)
+        self.groups = groups
+        self.counts: dict[str, int] | None = None
         self.layers = {layer.target.name: layer for layer in find_layers(model, targets, self.parameters)}
         self.products = needs_products(config)
         twins = self.products and calibration.dense_weight > 0
         self.stream = Lockstep(model, batches, targets, dense_twin=twins)
         self.work: Work | None = None
         self.left_dense: list[str] = []
-        self.masks = {target.name: weights[target.name].ne(0).cpu() for target in targets}
+        self.masks = {target.name: self.parameters[target.name].detach().ne(0).cpu() for target in targets}
         self.few_tokens: list[str] = []
 
     def check_reached(self, leave_unreached: bool) -> None:
@@ -273,6 +281,22 @@ class _Run:
                 "(leave_unreached=True, --leave-unreached)"
             )
         self.left_dense = missing
+
+    def count(self) -> dict[str, int]:
+        """How many units are dropped of each tensor, with what the scope sees of the dense model."""
+        groups = [
+            replace(group, members=tuple(one for one in group.members if one.name not in self.left_dense))
+            for group in self.groups
+        ]
+        names = [target.name for group in groups for target in group.members]
+        reads = {SCOPES[group.scope].reads for group in groups}
+        seen: dict[str, list[Seen]] = {}
+        if reads != {None}:
+            layers = [self.layers[name] for name in names if self.layers[name].kind != "unknown"]
+            positions = {layer.target.name: at for layer, at in self.stream.discovery.positions.items()}
+            seen = see_dense(self.model, layers, self.batches, positions, gradients="outputs" in reads)
+        weights = {name: self.parameters[name].detach() for name in names}
+        return counts_of(groups, weights, seen, blocks_of(self.model, names))
 
     def settings(self) -> dict[str, Any]:
         """All that the result depends on."""
@@ -340,6 +364,7 @@ class _Run:
 
     def matrix(self, layer: Layer, part: int, weight: torch.Tensor) -> Matrix:
         """The problem of one matrix."""
+        assert self.counts is not None
         kept = weight != 0
         count = split_count(self.counts[layer.target.name], layer.parts)[part]
         indices = None

@@ -18,6 +18,8 @@ WORK_NAME = "one_shot"  # the folder, inside that of the model; removed at the e
 
 _SETTINGS_NAME = "settings.json"
 
+_COUNTS_NAME = "counts.json"
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -67,6 +69,29 @@ class Work:
                 f"{path.parent}: expected the same {name} as in the run that was stopped ({saved.get(name)!r}), got "
                 f"{settings.get(name)!r}; resume with the same settings, or start anew without --resume"
             )
+
+    def counts(self) -> dict[str, int] | None:
+        """How many units of each tensor are dropped; None where the run was stopped before that was known.
+
+        Sums of gradients may differ from run to run on an accelerator: what was decided is kept.
+        """
+        path = self.folder / _COUNTS_NAME
+        try:
+            return dict(read_json(path))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise CalibrationError(
+                f"{path}: expected the counts of a run, got a file that cannot be read: {one_line(error)}; delete "
+                f"{self.folder}"
+            ) from error
+
+    def keep_counts(self, counts: Mapping[str, int]) -> None:
+        """Write how many units of each tensor are dropped, complete or not at all."""
+        path = self.folder / _COUNTS_NAME
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(path)
 
     def find(self, place: int, name: str) -> Finished | None:
         """The finished matrix of a place in the order, from 0; None where the run was stopped before it."""

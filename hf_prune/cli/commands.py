@@ -1,4 +1,4 @@
-"""The commands: `hf-prune run`, `prune`, `plan`, `recipes`, `init`, `validate`, `report`, `card`, `push`.
+"""The commands of `hf-prune`, one function each.
 
 A command imports what it needs when it runs: `--help`, `recipes` and `init` load neither torch nor transformers.
 """
@@ -28,7 +28,7 @@ from ..errors import (
     one_line,
 )
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
-from .progress import layers_done
+from .progress import layers_done, tensors_done
 from .tables import (
     console,
     print_chosen,
@@ -40,6 +40,7 @@ from .tables import (
     print_push_plan,
     print_report,
     print_result,
+    print_sensitivity,
 )
 
 if TYPE_CHECKING:
@@ -118,10 +119,19 @@ def prune_command(
     ],
     method: Annotated[str, typer.Option(help="sparsegpt, alps, wanda, magnitude or random.")] = "sparsegpt",
     sparsity: Annotated[float | None, typer.Option(help="Share of masked weights; given by n:m patterns.")] = None,
+    target_quality: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead: the share of quality (dense perplexity / perplexity) to keep, such as 0.95; the highest "
+            "sparsity that keeps it is searched, up to --sparsity (default 0.95)."
+        ),
+    ] = None,
     pattern: Annotated[str, typer.Option(help="unstructured, n:m such as 2:4, or block:RxC.")] = "unstructured",
     scope: Annotated[
         str | None,
-        typer.Option(help="What is ranked together: layer, row or erk (default: row for wanda, else layer)."),
+        typer.Option(
+            help="How sparsity is divided: layer, row, erk, sensitivity or owl (default: row for wanda, else layer)."
+        ),
     ] = None,
     reconstruction: Annotated[
         str | None, typer.Option(help="least_squares: solve the weights that are kept anew, after any method.")
@@ -177,6 +187,8 @@ def prune_command(
 
         if scope is None and (method, pattern) == ("wanda", "unstructured"):
             scope = "row"  # as it was published
+        if target_quality is not None and sparsity is None:
+            sparsity = 0.95  # the highest that is tried
         given = {"method": method, "pattern": pattern, "sparsity": sparsity, "scope": scope}
         given["reconstruction"] = reconstruction
         overrides = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
@@ -209,10 +221,80 @@ def prune_command(
                 device=device,
                 leave_unreached=leave_unreached,
                 resume=resume,
+                target_quality=target_quality,
                 say=print_line,
                 progress=progress,
             )
     print_pruned(result)
+
+
+@app.command("sensitivity")
+def sensitivity_command(
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, package:NAME/PATH, or a name on the Hub.")],
+    data: Annotated[str, typer.Option(help="Texts: a data set on the Hub, a folder or file, or package:NAME/PATH.")],
+    output: Annotated[Path, typer.Option(help="The folder to write curves and allocation into.")] = Path("sensitivity"),
+    method: Annotated[str, typer.Option(help="sparsegpt, alps, wanda, magnitude or random.")] = "sparsegpt",
+    sparsity: Annotated[float, typer.Option(help="Share of all weights together that is allocated.")] = 0.6,
+    rates: Annotated[str, typer.Option(help="Sparsities at which each tensor is pruned alone.")] = "0.3,0.5,0.7",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="More fields of PruningConfig, such as exclude=['.*head.*']."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Windows of text to calibrate with.")] = 32,
+    length: Annotated[int, typer.Option(help="Length of a window in tokens.")] = 512,
+    windows: Annotated[int, typer.Option(help="Other windows, on which the loss is measured.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Windows that pass through the model together.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of texts.")] = 0,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only the rows with this value.")
+    ] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="A GGUF file of the model to read.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda (default: the CPU).")] = None,
+) -> None:
+    """Measure how much pruning each tensor alone adds to a language model's loss, and allocate a sparsity.
+
+    Writes curves (JSON, PNG), and the sparsity of each tensor at the least predicted loss (allocation.json), which
+    hf-prune prune --set overrides=@FILE and recipes (pruning.overrides=@FILE) take. What is in the folder already, with
+    the same settings, is not measured again.
+    """
+    with _errors_as_lines():
+        try:
+            parsed = [float(rate) for rate in rates.split(",")]
+        except ValueError as error:
+            raise RecipeError("--rates", f"expected numbers with commas such as 0.3,0.5,0.7, got {rates!r}") from error
+        _quiet(data=True)
+        from ..config.calibration import CalibrationConfig
+        from ..recipe.loading import parse_pruning, parse_rows
+        from ..recipe.one_shot import measure_saved
+        from ..recipe.schema import DatasetSection
+
+        if windows < 1:
+            raise RecipeError("--windows", f"expected 1 or more, got {windows}")
+        given = {"method": method, "sparsity": sparsity, **({"scope": "row"} if method == "wanda" else {})}
+        config = parse_pruning([*(f"{name}={json.dumps(value)}" for name, value in given.items()), *(settings or [])])
+        section = DatasetSection(
+            name=data, config=data_config, train_split=split, text_column=text_column, where=parse_rows(where or [])
+        )
+        with tensors_done() as progress:
+            result = measure_saved(
+                model,
+                output,
+                config,
+                section,
+                CalibrationConfig(samples=samples, length=length, batch_size=batch_size, seed=seed),
+                parsed,
+                windows=windows,
+                gguf_file=gguf_file,
+                dtype=dtype,
+                device=device,
+                say=print_line,
+                progress=progress,
+            )
+    print_sensitivity(result)
 
 
 @app.command("plan")

@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
+def tensors_done() -> Iterator[Callable[[int, int, str], None]]:
+    """Show how many tensors are measured, the last one's name, and the time that is left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("Computing the loss of the dense model", total=None)
+
+        def show(done: int, total: int, name: str) -> None:
+            progress.update(task, completed=done, total=total, description=name)
+
+        yield show
+
+
+@contextlib.contextmanager
 def layers_done() -> Iterator[Callable[[int, int, "PrunedLayer"], None]]:
     """Show how many of the layers are done, the last one's name and error, and the time that is left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

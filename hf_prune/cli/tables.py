@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from ..publish.push import PushResult
     from ..publish.push_plan import PushPlan
     from ..publish.record import Cost
-    from ..recipe.one_shot import OneShotResult
+    from ..recipe.one_shot import OneShotResult, SensitivityResult
     from ..recipe.outcome import RunResult
     from ..saved.removed import Removed
     from ..saved.report import Report
     from ..structure.chosen import Chosen
+
+# How many tensors are named of those that add most to the loss.
+_MOST_SENSITIVE = 10
 
 console = Console(highlight=False, markup=False, emoji=False)
 
@@ -268,6 +271,28 @@ def print_pruned(result: "OneShotResult") -> None:
     for note in result.pruned.notes:
         console.print(note, soft_wrap=True)
     console.print(f"\n{result.pruned.tokens:,} tokens of calibration. The model is in {result.folder}.", soft_wrap=True)
+
+
+def print_sensitivity(result: "SensitivityResult") -> None:
+    """Print which tensors add most to the loss, the allocation, and the files."""
+    found = result.found
+    highest = max(rate for curve in found.curves.values() for rate in curve.losses)
+    added = {name: curve.losses[highest] - found.dense for name, curve in found.curves.items()}
+    console.rule("Tensors that add most to the loss", align="left")
+    table = _table("", "tensor", f"added at {highest:.0%}", "allocated")
+    for name in sorted(added, key=lambda name: -added[name])[:_MOST_SENSITIVE]:
+        table.add_row(_name(name), f"{added[name]:.4f}", f"{result.shares[name]:.1%}")
+    console.print(table)
+    console.print(
+        f"\nLoss of the dense model: {found.dense:.4f}. Predicted with {result.sparsity:.0%} of all weights masked as "
+        f"allocated: {result.predicted:.4f}, the sum of what single tensors add.",
+        soft_wrap=True,
+    )
+    console.print(f"Curves and allocation are in {result.folder}. To prune with the allocation:", soft_wrap=True)
+    console.print(
+        f"  hf-prune prune … --sparsity {result.sparsity:g} --set overrides=@{result.folder / 'allocation.json'}",
+        soft_wrap=True,
+    )
 
 
 def _print_all_models(result: "RunResult") -> None:

@@ -85,6 +85,12 @@ def check_in_training(config: PruningConfig) -> None:
             f"expected 'layer', 'global' or 'erk' for the method {config.method!r} in training, got {config.scope!r}; "
             "hf_prune.prune can rank the weights of each row by themselves",
         )
+    if SCOPES[config.scope].at_once:
+        raise PruningConfigError(
+            "scope",
+            f"expected one that training can use, such as 'layer', 'global' or 'erk', got {config.scope!r}, which needs "
+            "calibration data: use hf_prune.prune, or overrides with the sparsities that hf-prune sensitivity writes",
+        )
 
 
 def _is_by_default(config: PruningConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
 
@@ -105,3 +106,48 @@ def shares_by_outliers(outliers: Sequence[float], share: float, bound: float) ->
     kept = [(one - low) / (high - low) * 2 * bound for one in outliers]
     mean = sum(kept) / len(kept)
     return [share - (one - mean) for one in kept]
+
+
+# A point of a curve: (units dropped, loss).
+Point = tuple[int, float]
+
+
+def lower_hull(points: Sequence[Point]) -> list[Point]:
+    """The lower convex hull of points, from left to right."""
+    hull: list[Point] = []
+    for point in sorted(points):
+        if hull and hull[-1][0] == point[0]:
+            continue  # the lower of two comes first
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def cheapest(curves: Sequence[Sequence[Point]], total: int) -> tuple[list[int], float]:
+    """How many units are dropped of each tensor, `total` in all, at the least sum of losses, and this sum.
+
+    Each tensor has the lower convex hull of its curve, linear between its points; the first point is that of the dense
+    tensor. The pieces of all hulls are taken in the order of their loss per unit, the last one in part, which is the
+    optimum of convex curves. Raises ValueError if the curves end before the total.
+    """
+    hulls = [lower_hull(curve) for curve in curves]
+    pieces = sorted(
+        (_slope(start, end), index, end[0] - start[0])
+        for index, hull in enumerate(hulls)
+        for start, end in pairwise(hull)
+    )
+    counts, loss = [hull[0][0] for hull in hulls], sum(hull[0][1] for hull in hulls)
+    left = total - sum(counts)
+    for slope, index, units in pieces:
+        taken = min(units, max(left, 0))
+        counts[index] += taken
+        loss += slope * taken
+        left -= taken
+    if left > 0:
+        raise ValueError(f"the curves end at {sum(counts)} units")
+    return counts, loss
+
+
+def _slope(start: Point, end: Point) -> float:
+    return (end[1] - start[1]) / (end[0] - start[0])

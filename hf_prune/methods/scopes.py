@@ -87,6 +87,7 @@ class Scope:
             pruning at once can.
         reads: what `pools` needs besides the counts: `inputs`, the norms of the inputs and the weights, or `outputs`,
             the gradients at the outputs too; None for a scope that knows all by the shapes.
+        at_once: whether it sees the matrices (`Prunable.matrices`), which only pruning at once gives.
         paper: a BibTeX entry.
     """
 
@@ -95,6 +96,7 @@ class Scope:
     ranks_together: bool = False
     within_rows: bool = False
     reads: str | None = None
+    at_once: bool = False
     paper: str | None = None
 
 
@@ -244,11 +246,13 @@ SCOPES: dict[str, Scope] = {
         sensitivity,
         words="with a sparsity for each tensor by how much the loss depends on its weights",
         reads="outputs",
+        at_once=True,
     ),
     "owl": Scope(
         owl,
         words="with a sparsity for each layer by how many weights stand out in it (OWL)",
         reads="inputs",
+        at_once=True,
         paper="""@inproceedings{yin2024owl,
   title = {Outlier Weighed Layerwise Sparsity ({OWL}): A Missing Secret Sauce for Pruning {LLM}s to High Sparsity},
   author = {Yin, Lu and Wu, You and Zhang, Zhenyu and Hsieh, Cheng-Yu and Wang, Yaqing and Jia, Yiling and

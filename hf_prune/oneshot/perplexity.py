@@ -1,4 +1,4 @@
-"""The perplexity of a causal language model on windows of tokens."""
+"""The loss and the perplexity of a causal language model on windows of tokens."""
 
 import math
 
@@ -9,16 +9,20 @@ from transformers import PreTrainedModel
 _LARGEST_EXPONENT = 709.0  # beyond it, exp overflows
 
 
-@torch.no_grad()
 def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1) -> float:
-    """`exp` of the mean negative log-likelihood of each token after the first of its window.
+    """`exp` of `mean_loss`; infinity where that is beyond what a float's `exp` can hold."""
+    mean = mean_loss(model, windows, batch_size)
+    return math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1) -> float:
+    """The mean negative log-likelihood of each token after the first of its window.
 
     Args:
         model: a causal language model; it is evaluated as it is, in the precision of its weights.
         windows: token ids (windows, length), int64.
         batch_size: how many windows are computed together.
-
-    Infinity where the mean is beyond what a float's `exp` can hold.
     """
     was_training = model.training
     model.eval()
@@ -31,5 +35,4 @@ def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 
             tokens += rows[:, 1:].numel()
     finally:
         model.train(was_training)
-    mean = total / max(tokens, 1)
-    return math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf
+    return total / max(tokens, 1)

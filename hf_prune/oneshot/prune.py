@@ -302,7 +302,7 @@ class _Run:
         """All that the result depends on."""
         return {
             "model": weights_digest(self.model),
-            "data": _digest(self.batches),
+            "data": digest_of(self.batches),
             "pruning": self.config.to_dict(),
             "calibration": {
                 name: value for name, value in self.calibration.to_dict().items() if name not in ("samples", "length")
@@ -436,7 +436,7 @@ def _samples(batch: Mapping[str, Any]) -> int:
     return next((len(value) for value in batch.values() if torch.is_tensor(value) and value.dim()), 1)
 
 
-def _digest(batches: Sequence[Batch]) -> str:
+def digest_of(batches: Sequence[Batch]) -> str:
     """A digest of the tensors in batches."""
     digest = hashlib.sha256()
     for batch in batches:

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import matplotlib.ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -170,6 +171,36 @@ def plot_search(chosen: Chosen, path: Path | BinaryIO) -> None:
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=1, frameon=False)  # in one row they may be wider than the picture
+    _save(figure, path)
+
+
+def plot_curves(curves: Mapping[str, Mapping[float, float]], dense: float, path: Path | BinaryIO, title: str) -> None:
+    """Plot for each tensor what pruning it alone adds to the loss, over its sparsity.
+
+    `curves` maps names to sparsity -> loss. Tensors whose names differ in numbers alone, as those of a stack of layers
+    do, share a panel: the darker, the later in the stack.
+    """
+    panels: dict[str, list[Mapping[float, float]]] = {}
+    for name, losses in curves.items():
+        panels.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(losses)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3 * columns + 1, 2.4 * rows + 0.8), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    colors = LinearSegmentedColormap.from_list("depth", ["#c9dcf2", _LOSS_COLOR, "#0d2540"])
+    for axis, (name, some) in zip(axes, panels.items(), strict=False):
+        for place, losses in enumerate(some):
+            points = [(0.0, 0.0), *sorted((rate, loss - dense) for rate, loss in losses.items())]
+            axis.plot(*zip(*points, strict=True), ".-", linewidth=1, color=colors(place / max(len(some) - 1, 1)))
+        axis.set_title(name.removesuffix(".weight")[-_LONGEST_NAME:], fontsize=8, parse_math=False)
+        axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("sparsity of this tensor alone", fontsize=9)
+    figure.supylabel("added to the loss", fontsize=9)
     _save(figure, path)
 
 

@@ -20,7 +20,8 @@ from .yaml12 import parse, read_recipe
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
-    `overrides` are `KEY=VALUE` with a dotted key, such as `pruning.sparsity=0.7`; the value is read as YAML.
+    `overrides` are `KEY=VALUE` with a dotted key, such as `pruning.sparsity=0.7`; the value is read as YAML, that of
+    `KEY=@FILE` from a file.
     Raises RecipeError with a line for each unknown key, wrong type and value out of range.
     """
     path = Path(path)
@@ -102,10 +103,20 @@ def parse_rows(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _apply_override(content: dict, override: str) -> tuple[tuple, tuple]:
-    """Set one `KEY=VALUE` in the content. Returns the outermost key that was set (a parent, if new), and the key."""
+    """Set one `KEY=VALUE`, or `KEY=@FILE`, in the content.
+
+    Returns the outermost key that was set (a parent, if new), and the key.
+    """
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise RecipeError(f"expected KEY=VALUE such as pruning.sparsity=0.7, got {override!r}", at=COMMAND_LINE)
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                name, f"expected @FILE, a file of a YAML or JSON value, got {text!r}", at=COMMAND_LINE
+            ) from error
     try:
         value, _, repeated = parse(text)
     except yaml.YAMLError as error:

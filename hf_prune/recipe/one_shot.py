@@ -1,6 +1,7 @@
 """Pruning a saved model at once from calibration data: opened, pruned, measured, and saved with its card."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +18,16 @@ from ..errors import RecipeError
 from ..foreign.transformers import commit_of
 from ..model.limits import few_modules, too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
-from ..oneshot.perplexity import perplexity
+from ..model.targets import find_targets
+from ..oneshot.perplexity import mean_loss, perplexity
 from ..oneshot.planning import OneShotPlan, plan_prune
 from ..oneshot.prune import Progress, Pruned, check_prune, prune
+from ..oneshot.quality import prune_to_quality
+from ..oneshot.sensitivity import Measured, Sensitivity, as_overrides, check_rates, measure_sensitivity
 from ..oneshot.windows import WindowReader, is_causal
 from ..publish.card import write_card
 from ..publish.measure import hardware, versions
+from ..publish.plots import plot_curves, plot_layers
 from ..publish.record import Calibration, Evaluation, RunRecord, Source, describe_methods, save_record
 from ..publish.sources import describe_base, describe_dataset
 from ..saved.model import SavedModel
@@ -64,6 +69,7 @@ def prune_saved(
     device: str | None = None,
     leave_unreached: bool = False,
     resume: bool = False,
+    target_quality: float | None = None,
     say: Say = print,
     progress: Progress | None = None,
 ) -> OneShotResult:
@@ -71,6 +77,9 @@ def prune_saved(
 
     The calibration texts are those of one split of the data set, in an order drawn with the seed. For causal language
     models the next texts in that order are used to compute perplexity, before and after.
+
+    With a `target_quality`, the highest sparsity up to that of `config` is searched at which the dense model's
+    perplexity over the pruned one's is at least that, see `oneshot.quality.prune_to_quality`.
 
     Raises RecipeError, CalibrationError, TargetError or PruningConfigError, before anything is written, if model, data
     and settings do not fit together.
@@ -86,23 +95,45 @@ def prune_saved(
         reader = WindowReader(texts, tokenizer, calibration.length, calibration.seed)
         data = reader.take(calibration.samples)
         held_out = reader.take(min(EVALUATION_WINDOWS, calibration.samples))
+    if target_quality is not None and held_out is None:
+        raise RecipeError("target_quality", "expected a causal language model, whose perplexity can be measured")
+    if target_quality is not None and resume:
+        raise RecipeError("target_quality", "must not be set with --resume: a search starts anew")
     check_prune(model, config, data, calibration, tokenizer, leave_unreached)
     _check_free(output, resume)
     with claimed(output, writes=True):
         dense_metrics = _measure(model, held_out, calibration)
         if dense_metrics:
             say(f"Perplexity of the dense model: {dense_metrics['perplexity']:.3f}")
-        pruned = prune(
-            model,
-            config,
-            data,
-            calibration,
-            tokenizer=tokenizer,
-            leave_unreached=leave_unreached,
-            directory=output,
-            resume=resume,
-            progress=progress,
-        )
+        if target_quality is None:
+            pruned = prune(
+                model,
+                config,
+                data,
+                calibration,
+                tokenizer=tokenizer,
+                leave_unreached=leave_unreached,
+                directory=output,
+                resume=resume,
+                progress=progress,
+            )
+        else:
+            pruned, _ = prune_to_quality(
+                model,
+                config,
+                data,
+                lambda one: _measure(one, held_out, calibration)["perplexity"],
+                target_quality,
+                calibration,
+                dense_value=dense_metrics["perplexity"],
+                tokenizer=tokenizer,
+                leave_unreached=leave_unreached,
+                progress=progress,
+                tried=lambda trial: say(
+                    f"Sparsity {trial.sparsity:.4g}: perplexity {trial.value:.3f}, quality {trial.quality:.3f}"
+                ),
+            )
+            config = pruned.config
         metrics = _measure(model, held_out, calibration)
         if metrics:
             say(f"Perplexity of the pruned model: {metrics['perplexity']:.3f}")
@@ -162,6 +193,94 @@ def plan_saved(
     if isinstance(wanted, torch.dtype):
         model = model.to(wanted)
     return plan_prune(model.eval(), config, calibration)
+
+
+# What `measure_saved` writes.
+MEASURED_NAME, CURVES_NAME, CURVES_PLOT, ALLOCATION_NAME, ALLOCATION_PLOT = (
+    "measured.jsonl",
+    "sensitivity.json",
+    "sensitivity.png",
+    "allocation.json",
+    "allocation.png",
+)
+
+
+@dataclass(frozen=True)
+class SensitivityResult:
+    """What came of `measure_saved`: the curves; and of a total sparsity the tensors', with the predicted loss."""
+
+    found: Sensitivity
+    sparsity: float
+    shares: dict[str, float]
+    predicted: float
+    folder: Path
+
+
+def measure_saved(
+    model_name: str,
+    output: Path,
+    config: PruningConfig,
+    dataset: DatasetSection,
+    calibration: CalibrationConfig,
+    rates: Sequence[float],
+    *,
+    windows: int,
+    gguf_file: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    say: Say = print,
+    progress: Measured | None = None,
+) -> SensitivityResult:
+    """Measure what pruning each tensor of a causal language model alone adds to the loss, and allocate a sparsity.
+
+    Writes curves and allocation into `output` as JSON and PNG. What was measured there before, with the same model,
+    data and settings, is not measured again. The loss is that of the next `windows` windows after those of the
+    calibration.
+
+    Raises RecipeError, CalibrationError, TargetError or PruningConfigError, before anything is written, if model, data
+    and settings do not fit together.
+    """
+    assert config.sparsity is not None
+    rates = check_rates(rates)
+    if config.sparsity > rates[-1]:
+        raise RecipeError(
+            "sparsity", f"expected at most the highest of the rates, {rates[-1]}, got {config.sparsity}; add a rate"
+        )
+    path = resolve_name("model", model_name)
+    rows = load_texts(dataset)
+    tokenizer = _tokenizer(path, gguf_file)
+    model = _model(path, gguf_file, dtype, device)
+    if not is_causal(model):
+        raise RecipeError("model", f"expected a causal language model, got {type(model).__name__}")
+    reader = WindowReader(list(rows[dataset.text_column]), tokenizer, calibration.length, calibration.seed)
+    data, held_out = reader.take(calibration.samples), reader.take(windows)
+    tensors = len(find_targets(model, config.targets, config.exclude, config.adapters))
+    passes = (1 + tensors * len(rates)) * windows
+    say(
+        f"{tensors} tensors at {len(rates)} sparsities: {passes:,} forward passes of {calibration.length} tokens each, "
+        f"and {calibration.samples} for calibration"
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    with claimed(output, writes=True):
+        found = measure_sensitivity(
+            model,
+            config,
+            data,
+            lambda one: mean_loss(one, held_out, calibration.batch_size),
+            rates,
+            calibration,
+            tokenizer=tokenizer,
+            kept_in=output / MEASURED_NAME,
+            progress=progress,
+        )
+        shares, predicted = found.allocate(config.sparsity)
+        losses = {name: curve.losses for name, curve in found.curves.items()}
+        content = {**found.to_dict(), "allocation": {"sparsity": config.sparsity, "predicted_loss": predicted}}
+        (output / CURVES_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (output / ALLOCATION_NAME).write_text(json.dumps(as_overrides(shares), indent=1) + "\n", encoding="utf-8")
+        plot_curves(losses, found.dense, output / CURVES_PLOT, f"Loss with one tensor pruned by {config.method}")
+        plot_layers(shares, output / ALLOCATION_PLOT, f"{config.sparsity:.0%} of all weights, allocated by loss")
+    return SensitivityResult(found, config.sparsity, shares, predicted, output)
 
 
 def describe_calibration(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import LENGTH, VOCABULARY, bert, gpt2, llama, mixtral, resnet, t5
 
-from hf_prune import CalibrationConfig, PruningConfig, PruningConfigError, prune
+from hf_prune import CalibrationConfig, Pruner, PruningConfig, PruningConfigError, prune
 from hf_prune.errors import CalibrationError
 from hf_prune.model.names import named_parameters
 from hf_prune.model.targets import find_targets
@@ -180,13 +180,15 @@ def counted(samples, seed):
 
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
 def test_sensitivity_loses_less_than_equal_shares_where_tensors_differ(method):
-    dense, losses = taught(), {}
+    dense, data = taught(), counted(64, seed=3)
+    models = {"dense": dense}
     for scope in ("layer", "sensitivity"):
-        model = copy.deepcopy(dense)
-        prune(model, PruningConfig(method=method, sparsity=0.5, scope=scope), counted(16, seed=2), SETTINGS)
-        with torch.no_grad():
-            losses[scope] = float(model(input_ids=(data := counted(64, seed=3)), labels=data).loss)
-    assert losses["sensitivity"] < 0.8 * losses["layer"]
+        models[scope] = copy.deepcopy(dense)
+        config = PruningConfig(method=method, sparsity=0.7, scope=scope)
+        prune(models[scope], config, counted(16, seed=2), SETTINGS)
+    with torch.no_grad():
+        losses = {name: float(model(input_ids=data, labels=data).loss) for name, model in models.items()}
+    assert losses["sensitivity"] - losses["dense"] < 0.7 * (losses["layer"] - losses["dense"])
 
 
 class StoppedError(Exception):
@@ -234,3 +236,9 @@ def test_labels_are_needed_where_the_model_does_not_predict_its_own_input():
 def test_groups_leave_nothing_to_divide(scope):
     with pytest.raises(PruningConfigError, match="fixes the sparsity of every tensor"):
         PruningConfig(method="sparsegpt", pattern="2:4", scope=scope)
+
+
+@pytest.mark.parametrize("scope", ["sensitivity", "owl"])
+def test_training_has_no_calibration_data_for_them(scope):
+    with pytest.raises(PruningConfigError, match=r"hf_prune\.prune"):
+        Pruner(llama(), PruningConfig(sparsity=0.5, scope=scope), total_steps=10)

@@ -88,8 +88,8 @@ def check_in_training(config: PruningConfig) -> None:
     if SCOPES[config.scope].at_once:
         raise PruningConfigError(
             "scope",
-            f"expected one that training can use, such as 'layer', 'global' or 'erk', got {config.scope!r}, which needs "
-            "calibration data: use hf_prune.prune, or overrides with the sparsities that hf-prune sensitivity writes",
+            f"expected 'layer', 'global' or 'erk' in training, got {config.scope!r}, which needs calibration data: use "
+            "hf_prune.prune, or overrides with the sparsities that hf-prune sensitivity writes",
         )
 
 

@@ -74,8 +74,7 @@ def prune_to_quality(
     """
     calibration = calibration if calibration is not None else CalibrationConfig()
     check_arguments(model, config, calibration)
-    if not 0 < target_quality < 1:
-        raise PruningConfigError("target_quality", f"expected 0 < target_quality < 1, got {target_quality!r}")
+    check_quality(target_quality)
     if not 0 < step < 1:
         raise PruningConfigError("step", f"expected 0 < step < 1, got {step!r}")
     if config.parsed_pattern.name == "n:m" or not config.sparsity:
@@ -130,6 +129,12 @@ def prune_to_quality(
     _restore(model, weights)
     pruned.notes.append(describe_trials(trials, target_quality))
     return pruned, trials
+
+
+def check_quality(target_quality: float) -> None:
+    """Raise PruningConfigError for what is no share of a quality."""
+    if not 0 < target_quality < 1:
+        raise PruningConfigError("target_quality", f"expected 0 < target_quality < 1, got {target_quality!r}")
 
 
 def describe_trials(trials: list[Trial], target_quality: float) -> str:

@@ -192,7 +192,7 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], dense: float, path:
         for place, losses in enumerate(some):
             points = [(0.0, 0.0), *sorted((rate, loss - dense) for rate, loss in losses.items())]
             axis.plot(*zip(*points, strict=True), ".-", linewidth=1, color=colors(place / max(len(some) - 1, 1)))
-        axis.set_title(name.removesuffix(".weight")[-_LONGEST_NAME:], fontsize=8, parse_math=False)
+        axis.set_title(name.removesuffix(".weight").rpartition("*.")[2], fontsize=8, parse_math=False)
         axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)

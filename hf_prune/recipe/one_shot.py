@@ -22,7 +22,7 @@ from ..model.targets import find_targets
 from ..oneshot.perplexity import mean_loss, perplexity
 from ..oneshot.planning import OneShotPlan, plan_prune
 from ..oneshot.prune import Progress, Pruned, check_prune, prune
-from ..oneshot.quality import prune_to_quality
+from ..oneshot.quality import check_quality, prune_to_quality
 from ..oneshot.sensitivity import Measured, Sensitivity, as_overrides, check_rates, measure_sensitivity
 from ..oneshot.windows import WindowReader, is_causal
 from ..publish.card import write_card
@@ -84,6 +84,8 @@ def prune_saved(
     Raises RecipeError, CalibrationError, TargetError or PruningConfigError, before anything is written, if model, data
     and settings do not fit together.
     """
+    if target_quality is not None:
+        check_quality(target_quality)
     path = resolve_name("model", model_name)
     rows = load_texts(dataset)
     texts = list(rows[dataset.text_column])

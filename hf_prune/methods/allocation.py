@@ -124,12 +124,12 @@ def lower_hull(points: Sequence[Point]) -> list[Point]:
     return hull
 
 
-def cheapest(curves: Sequence[Sequence[Point]], total: int) -> tuple[list[int], float]:
+def cheapest(curves: Sequence[Sequence[Point]], total: int) -> tuple[list[int], float] | None:
     """How many units are dropped of each tensor, `total` in all, at the least sum of losses, and this sum.
 
     Each tensor has the lower convex hull of its curve, linear between its points; the first point is that of the dense
     tensor. The pieces of all hulls are taken in the order of their loss per unit, the last one in part, which is the
-    optimum of convex curves. Raises ValueError if the curves end before the total.
+    optimum of convex curves. None if the curves end before the total.
     """
     hulls = [lower_hull(curve) for curve in curves]
     pieces = sorted(
@@ -144,9 +144,7 @@ def cheapest(curves: Sequence[Sequence[Point]], total: int) -> tuple[list[int], 
         counts[index] += taken
         loss += slope * taken
         left -= taken
-    if left > 0:
-        raise ValueError(f"the curves end at {sum(counts)} units")
-    return counts, loss
+    return (counts, loss) if left <= 0 else None
 
 
 def _slope(start: Point, end: Point) -> float:

@@ -73,13 +73,13 @@ class Sensitivity:
             at_rates = [(count_of(rate, curve.units), loss - self.dense) for rate, loss in curve.losses.items()]
             points.append([(curve.dropped, 0.0), *(point for point in at_rates if point[0] > curve.dropped)])
         total = max(count_of(sparsity, units), dropped)
-        try:
-            counts, added = cheapest(points, total)
-        except ValueError as error:
+        found = cheapest(points, total)
+        if found is None:
             most = max(rate for curve in self.curves.values() for rate in curve.losses)
             raise PruningConfigError(
                 "sparsity", f"expected at most {most}, the highest rate that was measured, got {sparsity}"
-            ) from error
+            )
+        counts, added = found
         shares = {
             name: count / max(curve.units, 1) for (name, curve), count in zip(self.curves.items(), counts, strict=True)
         }

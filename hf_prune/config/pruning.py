@@ -94,8 +94,8 @@ class PruningConfig:
         scope: `layer` (every tensor at the same sparsity), `global` (one ranking of all weights), `erk`
             (Erdős–Rényi-kernel), or `row` (every output of every tensor at the same sparsity; for `hf_prune.prune`, and
             in training for the methods that solve a tensor). For `hf_prune.prune` also `sensitivity` (tensors that the
-            loss depends on stay denser) and `owl` (layers with more outliers stay denser). Default layer: it cannot empty a tensor, and needs no
-            comparison across tensors.
+            loss depends on stay denser) and `owl` (layers with more outliers stay denser).
+            Default layer: it cannot empty a tensor, and needs no comparison across tensors.
             Of neurons and heads, `layer` removes as many from each layer; `global` ranks those of all layers together,
             and each keeps at least one: the smaller model opens after `import hf_prune`. With a target, `global` finds
             numbers for each layer.

@@ -54,7 +54,8 @@ def counts_near(shares: Sequence[float], units: Sequence[int], dropped: Sequence
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if sum(moved(bounds[middle])) <= total else (low, middle)
-    below, above = sum(moved(bounds[low])), sum(moved(bounds[high]))
+    below = sum(moved(bounds[low]), Fraction(0))
+    above = sum(moved(bounds[high]), Fraction(0))
     part = (total - below) / (above - below) if above > below else Fraction(0)
     return largest_remainder(moved(bounds[low] + part * (bounds[high] - bounds[low])), total)
 

@@ -12,6 +12,7 @@ from ..config.calibration import CalibrationConfig
 from ..config.pruning import PruningConfig
 from ..errors import PruningStateError, one_line
 from ..masking.plan import PlannedTensor, make_groups
+from ..methods.scopes import SCOPES
 from ..model.layouts import as_matrices
 from ..model.names import named_parameters, shape_of
 from ..model.targets import find_targets, left_out_of
@@ -93,18 +94,20 @@ def plan_prune(
     groups = make_groups(0, config, targets)
     parameters = dict(named_parameters(model))
     counts = counts_of(groups, {target.name: parameters[target.name].detach() for target in targets})
-    tensors = []
+    tensors, final = [], 0.0
     for group in groups:
         for target in group.members:
             matrices = as_matrices(parameters[target.name].detach(), target.layout)
             masked = 0 if matrices.is_meta else int((matrices == 0).sum())
             share = float(counts[target.name] * group.pattern.unit_sparsity / group.units_of(target))
             share = max(share, masked / target.weights)  # zeros that are there stay
-            tensors.append(PlannedTensor(target.name, target.shape, target.weights, masked, share))
+            final += share * target.weights
+            known = None if SCOPES[group.scope].at_once else share  # what the dense model shows decides
+            tensors.append(PlannedTensor(target.name, target.shape, target.weights, masked, known))
     order = {target.name: place for place, target in enumerate(targets)}
     tensors.sort(key=lambda tensor: order[tensor.name])
     weights = sum(tensor.weights for tensor in tensors)
-    final = sum((tensor.final_sparsity or 0) * tensor.weights for tensor in tensors) / max(weights, 1)
+    final /= max(weights, 1)
     memory, note = None, None
     try:
         memory = plan_memory(model, config, calibration, length)

@@ -30,7 +30,7 @@ from .counts import counts_of, split_count
 from .grams import Moments, moments_of
 from .layers import Layer, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep, Stop
-from .seen import blocks_of, see_dense
+from .seen import blocks_of, check_labels, see_dense
 from .solve import Matrix, damping_of, more_to_drop, needs_products, solve
 from .windows import Batch, as_batches
 from .work import Finished, Work
@@ -203,6 +203,12 @@ def check_arguments(model: Any, config: Any, calibration: Any) -> None:
         raise PruningConfigError(
             "method", f"expected one of {', '.join(usable)} for pruning at once, got {config.method!r}"
         )
+    if SCOPES[config.scope].ranks_together and reads_inputs(config):
+        raise PruningConfigError(
+            "scope",
+            f"must not rank tensors together with the method {config.method!r}, which prunes one layer after another; "
+            f"got {config.scope!r}, use 'layer', 'row', 'erk', 'sensitivity' or 'owl'",
+        )
     if config.penalty is not None:
         raise PruningConfigError("penalty", f"expected None, as nothing is trained, got {config.penalty!r}")
     if is_shared_model(model):
@@ -241,6 +247,8 @@ def _checked_run(
     groups = make_groups(0, config, targets)
     run = _Run(model, config, calibration, batches, targets, groups)
     run.check_reached(leave_unreached)
+    if "outputs" in (SCOPES[group.scope].reads for group in groups):
+        check_labels(model, batches)
     return run
 
 

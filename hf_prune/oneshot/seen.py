@@ -125,9 +125,9 @@ def see_dense(
             current.update(kept_tokens(model, batch))
             with torch.set_grad_enabled(gradients), _deterministic(), torch.autocast(model.device.type, enabled=False):
                 with FusedProducts(fused, see_fused, see_product if gradients else None):
-                    loss = _loss(model, batch) if gradients else _run(model, batch)
-                if loss is not None:
-                    loss.backward()
+                    outputs = _loss(model, batch) if gradients else model(**on_model(batch, model))
+                if gradients:
+                    outputs.backward()
     return {
         layer.target.name: [_as_seen(layer, part, sums[layer, part], gradients) for part in range(layer.parts)]
         for layer in layers
@@ -176,12 +176,14 @@ def _with_gradient(output: torch.Tensor) -> torch.Tensor:
     return output if output.requires_grad else output.detach().requires_grad_().clone()
 
 
-def _run(model: PreTrainedModel, batch: Batch) -> None:
-    model(**on_model(batch, model))
+def check_labels(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    """Raise CalibrationError where a batch that is looked at gives no loss."""
+    for batch in _first(batches):
+        _labels(model, batch)
 
 
-def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """The sum of the losses of all labels, so that each counts the same."""
+def _labels(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The labels of a batch; of a causal language model, the tokens themselves, without padding."""
     labels = batch.get("labels")
     if labels is None and is_causal(model) and torch.is_tensor(batch.get("input_ids")):
         labels = batch["input_ids"]
@@ -193,6 +195,12 @@ def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
             "expected batches with labels for the scope 'sensitivity', which needs the loss of the model, got "
             f"{', '.join(batch) or 'none'}; pass labels, or use the scope 'layer' or 'owl'",
         )
+    return labels
+
+
+def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The sum of the losses of all labels, so that each counts the same."""
+    labels = _labels(model, batch)
     loss = model(**{**on_model(batch, model), "labels": labels.to(model.device)}).loss
     return loss * int((labels != IGNORED).sum())
 

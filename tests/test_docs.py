@@ -12,7 +12,7 @@ from pages import PAGES, ROOT, blocks_of, names_for, run_page
 from typer.main import get_command
 
 import hf_prune
-from hf_prune import DistillationConfig, PruningConfig
+from hf_prune import CalibrationConfig, DistillationConfig, PruningConfig
 from hf_prune.cli.commands import app
 
 README = PAGES["README.md"]
@@ -96,6 +96,7 @@ def test_the_readme_names_what_a_visitor_runs():
     [
         ("docs/configuration.md", "## Fields", PruningConfig),
         ("docs/distillation.md", "## The loss", DistillationConfig),
+        ("docs/one_shot.md", "## Calibration", CalibrationConfig),
     ],
 )
 def test_the_tables_of_fields_name_every_field(page, heading, config):

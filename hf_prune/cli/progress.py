@@ -27,9 +27,10 @@ def tensors_done() -> Iterator[Callable[[int, int, str], None]]:
 
 @contextlib.contextmanager
 def layers_done() -> Iterator[Callable[[int, int, "PrunedLayer"], None]]:
-    """Show how many of the layers are done, the last one's name and error, and the time that is left."""
+    """Show how many of the layers are done, the last one's name and error, and the time that is left, on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), console=console, transient=True) as progress:
+    columns = (*columns, TextColumn("left:"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("Computing the inputs of the first layer", total=None)
 
         def show(done: int, total: int, layer: "PrunedLayer") -> None:

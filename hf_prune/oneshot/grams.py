@@ -9,7 +9,7 @@ import torch
 Rows = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 # How many tokens of the first micro-batch are kept to estimate the error of a layer with.
-_SAMPLE = 256
+SAMPLE = 256
 
 
 @dataclass
@@ -40,7 +40,7 @@ def moments_of(inputs: Iterable[Rows], width: int, products: bool) -> Moments:
         rows = rows.float()
         found.tokens += len(rows)
         if found.sample is None and len(rows):
-            found.sample = rows[:_SAMPLE].clone()
+            found.sample = rows[:SAMPLE].clone()
         if products:
             found.gram = _add(found.gram, rows, rows)
             found.cross = found.cross if dense_rows is None else _add(found.cross, dense_rows.float(), rows)

@@ -13,10 +13,12 @@ from ..config.pruning import PruningConfig
 from ..errors import PruningStateError, one_line
 from ..masking.plan import PlannedTensor, make_groups
 from ..methods.scopes import SCOPES
+from ..methods.solvers import SOLVERS
 from ..model.layouts import as_matrices
 from ..model.names import named_parameters, shape_of
 from ..model.targets import find_targets, left_out_of
 from .counts import counts_of
+from .grams import SAMPLE
 from .memory import stream_memory
 from .prune import at_once, check_arguments, reads_inputs
 from .solve import needs_products
@@ -163,25 +165,26 @@ def matrix_bytes(
     """The bytes that the moments of a matrix hold, and the most that are needed while it is pruned, moments included.
 
     Moments are gram and cross products (in, in), and those of what the stream lacks (out, in), and a product before it
-    is added to them; of a micro-batch of `tokens`, inputs as float32 where the model is not. For the new target, two
-    Cholesky factors (in, in) are needed and five matrices (out, in); then what the solvers say (`obs.sweep`,
-    `admm.admm`, `survivors.solve_survivors`) and masks. All are of float32, but for masks.
+    is added to them; of a micro-batch of `tokens`, inputs as float32 where the model is not; and some inputs are kept.
+    For the new target, two Cholesky factors (in, in) and some matrices (out, in) are needed, and two factors and two
+    matrices by a solver that begins; then what it says itself (`Solver.numbers`).
     """
     square, matrix = 4 * columns * columns, 4 * rows * columns
     if not needs_products(config):
         return 4 * columns, 4 * tokens * columns * (not is_float32) + 3 * matrix
-    moments = square * (2 if twins else 1) + matrix * lacks
+    moments = square * (2 if twins else 1) + matrix * lacks + 4 * SAMPLE * columns
     inputs = 0 if is_float32 else 4 * tokens * columns * (2 if twins else 1)
     inputs += 4 * tokens * rows * lacks
     summing = moments + max(square, matrix * lacks) + inputs
-    weight = 0 if is_float32 else matrix
-    target = 2 * square + 5 * matrix if twins else 0
-    solver = {
-        "alps": max(2 * square + 3 * matrix, square + 6 * matrix),
-        "sparsegpt": max(3 * square, square + 3 * matrix) + matrix // 2,
-    }
-    solving = solver.get(config.method, 5 * matrix) + (matrix if twins else 0)
-    return moments, max(summing, moments + weight + max(target, solving))
+    copies = matrix * (not is_float32)  # of the weights, in float32
+    target = 2 * square + 15 * matrix // 4 if twins else 0
+    solving = 2 * square + 2 * matrix
+    solver = SOLVERS.get(config.method)
+    if solver is not None and solver.numbers is not None:  # the gram matrix and the weights are among them
+        solving = max(solving, 4 * solver.numbers(rows, columns) - square - matrix)
+    elif config.reconstruction is not None:
+        solving = 6 * matrix
+    return moments, max(summing, moments + copies + max(target, solving + matrix * twins))
 
 
 def _decoder_inputs(model: PreTrainedModel, samples: int, length: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -28,8 +28,13 @@ SHORT = {
     "sentiment": ["dataset.max_train_samples=64", "dataset.max_length=32"],
     "summarization": ["dataset.max_train_samples=64", "dataset.max_length=32", "generation.max_new_tokens=4"],
     "generation": ["dataset.max_train_samples=8", "dataset.max_length=16", "generation.max_new_tokens=3"],
+    "oneshot": [
+        *("dataset.max_train_samples=8", "dataset.max_length=16", "generation.max_new_tokens=3"),
+        *("calibration.samples=2", "calibration.length=16"),
+    ],
     "structured_generation": ["dataset.max_train_samples=8", "dataset.max_length=16", "generation.max_new_tokens=3"],
 }
+OF_SMOLLM2 = ("generation", "oneshot", "structured_generation")  # a model of 135 million weights
 SHORTENED = [
     *("training.max_steps=3", "training.per_device_train_batch_size=2", "training.eval_strategy=no"),
     *("dense.max_steps=1", "dataset.test_size=6", "dataset.validation_size=2"),
@@ -52,8 +57,8 @@ def test_every_recipe_is_valid(path):
 
 @pytest.mark.parametrize(
     "path",
-    # Those of a model of 135 million weights are slow however short they are.
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * path.stem.endswith("generation")) for path in RECIPES],
+    # Those are slow however short they are.
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in OF_SMOLLM2)) for path in RECIPES],
 )
 def test_every_recipe_runs_shortened(path, tmp_path):
     model = load_recipe(path).model.name

@@ -385,7 +385,8 @@ def structure_lines(rows):
     meanings = {**OPENED, **{word: meaning for word, (meaning, _) in REFUSED.items()}}
     for word, meaning in meanings.items():
         numbers = [sum(row[structure] == word for row in rows) for structure in STRUCTURES]
-        lines.append(f"- **{word}** ({', '.join(map(str, numbers))}): {meaning}")
+        if any(numbers):
+            lines.append(f"- **{word}** ({', '.join(map(str, numbers))}): {meaning}")
     return lines
 
 

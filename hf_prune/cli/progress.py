@@ -1,4 +1,4 @@
-"""The progress bar of one-shot pruning."""
+"""The progress bars of one-shot pruning and of its measurements."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def tensors_done() -> Iterator[Callable[[int, int, str], None]]:
     """Show how many tensors are measured, the last one's name, and the time that is left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), console=console, transient=True) as progress:
+    with _progress() as progress:
         task = progress.add_task("Computing the loss of the dense model", total=None)
 
         def show(done: int, total: int, name: str) -> None:
@@ -27,10 +26,8 @@ def tensors_done() -> Iterator[Callable[[int, int, str], None]]:
 
 @contextlib.contextmanager
 def layers_done() -> Iterator[Callable[[int, int, "PrunedLayer"], None]]:
-    """Show how many of the layers are done, the last one's name and error, and the time that is left, on a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    columns = (*columns, TextColumn("left:"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    """Show how many of the layers are done, the last one's name and error, and the time that is left."""
+    with _progress() as progress:
         task = progress.add_task("Computing the inputs of the first layer", total=None)
 
         def show(done: int, total: int, layer: "PrunedLayer") -> None:
@@ -38,3 +35,18 @@ def layers_done() -> Iterator[Callable[[int, int, "PrunedLayer"], None]]:
             progress.update(task, completed=done, total=total, description=f"{layer.name}{error}")
 
         yield show
+
+
+def _progress() -> Progress:
+    """A bar that is gone at the end, and that is shown on a terminal only."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -169,6 +169,12 @@ _DEEPSPEED_CONFIG = Foreign(
     "when from_pretrained can be told not to shard a model",
 )
 
+_NOT_SAVED = Foreign(
+    "transformers:PreTrainedModel._keys_to_ignore_on_save",
+    "know which weights a class computes anew, and does not save",
+    "when a model can list the names of its saved tensors",
+)
+
 _MODEL_MAPPING = Foreign(
     "transformers:AutoModel._model_mapping",
     "find the teacher's class for the same task in another architecture",
@@ -238,6 +244,11 @@ def keep_origin(config: Any, origin: Any) -> None:
     """Give a configuration the model name of another one, and the commit, where transformers keeps it."""
     config.name_or_path = origin.name_or_path or ""
     config._commit_hash = commit_of(origin)
+
+
+def names_not_saved(model: Any) -> set[str]:
+    """The names of parameters and buffers that `save_pretrained` leaves out, as the class computes them anew."""
+    return set(attribute(model, _NOT_SAVED) or ())
 
 
 _IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")

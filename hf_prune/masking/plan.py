@@ -426,7 +426,7 @@ def _plan_units(
 def _dropped_now(group: Group, masked: Mapping[str, Fraction]) -> list[int]:
     """How many of each coupled units are dropped already, from the numbers of masked weights of the tensors."""
     weights = {target.name: target.weights for target in group.members}
-    shares = [min(masked[name] / weights[name] for name in units.names) for units in group.coupled]
+    shares = [min(masked[name] / weights[name] for name in units.names if weights[name]) for units in group.coupled]
     return [int(share * units.units) for share, units in zip(shares, group.coupled, strict=True)]
 
 

@@ -98,7 +98,8 @@ def scaled_overrides(config: PreTrainedConfig, values: Mapping[Path, Any]) -> di
         for layer in overrides.values():
             for name in layer.keys() & {path[-1] for path in values if path[:-1] == section}:
                 new, old = values[*section, name], value_in(config, (*section, name))
-                layer[name] = int(layer[name] * (new / old if old else 2))
+                if layer[name] is not None:
+                    layer[name] = int(layer[name] * (new / old if old else 2))
         if overrides:
             scaled[*section, FIELD] = overrides
     return scaled

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import StructureError, first_line
+from ..foreign.transformers import names_not_saved
 from .coupled import families_of
 from .fields import MISFITS, Path, value_in, with_fields, without_overrides
 from .norms import normalise_others
@@ -144,9 +145,11 @@ def small_twins(
                 nn.Module.to(twin, dtype)
             except MISFITS:
                 continue
+            computed = names_not_saved(twin)
             with torch.no_grad():
-                for parameter in twin.parameters():
-                    parameter.add_(0.02 * torch.randn_like(parameter))
+                for name, parameter in twin.named_parameters():
+                    if name not in computed:
+                        parameter.add_(0.02 * torch.randn_like(parameter))
         yield twin
 
 
@@ -243,7 +246,8 @@ def opened(model: PreTrainedModel) -> PreTrainedModel:
     """The model as its class builds it anew from its configuration, with the weights that are saved."""
     again = type(model)(copy.deepcopy(model.config)).eval()
     nn.Module.to(again, model.dtype)
-    again.load_state_dict(model.state_dict())
+    weights, new = model.state_dict(), again.state_dict()
+    again.load_state_dict(weights | {name: new[name] for name in names_not_saved(model) & new.keys()})
     return again
 
 

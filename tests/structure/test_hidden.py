@@ -242,3 +242,25 @@ def test_a_width_that_the_class_cannot_be_built_with_is_refused_before_training(
         match=r"sparsity: expected a share of the hidden dimensions .* leaves 13 of 16 hidden dimensions \(.*\)",
     ):
         Pruner(llama(), config_of(sparsity=0.2), total_steps=5)
+
+
+def test_a_width_that_weights_which_are_not_saved_depend_on_cannot_be_changed():
+    config = transformers.MarianConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.MarianMTModel(config)  # computes sinusoids of its width anew whenever it is opened
+    with pytest.raises(StructureError, match="outputs differ"):
+        Pruner(model, PruningConfig(structure="hidden", sparsity=0.5), total_steps=1)
+    assert Pruner(model, PruningConfig(structure="neurons", sparsity=0.5), total_steps=1).masks
+
+
+def test_a_tensor_without_weights_is_no_part_of_a_plan():
+    config = transformers.DINOv3ViTConfig(
+        image_size=16, patch_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_register_tokens=0,
+    )  # fmt: skip
+    model = transformers.DINOv3ViTModel(config)
+    assert any(parameter.numel() == 0 for parameter in model.parameters())
+    pruner = Pruner(model, PruningConfig(structure="hidden", sparsity=0.5, method="magnitude"), total_steps=10)
+    assert pruner.plan().units[0].removed == 8

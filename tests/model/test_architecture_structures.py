@@ -32,6 +32,18 @@ def words_of(result):
     return tuple(result.get(structure) for structure in STRUCTURES)
 
 
+def test_the_readme_and_the_docs_have_the_numbers_that_were_found():
+    _, results = read_results()
+    found = {name: sum(result.get(name) in OPENED for result in results.values()) for name in STRUCTURES}
+    with_import = sum(result.get("heads") == "with import" for result in results.values())
+    readme, page = ((TESTS.parent / name).read_text(encoding="utf-8") for name in ("README.md", "docs/structures.md"))
+    said = f"Neurons can be removed from {found['neurons']} of them, heads from {found['heads']} and layers from "
+    assert f"{said}{found['layers']}," in " ".join(readme.split())
+    said = f"{found['neurons']} can lose neurons, {found['heads']} heads ({with_import} of them open after"
+    assert said in " ".join(page.split())
+    assert f"{found['layers']} layers and {found['hidden']} hidden dimensions" in " ".join(page.split())
+
+
 @pytest.mark.widths_per_layer
 def test_a_plain_decoder_and_encoder_and_one_with_shared_positions(tmp_path):
     results = tried_anew(["LlamaForCausalLM", "BertForMaskedLM", "T5ForConditionalGeneration"], tmp_path)

@@ -110,7 +110,7 @@ def test_what_is_no_recipe_is_told_with_the_nearest_that_is_shipped(command, tmp
     monkeypatch.chdir(tmp_path)
     result = invoke(command, "quickstrat")
     assert result.exit_code == 2
-    assert "no such file; expected a recipe file or one of generation, quickstart," in result.stderr
+    assert "no such file; expected a recipe file or one of generation, oneshot, quickstart," in result.stderr
     assert "did you mean 'quickstart'?" in result.stderr
 
 

@@ -172,7 +172,9 @@ def prune_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in a dry run.")] = False,
 ) -> None:
-    """Prune a model at once, from calibration data, and save it with its card.
+    """Prune a model at once, from calibration data.
+
+    The pruned model is saved with its masks and its card.
 
     Layers are pruned one after another, each from its inputs in the model that is pruned so far. For language models,
     perplexity on texts that were not used for calibration is measured before and after. A dry run reads no weights and
@@ -255,7 +257,9 @@ def sensitivity_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda (default: the CPU).")] = None,
 ) -> None:
-    """Measure how much pruning each tensor alone adds to a language model's loss, and allocate a sparsity.
+    """Measure what pruning each tensor alone costs.
+
+    What it adds to a language model's loss; and how a sparsity is best divided among the tensors.
 
     Writes curves (JSON, PNG), and the sparsity of each tensor at the least predicted loss (allocation.json), which
     hf-prune prune --set overrides=@FILE and recipes (pruning.overrides=@FILE) take. What is in the folder already, with
@@ -402,9 +406,9 @@ def report_command(
     model: Annotated[str, typer.Argument(help="A folder with a saved model, or a model name on the Hub.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count the zeros in a saved model, tensor by tensor, and tell what was removed.
+    """Count the zeros in a saved model, tensor by tensor.
 
-    Also what a forward pass costs, if that was measured with these weights when they were saved.
+    Also says what was removed from it, and what a forward pass costs, if that was measured with these weights.
     """
     with _errors_as_lines():
         _quiet()

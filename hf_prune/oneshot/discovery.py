@@ -26,7 +26,7 @@ _SAME_VALUES = (
 )
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _PRODUCTS = ("mul", "__mul__", "__rmul__", "__imul__", "mul_", "multiply")
-_HAND_ON = (nn.modules.dropout._DropoutNd, nn.Identity)
+_HAND_ON = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)

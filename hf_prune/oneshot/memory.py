@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import PruningStateError
 from ..model.layouts import Target
@@ -29,7 +30,9 @@ class LiveBytes:
     def __init__(self, known: Iterable[torch.Tensor] = ()):
         self.now = 0
         self.peak = 0
-        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}  # weights, which are not counted
+        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        for tensor in known:  # weights, which are not counted
+            self._known[tensor.untyped_storage()] = None
 
     def watching(self) -> AbstractContextManager[Any]:
         """A context for one thread, in which what operations return is counted."""
@@ -38,15 +41,14 @@ class LiveBytes:
     def add(self, tensor: torch.Tensor) -> None:
         """Count a tensor's storage, unless it is known."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.now += self._sizes[key]
+        if storage not in self._known:
+            self._known[storage] = None
+            self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._remove, key)
+            weakref.finalize(storage, self._remove, storage.nbytes())
 
-    def _remove(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
+    def _remove(self, size: int) -> None:
+        self.now -= size
 
 
 class _Watching(TorchDispatchMode):

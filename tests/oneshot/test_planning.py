@@ -85,9 +85,9 @@ def test_a_model_of_seventy_billion_weights_needs_no_weights():
         model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     memory = plan_prune(model, PruningConfig(method="alps", sparsity=0.5), CalibrationConfig()).memory
     assert memory.at.endswith("down_proj.weight")
-    # Two products, a factor and its copy, and seven matrices; the inputs of one window in float32.
+    # Two products, a factor and its copy, and several matrices.
     square, matrix = 4 * 28672**2, 4 * 28672 * 8192
-    assert 4 * square + 6 * matrix < memory.solver < 4 * square + 9 * matrix
+    assert 4 * square + 5 * matrix < memory.solver < 4 * square + 9 * matrix
 
 
 def test_experts_need_weights():

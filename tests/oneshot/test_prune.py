@@ -368,6 +368,6 @@ def test_texts_of_another_model_are_padded():
 
 
 def test_too_little_text_is_said_with_the_numbers():
-    settings = CalibrationConfig(samples=50, length=100)
-    with pytest.raises(CalibrationError, match="expected 5,000 tokens of text for 50 windows"):
+    settings = CalibrationConfig(samples=250, length=20)
+    with pytest.raises(CalibrationError, match="expected 5,000 tokens of text for 250 windows"):
         prune(llama(), PruningConfig(method="alps", sparsity=0.5), texts(5), settings, tokenizer=tokenizer())

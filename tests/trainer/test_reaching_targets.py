@@ -259,7 +259,7 @@ def test_each_layer_ends_with_the_numbers_that_were_chosen_for_it(layered, tmp_p
     assert make_report(tmp_path).chosen == chosen
     write_card(find_model(tmp_path))
     card = (tmp_path / "README.md").read_text()
-    assert f"of the structures that reach it, {chosen.words_of(chosen.candidate)} were" in card
+    assert f"of the structures that reach it, {chosen.words_of(chosen.candidate)}, with " in card
     assert "by 4 overrides" in card
 
 

@@ -58,7 +58,8 @@ def rival(method: str, bf16: bool = False) -> dict[str, Any]:
     return {"script": RIVAL_SCRIPT, "method": method, "bf16": bf16}
 
 
-# `bf16`: the model is in bfloat16 while it is pruned; both tools compute sums and solve in float32.
+# `bf16`: the model is in bfloat16 while it is pruned; both tools compute sums and solve in float32. `autocast`: only
+# the forward passes are.
 SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude": ours(method="magnitude"),
     "wanda": ours(method="wanda", scope="row"),
@@ -66,6 +67,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sparsegpt, own targets": ours(OWN_TARGETS, method="sparsegpt"),
     "sparsegpt": ours(method="sparsegpt"),
     "alps": ours(method="alps"),
+    "sparsegpt, own targets, autocast": ours({**OWN_TARGETS, "autocast": "bfloat16"}, method="sparsegpt"),
+    "sparsegpt, autocast": ours({"autocast": "bfloat16"}, method="sparsegpt"),
+    "alps, autocast": ours({"autocast": "bfloat16"}, method="alps"),
+    "alps, autocast, sensitivity": ours({"autocast": "bfloat16"}, method="alps", scope="sensitivity"),
     "llm-compressor: Wanda": rival("wanda"),
     "llm-compressor: SparseGPT": rival("sparsegpt"),
     "llm-compressor: SparseGPT, bf16": rival("sparsegpt", bf16=True),

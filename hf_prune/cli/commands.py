@@ -153,6 +153,9 @@ def prune_command(
     residual_weight: Annotated[
         float, typer.Option(help="How far they make up for what the residual stream lacks, 0 to 1.")
     ] = 0.5,
+    autocast: Annotated[
+        str | None, typer.Option(help="bfloat16 or float16: the forward passes of a float32 model compute in it.")
+    ] = None,
     data_config: Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
@@ -203,6 +206,7 @@ def prune_command(
             damping=damping,
             dense_weight=dense_weight,
             residual_weight=residual_weight,
+            autocast=autocast,
         )
         if dry_run:
             _show_plan_at_once(plan_saved(model, config, calibration, gguf_file, dtype), as_json)

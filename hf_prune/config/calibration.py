@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CalibrationConfigError
-from .checks import Problem, is_number, numbers_as_floats, problems_of_fields
+from .checks import Problem, is_number, is_one_of, numbers_as_floats, problems_of_fields
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class CalibrationConfig:
         dense_weight: from 0 (a layer approximates its own output) to 1 (that in the dense model). Above 0 the dense
             model's activations are computed beside the pruned one's. Default 0.75: benchmarks/README.md compares.
         residual_weight: from 0 to 1. Default 0.5; with `dense_weight=0` it must be 0.
+        autocast: `bfloat16` or `float16`: the forward passes of a float32 model compute in it, which is faster where
+            the processor can; sums and solvers stay in float32, and the weights too. Default None: as the weights are.
 
     Raises:
         CalibrationConfigError: if a value is invalid; it lists all problems.
@@ -41,6 +43,7 @@ class CalibrationConfig:
     damping: float | None = field(default=None, metadata={"help": "Share of the diagonal that is added to it."})
     dense_weight: float = field(default=0.75, metadata={"help": "Weight of the dense model's outputs, 0 to 1."})
     residual_weight: float = field(default=0.5, metadata={"help": "Weight of the residual stream's lack, 0 to 1."})
+    autocast: str | None = field(default=None, metadata={"help": "bfloat16 or float16, for the forward passes."})
 
     def __post_init__(self) -> None:
         numbers_as_floats(self, "damping", "dense_weight", "residual_weight")
@@ -51,6 +54,7 @@ class CalibrationConfig:
             ("damping", self.damping is None or _is_between(self.damping, 0, None), "a number above 0, or None"),
             ("dense_weight", _is_between(self.dense_weight, 0, 1), "0 <= dense_weight <= 1"),
             ("residual_weight", _is_between(self.residual_weight, 0, 1), "0 <= residual_weight <= 1"),
+            ("autocast", self.autocast is None or is_one_of(self.autocast, _AUTOCAST), "bfloat16, float16 or None"),
         ):
             if not usable:
                 problems.append((name, f"expected {expected}, got {getattr(self, name)!r}"))
@@ -75,6 +79,8 @@ class CalibrationConfig:
         """All fields as plain values that JSON and YAML can hold."""
         return dataclasses.asdict(self)
 
+
+_AUTOCAST = ("bfloat16", "float16")
 
 _COUNTS = ("samples", "length", "batch_size")
 

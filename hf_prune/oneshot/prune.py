@@ -271,7 +271,8 @@ class _Run:
         self.layers = {layer.target.name: layer for layer in find_layers(model, targets, self.parameters)}
         self.products = needs_products(config)
         twins = self.products and calibration.dense_weight > 0
-        self.stream = Lockstep(model, batches, targets, dense_twin=twins)
+        autocast = getattr(torch, calibration.autocast) if calibration.autocast is not None else None
+        self.stream = Lockstep(model, batches, targets, dense_twin=twins, autocast=autocast)
         self.work: Work | None = None
         self.left_dense: list[str] = []
         self.masks = {target.name: self.parameters[target.name].detach().ne(0).cpu() for target in targets}

@@ -161,6 +161,25 @@ def test_padding_does_not_count():
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_forward_passes_can_compute_in_bfloat16():
+    dense, inputs = llama(), tokens(16, 16)
+    models = []
+    for autocast in (None, "bfloat16"):
+        models.append(copy.deepcopy(dense))
+        pruned = prune(
+            models[-1], PruningConfig(method="alps", sparsity=0.5), inputs, CalibrationConfig(autocast=autocast)
+        )
+        assert pruned.sparsity == pytest.approx(0.5, abs=0.01)
+    whole, half = (model.model.layers[0].mlp.up_proj.weight for model in models)
+    assert whole.dtype == half.dtype == torch.float32
+    assert not torch.equal(whole, half)
+    assert error_of(models[1], dense, {"input_ids": inputs}) == pytest.approx(
+        error_of(models[0], dense, {"input_ids": inputs}), rel=0.1
+    )
+    with pytest.raises(CalibrationConfigError, match="autocast: expected bfloat16, float16 or None, got 'int8'"):
+        CalibrationConfig(autocast="int8")
+
+
 # ---- Files ----
 
 

@@ -68,6 +68,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sparsegpt": ours(method="sparsegpt"),
     "alps": ours(method="alps"),
     "sparsegpt, own targets, autocast": ours({**OWN_TARGETS, "autocast": "bfloat16"}, method="sparsegpt"),
+    "sparsegpt, own targets, autocast, damping 0.01": ours(
+        {**OWN_TARGETS, "autocast": "bfloat16", "damping": 0.01}, method="sparsegpt"
+    ),
     "sparsegpt, autocast": ours({"autocast": "bfloat16"}, method="sparsegpt"),
     "alps, autocast": ours({"autocast": "bfloat16"}, method="alps"),
     "alps, autocast, sensitivity": ours({"autocast": "bfloat16"}, method="alps", scope="sensitivity"),

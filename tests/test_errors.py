@@ -115,7 +115,7 @@ def test_an_error_has_a_key_and_a_message_or_a_message():
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_the_commands_tell_every_error_in_lines_and_end_with_its_code(family, capsys):
-    with pytest.raises(typer.Exit) as ended, commands._errors_as_lines():
+    with pytest.raises(typer.Exit) as ended, commands.errors_as_lines():
         raise family(problems=[("begin", "too late"), ("", "nothing fits")])
     assert ended.value.exit_code == (1 if issubclass(family, PushError) else 2)
     assert capsys.readouterr().err == "hf-prune: begin: too late\nhf-prune: nothing fits\n"

@@ -1,15 +1,12 @@
-"""The commands of `hf-prune`, one function each.
+"""The commands of `hf-prune`, one function each; those that prune at once are in one_shot.py.
 
 A command imports what it needs when it runs: `--help`, `recipes` and `init` load neither torch nor transformers.
 """
 
 import atexit
-import contextlib
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -18,7 +15,6 @@ import typer
 
 from ..engines.launched import is_first_process, launched_processes
 from ..errors import (
-    HfPruneError,
     PruningConfigError,
     PushError,
     RecipeError,
@@ -28,51 +24,29 @@ from ..errors import (
     one_line,
 )
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
-from .progress import layers_done, tensors_done
+from .messages import errors_as_lines, quiet
+from .one_shot import prune_command, sensitivity_command
+from .progress import layers_done
 from .tables import (
     console,
     print_chosen,
     print_line,
     print_plan,
-    print_plan_at_once,
-    print_pruned,
     print_push,
     print_push_plan,
     print_report,
     print_result,
-    print_sensitivity,
+    show_plan_at_once,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..masking.plan import Plan
-    from ..oneshot.planning import OneShotPlan
     from ..publish.push_plan import PushPlan
     from ..structure.chosen import Chosen
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune Hugging Face models.")
-
-_SECONDS_FOR_THE_FIRST_PROCESS = 30.0
-
-
-@contextlib.contextmanager
-def _errors_as_lines() -> Iterator[None]:
-    """Print an error as one line per problem on standard error, and exit: with code 1 for a failed push, else with 2.
-
-    This includes files that cannot be read or written. Anything else is a bug and ends in a traceback.
-    """
-    try:
-        yield
-    except (HfPruneError, OSError) as error:
-        name = "hf-prune"
-        if not is_first_process():
-            # Usually the first process fails with the same error, and the launcher ends this one while it waits here.
-            time.sleep(_SECONDS_FOR_THE_FIRST_PROCESS)
-            name = f"hf-prune, process {os.environ['RANK']}"
-        for line in str(error).splitlines():
-            print(f"{name}: {line}", file=sys.stderr)
-        raise typer.Exit(1 if isinstance(error, PushError) else 2) from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -98,10 +72,10 @@ def run_command(
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, such as pruning.sparsity=0.7.")] = None,
 ) -> None:
     """Fine-tune and prune a model as described in a recipe."""
-    with _errors_as_lines():
+    with errors_as_lines():
         path = find_recipe(recipe)
         _read_first(path)
-        _quiet(progress=is_first_process(), data=True)
+        quiet(progress=is_first_process(), data=True)
         from ..recipe.loading import load_recipe
         from ..recipe.run import run
 
@@ -110,199 +84,8 @@ def run_command(
         print_result(result)
 
 
-@app.command("prune")
-def prune_command(
-    model: Annotated[str, typer.Argument(help="A folder with a saved model, package:NAME/PATH, or a name on the Hub.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write the pruned model into; new or empty.")],
-    data: Annotated[
-        str, typer.Option(help="Calibration texts: a data set on the Hub, a folder or file, or package:NAME/PATH.")
-    ],
-    method: Annotated[str, typer.Option(help="sparsegpt, alps, wanda, magnitude or random.")] = "sparsegpt",
-    sparsity: Annotated[float | None, typer.Option(help="Share of masked weights; given by n:m patterns.")] = None,
-    target_quality: Annotated[
-        float | None,
-        typer.Option(
-            help="Instead: the share of quality (dense perplexity / perplexity) to keep, such as 0.95; the highest "
-            "sparsity that keeps it is searched, up to --sparsity (default 0.95)."
-        ),
-    ] = None,
-    pattern: Annotated[str, typer.Option(help="unstructured, n:m such as 2:4, or block:RxC.")] = "unstructured",
-    scope: Annotated[
-        str | None,
-        typer.Option(
-            help="How sparsity is divided: layer, row, erk, sensitivity or owl (default: row for wanda, else layer)."
-        ),
-    ] = None,
-    reconstruction: Annotated[
-        str | None, typer.Option(help="least_squares: solve the weights that are kept anew, after any method.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="More fields of PruningConfig, such as exclude=['.*head.*']."),
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Windows of text to calibrate with.")] = 128,
-    length: Annotated[int, typer.Option(help="Length of a window in tokens.")] = 2048,
-    batch_size: Annotated[int, typer.Option(help="Windows that pass through the model together.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of texts.")] = 0,
-    damping: Annotated[
-        float | None, typer.Option(help="Damping of the second moments (default: the method's).")
-    ] = None,
-    dense_weight: Annotated[
-        float, typer.Option(help="How far layers approximate the dense model's outputs, 0 to 1 (0: their own).")
-    ] = 0.75,
-    residual_weight: Annotated[
-        float, typer.Option(help="How far they make up for what the residual stream lacks, 0 to 1.")
-    ] = 0.5,
-    autocast: Annotated[
-        str | None, typer.Option(help="bfloat16 or float16: the forward passes of a float32 model compute in it.")
-    ] = None,
-    data_config: Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only the rows with this value.")
-    ] = None,
-    gguf_file: Annotated[str | None, typer.Option(help="A GGUF file of the model to read.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="The model's name on the Hub, for the card.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda (default: the CPU).")] = None,
-    leave_unreached: Annotated[
-        bool, typer.Option("--leave-unreached", help="Leave layers dense that the model does not call.")
-    ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be pruned, and the memory that it takes, and stop.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in a dry run.")] = False,
-) -> None:
-    """Prune a model at once, from calibration data.
-
-    The pruned model is saved with its masks and its card.
-
-    Layers are pruned one after another, each from its inputs in the model that is pruned so far. For language models,
-    perplexity on texts that were not used for calibration is measured before and after. A dry run reads no weights and
-    no data: a folder with a config.json is enough.
-    """
-    with _errors_as_lines():
-        _quiet(data=True)
-        from ..config.calibration import CalibrationConfig
-        from ..recipe.loading import parse_pruning, parse_rows
-        from ..recipe.one_shot import plan_saved, prune_saved
-        from ..recipe.schema import DatasetSection
-
-        if scope is None and (method, pattern) == ("wanda", "unstructured"):
-            scope = "row"  # as it was published
-        if target_quality is not None and sparsity is None:
-            sparsity = 0.95  # the highest that is tried
-        given = {"method": method, "pattern": pattern, "sparsity": sparsity, "scope": scope}
-        given["reconstruction"] = reconstruction
-        overrides = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-        config = parse_pruning([*overrides, *(settings or [])])
-        calibration = CalibrationConfig(
-            samples=samples,
-            length=length,
-            batch_size=batch_size,
-            seed=seed,
-            damping=damping,
-            dense_weight=dense_weight,
-            residual_weight=residual_weight,
-            autocast=autocast,
-        )
-        if dry_run:
-            _show_plan_at_once(plan_saved(model, config, calibration, gguf_file, dtype), as_json)
-            return
-        section = DatasetSection(
-            name=data, config=data_config, train_split=split, text_column=text_column, where=parse_rows(where or [])
-        )
-        with layers_done() as progress:
-            result = prune_saved(
-                model,
-                output,
-                config,
-                section,
-                calibration,
-                gguf_file=gguf_file,
-                base_model=base_model,
-                dtype=dtype,
-                device=device,
-                leave_unreached=leave_unreached,
-                resume=resume,
-                target_quality=target_quality,
-                say=print_line,
-                progress=progress,
-            )
-    print_pruned(result)
-
-
-@app.command("sensitivity")
-def sensitivity_command(
-    model: Annotated[str, typer.Argument(help="A folder with a saved model, package:NAME/PATH, or a name on the Hub.")],
-    data: Annotated[str, typer.Option(help="Texts: a data set on the Hub, a folder or file, or package:NAME/PATH.")],
-    output: Annotated[Path, typer.Option(help="The folder to write curves and allocation into.")] = Path("sensitivity"),
-    method: Annotated[str, typer.Option(help="sparsegpt, alps, wanda, magnitude or random.")] = "sparsegpt",
-    sparsity: Annotated[float, typer.Option(help="Share of all weights together that is allocated.")] = 0.6,
-    rates: Annotated[str, typer.Option(help="Sparsities at which each tensor is pruned alone.")] = "0.3,0.5,0.7",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="More fields of PruningConfig, such as exclude=['.*head.*']."),
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Windows of text to calibrate with.")] = 32,
-    length: Annotated[int, typer.Option(help="Length of a window in tokens.")] = 512,
-    windows: Annotated[int, typer.Option(help="Other windows, on which the loss is measured.")] = 8,
-    batch_size: Annotated[int, typer.Option(help="Windows that pass through the model together.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of texts.")] = 0,
-    data_config: Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only the rows with this value.")
-    ] = None,
-    gguf_file: Annotated[str | None, typer.Option(help="A GGUF file of the model to read.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda (default: the CPU).")] = None,
-) -> None:
-    """Measure what pruning each tensor alone costs.
-
-    What it adds to a language model's loss; and how a sparsity is best divided among the tensors.
-
-    Writes curves (JSON, PNG), and the sparsity of each tensor at the least predicted loss (allocation.json), which
-    hf-prune prune --set overrides=@FILE and recipes (pruning.overrides=@FILE) take. What is in the folder already, with
-    the same settings, is not measured again.
-    """
-    with _errors_as_lines():
-        try:
-            parsed = [float(rate) for rate in rates.split(",")]
-        except ValueError as error:
-            raise RecipeError("--rates", f"expected numbers with commas such as 0.3,0.5,0.7, got {rates!r}") from error
-        _quiet(data=True)
-        from ..config.calibration import CalibrationConfig
-        from ..recipe.loading import parse_pruning, parse_rows
-        from ..recipe.one_shot import measure_saved
-        from ..recipe.schema import DatasetSection
-
-        if windows < 1:
-            raise RecipeError("--windows", f"expected 1 or more, got {windows}")
-        given = {"method": method, "sparsity": sparsity, **({"scope": "row"} if method == "wanda" else {})}
-        config = parse_pruning([*(f"{name}={json.dumps(value)}" for name, value in given.items()), *(settings or [])])
-        section = DatasetSection(
-            name=data, config=data_config, train_split=split, text_column=text_column, where=parse_rows(where or [])
-        )
-        with tensors_done() as progress:
-            result = measure_saved(
-                model,
-                output,
-                config,
-                section,
-                CalibrationConfig(samples=samples, length=length, batch_size=batch_size, seed=seed),
-                parsed,
-                windows=windows,
-                gguf_file=gguf_file,
-                dtype=dtype,
-                device=device,
-                say=print_line,
-                progress=progress,
-            )
-    print_sensitivity(result)
+app.command("prune")(prune_command)
+app.command("sensitivity")(sensitivity_command)
 
 
 @app.command("plan")
@@ -318,7 +101,7 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what would be pruned and when, without training."""
-    with _errors_as_lines():
+    with errors_as_lines():
         if steps is not None and steps < 1:
             raise RecipeError("--steps", f"expected 1 or more, got {steps}")
         if source in shipped_recipes() and not Path(source).exists():
@@ -327,17 +110,17 @@ def plan_command(
             if steps is not None:
                 raise RecipeError("--steps", "must not be set with a recipe; override training.max_steps")
             _read_first(Path(source))
-            _quiet(data=True)
+            quiet(data=True)
             from ..recipe.loading import load_recipe
             from ..recipe.prepare import prepare
 
             prepared = prepare(load_recipe(source, overrides or []))
             if prepared.recipe.calibration is not None:
-                _show_plan_at_once(prepared.plan_at_once(), as_json)
+                show_plan_at_once(prepared.plan_at_once(), as_json)
                 return
             plan, chosen = prepared.plan()
         else:
-            _quiet()
+            quiet()
             plan, chosen = _plan_model(source, overrides or [], 1000 if steps is None else steps)
     if as_json:
         print(json.dumps(plan.to_dict() | ({"chosen": chosen.to_dict()} if chosen is not None else {})))
@@ -345,13 +128,6 @@ def plan_command(
     print_plan(plan)
     if chosen is not None:
         print_chosen(chosen, of_data=source.endswith((".yaml", ".yml")))
-
-
-def _show_plan_at_once(plan: "OneShotPlan", as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(plan.to_dict()))
-    else:
-        print_plan_at_once(plan)
 
 
 @app.command("recipes")
@@ -371,7 +147,7 @@ def init_command(
 
     An existing file is not overwritten.
     """
-    with _errors_as_lines():
+    with errors_as_lines():
         text = template(task)
         target = path if path is not None else Path(f"{task}.yaml")
         try:
@@ -394,10 +170,10 @@ def validate_command(
 
     Each problem is printed on a line. The model and the data are not loaded.
     """
-    with _errors_as_lines():
+    with errors_as_lines():
         path = find_recipe(recipe)
         _read_first(path)
-        _quiet()
+        quiet()
         from ..recipe.loading import load_recipe
 
         load_recipe(path, overrides or [])
@@ -414,8 +190,8 @@ def report_command(
 
     Also says what was removed from it, and what a forward pass costs, if that was measured with these weights.
     """
-    with _errors_as_lines():
-        _quiet()
+    with errors_as_lines():
+        quiet()
         from ..publish.sparsity_json import costs_of
         from ..saved.report import make_report
 
@@ -450,9 +226,9 @@ def card_command(
     Also writes sparsity.json and assets/. Text that people added to the card is kept. What the options say is kept in
     run_record.json, for these weights.
     """
-    with _errors_as_lines():
+    with errors_as_lines():
         _check_folder(model)
-        _quiet()
+        quiet()
         from ..publish.card import forget_measurements, read_card, write_card
         from ..publish.card_merge import is_stock
         from ..publish.given import add_to_record, read_metrics
@@ -496,9 +272,9 @@ def push_command(
 
     All files are uploaded in one commit and verified. Uses the token of `hf auth login`, or of HF_TOKEN.
     """
-    with _errors_as_lines():
+    with errors_as_lines():
         _check_folder(model)
-        _quiet(progress=True)
+        quiet(progress=True)
         if dry_run:
             print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks, include or []))
             console.print("\nDry run: nothing was uploaded.")
@@ -549,21 +325,6 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise ReportError(f"{folder}: expected a folder with a saved model, found {found}")
-
-
-def _quiet(progress: bool = False, data: bool = False) -> None:
-    """Show only errors of transformers, as its notices would hide ours; with `data`, no messages of datasets."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    if not progress:
-        transformers.logging.disable_progress_bar()
-    if data:
-        import datasets
-
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are reported once, by us
-        if not progress:
-            datasets.disable_progress_bars()
 
 
 def _plan_model(source: str, overrides: list[str], steps: int) -> "tuple[Plan, Chosen | None]":

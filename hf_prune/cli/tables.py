@@ -1,5 +1,6 @@
 """The output of commands: tables of plans, reports, results and pushes."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -109,6 +110,14 @@ def print_plan(plan: "Plan") -> None:
         f"{_number(len(plan.updates), 'mask update')} in {_number(plan.total_steps, 'step')}; final sparsity "
         f"{plan.final_sparsity:.2%} of these tensors, {of_model:.2%} of the model."
     )
+
+
+def show_plan_at_once(plan: "OneShotPlan", as_json: bool) -> None:
+    """Print what would be pruned at once, as tables or as JSON."""
+    if as_json:
+        print(json.dumps(plan.to_dict()))
+    else:
+        print_plan_at_once(plan)
 
 
 def print_plan_at_once(plan: "OneShotPlan") -> None:

@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import torch
 
-from ..errors import PruningConfigError
 from ..masking.plan import Group
 from ..methods.patterns import PATTERNS
 from ..methods.scopes import SCOPES, Prunable, Seen
@@ -25,8 +24,6 @@ def counts_of(
         weights: parameter name -> weights.
         seen: parameter name -> what a scope that reads it sees of the dense model, see `seen.see_dense`.
         blocks: parameter name -> the layer of the model's stack that it is in.
-
-    Raises PruningConfigError for a scope that ranks tensors together.
     """
     seen, blocks = seen or {}, blocks or {}
     counts = {}
@@ -45,13 +42,8 @@ def counts_of(
         ]
         share = Fraction(str(group.final)) / group.pattern.unit_sparsity
         for pool in SCOPES[group.scope].pools(prunable, share):
-            if len(pool.members) > 1:
-                raise PruningConfigError(
-                    "scope",
-                    f"must not rank tensors together with the method {group.config.method!r}, which prunes one layer "
-                    f"after another; got {group.scope!r}, use 'layer', 'row', 'erk', 'sensitivity' or 'owl'",
-                )
-            counts[group.members[pool.members[0]].name] = pool.count
+            [member] = pool.members  # scopes that rank tensors together are refused, see `check_arguments`
+            counts[group.members[member].name] = pool.count
     return counts
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.weak import TensorWeakRef
+from transformers import PreTrainedModel
 
 from ..errors import ArgumentError, PruningStateError
 from ..model.layouts import Target
@@ -88,6 +89,11 @@ class Stop:
         """The matrix (out, in) as it is: a copy. The columns of a convolution are kernel positions, then channels."""
         return matrix_of(self._layer, self.part).clone()
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The matrix's outputs and inputs."""
+        return tuple(matrix_of(self._layer, self.part).shape)
+
     def inputs(self) -> Iterator[Inputs]:
         """For each micro-batch: x, x of the dense model, and e = h° - h, as (tokens, in), (tokens, in), (tokens, out).
 
@@ -109,9 +115,8 @@ class Stop:
 
         Raises ArgumentError for another shape.
         """
-        shape = tuple(matrix_of(self._layer, self.part).shape)
-        if tuple(weight.shape) != shape:
-            raise ArgumentError(f"{self.target.name}: expected a weight of {shape}, got {tuple(weight.shape)}")
+        if tuple(weight.shape) != self.shape:
+            raise ArgumentError(f"{self.target.name}: expected a weight of {self.shape}, got {tuple(weight.shape)}")
         self._new = weight.detach()
 
 
@@ -149,7 +154,7 @@ class Lockstep:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         batches: Sequence[Mapping[str, Any]],
         targets: Sequence[Target],
         dense_twin: bool = False,
@@ -253,14 +258,19 @@ class Lockstep:
             place, twin = stream.place, stream.twin
             x = place.inputs(part)
             kept = self._kept(stream, place, len(x))
-            dense = lack = None
+            dense: torch.Tensor | None = None
+            lack: torch.Tensor | None = None
             if twin is not None and twin.place is not None and twin.place.layer is layer and not layer.routed:
                 dense = twin.place.inputs(part)
                 if dense.shape != x.shape:
                     dense = None
                 elif self._residual(layer):
                     lack = self._lack(layer, stream, twin)
-            yield tuple(one if one is None or kept is None else one[kept] for one in (x, dense, lack))  # type: ignore[misc]
+            if kept is not None:
+                x = x[kept]
+                dense = dense[kept] if dense is not None else None
+                lack = lack[kept] if lack is not None else None
+            yield x, dense, lack
 
     def _kept(self, stream: _Stream, place: _Place, rows: int) -> torch.Tensor | None:
         sides = kept_tokens(self._model, stream.batch)
@@ -344,7 +354,7 @@ class Lockstep:
         return forward
 
     def _run(self, batch: Mapping[str, Any]) -> Any:
-        return self._model(**on_model(batch, self._model))  # type: ignore[arg-type]
+        return self._model(**on_model(batch, self._model))
 
     def _discover(self, batch: Mapping[str, Any]) -> Discovery:
         with torch.no_grad(), self._autocasting(), self._around():

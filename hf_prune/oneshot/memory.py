@@ -1,7 +1,6 @@
 """How many bytes the paused forward passes of a stream hold, known in advance from one pass without weights."""
 
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,58 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
+from transformers import PreTrainedModel
 
 from ..errors import PruningStateError
 from ..model.layouts import Target
+from ..structure.live_bytes import LiveBytes
 from .lockstep import Lockstep
-
-
-class LiveBytes:
-    """Counts the bytes of all storages that were made in contexts of `watching` and are still alive.
-
-    Attributes:
-        now: bytes that are alive.
-        peak: the most that were alive at once since it was last set.
-    """
-
-    def __init__(self, known: Iterable[torch.Tensor] = ()):
-        self.now = 0
-        self.peak = 0
-        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        for tensor in known:  # weights, which are not counted
-            self._known[tensor.untyped_storage()] = None
-
-    def watching(self) -> AbstractContextManager[Any]:
-        """A context for one thread, in which what operations return is counted."""
-        return _Watching(self)
-
-    def add(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage, unless it is known."""
-        storage = tensor.untyped_storage()
-        if storage not in self._known:
-            self._known[storage] = None
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._remove, storage.nbytes())
-
-    def _remove(self, size: int) -> None:
-        self.now -= size
-
-
-class _Watching(TorchDispatchMode):
-    def __init__(self, live: LiveBytes):
-        super().__init__()
-        self._live = live
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._live.add(tensor)
-        return result
 
 
 class _WithoutValues(TorchFunctionMode):
@@ -102,7 +55,7 @@ class StreamMemory:
 
 
 def stream_memory(
-    model: nn.Module,
+    model: PreTrainedModel,
     batch: Mapping[str, Any],
     targets: Sequence[Target],
     micro_batches: int,

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,12 +26,13 @@ from ..model.layouts import Target
 from ..model.names import named_parameters
 from ..model.targets import find_targets
 from ..saved.pruning_state import PruningState, save_pruning
+from ..structure.batches import rows_of
 from .counts import counts_of, split_count
 from .grams import Moments, moments_of
 from .layers import Layer, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep, Stop
 from .seen import blocks_of, check_labels, see_dense
-from .solve import Matrix, damping_of, more_to_drop, needs_products, solve
+from .solve import Matrix, by_magnitude, damping_of, more_to_drop, needs_products, no_moments, solve
 from .windows import Batch, as_batches
 from .work import Finished, Work
 
@@ -329,18 +330,17 @@ class _Run:
             start = time.perf_counter()
             finished = self.work.find(place, _name(stop)) if self.work is not None else None
             if finished is None:
-                # The moments of q, k and v are the same, but for what the residual stream lacks there.
-                if not stop.shares_inputs or stop.writes_into_residual:
-                    moments = None
-                if moments is None:
-                    moments = moments_of(stop.inputs(), stop.weight.shape[1], self.products)
+                if moments is None or not stop.shares_inputs or stop.writes_into_residual:
+                    moments = moments_of(stop.inputs(), stop.shape[1], self.products)
+                elif moments.lack is not None:  # of the layer before, whose inputs are the same
+                    moments = replace(moments, lack=None)
                 finished = self.finish(stop, moments, start)
                 if self.work is not None:
                     self.work.keep(place, finished)
             else:
                 moments = None
             stop.set(finished.weight.to(self.parameters[stop.target.name]))
-            self.note_mask(stop, finished.kept)
+            self.note_mask(self.layers[stop.target.name], stop.part, finished.kept)
             notes = {name: value for name, value in finished.notes.items() if name != "few"}
             if finished.notes.get("few"):
                 self.few_tokens.append(_name(stop))
@@ -382,11 +382,10 @@ class _Run:
             indices = matrix_of(replace(layer, parameter=nn.Parameter(flat, requires_grad=False)), part)
         return Matrix(layer.target.name, weight.float(), kept, more_to_drop(kept, self.config, count), indices)
 
-    def note_mask(self, stop: Stop, kept: torch.Tensor) -> None:
+    def note_mask(self, layer: Layer, part: int, kept: torch.Tensor) -> None:
         """Enter the mask of a matrix into that of its tensor."""
-        layer = self.layers[stop.target.name]
-        mask = nn.Parameter(self.masks[stop.target.name], requires_grad=False)
-        put_matrix(replace(layer, parameter=mask), stop.part, kept.cpu())
+        mask = nn.Parameter(self.masks[layer.target.name], requires_grad=False)
+        put_matrix(replace(layer, parameter=mask), part, kept.cpu())
 
     def result(self, done: list[PrunedLayer]) -> Pruned:
         """What was done, after the last layer."""
@@ -410,6 +409,8 @@ class _Run:
         for name in self.left_dense:
             notes.append(f"{name}: its layer was never called; it was left dense.")
             self.masks.pop(name)
+        for name, missing in self.stream.missed.items():
+            notes.append(f"{name}: {missing} micro-batches came to it after it was pruned; it was pruned without them.")
         for name, times in self.stream.uses.items():
             notes.append(
                 f"{name}: its layer is called {times + 1} times in a forward pass; it was pruned at the first."
@@ -418,7 +419,7 @@ class _Run:
             config=self.config,
             masks=self.masks,
             layers=done,
-            samples=sum(_samples(batch) for batch in self.batches),
+            samples=sum(map(rows_of, self.batches)),
             tokens=max(layer.tokens for layer in done),
             damping=damping_of(self.config, self.calibration).share if self.products else None,
             left_dense=self.left_dense,
@@ -429,20 +430,14 @@ class _Run:
     def prune_unseen(self, layer: Layer, part: int) -> None:
         """Prune an expert that got no token by magnitude."""
         weight = matrix_of(layer, part).clone()
-        by_magnitude = replace(self.config, method="magnitude", reconstruction=None)
-        moments = Moments(0, torch.ones(weight.shape[1], device=weight.device))
-        solved = solve(self.matrix(layer, part, weight), moments, by_magnitude, self.calibration)
+        matrix = self.matrix(layer, part, weight)
+        solved = solve(matrix, no_moments(weight), by_magnitude(self.config), self.calibration)
         put_matrix(layer, part, solved.weight.to(weight.dtype))
-        mask = nn.Parameter(self.masks[layer.target.name], requires_grad=False)
-        put_matrix(replace(layer, parameter=mask), part, solved.kept.cpu())
+        self.note_mask(layer, part, solved.kept)
 
 
 def _name(stop: Stop) -> str:
     return f"{stop.target.name}[{stop.part}]" if stop.target.layout.startswith("experts") else stop.target.name
-
-
-def _samples(batch: Mapping[str, Any]) -> int:
-    return next((len(value) for value in batch.values() if torch.is_tensor(value) and value.dim()), 1)
 
 
 def digest_of(batches: Sequence[Batch]) -> str:

@@ -25,7 +25,7 @@ from .grams import Moments, moments_of
 from .layers import Layer, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep
 from .prune import check_arguments, digest_of
-from .solve import Matrix, more_to_drop, needs_products, solve
+from .solve import Matrix, by_magnitude, more_to_drop, needs_products, no_moments, solve
 from .windows import as_batches
 
 # Called after each tensor with how many are done, how many there are, and its name.
@@ -159,7 +159,7 @@ def measure_sensitivity(
         layer = layers[stop.target.name]
         if layer.target.name not in known:
             if moments is None or not stop.shares_inputs:
-                moments = moments_of(stop.inputs(), stop.weight.shape[1], needs_products(config))
+                moments = moments_of(stop.inputs(), stop.shape[1], needs_products(config))
             run.solve(layer, stop.part, moments)
         else:
             moments = None
@@ -234,9 +234,7 @@ class _Run:
             return
         for part in range(layer.parts):
             if (name, part) not in self._parts:  # an expert that got no token
-                weight = matrix_of(layer, part)
-                without_inputs = Moments(0, torch.ones(weight.shape[1], device=weight.device))
-                self.solve(layer, part, without_inputs, replace(self.config, method="magnitude", reconstruction=None))
+                self.solve(layer, part, no_moments(matrix_of(layer, part)), by_magnitude(self.config))
         losses, before = {}, parameter.detach().clone()
         for rate, copied in self._solved.pop(name).items():
             try:

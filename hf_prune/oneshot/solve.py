@@ -56,6 +56,16 @@ def needs_products(config: PruningConfig) -> bool:
     return config.reconstruction is not None or (solver is not None and solver.reads == "products")
 
 
+def by_magnitude(config: PruningConfig) -> PruningConfig:
+    """The configuration with which a matrix is pruned that nothing reaches: an expert that gets no token."""
+    return replace(config, method="magnitude", reconstruction=None)
+
+
+def no_moments(weight: torch.Tensor) -> Moments:
+    """The moments of a matrix that nothing reaches."""
+    return Moments(0, torch.ones(weight.shape[1], device=weight.device))
+
+
 def damping_of(config: PruningConfig, calibration: CalibrationConfig) -> Damping:
     """The damping of a method, with the share that the user asks for."""
     solver = SOLVERS.get(config.method)

@@ -4,18 +4,15 @@ import importlib.metadata
 import os
 import platform
 import statistics
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..config.checks import is_number
+from ..structure.live_bytes import LiveBytes
 from ..structure.timing import processor_name, time_in_turns
 from .record import Emissions, Hardware, PassCost
 
@@ -89,44 +86,14 @@ def count_pass(model: nn.Module, forward: Callable[[], Any]) -> tuple[int, int |
             forward()
             peak: int | None = torch.cuda.max_memory_allocated(device) - before
         elif device.type == "cpu":
-            with TensorBytes() as held:
+            held = LiveBytes(tensors)
+            with held.watching():
                 forward()
-            peak = held.most
+            peak = held.peak
         else:
             forward()
             peak = None
     return counter.get_total_flops(), None if peak is None else sum(own.values()) + peak
-
-
-class TensorBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, while they live: `most` is the most at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = self._held = 0
-        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, torch.Tensor):
-                self._known.setdefault(tensor.untyped_storage())  # of the model or its inputs, if not known yet
-        results = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(results):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
-        return results
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        size = storage.nbytes()
-        self._known[storage] = None
-        self._held += size
-        self.most = max(self.most, self._held)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self._held -= size
 
 
 def input_shapes(batch: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from test_run import PRUNABLE, reviews, save_tiny_bert, write_csv, write_recipe
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from hf_prune.cli import commands as cli
+from hf_prune.cli import messages
 from hf_prune.engines.launch import check_engine, wrapping_layers
 from hf_prune.engines.launched import deepspeed_precision
 from hf_prune.errors import LaunchError, RecipeError
@@ -229,8 +229,8 @@ def test_a_mistake_that_only_another_process_meets_is_told_by_that_process(tmp_p
     """The others wait a while, in which the launcher ends them if the first process has met it, too."""
     waited = []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(cli.time, "sleep", waited.append)
-    with pytest.raises(cli.typer.Exit) as ended, cli._errors_as_lines():
+    monkeypatch.setattr(messages.time, "sleep", waited.append)
+    with pytest.raises(messages.typer.Exit) as ended, messages.errors_as_lines():
         raise RecipeError("model.name", "nothing there")
     assert ended.value.exit_code == 2
     assert len(waited) == 1

@@ -83,17 +83,16 @@ def stream(model, batches, targets, change=randomly_masked, dense_twin=True, **o
 def recorded(model, batches, targets):
     """Name -> what the modules of a layer get at their first call, for each micro-batch, by plain hooks."""
     seen = collections.defaultdict(dict)
-    hooks = []
-    index = 0
+    hooks, now = [], {}
     for layer in find_layers(model, targets, dict(model.named_parameters())):
         for module in layer.modules if layer.kind in ("linear", "convolution") else ():
 
             def note(module, arguments, options, name=layer.target.name):
-                seen[name].setdefault(index, next(iter([*arguments, *options.values()])).clone())
+                seen[name].setdefault(now["batch"], next(iter([*arguments, *options.values()])).clone())
 
             hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
     with torch.no_grad(), set_for_streaming(model):
-        for index, batch in enumerate(batches):  # noqa: B007 - read by the hooks
+        for now["batch"], batch in enumerate(batches):
             model(**on_model(batch, model))
     for hook in hooks:
         hook.remove()

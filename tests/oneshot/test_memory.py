@@ -11,7 +11,8 @@ import transformers
 from hf_prune.errors import PruningStateError
 from hf_prune.model.targets import find_targets
 from hf_prune.oneshot.lockstep import Lockstep
-from hf_prune.oneshot.memory import LiveBytes, meta_batch, stream_memory
+from hf_prune.oneshot.memory import meta_batch, stream_memory
+from hf_prune.structure.live_bytes import LiveBytes
 
 LLAMA = {
     "vocab_size": models.VOCABULARY,

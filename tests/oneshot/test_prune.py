@@ -3,10 +3,12 @@ import json
 
 import pytest
 import torch
+import transformers
 from models import LENGTH, VOCABULARY, bert, gpt2, llama, mixtral, t5
 from safetensors.torch import load_file
 from text_models import texts, tokenizer
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import (
     CalibrationConfig,
@@ -138,6 +140,31 @@ def test_other_architectures_are_pruned_whole(build):
     assert pruned.masks.keys() == expected.keys()
     for name, count in masked(model, pruned).items():
         assert count == count_of(0.5, pruned.masks[name].numel()), name
+
+
+class Parallel(PreTrainedModel):
+    """A model in which a layer that writes into the stream, and one that does not, get the same inputs."""
+
+    config_class = transformers.BertConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embedding, self.norm = nn.Embedding(VOCABULARY, 16), nn.LayerNorm(16)
+        self.first, self.writer, self.other = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 24)
+        self.post_init()
+
+    def forward(self, input_ids):
+        stream = self.embedding(input_ids)
+        stream = stream + self.first(self.norm(stream))
+        inputs = self.norm(stream)
+        return stream + self.writer(inputs), self.other(inputs)
+
+
+def test_what_the_stream_lacks_is_not_taken_for_the_next_layer_with_the_same_inputs():
+    model = Parallel(transformers.BertConfig())
+    config = PruningConfig(method="sparsegpt", sparsity=0.5, targets=[r"(first|writer|other)\.weight"])
+    pruned = prune(model, config, tokens(12), SETTINGS)
+    assert masked(model, pruned) == {"first.weight": 128, "writer.weight": 128, "other.weight": 192}
 
 
 def test_experts_with_few_tokens_are_named_with_what_was_done():

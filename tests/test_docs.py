@@ -8,6 +8,7 @@ import sys
 from pathlib import PurePosixPath
 
 import pytest
+import yaml
 from pages import PAGES, ROOT, blocks_of, names_for, run_page
 from typer.main import get_command
 
@@ -143,6 +144,19 @@ def test_every_page_is_reached_from_the_readme():
             reached.add(name)
             ahead += [(ROOT / target).resolve().relative_to(ROOT).as_posix() for target, _ in links_of(name)]
     assert reached == set(PAGES)
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    """What `make docs` refuses takes minutes to find out there."""
+
+    def leaves(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [leaf for one in (entry if isinstance(entry, list) else entry.values()) for leaf in leaves(one)]
+
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    cards = {path.relative_to(ROOT).as_posix() for path in (ROOT / "model_cards").glob("*/*.md")}
+    assert sorted(leaves(site["nav"])) == sorted({*PAGES, *cards})
 
 
 # ---- The map of the code ----

@@ -190,11 +190,19 @@ def measure(row: Row, output: Path, steps: float, bf16: bool) -> dict[str, Any]:
             **asdict(row),
             "kind": SETTINGS[row.setting].kind if row.setting != "dense" else "dense",
             "test": prepared.task.evaluate(trainer, prepared.data["test"])[""][recipe.metrics[0]],
+            "dense": dense_test(row, output),
             "steps": trainer.state.global_step,
             "seconds": seconds,
         }
         trainer.save_model(str(output / "models" / row.folder))
     return found
+
+
+def dense_test(row: Row, output: Path) -> float | None:
+    """The accuracy of the dense model that a row starts from; None for the dense model itself."""
+    if row.setting == "dense":
+        return None
+    return float(known_rows(output / "rows.jsonl")[Row(row.task, "dense", row.seed)]["test"])
 
 
 def make_trainer(prepared: Prepared, row: Row, output: Path) -> Trainer:
@@ -265,36 +273,39 @@ def new_model(dense: PreTrainedModel, fields: dict[str, Any]) -> PreTrainedModel
 
 
 def measure_sizes(rows: Sequence[Row], output: Path, passes: int) -> dict[str, dict[str, Any]]:
-    """Parameters, multiply-adds and CPU seconds of the models of rows, by folder, on one thread.
+    """Parameters of the models of rows, by folder, and how much cheaper a forward pass is than in the dense model.
 
-    Seconds are those of a forward pass of 1 and of 32 texts of 128 tokens, the least of so many, in turns.
+    `faster` has "1" and "32": CPU seconds of the dense model of the seed over those of the model, for so many texts of
+    128 tokens, on one thread, the least of so many passes, in turns; and "flops": the same of multiply-adds.
     """
     torch.set_num_threads(1)
     models = {}
     for row in rows:
         model = AutoModelForSequenceClassification.from_pretrained(output / "models" / row.folder, dtype=torch.float32)
-        models[row.folder] = model.eval()
-    found: dict[str, dict[str, Any]] = {}
-    for folder, model in models.items():
+        models[row] = model.eval()
+    costs: dict[Row, dict[str, float]] = {}
+    for row, model in models.items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(input_ids=torch.ones(1, 128, dtype=torch.long))
-        parameters = list(model.parameters())
-        found[folder] = {
-            "parameters": sum(parameter.numel() for parameter in parameters),
-            "flops": counter.get_total_flops(),
-            "seconds": {},
-        }
+        costs[row] = {"flops": counter.get_total_flops()}
     for texts in (1, 32):
         inputs = torch.randint(1000, 20000, (texts, 128), generator=torch.Generator().manual_seed(0))
         least = dict.fromkeys(models, float("inf"))
         for _ in range(1 + (passes if texts == 1 else max(passes // 4, 1))):  # the first warms up
-            for folder, model in models.items():
+            for row, model in models.items():
                 start = time.thread_time()
                 with torch.inference_mode():
                     model(input_ids=inputs)
-                least[folder] = min(least[folder], time.thread_time() - start)
-        for folder, seconds in least.items():
-            found[folder]["seconds"][str(texts)] = seconds
+                least[row] = min(least[row], time.thread_time() - start)
+        for row, seconds in least.items():
+            costs[row][str(texts)] = seconds
+    found = {}
+    for row, model in models.items():
+        dense = costs[Row(row.task, "dense", row.seed)]
+        found[row.folder] = {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "faster": {what: dense[what] / cost for what, cost in costs[row].items()},
+        }
     return found
 
 
@@ -327,14 +338,15 @@ def main() -> None:
             make_environment(environment_in(options.output))
         for rows in ([row for row in dense if row not in known or row in gone], wanted):
             measure_all(rows, options.jobs, options, measure, ("task", "setting", "seed", "test", "seconds"))
-    sizes = options.output / "sizes.json"
-    if not options.only_report:
-        rows = [row for row in known_rows(path) if row.task == "sentences"]
-        sizes.write_text(json.dumps(measure_sizes(rows, options.output, options.passes), indent=1), encoding="utf-8")
+    path_of_sizes = options.output / "sizes.json"
+    sizes = json.loads(path_of_sizes.read_text(encoding="utf-8")) if path_of_sizes.exists() else {}
     known = known_rows(path)
+    if not options.only_report:  # of the models that are here: others were measured where they were trained
+        rows = [row for row in known if row.task == "sentences" and (options.output / "models" / row.folder).exists()]
+        sizes |= measure_sizes(rows, options.output, options.passes)
+        path_of_sizes.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
     entries = [{**entry, "folder": row.folder} for row, entry in known.items()]
-    measured = json.loads(sizes.read_text(encoding="utf-8")) if sizes.exists() else {}
-    print(write_report(entries, measured, options.output))
+    print(write_report(entries, sizes, options.output))
 
 
 if __name__ == "__main__":

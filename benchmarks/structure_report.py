@@ -35,21 +35,23 @@ def write_report(rows: Rows, sizes: Mapping[str, Mapping[str, Any]], folder: Pat
 
 
 def relative(rows: Rows, setting: str, to: str = "dense") -> list[float]:
-    """The accuracies of a setting over those of another, by default of the dense models, of the same seeds."""
-    dense = {row["seed"]: row["test"] for row in rows if row["setting"] == to}
-    return [row["test"] / dense[row["seed"]] for row in rows if row["setting"] == setting and row["seed"] in dense]
+    """The accuracies of a setting over those of the dense models they started from, or over another setting's.
+
+    Another setting is compared seed by seed, each relative to its dense model.
+    """
+    others = {row["seed"]: 1.0 if to == "dense" else _of_dense(row) for row in rows if row["setting"] == to}
+    found = [row for row in rows if row["setting"] == setting and row["seed"] in others]
+    return [_of_dense(row) / others[row["seed"]] for row in found]
+
+
+def _of_dense(row: Mapping[str, Any]) -> float:
+    return float(row["test"] / (row["dense"] or row["test"]))
 
 
 def faster(rows: Rows, sizes: Mapping[str, Mapping[str, Any]], setting: str, what: str) -> list[float]:
     """How many times faster the models of a setting are than the dense ones of their seeds; `what`: 1, 32 or flops."""
-
-    def cost(row: Mapping[str, Any]) -> float:
-        size = sizes[row["folder"]]
-        return float(size["flops"] if what == "flops" else size["seconds"][what])
-
-    dense = {row["seed"]: row for row in rows if row["setting"] == "dense" and row["folder"] in sizes}
-    found = [row for row in rows if row["setting"] == setting and row["folder"] in sizes and row["seed"] in dense]
-    return [cost(dense[row["seed"]]) / cost(row) for row in found]
+    folders = [row["folder"] for row in rows if row["setting"] == setting and row["folder"] in sizes]
+    return [float(sizes[folder]["faster"][what]) for folder in folders]
 
 
 def table(rows: Rows, sizes: Mapping[str, Mapping[str, Any]]) -> str:

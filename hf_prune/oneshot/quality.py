@@ -114,10 +114,8 @@ def prune_to_quality(
 
     try:
         _bisect(config.sparsity, step, holds)
-    except BaseException:
+    finally:
         _restore(model, before)
-        raise
-    _restore(model, before)
     if best is None:
         lowest = min(trials, key=lambda trial: trial.sparsity)
         raise CalibrationError(

@@ -124,9 +124,10 @@ def print_plan_at_once(plan: "OneShotPlan") -> None:
     """Print what is pruned at once: the tensors, with their sparsities now and then."""
     _print_planned_tensors(plan.tensors, plan.left_out)
     of_model = plan.final_sparsity * plan.weights / max(plan.all_weights, 1)
+    most = "at most " if plan.target_quality is not None else ""
     console.print(
         f"{_number(len(plan.tensors), 'tensor')} with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
-        f"pruned at once to {plan.final_sparsity:.2%} of these tensors, {of_model:.2%} of the model."
+        f"pruned at once to {most}{plan.final_sparsity:.2%} of these tensors, {of_model:.2%} of the model."
     )
     memory, calibration = plan.memory, plan.calibration
     if memory is not None and calibration is not None:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import CalibrationConfigError
+from ..errors import CalibrationConfigError, PruningConfigError
 from .checks import Problem, is_number, is_one_of, numbers_as_floats, problems_of_fields
+from .pruning import PruningConfig
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,19 @@ def _is_whole(value: Any, least: int) -> bool:
 
 def _is_between(value: Any, low: float, high: float | None) -> bool:
     return is_number(value) and low <= value and (high is None or value <= high)
+
+
+def check_quality(target_quality: Any) -> None:
+    """Raise PruningConfigError for what is no share of a quality."""
+    if not is_number(target_quality) or not 0 < target_quality < 1:
+        raise PruningConfigError("target_quality", f"expected 0 < target_quality < 1, got {target_quality!r}")
+
+
+def check_searchable(config: PruningConfig) -> None:
+    """Raise PruningConfigError for a configuration that leaves no choice of sparsities."""
+    if config.parsed_pattern.name == "n:m" or not config.sparsity:
+        raise PruningConfigError(
+            "sparsity",
+            "expected a pattern that leaves a choice of sparsities, and the highest that is tried, above 0; got "
+            f"{config.sparsity} with the pattern {config.pattern!r}",
+        )

@@ -57,7 +57,8 @@ class OneShotPlan:
         all_weights: those of the model.
         left_out: names of weights of layers that are not pruned by default -> the reason.
         calibration: how many samples are read and how; None for a method that reads the weights alone.
-        final_sparsity: the share of masked weights of the tensors.
+        final_sparsity: the share of masked weights of the tensors; the highest that is tried with a `target_quality`.
+        target_quality: the share of the dense model's quality that is to be kept, if the sparsity is searched.
         memory: what is needed beside the weights; None where it is not known.
         memory_note: why it is not known.
     """
@@ -70,6 +71,7 @@ class OneShotPlan:
     calibration: CalibrationConfig | None = None
     memory: PlannedMemory | None = None
     memory_note: str | None = None
+    target_quality: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

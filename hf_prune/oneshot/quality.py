@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.calibration import CalibrationConfig
+from ..config.calibration import CalibrationConfig, check_quality, check_searchable
 from ..config.pruning import PruningConfig
 from ..errors import CalibrationError, PruningConfigError
 from ..model.names import named_parameters
@@ -77,12 +77,7 @@ def prune_to_quality(
     check_quality(target_quality)
     if not 0 < step < 1:
         raise PruningConfigError("step", f"expected 0 < step < 1, got {step!r}")
-    if config.parsed_pattern.name == "n:m" or not config.sparsity:
-        raise PruningConfigError(
-            "sparsity",
-            "expected a pattern that leaves a choice of sparsities, and the highest that is tried, above 0; got "
-            f"{config.sparsity} with the pattern {config.pattern!r}",
-        )
+    check_searchable(config)
     dense = evaluate(model) if dense_value is None else dense_value
     targets = find_targets(model, config.targets, config.exclude, config.adapters)
     before = _weights(model, [target.name for target in targets])
@@ -127,12 +122,6 @@ def prune_to_quality(
     _restore(model, weights)
     pruned.notes.append(describe_trials(trials, target_quality))
     return pruned, trials
-
-
-def check_quality(target_quality: float) -> None:
-    """Raise PruningConfigError for what is no share of a quality."""
-    if not 0 < target_quality < 1:
-        raise PruningConfigError("target_quality", f"expected 0 < target_quality < 1, got {target_quality!r}")
 
 
 def describe_trials(trials: list[Trial], target_quality: float) -> str:

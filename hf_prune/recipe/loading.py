@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..config.calibration import CalibrationConfig
+from ..config.calibration import CalibrationConfig, check_quality, check_searchable
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
-from ..errors import RecipeError, nearest
+from ..errors import PruningConfigError, RecipeError, nearest
 from .schema import COMMAND_LINE, Places, Recipe, arguments_of, as_key, trains_not
 from .values import check_config, check_values, expectation
 from .yaml12 import parse, read_recipe
@@ -208,7 +208,11 @@ def _check_calibration(content: dict) -> dict[tuple, str]:
     section, training, dense = (content.get(name) for name in ("calibration", "training", "dense"))
     if not isinstance(section, dict):
         return {}
-    problems = check_config(("calibration",), section, CalibrationConfig)
+    fields = {name: value for name, value in section.items() if name != "target_quality"}
+    problems = check_config(("calibration",), fields, CalibrationConfig)
+    if section.get("target_quality") is not None:
+        problems |= _check_quality(section["target_quality"], content.get("pruning"))
+    section.update(fields)  # in their converted form
     if isinstance(content.get("pruning"), list):
         problems["pruning",] = "expected one configuration, as the model is pruned at once (calibration), got a list"
     if content.get("task") != "text-generation" and "length" in section:
@@ -227,6 +231,22 @@ def _check_calibration(content: dict) -> dict[tuple, str]:
         )
     if content.get("distillation") is not None:
         problems["distillation",] = "must not be set, as nothing is trained after pruning"
+    return problems
+
+
+def _check_quality(target: Any, pruning: Any) -> dict[tuple, str]:
+    """Problems with a search for a sparsity: a target that is no share, or a pattern that has one sparsity."""
+    problems: dict[tuple, str] = {}
+    try:
+        check_quality(target)
+    except PruningConfigError as error:
+        problems["calibration", "target_quality"] = error.problems[0][1]
+    try:
+        config = PruningConfig.from_dict(pruning) if isinstance(pruning, dict) else None
+        if config is not None:
+            check_searchable(config)
+    except PruningConfigError as error:  # what is wrong with the section itself has been said
+        problems["pruning", error.problems[0][0]] = error.problems[0][1]
     return problems
 
 

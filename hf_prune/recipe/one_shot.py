@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.calibration import CalibrationConfig
+from ..config.calibration import CalibrationConfig, check_quality
 from ..config.pruning import PruningConfig
 from ..config.safe_json import read_json
 from ..errors import RecipeError
@@ -22,7 +22,7 @@ from ..model.targets import find_targets
 from ..oneshot.perplexity import mean_loss, perplexity
 from ..oneshot.planning import OneShotPlan, plan_prune
 from ..oneshot.prune import Progress, Pruned, check_prune, prune
-from ..oneshot.quality import check_quality, prune_to_quality
+from ..oneshot.quality import prune_to_quality
 from ..oneshot.sensitivity import Measured, Sensitivity, as_overrides, check_rates, measure_sensitivity
 from ..oneshot.windows import WindowReader, is_causal
 from ..publish.card import write_card

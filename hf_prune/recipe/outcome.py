@@ -164,7 +164,10 @@ def write_record(
     """Write the record and the card of the run beside the model that it saved; returns the record."""
     recipe, dense = prepared.recipe, scores.dense
     pruner = getattr(trainer, "pruner", None)
-    configs = recipe.pruning_configs if scores.run is not None else cast(Any, pruner).configs
+    if scores.run is not None and scores.run.pruned is not None:
+        configs = [scores.run.pruned.config]
+    else:
+        configs = cast(Any, pruner).configs
     record = record_of(
         trainer,
         saved.hashes,

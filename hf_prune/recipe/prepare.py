@@ -80,7 +80,8 @@ class Prepared:
         assert calibration is not None
         try:
             length = None if isinstance(self.task, TextGeneration) else self.recipe.dataset.max_length
-            return plan_prune(self.model, self.recipe.pruning_configs[0], calibration, length)
+            plan = plan_prune(self.model, self.recipe.pruning_configs[0], calibration, length)
+            return replace(plan, target_quality=self.recipe.target_quality)
         except (PruningConfigError, TargetError) as error:
             raise self.recipe.place(RecipeError(problems=error.problems_under("pruning"))) from error
 

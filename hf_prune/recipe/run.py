@@ -14,17 +14,21 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
+from ..config.calibration import CalibrationConfig
+from ..config.pruning import PruningConfig
 from ..engines.launched import is_first_process
 from ..engines.processes import all_reduce, wait_for_all
-from ..errors import CheckpointError, PushError, RecipeError, one_line
+from ..errors import CalibrationError, CheckpointError, PushError, RecipeError, one_line
 from ..foreign.transformers import keep_origin, opened_whole
 from ..masking.plan import Plan
 from ..masking.searching import lines_about
 from ..model.names import shape_of
 from ..oneshot.planning import OneShotPlan
-from ..oneshot.prune import Progress, prune
+from ..oneshot.prune import Progress, Pruned, prune
+from ..oneshot.quality import Trial, prune_to_quality
+from ..oneshot.windows import Batch
 from ..publish.push import check_push, push_model
-from ..publish.record import Generation, Sample
+from ..publish.record import Generation, Sample, lower_is_better
 from ..publish.redact import without_tokens
 from ..saved.model import SavedModel
 from ..saved.report import make_report
@@ -115,7 +119,8 @@ def _run(
     if at_once is not None:
         start = time.perf_counter()
         assert plan is not None
-        say(f"Pruning {plan.final_sparsity:.1%} of {plan.weights:,} prunable weights at once")
+        most = "at most " if recipe.target_quality is not None else ""
+        say(f"Pruning {most}{plan.final_sparsity:.1%} of {plan.weights:,} prunable weights at once")
         prepared = _prune_at_once(prepared, at_once, say, show_layers)
         seconds["pruning"] = time.perf_counter() - start
         dense = at_once.base if recipe.dense is None and not recipe.trains_on else dense
@@ -150,7 +155,10 @@ def _run(
         pruned_model = _open(prepared.task, output / "model", dtype)
         generation = _generate(prepared, trainer, pruned_model, dense_model, whole.tokenizer)
     saved = SavedModel(output / "model")
-    target_sparsity = plan.final_sparsity if plan is not None else cast(Any, pruner).target_sparsity
+    if at_once is not None and at_once.pruned is not None and recipe.target_quality is not None:
+        target_sparsity = at_once.pruned.sparsity
+    else:
+        target_sparsity = plan.final_sparsity if plan is not None else cast(Any, pruner).target_sparsity
     scores = AllScores(pruned, dense, at_once)
     record = write_record(saved, prepared, trainer, target_sparsity, scores, dense_model, generation, say)
     file_bytes = {"dense": SavedModel(output / "dense").file_bytes} if has_dense else {}
@@ -197,13 +205,55 @@ def _prune_at_once(prepared: Prepared, at_once: AtOnce, say: Say, show_layers: S
     [config] = recipe.pruning_configs
     batches = calibration_data(prepared)
     with show_layers() as progress:
-        at_once.pruned = prune(model, config, batches, calibration, progress=progress)
+        if recipe.target_quality is None:
+            at_once.pruned = prune(model, config, batches, calibration, progress=progress)
+        else:
+            at_once.pruned = _prune_to_quality(prepared, config, batches, calibration, say, progress)
     for note in at_once.pruned.notes:
         say(note)
     if recipe.trains_on:
         at_once.scores = prepared.task.evaluate(make_evaluator(prepared), prepared.data["test"])
         say(f"Pruned model before it is trained on, on the test split: {_as_text(at_once.scores[''])}")
     return prepared
+
+
+def _prune_to_quality(
+    prepared: Prepared,
+    config: PruningConfig,
+    batches: list[Batch],
+    calibration: CalibrationConfig,
+    say: Say,
+    progress: Progress | None,
+) -> Pruned:
+    """Prune the model to the highest sparsity that keeps the target quality, by the main metric on validation data."""
+    recipe, target = prepared.recipe, prepared.recipe.target_quality
+    assert target is not None
+    evaluator = make_evaluator(prepared)
+    validation = prepared.data["validation"]
+    name, dense_value = next(iter(prepared.task.evaluate(evaluator, validation)[""].items()))
+
+    def value_of(model: PreTrainedModel) -> float:
+        return prepared.task.evaluate(evaluator, validation)[""][name]
+
+    def tried(trial: Trial) -> None:
+        say(f"Sparsity {trial.sparsity:.4g}: {name} {trial.value:.4f} on validation data, quality {trial.quality:.3f}")
+
+    try:
+        pruned, _ = prune_to_quality(
+            prepared.model,
+            config,
+            batches,
+            value_of,
+            target,
+            calibration,
+            greater_is_better=not lower_is_better(name),
+            dense_value=dense_value,
+            progress=progress,
+            tried=tried,
+        )
+    except CalibrationError as error:
+        raise recipe.place(RecipeError(problems=error.problems_under("calibration"))) from error
+    return pruned
 
 
 def _train(trainer: Trainer, recipe: Recipe, dense: bool) -> None:

@@ -134,7 +134,9 @@ class Recipe(_Section):
 
     `calibration`, if present, holds the fields of a `CalibrationConfig`: the model is then pruned at once, from samples
     of the training split, and trained on with its zeros kept, unless `training` has `max_steps: 0` or
-    `num_train_epochs: 0`. Without a dense run, the default teacher is then the model before it was pruned.
+    `num_train_epochs: 0`. Without a dense run, the default teacher is then the model before it was pruned. With
+    `target_quality` there, the highest sparsity up to that of `pruning` is searched at which the pruned model keeps
+    that share of the main metric on the validation split.
     """
 
     task: Literal["text-classification", "text-generation", "summarization"]
@@ -165,7 +167,16 @@ class Recipe(_Section):
     @property
     def calibration_config(self) -> CalibrationConfig | None:
         """The calibration configuration as an object; None for a recipe that prunes while it trains."""
-        return CalibrationConfig.from_dict(self.calibration) if self.calibration is not None else None
+        if self.calibration is None:
+            return None
+        return CalibrationConfig.from_dict(
+            {name: value for name, value in self.calibration.items() if name != "target_quality"}
+        )
+
+    @property
+    def target_quality(self) -> float | None:
+        """The share of the main metric that pruning at once is to keep; None for the sparsity of `pruning`."""
+        return (self.calibration or {}).get("target_quality")
 
     @property
     def training_configs(self) -> list[PruningConfig]:

@@ -304,6 +304,62 @@ def test_progress_is_shown_while_layers_are_pruned(material, tmp_path):
     assert seen[-1] == "end"
 
 
+# ---- As sparse as a target quality allows ----
+
+
+def test_the_highest_sparsity_that_keeps_a_share_of_perplexity_is_found(material, tmp_path):
+    path = write_language_recipe(
+        tmp_path,
+        material,
+        dense=None,
+        training__max_steps=0,
+        pruning={"method": "magnitude", "sparsity": 0.9},
+        calibration={"samples": 6, "length": 12, "target_quality": 0.97},
+    )
+    prepared = prepare(load_recipe(path))
+    assert prepared.plan_at_once().target_quality == 0.97
+    result, said = quiet_run(path)
+    assert "Pruning at most 90.0% of 3,840 prunable weights at once" in said
+    tried = [line.replace(":", "").split() for line in said if line.startswith("Sparsity ")]
+    kept = {float(words[1]): float(words[-1]) >= 0.97 for words in tried}
+    found = load_configs(tmp_path / "out" / "model")[0].sparsity
+    assert kept[found]
+    assert not any(holds for sparsity, holds in kept.items() if sparsity > found)
+    assert not kept[round(found + 0.01, 2)]
+    assert result.report.prunable_sparsity == pytest.approx(found, abs=0.001)
+    record = load_record(tmp_path / "out" / "model")
+    assert (record.pruning[0]["sparsity"], record.target_sparsity) == (found, pytest.approx(found, abs=0.001))
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "0.97 of the dense model's quality is kept; tried" in card
+
+
+def test_accuracy_is_a_quality_that_rises(material, tmp_path):
+    path = write_recipe(
+        tmp_path,
+        material,
+        dense={"max_steps": 30},
+        training__max_steps=0,
+        calibration=CALIBRATION | {"target_quality": 0.5},
+        pruning={"method": "wanda", "sparsity": 0.6},
+    )
+    result, said = quiet_run(path)
+    assert any(line.startswith("Sparsity 0.6: accuracy") for line in said)
+    assert result.report.prunable_sparsity == pytest.approx(0.6, abs=0.001)  # the first that was tried keeps half of it
+
+
+def test_no_sparsity_that_keeps_enough_is_an_error(material, tmp_path):
+    path = write_language_recipe(
+        tmp_path,
+        material,
+        dense=None,
+        training__max_steps=0,
+        pruning={"method": "random", "sparsity": 0.04},
+        calibration={"samples": 6, "length": 12, "target_quality": 0.9999999},
+    )
+    with pytest.raises(RecipeError, match=r"calibration\.target_quality: expected a sparsity at which the model keeps"):
+        run(load_recipe(path), say=lambda line: None)
+
+
 # ---- What is refused, before anything is written ----
 
 
@@ -322,6 +378,11 @@ def test_progress_is_shown_while_layers_are_pruned(material, tmp_path):
         ({"training__max_steps": 0, "dense": {}}, "dense: expected null, or max_steps or num_train_epochs of its own"),
         ({"training__max_steps": 0, "distillation": {}}, "distillation: must not be set, as nothing is trained"),
         ({"dense": {"max_steps": 0}}, "dense.max_steps: expected 1 or more"),
+        ({"calibration": {"target_quality": 1}}, "calibration.target_quality: expected 0 < target_quality < 1, got 1"),
+        (
+            {"calibration": {"target_quality": 0.9}, "pruning": {"method": "alps", "pattern": "2:4"}},
+            "pruning.sparsity: expected a pattern that leaves a choice of sparsities",
+        ),
     ],
     ids=str,
 )

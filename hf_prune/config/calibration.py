@@ -100,11 +100,12 @@ def check_quality(target_quality: Any) -> None:
         raise PruningConfigError("target_quality", f"expected 0 < target_quality < 1, got {target_quality!r}")
 
 
-def check_searchable(config: PruningConfig) -> None:
-    """Raise PruningConfigError for a configuration that leaves no choice of sparsities."""
+def highest_sparsity(config: PruningConfig) -> float:
+    """The highest sparsity of a search. Raises PruningConfigError for a configuration that leaves no choice."""
     if config.parsed_pattern.name == "n:m" or not config.sparsity:
         raise PruningConfigError(
             "sparsity",
             "expected a pattern that leaves a choice of sparsities, and the highest that is tried, above 0; got "
             f"{config.sparsity} with the pattern {config.pattern!r}",
         )
+    return config.sparsity

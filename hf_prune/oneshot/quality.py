@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.calibration import CalibrationConfig, check_quality, check_searchable
+from ..config.calibration import CalibrationConfig, check_quality, highest_sparsity
 from ..config.pruning import PruningConfig
 from ..errors import CalibrationError, PruningConfigError
 from ..model.names import named_parameters
@@ -77,7 +77,7 @@ def prune_to_quality(
     check_quality(target_quality)
     if not 0 < step < 1:
         raise PruningConfigError("step", f"expected 0 < step < 1, got {step!r}")
-    check_searchable(config)
+    highest = highest_sparsity(config)
     dense = evaluate(model) if dense_value is None else dense_value
     targets = find_targets(model, config.targets, config.exclude, config.adapters)
     before = _weights(model, [target.name for target in targets])
@@ -108,7 +108,7 @@ def prune_to_quality(
         return kept
 
     try:
-        _bisect(config.sparsity, step, holds)
+        _bisect(highest, step, holds)
     finally:
         _restore(model, before)
     if best is None:

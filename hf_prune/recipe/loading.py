@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..config.calibration import CalibrationConfig, check_quality, check_searchable
+from ..config.calibration import CalibrationConfig, check_quality, highest_sparsity
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
 from ..errors import PruningConfigError, RecipeError, nearest
@@ -244,7 +244,7 @@ def _check_quality(target: Any, pruning: Any) -> dict[tuple, str]:
     try:
         config = PruningConfig.from_dict(pruning) if isinstance(pruning, dict) else None
         if config is not None:
-            check_searchable(config)
+            highest_sparsity(config)
     except PruningConfigError as error:  # what is wrong with the section itself has been said
         problems["pruning", error.problems[0][0]] = error.problems[0][1]
     return problems

@@ -119,6 +119,16 @@ def hub(hub_server):
     hub_server.check()
 
 
+# ---- Terminals ----
+
+
+@pytest.fixture
+def eighty_columns(monkeypatch):
+    """A plain terminal of 80 columns, for what commands print."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+
+
 # ---- No network ----
 
 

@@ -11,13 +11,9 @@ from hf_prune import PruningConfig
 from hf_prune.recipe.loading import parse_pruning
 from hf_prune.saved.report import make_report
 
+pytestmark = pytest.mark.usefixtures("eighty_columns")
+
 SIZES = ("--samples", 6, "--length", 16)
-
-
-@pytest.fixture(autouse=True)
-def columns(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
 
 
 @pytest.fixture(scope="module")

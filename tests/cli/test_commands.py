@@ -24,13 +24,9 @@ from hf_prune.saved.model import SavedModel
 from hf_prune.saved.report import Report, make_report
 from hf_prune.saved.zeros import TensorReport
 
+pytestmark = pytest.mark.usefixtures("eighty_columns")
+
 TIMEOUT = 240
-
-
-@pytest.fixture(autouse=True)
-def eighty_columns(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
 
 
 @pytest.fixture(scope="module")

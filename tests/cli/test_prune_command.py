@@ -16,18 +16,14 @@ from hf_prune.config.pruning import load_configs
 from hf_prune.publish.record import load_record
 from hf_prune.saved.report import make_report
 
+pytestmark = pytest.mark.usefixtures("eighty_columns")
+
 SHORT = ("--samples", 4, "--length", 12)
 
 
 def mamba():
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "time_step_rank": 4}
     return transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
-
-
-@pytest.fixture(autouse=True)
-def eighty_columns(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
 
 
 @pytest.fixture(scope="module")

@@ -418,7 +418,9 @@ class PruningConfig:
             if step > total_steps and not (name == "end" and at_once)
         ]
         if reads_a_step and begin == 0:
-            reader = self.method if needs_a_step(self.method, self.scope, self.structure) else self.reconstruction
+            reader = self.reconstruction
+            if needs_a_step(self.method, self.scope, self.structure):
+                reader = self.method if needs_a_step(self.method, "layer", self.structure) else self.scope
             problems.append(
                 ("begin", f"expected 1 or more for {reader!r}, which needs the data of one step first, got step 0")
             )

@@ -82,14 +82,8 @@ def check_in_training(config: PruningConfig) -> None:
     if SCOPES[config.scope].within_rows and config.method not in SOLVERS:
         raise PruningConfigError(
             "scope",
-            f"expected 'layer', 'global' or 'erk' for the method {config.method!r} in training, got {config.scope!r}; "
-            "hf_prune.prune can rank the weights of each row by themselves",
-        )
-    if SCOPES[config.scope].at_once:
-        raise PruningConfigError(
-            "scope",
-            f"expected 'layer', 'global' or 'erk' in training, got {config.scope!r}, which needs calibration data: use "
-            "hf_prune.prune, or overrides with the sparsities that hf-prune sensitivity writes",
+            f"expected another scope, such as 'layer', for the method {config.method!r} in training, got "
+            f"{config.scope!r}; hf_prune.prune can rank the weights of each row by themselves",
         )
 
 

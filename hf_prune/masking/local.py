@@ -8,7 +8,7 @@ import torch
 from ..engines.holdings import Holding
 from ..methods.criteria import Criterion, Piece
 from ..methods.reconstructions import InputMoments
-from ..model.layouts import Target, input_features
+from ..model.layouts import Target, features_of
 
 # Weights processed at a time: small enough for a CPU's cache, large enough to keep an accelerator busy.
 _CPU_PIECE = 1 << 18
@@ -60,10 +60,13 @@ class LocalTensor:
             return None if self.gradient is None else self.gradient[part]
         if reads != "inputs" or self.inputs is None:
             return None
+        return self.inputs.to(self.weight.device)[self.features(part)[1]]
+
+    def features(self, part: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output and the input feature of each weight of a slice (both int64)."""
         start, stop, _ = part.indices(self.weight.numel())
         positions = torch.arange(start, stop, dtype=torch.int64, device=self.weight.device)
-        features = input_features(self.holding.region.indices(positions), self.target)
-        return self.inputs.to(self.weight.device)[features]
+        return features_of(self.holding.region.indices(positions), self.target)
 
     def piece(self, criterion: Criterion, seed: int, part: slice = slice(None)) -> Piece:
         """What a criterion is told about the weights of a slice."""

@@ -2,10 +2,11 @@
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, takewhile
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,16 +14,18 @@ from torch import nn
 
 from ..config.pruning import PruningConfig
 from ..errors import PruningConfigError, TargetError
+from ..methods.allocation import counts_on_the_way
 from ..methods.criteria import CRITERIA, Criterion
 from ..methods.patterns import Pattern, count_of
 from ..methods.schedules import sparsity_at, update_steps
-from ..methods.scopes import SCOPES, Pool, Prunable
+from ..methods.scopes import SCOPES, Pool, Prunable, Seen
 from ..methods.table import needs_a_step, reads_of
 from ..model.layouts import Target
 from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import check_expressions
 from ..structure.shrink import cut_of
 from ..structure.units import CoupledUnits, Family
+from .selection import alone
 
 # The names of the coupled units of a group, which several configurations may prune one after another.
 _Units = tuple[str, ...]
@@ -79,10 +82,21 @@ class Group:
         return None if self.coupled else CRITERIA.get(self.config.method)
 
     @property
+    def allots(self) -> bool:
+        """Whether the scope decides at the first update how many units each member loses in the end."""
+        return SCOPES[self.scope].sees_matrices
+
+    @property
     def reads(self) -> set[str]:
-        """What is read besides the weights, see `methods.table.reads_of`."""
-        config = self.config
-        return reads_of(config.method, self.scope, config.structure, config.reconstruction if self.coupled else None)
+        """What is read for every update besides the weights, see `methods.table.reads_of`."""
+        config, scope = self.config, "layer" if self.allots else self.scope
+        return reads_of(config.method, scope, config.structure, config.reconstruction if self.coupled else None)
+
+    @property
+    def reads_to_allot(self) -> set[str]:
+        """What is read for the first update, to decide how many units each member loses; see `Scope.reads`."""
+        reads = SCOPES[self.scope].reads
+        return {reads} if self.allots and reads is not None else set()
 
     @property
     def read_names(self) -> list[str]:
@@ -116,23 +130,30 @@ class Group:
         start: float,
         dropped: Sequence[int],
         inputs: Sequence[torch.Tensor | None] | None = None,
+        allotted: Sequence[int] | None = None,
     ) -> list[Pool]:
         """How many units are dropped after `step`, if the schedule starts at the sparsity `start`.
 
         `dropped` has the number of units of each member, or of each coupled units, that are dropped already, `inputs`
-        the norms of a member's input features, for a scope that reads them. Without them, as in a plan, such a scope
-        counts as `global`.
+        the norms of a member's input features, for a scope that reads them, and `allotted` the number of units that
+        each member loses in the end, for a scope that decides that. Without them, as in a plan, such a scope counts as
+        `global`.
         """
         initial = max(start, min(self.config.initial_sparsity or 0.0, self.final))
         sparsity = sparsity_at(self.config.schedule, step, window.begin, window.end, initial, self.final)
+        share = Fraction(str(sparsity)) / self.pattern.unit_sparsity
+        if allotted is not None:
+            total = min(max(count_of(share, sum(self.ranked_units)), sum(dropped)), sum(allotted))
+            counts = counts_on_the_way(allotted, dropped, total)
+            return [Pool((member,), count) for member, count in enumerate(counts)]
         sides: list[tuple[int, ...]] = [(one.units,) for one in self.coupled]
         sides = sides or [target.sides for target in self.members]
         prunable = [
             Prunable(*one)
             for one in zip(self.ranked_units, dropped, sides, inputs or [None] * len(dropped), strict=True)
         ]
-        scope = SCOPES["global" if SCOPES[self.scope].reads is not None and inputs is None else self.scope]
-        share = Fraction(str(sparsity)) / self.pattern.unit_sparsity
+        undecided = self.allots or (SCOPES[self.scope].reads is not None and inputs is None)
+        scope = SCOPES["global" if undecided else self.scope]
         pools = scope.pools(prunable, share)
         if not self.coupled:
             return pools
@@ -143,6 +164,29 @@ class Group:
             pools = [replace(pools[0], count=max(count_of(share, units[0] + self.fixed), sum(dropped)))]
         most = [number - kept for number, kept in zip(units, least, strict=True)]
         return [replace(pool, count=min(pool.count, number)) for pool, number in zip(pools, most, strict=True)]
+
+    def final_counts(
+        self,
+        dropped: Sequence[int],
+        matrices: Sequence[Iterable[Seen]],
+        blocks: Sequence[str],
+        inputs: Sequence[torch.Tensor | None] | None = None,
+        add_up: Callable[[torch.Tensor], torch.Tensor] = alone,
+    ) -> list[int]:
+        """How many units of each member are dropped in the end, of a group that is not ranked together.
+
+        All sequences are in the order of the members; see `Prunable` for what they have.
+        """
+        inputs = inputs if inputs is not None else [None] * len(self.members)
+        prunable = [
+            Prunable(units, gone, target.sides, norms, seen, self.pattern, block, add_up)
+            for target, units, gone, norms, seen, block in zip(
+                self.members, self.ranked_units, dropped, inputs, matrices, blocks, strict=True
+            )
+        ]
+        pools = SCOPES[self.scope].pools(prunable, Fraction(str(self.final)) / self.pattern.unit_sparsity)
+        counts = {pool.members: pool.count for pool in pools}
+        return [counts[member,] for member in range(len(self.members))]
 
     def penalty_weight(self, window: Window, step: int, start: float) -> float:
         """The factor of the penalty on the members after `step` completed steps; see `PruningConfig`."""
@@ -338,9 +382,11 @@ def make_plan(
     tensors: Sequence[PlannedTensor],
     total_steps: int,
     all_weights: int,
+    allotted: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> Plan:
     """Run the schedule on counts alone, from `tensors` with their current numbers of masked weights.
 
+    `allotted` has the number of units that each member of a group loses in the end, where that is decided already.
     The counts are those of training, unless existing zeros lie unevenly in the units of a pattern.
     """
     masked = {tensor.name: Fraction(tensor.masked) for tensor in tensors}
@@ -372,7 +418,7 @@ def make_plan(
             weights_a_unit = group.pattern.unit_size * group.pattern.unit_sparsity
             dropped = [int(masked[target.name] / weights_a_unit) for target in group.members]
             starts.setdefault(index, group.share_dropped(dropped))
-            for pool in group.pools(window, step, starts[index], dropped):
+            for pool in group.pools(window, step, starts[index], dropped, allotted=allotted.get(index)):
                 members = [group.members[member] for member in pool.members]
                 of = sum(group.units_of(target) for target in members)
                 for target in members:

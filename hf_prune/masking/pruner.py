@@ -18,12 +18,14 @@ from ..engines.optimizers import is_at_step, is_micro_batch, leaves_zeros, zero_
 from ..engines.processes import rank
 from ..errors import PlacementError, PruningStateError
 from ..methods.scopes import Pool
+from ..model.anatomy import blocks_of
 from ..model.names import named_parameters, shape_of
 from ..model.targets import FROZEN, refuse_reparametrised
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning
 from ..structure.chosen import Chosen, write_chosen
 from ..structure.proof import Example
 from ..structure.shrink import Cut
+from .allotting import allot
 from .finding import as_configs, check_model, find_groups, identities
 from .local import LocalTensor
 from .masks import Masks
@@ -265,12 +267,16 @@ class Pruner:
         places = {identity: index for index, identity in enumerate(identities(self._groups))}
         moved = {index: places[identity] for index, identity in enumerate(before) if identity in places}
         starts = {moved[index]: share for index, share in state.starts.items() if index in moved}
+        allotted = {moved[index]: counts for index, counts in state.allotted.items() if index in moved}
         for index, group in enumerate(self._groups):
             if any(shapes.get(target.name) != target.shape for target in group.members):
                 starts.pop(index, None)  # the share of what is left is counted anew
+            if index not in starts or len(allotted.get(index, ())) != len(group.members):
+                allotted.pop(index, None)
         self._state = replace(
             state,
             starts=starts,
+            allotted=allotted,
             owed={moved[index] for index in state.owed if index in moved},
             finished={moved[index] for index in state.finished or () if index in moved},
         )
@@ -385,7 +391,7 @@ class Pruner:
             for target in self.targets
         ]
         all_weights = sum(math.prod(shape_of(parameter)) for parameter in self.model.parameters())
-        plan = make_plan(self._groups, windows, tensors, total_steps, all_weights)
+        plan = make_plan(self._groups, windows, tensors, total_steps, all_weights, self._state.allotted)
         return replace(plan, left_out=self.left_out)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -454,7 +460,7 @@ class Pruner:
 
     def _begin_step(self) -> None:
         """Start to collect and remember what methods need from the next step."""
-        self._readings.begin_step(self._due(self.completed_steps + 1), self._remembering())
+        self._readings.begin_step(self._due(self.completed_steps + 1), self._remembering(), self._state.allotted)
         self._structures.begin_step()
 
     def _remembering(self) -> list[int]:
@@ -706,7 +712,10 @@ class Pruner:
             group = self._groups[index]
             start = self._state.starts.setdefault(index, group.share_dropped(gone))
             inputs = None if group.coupled else [local[target.name].inputs for target in group.members]
-            return group.pools(self._window(group), step, start, gone, inputs)
+            if group.allots and index not in self._state.allotted:
+                collected, blocks = self._readings.collected, blocks_of(self.model, [one.name for one in group.members])
+                self._state.allotted[index] = allot(group, local, gone, collected, blocks, self._masks.all_reduce)
+            return group.pools(self._window(group), step, start, gone, inputs, self._state.allotted.get(index))
 
         changed = []
         for change in self._changes(due, local, pools_of):
@@ -819,7 +828,7 @@ class Pruner:
         masks, memory, state, sparsity = load_pruning(directory, self.configs, shapes, self._masks.regions)
         here = sum(mask.numel() - int(mask.sum()) for name, mask in masks.items() if self._masks.counts(name))
         share = self._masks.add_up([here])[0] / max(sum(target.weights for target in self.targets), 1)
-        check_state(directory, state, sparsity, share, groups=len(self._groups))
+        check_state(directory, state, sparsity, share, self._groups)
         if self.total_steps is not None:
             state = continue_schedule(state, self.configs, self._groups, self._windows, self.total_steps, directory)
         if zeros_loaded:

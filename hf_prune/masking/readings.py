@@ -1,6 +1,6 @@
 """`Readings`: what methods and scopes read in optimizer steps and remember between them, and in which steps."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,9 @@ from .local import LocalTensor
 from .masks import Masks
 from .memory import Memory
 from .plan import Group
+
+# What `Statistics` collects, see its `begin`.
+_KINDS = ("inputs", "outputs", "gradients", "products", "similarity")
 
 
 class Readings:
@@ -54,18 +57,43 @@ class Readings:
         self._remembering: Sequence[int] = ()
         self._seen: set[str] = set()  # names of parameters whose gradients were seen for remembering
         self._added = False  # whether the current step is remembered
-        wanted: dict[str, set[str]] = {"inputs": set(), "gradients": set(), "products": set(), "similarity": set()}
-        for group in groups:
+        self._allotted: Container[int] = ()
+        self._by_methods: dict[str, set[str]] = {kind: set() for kind in _KINDS}  # what updates read, of all groups
+        to_allot: set[str] = set()
+        for index, group in enumerate(groups):
             _check(group, parameters, masks, engine)
-            for reads in group.reads:
-                if reads != "gradients" or not (group.remembers or group.coupled):  # those go straight into the memory
-                    wanted[reads].update(group.read_names)
-        self._statistics = Statistics(model, **wanted)
+            for reads in self._collects(index, is_due=False):
+                self._by_methods[reads].update(group.read_names)
+            to_allot.update(group.read_names if group.reads_to_allot else ())
+        self._statistics = Statistics(
+            model,
+            readers=dict.fromkeys(to_allot, "scope")
+            | dict.fromkeys(self._by_methods["products"], "reconstruction or method")
+            | dict.fromkeys(self._by_methods["inputs"] | self._by_methods["outputs"], "method"),
+            similarity=self._by_methods["similarity"],
+        )
 
-    def begin_step(self, due: Iterable[int], remembering: Sequence[int]) -> None:
-        """Prepare an optimizer step, given the groups that are due after it and those that remember it."""
+    def _reads(self, index: int) -> set[str]:
+        """What is read for the next update of a group."""
+        group = self._groups[index]
+        return group.reads if index in self._allotted else group.reads | group.reads_to_allot
+
+    def _collects(self, index: int, is_due: bool) -> set[str]:
+        """What is collected in a step for a group, which is due after it or only remembers it."""
+        group = self._groups[index]
+        straight_into_memory = {"gradients"} if group.remembers or group.coupled else set()
+        return (self._reads(index) if is_due else group.reads) - straight_into_memory
+
+    def begin_step(self, due: Collection[int], remembering: Sequence[int], allotted: Container[int]) -> None:
+        """Prepare an optimizer step.
+
+        Args:
+            due: the groups that are due after it.
+            remembering: the groups that remember it.
+            allotted: the groups of which it is decided already how many units each member loses.
+        """
         self.collected = Collected()
-        self._remembering, self._added = remembering, False
+        self._remembering, self._added, self._allotted = remembering, False, allotted
         if not remembering:
             self.memory.tensors.clear()  # pruning has ended
         self.whole_gradients = {
@@ -73,11 +101,13 @@ class Readings:
             for group in map(self._groups.__getitem__, self._remembering)
             for target in (group.members if group.regrows and "gradients" in group.reads else ())
         }
-        reading = [self._groups[index] for index in due if not self._groups[index].remembers]
-        reading += [self._groups[index] for index in self._remembering if "inputs" in self._groups[index].reads]
-        if any(group.reads - ({"gradients"} if group.coupled else set()) for group in reading):
-            solved = {name for group in reading if "products" in group.reads for name in group.read_names}
-            self._statistics.begin(products=solved)
+        now: dict[str, set[str]] = {kind: set() for kind in _KINDS}
+        for index in {*due, *remembering}:
+            for reads in self._collects(index, index in due):
+                now[reads].update(self._groups[index].read_names)
+        if any(now.values()):
+            everything = {kind: names | self._by_methods[kind] for kind, names in now.items()}
+            self._statistics.begin(**everything | {"products": now["products"]})
 
     def stop(self) -> None:
         """Stop collecting, when training is over."""
@@ -121,10 +151,7 @@ class Readings:
 
         Raises PruningStateError if nothing was collected for any parameter.
         """
-        reading = any(
-            group.reads - ({"gradients"} if group.coupled else set()) and not group.remembers
-            for group in map(self._groups.__getitem__, due)
-        )
+        reading = any(self._collects(index, True) and not self._groups[index].remembers for index in due)
         if reading or self._statistics.is_collecting:
             self.collected = self._statistics.finish()
         for index in self._remembering:
@@ -141,7 +168,9 @@ class Readings:
         """
         group = self._groups[index]
         names = group.read_names
-        missing = {name for name in names if group.reads and name in self.collected.unusable}
+        missing = {name for name in names if self._reads(index) and name in self.collected.unusable}
+        if not group.reads:  # an expert that no token reached gets the share of all
+            missing -= self.collected.unreached
         if group.remembers:
             missing |= {name for name in names if self._memory_of(group, name) is None}
             if "gradients" in group.reads and missing == set(names) and self._seen.isdisjoint(names):
@@ -232,13 +261,13 @@ def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_input
     """Raise PruningConfigError for a method or scope that reads what a way of training does not give access to."""
     compiled = "" if shows_inputs else "torch_compile"
     hidden_by = {"gradients": "" if shows_gradients else "DeepSpeed"}
-    hidden_by |= {"inputs": compiled, "products": compiled, "similarity": compiled}
+    hidden_by |= dict.fromkeys(("inputs", "outputs", "products", "similarity"), compiled)
     for field, name, entry, use in (
         ("method", config.method, method_of(config.method, config.structure), "'magnitude'"),
         ("scope", config.scope, SCOPES[config.scope], "'layer'"),
     ):
         if entry is not None and (way := hidden_by.get(entry.reads or "")):
-            read = "inputs" if entry.reads == "products" else entry.reads
+            read = "inputs" if entry.reads in ("products", "outputs") else entry.reads
             raise PruningConfigError(
                 field, f"{field}s that read {read} cannot be used with {way}, got {name!r}; use {use}"
             )

@@ -12,21 +12,29 @@ from .plan import Group, Window, make_windows
 
 
 def check_state(
-    directory: str | os.PathLike, state: PruningState, noted: float | None, sparsity: float, groups: int
+    directory: str | os.PathLike, state: PruningState, noted: float | None, sparsity: float, groups: Sequence[Group]
 ) -> None:
     """Raise PruningStateError, naming the file, if a saved state contradicts the masks beside it or the groups.
 
     Args:
         noted: the share of masked weights that was saved with the state, if it was.
         sparsity: the share of masked weights in the masks.
-        groups: the number of groups of tensors.
+        groups: all groups of tensors.
     """
     path = Path(directory, STATE_NAME)
     if noted is not None and abs(sparsity - noted) > 1e-9:
         raise PruningStateError(f"{path}: expected a sparsity of {sparsity}, that of the masks beside it, got {noted}")
-    unknown = sorted(index for index in {*state.starts, *state.owed, *(state.finished or ())} if index >= groups)
+    known = {*state.starts, *state.allotted, *state.owed, *(state.finished or ())}
+    unknown = sorted(index for index in known if index >= len(groups))
     if unknown:
-        raise PruningStateError(f"{path}: expected groups of tensors below {groups}, got {unknown[0]}")
+        raise PruningStateError(f"{path}: expected groups of tensors below {len(groups)}, got {unknown[0]}")
+    for index, counts in state.allotted.items():
+        units = groups[index].ranked_units
+        if len(counts) != len(units) or any(count > of for count, of in zip(counts, units, strict=True)):
+            raise PruningStateError(
+                f"{path}: expected {len(units)} numbers of units up to those of the tensors in the group {index}, got "
+                f"{counts}"
+            )
 
 
 def check_zeros(directory: str | os.PathLike, found: Mapping[str, int]) -> None:

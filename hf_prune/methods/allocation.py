@@ -1,6 +1,6 @@
 """How a sparsity is divided among tensors: the shares that statistics suggest, and exact counts near them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
@@ -60,6 +60,20 @@ def counts_near(shares: Sequence[float], units: Sequence[int], dropped: Sequence
     return largest_remainder(moved(bounds[low] + part * (bounds[high] - bounds[low])), total)
 
 
+def counts_on_the_way(final: Sequence[int], dropped: Sequence[int], total: int) -> list[int]:
+    """How many units are dropped of each tensor, `total` in all, on the way to `final`.
+
+    They are in proportion to the final numbers, as far as what is dropped already allows, and never above them. So with
+    growing totals no number falls, and at the total of `final` they are `final`.
+    """
+    return counts_near([1.0] * len(final), final, dropped, total)
+
+
+def no_costs() -> torch.Tensor:
+    """The histogram of no costs; see `histogram`."""
+    return torch.zeros(_BINS, dtype=torch.int64)
+
+
 def histogram(costs: torch.Tensor) -> torch.Tensor:
     """How many costs (float32, none below 0) fall into each of 32768 bins of a logarithmic scale; int64, on the CPU."""
     bins = (costs.float().contiguous().view(torch.int32) >> 16).clamp_(0, _BINS - 1)
@@ -91,12 +105,19 @@ def moved_towards(share: float, ranked: float, part: float, bound: float) -> flo
     return min(max(moved, share - bound), share + bound, (1 + share) / 2)
 
 
-def outlier_share(magnitudes: Iterable[torch.Tensor], times: float) -> float:
-    """The share of values that are above `times` the mean of all of them; 0 if there are none."""
-    parts = list(magnitudes)
-    number = sum(part.numel() for part in parts)
-    mean = sum(float(part.sum(dtype=torch.float64)) for part in parts) / max(number, 1)
-    return sum(int((part > times * mean).sum()) for part in parts) / max(number, 1)
+def outlier_share(
+    magnitudes: Callable[[], Iterable[torch.Tensor]],
+    times: float,
+    add_up: Callable[[torch.Tensor], torch.Tensor],
+) -> float:
+    """The share of values that are above `times` the mean of all of them; 0 if there are none.
+
+    `magnitudes` gives the values in parts, each time again, `add_up` sums numbers of all processes that have some.
+    """
+    here = [(float(part.numel()), float(part.sum(dtype=torch.float64))) for part in magnitudes()]
+    number, total = add_up(torch.tensor(here, dtype=torch.float64).reshape(-1, 2).sum(0)).tolist()
+    above = sum(int((part > times * total / max(number, 1.0)).sum()) for part in magnitudes())
+    return int(add_up(torch.tensor([above], dtype=torch.int64))) / max(number, 1.0)
 
 
 def shares_by_outliers(outliers: Sequence[float], share: float, bound: float) -> list[float]:

@@ -4,9 +4,10 @@ To add a scope, write its function and one entry of `SCOPES`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .allocation import (
@@ -15,6 +16,7 @@ from .allocation import (
     largest_remainder,
     lowest_of_all,
     moved_towards,
+    no_costs,
     outlier_share,
     shares_by_outliers,
 )
@@ -26,20 +28,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seen:
-    """A matrix of a tensor, and what was seen of it.
+    """A matrix of a tensor or a part of it, in whole units of the pattern, and what was seen of it.
 
     Attributes:
-        weight: the matrix (out, in).
-        kept: False where a weight is masked (out, in; bool).
-        squares: the mean over tokens of the square of each input (in; float32).
-        gradients: the sum over tokens of the square of the loss's gradient at each output (out; float32); None for a
-            scope that does not read it.
+        weight: the weights (out, in), or a stack of such matrices.
+        kept: False where a weight is masked (bool; of the shape of `weight`).
+        squares: the mean over tokens of the square of the input of each weight (float32; it broadcasts to `weight`,
+            such as (in)).
+        gradients: the sum over tokens of the square of the loss's gradient at the output of each weight, times any
+            constant (float32; it broadcasts to `weight`, such as (out, 1)); None for a scope that does not read it.
     """
 
     weight: "torch.Tensor"
     kept: "torch.Tensor"
     squares: "torch.Tensor"
     gradients: "torch.Tensor | None" = None
+
+
+def _alone(numbers: "torch.Tensor") -> "torch.Tensor":
+    """The sum over one process."""
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -52,18 +60,21 @@ class Prunable:
         sides: the sides of one matrix (out, in), or of a convolution's kernel too (out, in, height, width).
         inputs: the norm of each input feature (float32) in the optimizer step before the update, or over all tokens of
             calibration, for a scope that reads it; None for a tensor of several matrices.
-        matrices: its matrices with what was seen of each, for a scope that reads it; none where nothing was seen.
+        matrices: its matrices, or the parts of them that this process counts, with what was seen of each, for a scope
+            that reads it; they can be gone through again. None where nothing was seen (an empty sequence).
         pattern: what is dropped together.
         block: the layer of the model's repeated stack that it is in, by its path; empty outside of one.
+        add_up: sums what each process has counted of its parts, if the tensors are sharded over processes.
     """
 
     units: int
     dropped: int
     sides: tuple[int, ...]
     inputs: "torch.Tensor | None" = None
-    matrices: Sequence[Seen] = ()
+    matrices: Iterable[Seen] = ()
     pattern: Pattern = field(default_factory=lambda: Pattern("unstructured"))
     block: str = ""
+    add_up: "Callable[[torch.Tensor], torch.Tensor]" = _alone
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,9 @@ class Scope:
             pruning at once can.
         reads: what `pools` needs besides the counts: `inputs`, the norms of the inputs and the weights, or `outputs`,
             the gradients at the outputs too; None for a scope that knows all by the shapes.
-        at_once: whether it sees the matrices (`Prunable.matrices`), which only pruning at once gives.
+        sees_matrices: whether it sees the matrices (`Prunable.matrices`). `pools` then has one tensor in each pool and
+            is called once for the final sparsity: before pruning at once, and in training at the first mask update;
+            the updates after it go towards these numbers.
         paper: a BibTeX entry.
     """
 
@@ -96,7 +109,7 @@ class Scope:
     ranks_together: bool = False
     within_rows: bool = False
     reads: str | None = None
-    at_once: bool = False
+    sees_matrices: bool = False
     paper: str | None = None
 
 
@@ -163,7 +176,7 @@ def sensitivity(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
     which nothing was seen stays at the sparsity of all.
     """
     shares = [float(sparsity)] * len(tensors)
-    seen = [index for index, tensor in enumerate(tensors) if tensor.matrices]
+    seen = [index for index, tensor in enumerate(tensors) if _is_seen(tensor)]
     if seen:
         total = count_of(sparsity, sum(tensors[index].units for index in seen))
         more = max(total - sum(tensors[index].dropped for index in seen), 0)
@@ -174,17 +187,21 @@ def sensitivity(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
     return _separate(tensors, shares, sparsity)
 
 
+def _is_seen(tensor: Prunable) -> bool:
+    return not isinstance(tensor.matrices, Sequence) or len(tensor.matrices) > 0
+
+
 def _histogram(tensor: Prunable) -> "torch.Tensor":
-    """The histogram of what dropping each unit costs that is not dropped yet."""
-    rules, found = PATTERNS[tensor.pattern.name], None
+    """The histogram of what dropping each unit costs that is not dropped yet, over all processes."""
+    rules, found = PATTERNS[tensor.pattern.name], no_costs()
     for one in tensor.matrices:
         assert one.gradients is not None
-        costs = one.weight.float().square().mul_(one.squares).mul_(one.gradients[:, None])[None]
-        units = rules.scores(costs, one.kept[None], tensor.pattern, "sum")
-        now = histogram(units[~rules.dropped(one.kept[None], tensor.pattern)])
-        found = now if found is None else found + now
-    assert found is not None
-    return found
+        stack = (-1, *one.weight.shape[-2:])
+        costs = one.weight.float().square().mul_(one.squares).mul_(one.gradients).view(stack)
+        kept = one.kept.reshape(stack)
+        units = rules.scores(costs, kept, tensor.pattern, "sum")
+        found += histogram(units[~rules.dropped(kept, tensor.pattern)])
+    return tensor.add_up(found)
 
 
 # Above how many times the mean a weight is an outlier, and how far sparsities may lie from their mean.
@@ -201,24 +218,24 @@ def owl(tensors: Sequence[Prunable], sparsity: Fraction) -> list[Pool]:
     shares = [float(sparsity)] * len(tensors)
     blocks: dict[str, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        if tensor.matrices:
+        if _is_seen(tensor):
             blocks.setdefault(tensor.block, []).append(index)
     if blocks:
         outliers = [
-            outlier_share(
-                [
-                    one.weight.float().abs().mul_(one.squares.sqrt())
-                    for index in inside
-                    for one in tensors[index].matrices
-                ],
-                _OUTLIER,
-            )
+            outlier_share(partial(_magnitudes, [tensors[index] for index in inside]), _OUTLIER, tensors[0].add_up)
             for inside in blocks.values()
         ]
         for inside, share in zip(blocks.values(), shares_by_outliers(outliers, float(sparsity), _WIDTH), strict=True):
             for index in inside:
                 shares[index] = share
     return _separate(tensors, shares, sparsity)
+
+
+def _magnitudes(tensors: Sequence[Prunable]) -> "Iterator[torch.Tensor]":
+    """`|w| ‖x‖` of all weights, for the root mean square of the inputs."""
+    for tensor in tensors:
+        for one in tensor.matrices:
+            yield one.weight.float().abs().mul_(one.squares.sqrt())
 
 
 def _separate(tensors: Sequence[Prunable], shares: Sequence[float], sparsity: Fraction) -> list[Pool]:
@@ -246,13 +263,13 @@ SCOPES: dict[str, Scope] = {
         sensitivity,
         words="with a sparsity for each tensor by how much the loss depends on its weights",
         reads="outputs",
-        at_once=True,
+        sees_matrices=True,
     ),
     "owl": Scope(
         owl,
         words="with a sparsity for each layer by how many weights stand out in it (OWL)",
         reads="inputs",
-        at_once=True,
+        sees_matrices=True,
         paper="""@inproceedings{yin2024owl,
   title = {Outlier Weighed Layerwise Sparsity ({OWL}): A Missing Secret Sauce for Pruning {LLM}s to High Sparsity},
   author = {Yin, Lu and Wu, You and Zhang, Zhenyu and Hsieh, Cheng-Yu and Wang, Yaqing and Jia, Yiling and

@@ -1,6 +1,6 @@
 """Which modules of a model are layers, stacks of layers, experts, routers, heads and adapters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from peft import PeftModel
 from torch import nn
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..foreign.peft import BaseTunerLayer
-from .names import shape_of
+from .names import added_paths, plain_name, shape_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
@@ -65,6 +65,17 @@ def _outermost_layers(module: nn.Module) -> Iterator[nn.Module]:
 def stacks(model: nn.Module) -> list[str]:
     """The paths of the repeated stacks of layers, nested ones too."""
     return [path for path, module in model.named_modules() if _is_stack(module)]
+
+
+def blocks_of(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Name -> the path of the layer of the outermost repeated stack that it is in; empty outside of one."""
+    added = added_paths(model)
+    starts = sorted((f"{plain_name(path, added)}." for path in stacks(model)), key=len)
+    blocks = {}
+    for name in names:
+        start = next((start for start in starts if name.startswith(start)), None)
+        blocks[name] = "" if start is None else start + name.removeprefix(start).partition(".")[0]
+    return blocks
 
 
 def stacked_modules(model: nn.Module) -> set[int]:

@@ -72,6 +72,13 @@ def inputs_of(module: nn.Module) -> int | None:
     return int(module.in_features) if isinstance(module, nn.Linear) else None
 
 
+def outputs_of(module: nn.Module) -> int | None:
+    """The number of output features of a linear layer; None for other modules."""
+    if isinstance(module, Conv1D):
+        return int(module.nf)
+    return int(module.out_features) if isinstance(module, nn.Linear) else None
+
+
 def as_matrices(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     """The tensor as a stack of matrices (batch, out, in), a view wherever possible.
 
@@ -101,9 +108,13 @@ def from_matrices(matrices: torch.Tensor, layout: str, shape: Sequence[int]) -> 
     return matrices.reshape(tuple(shape)).contiguous()
 
 
-def input_features(indices: torch.Tensor, target: Target) -> torch.Tensor:
-    """The input feature that each weight of a tensor is multiplied with, from its index (both int64)."""
-    return matrix_coordinates(torch.unravel_index(indices, target.shape), target)[2]
+def features_of(indices: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output feature that each weight of a tensor adds to, and the input feature that it is multiplied with.
+
+    Both and the indices of the weights are int64.
+    """
+    _, outputs, inputs = matrix_coordinates(torch.unravel_index(indices, target.shape), target)
+    return outputs, inputs
 
 
 def matrix_coordinates(

@@ -1,13 +1,12 @@
 """How many units of each tensor one-shot pruning drops, from the configuration and the zeros that are there."""
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 import torch
 
 from ..masking.plan import Group
 from ..methods.patterns import PATTERNS
-from ..methods.scopes import SCOPES, Prunable, Seen
+from ..methods.scopes import Seen
 from ..model.layouts import as_matrices
 
 
@@ -26,24 +25,14 @@ def counts_of(
         blocks: parameter name -> the layer of the model's stack that it is in.
     """
     seen, blocks = seen or {}, blocks or {}
-    counts = {}
-    for group in groups:
-        prunable = [
-            Prunable(
-                units=group.units_of(target),
-                dropped=_dropped(group, as_matrices(weights[target.name], target.layout)),
-                sides=target.sides,
-                inputs=_norms(seen.get(target.name, ())),
-                matrices=seen.get(target.name, ()),
-                pattern=group.pattern,
-                block=blocks.get(target.name, ""),
-            )
-            for target in group.members
-        ]
-        share = Fraction(str(group.final)) / group.pattern.unit_sparsity
-        for pool in SCOPES[group.scope].pools(prunable, share):
-            [member] = pool.members  # scopes that rank tensors together are refused, see `check_arguments`
-            counts[group.members[member].name] = pool.count
+    counts: dict[str, int] = {}
+    for group in groups:  # scopes that rank tensors together are refused, see `check_arguments`
+        names = [target.name for target in group.members]
+        dropped = [_dropped(group, as_matrices(weights[one.name], one.layout)) for one in group.members]
+        matrices = [seen.get(name, ()) for name in names]
+        of_members = [blocks.get(name, "") for name in names]
+        found = group.final_counts(dropped, matrices, of_members, list(map(_norms, matrices)))
+        counts.update(zip(names, found, strict=True))
     return counts
 
 

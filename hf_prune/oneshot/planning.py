@@ -106,7 +106,7 @@ def plan_prune(
             share = float(counts[target.name] * group.pattern.unit_sparsity / group.units_of(target))
             share = max(share, masked / target.weights)  # zeros that are there stay
             final += share * target.weights
-            known = None if SCOPES[group.scope].at_once else share  # what the dense model shows decides
+            known = None if SCOPES[group.scope].sees_matrices else share  # what the dense model shows decides
             tensors.append(PlannedTensor(target.name, target.shape, target.weights, masked, known))
     order = {target.name: place for place, target in enumerate(targets)}
     tensors.sort(key=lambda tensor: order[tensor.name])

@@ -22,6 +22,7 @@ from ..methods.criteria import CRITERIA
 from ..methods.scopes import SCOPES, Seen
 from ..methods.solvers import SOLVERS
 from ..methods.table import reads_of
+from ..model.anatomy import blocks_of
 from ..model.layouts import Target
 from ..model.names import named_parameters
 from ..model.targets import find_targets
@@ -31,7 +32,7 @@ from .counts import counts_of, split_count
 from .grams import Moments, moments_of
 from .layers import Layer, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep, Stop
-from .seen import blocks_of, check_labels, see_dense
+from .seen import check_labels, see_dense
 from .solve import Matrix, by_magnitude, damping_of, more_to_drop, needs_products, no_moments, solve
 from .windows import Batch, as_batches
 from .work import Finished, Work

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import CalibrationError
+from ..masking.collectors import with_gradient
 from ..methods.scopes import Seen
-from ..model.anatomy import stacks
 from ..structure.batches import on_model, rows_of
 from .fused import FusedProducts, Routed
 from .layers import Layer, inputs_of_part, matrix_of
@@ -80,7 +80,7 @@ def see_dense(
 
     def after(layer: Layer) -> Callable[..., torch.Tensor]:
         def see(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
-            output = _with_gradient(output)
+            output = with_gradient(output)
             output.register_hook(note)
             return output
 
@@ -107,7 +107,7 @@ def see_dense(
             for part, rows in zip(parts, gradient if len(parts) > 1 else (gradient,), strict=True):
                 add_gradient(layer, part, rows)
 
-        product = _with_gradient(product)
+        product = with_gradient(product)
         product.register_hook(note)
         return product
 
@@ -135,16 +135,6 @@ def see_dense(
     }
 
 
-def blocks_of(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
-    """Name -> the path of the layer of the outermost repeated stack that it is in; empty outside of one."""
-    starts = sorted((f"{path}." for path in stacks(model)), key=len)
-    blocks = {}
-    for name in names:
-        start = next((start for start in starts if name.startswith(start)), None)
-        blocks[name] = "" if start is None else start + name.removeprefix(start).partition(".")[0]
-    return blocks
-
-
 def _as_seen(layer: Layer, part: int, sums: _Sums, gradients: bool) -> Seen:
     weight = matrix_of(layer, part)
     squares = torch.zeros(weight.shape[1]) if sums.squares is None else sums.squares / max(sums.tokens, 1)
@@ -153,7 +143,7 @@ def _as_seen(layer: Layer, part: int, sums: _Sums, gradients: bool) -> Seen:
         weight=weight,
         kept=weight != 0,
         squares=squares.float().to(weight.device),
-        gradients=at_outputs.float().to(weight.device) if gradients else None,
+        gradients=at_outputs.float().to(weight.device)[:, None] if gradients else None,
     )
 
 
@@ -169,11 +159,6 @@ def _first(batches: Sequence[Batch]) -> Iterator[Batch]:
             return
         samples += rows_of(batch)
         yield batch
-
-
-def _with_gradient(output: torch.Tensor) -> torch.Tensor:
-    """The same values, of which a gradient will be known: before the first layer, nothing needs one."""
-    return output if output.requires_grad else output.detach().requires_grad_().clone()
 
 
 def check_labels(model: PreTrainedModel, batches: Sequence[Batch]) -> None:

@@ -39,14 +39,16 @@ class PruningState:
     """The progress of pruning.
 
     `completed_steps` are optimizer steps, `total_steps` those of the whole training, if known. `starts` maps the index
-    of a group of tensors to the sparsity at which its schedule started; `owed` has the groups with an update that is to
-    be made after the next step, such as those that wait for the inputs or gradients that their method reads; `finished`
-    has the groups whose last update was made; files of earlier versions do not say (None).
+    of a group of tensors to the sparsity at which its schedule started; `allotted` maps it to how many units each of
+    its tensors loses in the end, where its scope has decided that at the first update; `owed` has the groups with an
+    update that is to be made after the next step, such as those that wait for the inputs or gradients that their method
+    reads; `finished` has the groups whose last update was made; files of earlier versions do not say (None).
     """
 
     completed_steps: int = 0
     total_steps: int | None = None
     starts: dict[int, float] = field(default_factory=dict)
+    allotted: dict[int, list[int]] = field(default_factory=dict)
     owed: set[int] = field(default_factory=set)
     finished: set[int] | None = field(default_factory=set)
 
@@ -121,6 +123,7 @@ def _write_state(path: Path, state: PruningState, digests: Mapping[str, int], no
         "total_steps": state.total_steps,
         **notes,
         "starts": {str(index): start for index, start in state.starts.items()},
+        "allotted": {str(index): counts for index, counts in state.allotted.items()},
         "owed": sorted(state.owed),
         "finished": sorted(state.finished or ()),
         "mask_files": digests,
@@ -146,6 +149,10 @@ def _read_state(path: Path) -> tuple[PruningState, dict[str, int] | None, float 
             completed_steps=_whole(content["completed_steps"]),
             total_steps=_whole(content["total_steps"]) if content.get("total_steps") is not None else None,
             starts={_whole(int(index)): _share(start) for index, start in content["starts"].items()},
+            allotted={
+                _whole(int(index)): [_whole(count) for count in counts]
+                for index, counts in content.get("allotted", {}).items()
+            },
             owed={_whole(index) for index in content.get("owed", [])},
             finished={_whole(index) for index in content["finished"]} if "finished" in content else None,
         )

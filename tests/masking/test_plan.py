@@ -18,8 +18,8 @@ from hf_prune.methods.schedules import SCHEDULES, update_steps
 from hf_prune.methods.scopes import SCOPES, Pool
 from hf_prune.model.layouts import Target
 
-# Those of a training: others need the dense model, or all of a tensor.
-TRAINED = [name for name, scope in SCOPES.items() if not scope.at_once and not scope.within_rows]
+# Those that count without data: others need what a step has shown, or all of a tensor.
+TRAINED = [name for name, scope in SCOPES.items() if not scope.sees_matrices and not scope.within_rows]
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 

@@ -24,7 +24,7 @@ def tensor_of(seed, out, wide, scale=1.0, block="", zeros=0, pattern="unstructur
         weight=weight,
         kept=weight != 0,
         squares=torch.rand(wide, generator=generator) + 0.1,
-        gradients=(torch.rand(out, generator=generator) + 0.1) * scale,
+        gradients=(torch.rand(out, 1, generator=generator) + 0.1) * scale,
     )
     parsed = parse_pattern(pattern)
     return Prunable(out * wide // parsed.unit_size, zeros, (out, wide), matrices=[seen], pattern=parsed, block=block)
@@ -34,7 +34,7 @@ def costs_of(tensor):
     """What dropping each weight that is kept costs, weight by weight."""
     [seen] = tensor.matrices
     return [
-        float(seen.weight[row, column]) ** 2 * float(seen.squares[column]) * float(seen.gradients[row])
+        float(seen.weight[row, column]) ** 2 * float(seen.squares[column]) * float(seen.gradients[row, 0])
         for row in range(seen.weight.shape[0])
         for column in range(seen.weight.shape[1])
         if seen.kept[row, column]
@@ -91,7 +91,7 @@ def test_sensitivity_ranks_blocks_by_the_sum_of_their_weights():
     for seed, scale in ((0, 1.0), (1, 3.0)):
         tensors.append(tensor_of(seed, 16, 24, scale, pattern="block:2x4"))
         [seen] = tensors[-1].matrices
-        costs = seen.weight.square() * seen.squares * seen.gradients[:, None]
+        costs = seen.weight.square() * seen.squares * seen.gradients
         plain += [
             (float(costs[row : row + 2, column : column + 4].sum()), seed)
             for row in range(0, 16, 2)
@@ -198,5 +198,7 @@ def test_a_share_moves_half_way_within_bounds():
 
 
 def test_outliers_are_counted_over_all_parts():
-    assert outlier_share([torch.tensor([1.0, 1.0]), torch.tensor([1.0, 97.0])], 3.0) == 0.25
-    assert outlier_share([], 3.0) == 0.0
+    parts = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 97.0])]
+    assert outlier_share(lambda: parts, 3.0, lambda numbers: numbers) == 0.25
+    assert outlier_share(list, 3.0, lambda numbers: numbers) == 0.0
+    assert outlier_share(lambda: [torch.ones(3), torch.full((1,), 10.0)], 3.0, lambda numbers: 2 * numbers) == 0.25

@@ -150,6 +150,7 @@ def _print_planned_tensors(tensors: "Sequence[PlannedTensor]", left_out: "Mappin
     table = _table("Tensors to prune", "tensor", "shape", "now", "final")
     for tensor in tensors:
         final = "by ranking" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
+        final = final if tensor.decided_at is None else f"decided at step {tensor.decided_at}"
         table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
     console.print(table)
     console.print()

@@ -92,9 +92,10 @@ class PruningConfig:
         frequency: the interval between mask updates. Default 0.01: 41 updates with the defaults above, so that no
             single one prunes much, at a cost that does not grow with the length of training.
         scope: `layer` (every tensor at the same sparsity), `global` (one ranking of all weights), `erk`
-            (Erdős–Rényi-kernel), or `row` (every output of every tensor at the same sparsity; for `hf_prune.prune`, and
-            in training for the methods that solve a tensor). For `hf_prune.prune` also `sensitivity` (tensors that the
-            loss depends on stay denser) and `owl` (layers with more outliers stay denser).
+            (Erdős–Rényi-kernel), `sensitivity` (tensors that the loss depends on stay denser), `owl` (layers with more
+            outliers stay denser), or `row` (every output of every tensor at the same sparsity; for `hf_prune.prune`,
+            and in training for the methods that solve a tensor). In training, what `sensitivity` and `owl` see in the
+            optimizer step before the first mask update decides how much each tensor loses in the end.
             Default layer: it cannot empty a tensor, and needs no comparison across tensors.
             Of neurons and heads, `layer` removes as many from each layer; `global` ranks those of all layers together,
             and each keeps at least one: the smaller model opens after `import hf_prune`. With a target, `global` finds

@@ -290,13 +290,14 @@ def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], tota
 @dataclass(frozen=True)
 class PlannedTensor:
     """One tensor of a plan. `masked` is its number of masked weights now; `final_sparsity` is None if a ranking across
-    several tensors will decide it."""
+    several tensors will decide it, or what training shows until the update after `decided_at` completed steps."""
 
     name: str
     shape: tuple[int, ...]
     weights: int
     masked: int
     final_sparsity: float | None
+    decided_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -391,6 +392,7 @@ def make_plan(
     """
     masked = {tensor.name: Fraction(tensor.masked) for tensor in tensors}
     ranked: set[str] = set()
+    decided_at: dict[str, int] = {}
     starts: dict[int, float] = {}
     updates = []
     weights = sum(tensor.weights for tensor in tensors)
@@ -418,6 +420,8 @@ def make_plan(
             weights_a_unit = group.pattern.unit_size * group.pattern.unit_sparsity
             dropped = [int(masked[target.name] / weights_a_unit) for target in group.members]
             starts.setdefault(index, group.share_dropped(dropped))
+            if group.allots and index not in allotted:
+                decided_at |= {target.name: window.begin for target in group.members}
             for pool in group.pools(window, step, starts[index], dropped, allotted=allotted.get(index)):
                 members = [group.members[member] for member in pool.members]
                 of = sum(group.units_of(target) for target in members)
@@ -432,6 +436,7 @@ def make_plan(
         replace(
             tensor,
             final_sparsity=None if tensor.name in ranked else float(masked[tensor.name] / max(tensor.weights, 1)),
+            decided_at=decided_at.get(tensor.name) if tensor.name in ranked else None,
         )
         for tensor in tensors
     ]

@@ -196,9 +196,8 @@ def _histogram(tensor: Prunable) -> "torch.Tensor":
     rules, found = PATTERNS[tensor.pattern.name], no_costs()
     for one in tensor.matrices:
         assert one.gradients is not None
-        stack = (-1, *one.weight.shape[-2:])
-        costs = one.weight.float().square().mul_(one.squares).mul_(one.gradients).view(stack)
-        kept = one.kept.reshape(stack)
+        costs = one.weight.float().square().mul_(one.squares).mul_(one.gradients)
+        costs, kept = (part if part.dim() == 3 else part[None] for part in (costs, one.kept))
         units = rules.scores(costs, kept, tensor.pattern, "sum")
         found += histogram(units[~rules.dropped(kept, tensor.pattern)])
     return tensor.add_up(found)

@@ -14,6 +14,7 @@ from hf_prune.saved.report import make_report
 WINDOW = {"begin": 2, "end": 8, "frequency": 2}
 GLOBAL = {"sparsity": 0.5, "scope": "global", **WINDOW}
 INPUTS = {"method": "wanda", "sparsity": 0.5, "schedule": "one_shot", "begin": 4}
+SENSITIVITY = {"sparsity": 0.5, "scope": "sensitivity", **WINDOW}
 GRADIENTS = {"method": "taylor", "sparsity": 0.5, "scope": "global", "schedule": "one_shot", "begin": 4}
 MOVEMENT = {"method": "movement", "sparsity": 0.5, "scope": "global", **WINDOW}
 DISTILLED = {"model": "llama", "configs": [GLOBAL], "distilled": {"weight": 0.6, "hidden_weight": 0.5}}

@@ -232,6 +232,29 @@ def pruned_by_a_solver(batches, method):
     return {name: value.clone() for name, value in model.state_dict().items()}, pruner.masks
 
 
+def allotted_from(batches, scope, pattern="unstructured", sharded=False):
+    """How many weights of each tensor a scope lets a pruner mask, after steps with the gradients of these batches.
+
+    Each process passes its own; the second update comes after a step that is not read.
+    """
+    torch.manual_seed(0)
+    model = ARCHITECTURES["llama"].build().train()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(2)
+    if sharded:
+        mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    config = PruningConfig(scope=scope, pattern=pattern, sparsity=0.6, begin=1, end=2, frequency=1)
+    pruner = Pruner(model, config, total_steps=2)
+    for _ in range(2):
+        for batch in batches:
+            model(**batch).loss.backward()
+        pruner.step()
+    return pruner.masked
+
+
 def solved_from(batches):
     """Weights of a BERT half of whose neurons were removed, after forward passes with these token ids."""
     torch.manual_seed(0)

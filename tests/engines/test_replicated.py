@@ -16,12 +16,12 @@ from hf_prune.saved.masks import MASKS_NAME
 HERE = Path(__file__).parent
 
 
-def torchrun(processes, script, directory):
+def torchrun(processes, script, directory, *arguments):
     """Run a script with the launcher itself."""
     fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "PYTHONWARNINGS": "default"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
-        [*command, str(HERE / script), str(directory)],
+        [*command, str(HERE / script), str(directory), *arguments],
         env=os.environ | fixed,
         capture_output=True,
         text=True,
@@ -32,7 +32,7 @@ def torchrun(processes, script, directory):
 
 
 def test_replicated_processes_end_with_the_same_masks_and_weights(tmp_path):
-    torchrun(2, "train_replicated.py", tmp_path)
+    torchrun(2, "train_replicated.py", tmp_path, "global")
 
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second

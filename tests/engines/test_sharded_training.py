@@ -11,6 +11,7 @@ from launching import (
     MOVEMENT,
     PENALISED,
     SAVE,
+    SENSITIVITY,
     WINDOW,
     assert_alike,
     assert_best_was_loaded,
@@ -93,6 +94,7 @@ def trained(tmp_path_factory):
             "evaluate": True,
         },
         "inputs": {"engine": "fsdp", "model": "gpt2", "configs": [INPUTS], "compare": False},
+        "shares": {"engine": "fsdp", "model": "gpt2", "configs": [SENSITIVITY], "compare": False},
         "gradients": {"engine": "fsdp", "model": "gpt2", "configs": [GRADIENTS], "compare": False},
         "movement": {
             "engine": "fsdp",
@@ -118,6 +120,7 @@ def trained(tmp_path_factory):
 SPARSITY = {
     **{"whole": 0.5, "sharded": 0.5, "experts": 0.6, "blocks": 0.5, "groups": 0.5},
     **{"twice": 0.5, "one after another": 0.6, "compiled": 0.5, "dense": 0.0, "inputs": 0.5, "gradients": 0.5},
+    **{"shares": 0.5},
     **{"movement": 0.5, "movement in blocks": 0.5, "distilled": 0.5, "penalised": 0.5},
 }
 

@@ -13,11 +13,11 @@ from transformers import set_seed
 from hf_prune import PruningConfig, PruningTrainer
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, scope: str) -> None:
     set_seed(0)
     model = ARCHITECTURES["bert"].build()
     args = training_arguments(directory, save_strategy="steps", save_steps=5, gradient_accumulation_steps=2)
-    config = PruningConfig(sparsity=0.5, scope="global", begin=2, end=8, frequency=2)
+    config = PruningConfig(sparsity=0.5, scope=scope, begin=2, end=8, frequency=2)
     trainer = PruningTrainer(model=model, args=args, train_dataset=bert_examples(64), pruning_config=config)
     trainer.train()
     assert torch.distributed.get_world_size() == 2
@@ -29,7 +29,7 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
     sys.stdout.flush()
     # Without taking the process group down: torch 2.13 joins gloo's thread with the interpreter's lock held, and that
     # thread, about to free a tensor, may be waiting for the lock. One run in three then never ended.

@@ -116,7 +116,8 @@ def test_layers_that_run_again_in_backward_are_counted_once(reentrant):
     for checkpointing in (False, True):
         model = build("llama")
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": reentrant})
             model.enable_input_require_grads()
         config = PruningConfig(sparsity=0.6, scope="sensitivity", schedule="one_shot", begin=1)
         pruner = Pruner(model, config, total_steps=1)

@@ -276,6 +276,7 @@ def hybrid(tmp_path_factory):
         "inputs": {"model": "gpt2", "configs": [INPUTS], "arguments": small_batches, "compare": False},
         "gradients": {"model": "gpt2", "configs": [GRADIENTS], "arguments": small_batches, "compare": False},
         "movement": {"model": "gpt2", "configs": [MOVEMENT], "arguments": small_batches, "compare": False},
+        "shares": {"model": "gpt2", "configs": [SENSITIVITY], "arguments": small_batches, "compare": False},
         "distilled": {**DISTILLED, "arguments": small_batches},
         "penalised": {**PENALISED, "arguments": small_batches},
     }
@@ -283,7 +284,8 @@ def hybrid(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["hybrid", "blocks", "groups", "bf16", "inputs", "gradients", "movement", "distilled", "penalised"]
+    "name",
+    ["hybrid", "blocks", "groups", "bf16", "inputs", "gradients", "movement", "shares", "distilled", "penalised"],
 )
 def test_two_copies_of_two_parts(hybrid, name):
     """That every update gave the masks of one process was asserted in the run itself."""

@@ -73,6 +73,10 @@ def prune_command(
     autocast: Annotated[
         str | None, typer.Option(help="bfloat16 or float16: the forward passes of a float32 model compute in it.")
     ] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(help="cpu (of a model on an accelerator) or disk: where paused forward passes keep tensors."),
+    ] = None,
     data_config: DataConfig = None,
     split: Split = "train",
     text_column: TextColumn = "text",
@@ -121,6 +125,7 @@ def prune_command(
             dense_weight=dense_weight,
             residual_weight=residual_weight,
             autocast=autocast,
+            offload=offload,
         )
         if dry_run:
             show_plan_at_once(plan_saved(model, config, calibration, gguf_file, dtype), as_json)

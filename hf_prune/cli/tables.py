@@ -11,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ..config.calibration import CalibrationConfig
     from ..masking.plan import Plan, PlannedTensor
     from ..oneshot.planning import OneShotPlan
     from ..publish.push import PushResult
@@ -135,15 +136,25 @@ def print_plan_at_once(plan: "OneShotPlan") -> None:
         table = _table("Memory at the peak", "", "gigabytes")
         for name, size in (
             ("weights of the model", memory.model),
-            (f"forward passes over {_number(calibration.samples, 'sample')}", memory.passes),
+            (_passes_over(calibration), memory.passes),
             (f"second moments and solver, at {memory.at}", memory.solver),
             ("masks", memory.masks),
             ("all but the weights", memory.peak),
+            *([(f"of paused passes, {_PLACES[calibration.offload]}", memory.offloaded)] if calibration.offload else []),
         ):
             table.add_row(_name(name, 60), f"{size / 1e9:,.2f}")
         console.print(table)
     if plan.memory_note is not None:
         console.print(f"\nThe memory is not known in advance: {plan.memory_note}", soft_wrap=True)
+
+
+_PLACES = {"cpu": "in memory of the CPU", "disk": "on disk"}
+
+
+def _passes_over(calibration: "CalibrationConfig") -> str:
+    if calibration.offload is not None:
+        return "the forward pass that runs"
+    return f"forward passes over {_number(calibration.samples, 'sample')}"
 
 
 def _print_planned_tensors(tensors: "Sequence[PlannedTensor]", left_out: "Mapping[str, str]") -> None:

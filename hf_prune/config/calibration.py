@@ -32,6 +32,9 @@ class CalibrationConfig:
         residual_weight: from 0 to 1. Default 0.5; with `dense_weight=0` it must be 0.
         autocast: `bfloat16` or `float16`: the forward passes of a float32 model compute in it, which is faster where
             the processor can; sums and solvers stay in float32, and the weights too. Default None: as the weights are.
+        offload: where the tensors of forward passes wait that are paused before a layer: `cpu`, for a model on an
+            accelerator, or `disk`, in a file in the output's folder. The result is the same, bit for bit. Default None:
+            they stay on the model's device.
 
     Raises:
         CalibrationConfigError: if a value is invalid; it lists all problems.
@@ -45,6 +48,7 @@ class CalibrationConfig:
     dense_weight: float = field(default=0.75, metadata={"help": "Weight of the dense model's outputs, 0 to 1."})
     residual_weight: float = field(default=0.5, metadata={"help": "Weight of the residual stream's lack, 0 to 1."})
     autocast: str | None = field(default=None, metadata={"help": "bfloat16 or float16, for the forward passes."})
+    offload: str | None = field(default=None, metadata={"help": "cpu or disk, for what paused forward passes hold."})
 
     def __post_init__(self) -> None:
         numbers_as_floats(self, "damping", "dense_weight", "residual_weight")
@@ -56,6 +60,7 @@ class CalibrationConfig:
             ("dense_weight", _is_between(self.dense_weight, 0, 1), "0 <= dense_weight <= 1"),
             ("residual_weight", _is_between(self.residual_weight, 0, 1), "0 <= residual_weight <= 1"),
             ("autocast", self.autocast is None or is_one_of(self.autocast, _AUTOCAST), "bfloat16, float16 or None"),
+            ("offload", self.offload is None or is_one_of(self.offload, _OFFLOAD), "cpu, disk or None"),
         ):
             if not usable:
                 problems.append((name, f"expected {expected}, got {getattr(self, name)!r}"))
@@ -82,6 +87,8 @@ class CalibrationConfig:
 
 
 _AUTOCAST = ("bfloat16", "float16")
+
+_OFFLOAD = ("cpu", "disk")
 
 _COUNTS = ("samples", "length", "batch_size")
 

@@ -47,6 +47,7 @@ def moments_of(inputs: Iterable[Rows], width: int, products: bool) -> Moments:
             found.lack = found.lack if missing is None else _add(found.lack, missing.float(), rows)
         else:
             found.squares = found.squares.to(rows.device) + rows.square().sum(0)
+        del rows, dense_rows, missing  # before those of the next micro-batch are there
     if found.gram is not None:
         found.squares = found.gram.diagonal().clone()
     for one in (found.squares, found.gram, found.cross, found.lack):

@@ -26,6 +26,7 @@ from ..structure.batches import on_model
 from .discovery import Discovery, Tap, discover, first_tensor
 from .fused import FusedProducts, Routed
 from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix
+from .offload import Offload, Store
 from .passes import Pass, give_back_freed_memory
 from .settings import set_for_streaming
 from .tokens import kept_of_routed, kept_rows, kept_tokens
@@ -33,6 +34,9 @@ from .tokens import kept_of_routed, kept_rows, kept_tokens
 _log = logging.getLogger(__name__)
 
 Inputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+# Gives a tensor that a paused pass holds, or a copy of it where its bytes are elsewhere.
+_Read = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(eq=False)
@@ -45,10 +49,10 @@ class _Place:
     rows: Sequence[torch.Tensor] = ()
     routed: Routed | None = None
 
-    def inputs(self, part: int) -> torch.Tensor:
+    def inputs(self, part: int, read: "_Read") -> torch.Tensor:
         if self.seen is None:
-            return self.rows[self.parts.index(part)]
-        return inputs_of_part(self.layer, part, self.seen)
+            return read(self.rows[self.parts.index(part)])
+        return inputs_of_part(self.layer, part, read(self.seen))
 
 
 @dataclass(eq=False)
@@ -141,6 +145,8 @@ class Lockstep:
         on_output: called with (index of the micro-batch, dense twin or not, output) of each finished forward pass.
             Without it, the passes end after the last layer.
         around: makes a context for each forward pass, in its thread, and for the one before the stream.
+        store: makes where the tensors of paused passes wait, when the stream begins; `inputs` then gives copies, and
+            at most one pass has its tensors on the model's device. Without it, they stay where they are.
 
     Attributes:
         uses: name -> how often a layer that is called several times comes again (shared layers).
@@ -161,6 +167,7 @@ class Lockstep:
         autocast: torch.dtype | None = None,
         on_output: Callable[[int, bool, Any], None] | None = None,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        store: Callable[[], Store] | None = None,
     ):
         if not batches:
             raise ArgumentError("batches: expected at least one micro-batch, got none")
@@ -168,6 +175,8 @@ class Lockstep:
         self._autocast = autocast
         self._on_output = on_output
         self._around = around
+        self._store = store
+        self._offload: Offload | None = None
         self._layers = find_layers(model, targets, dict(named_parameters(model)))
         self._streams: list[_Stream] = []
         for index, batch in enumerate(batches):
@@ -207,6 +216,7 @@ class Lockstep:
     def __iter__(self) -> Iterator[Stop]:
         if self._passed or any(stream.thread is not None for stream in self._streams):
             raise PruningStateError("expected a new stream, got one that has been iterated; make another one")
+        self._offload = Offload(self._store()) if self._store is not None else None
         with set_for_streaming(self._model), self._hooks():
             try:
                 yield from self._stops()
@@ -217,14 +227,18 @@ class Lockstep:
                     stream.place, stream.twin = None, None
                     stream.taps.clear()
                 self._dense_weights.clear()
+                if self._offload is not None:
+                    self._offload.end()
+                    self._offload = None
         for name, number in self.missed.items():
             _log.warning("%s: %d micro-batches came to it after it was pruned; its inputs lack theirs", name, number)
 
     def _stops(self) -> Iterator[Stop]:
         for stream in self._streams:
-            stream.thread = Pass(
-                self._forward_of(stream), [self._autocasting, self._fused_products_of(stream), self._around]
-            )
+            contexts = [self._autocasting, self._fused_products_of(stream), self._around]
+            if self._offload is not None:
+                contexts.append(partial(self._offload.watching, stream))
+            stream.thread = Pass(self._forward_of(stream), contexts)
             self._go(stream)
         before: set[int] = set()
         while places := [stream.place for stream in self._streams if stream.place is not None]:
@@ -251,17 +265,20 @@ class Lockstep:
         stop._inputs = lambda: self._inputs(layer, part, here)
         return stop
 
+    def _read(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self._offload is None else self._offload.copy_of(tensor)
+
     def _inputs(self, layer: Layer, part: int, here: Sequence[_Stream]) -> Iterator[Inputs]:
         for stream in here:
             if stream.dense or stream.place is None:
                 continue
             place, twin = stream.place, stream.twin
-            x = place.inputs(part)
+            x = place.inputs(part, self._read)
             kept = self._kept(stream, place, len(x))
             dense: torch.Tensor | None = None
             lack: torch.Tensor | None = None
             if twin is not None and twin.place is not None and twin.place.layer is layer and not layer.routed:
-                dense = twin.place.inputs(part)
+                dense = twin.place.inputs(part, self._read)
                 if dense.shape != x.shape:
                     dense = None
                 elif self._residual(layer):
@@ -271,6 +288,7 @@ class Lockstep:
                 dense = dense[kept] if dense is not None else None
                 lack = lack[kept] if lack is not None else None
             yield x, dense, lack
+            del x, dense, lack  # before those of the next one are there
 
     def _kept(self, stream: _Stream, place: _Place, rows: int) -> torch.Tensor | None:
         sides = kept_tokens(self._model, stream.batch)
@@ -278,7 +296,9 @@ class Lockstep:
         if place.seen is not None:
             kept = kept_rows(position, place.seen.shape, rows, sides)
         elif place.routed is not None:
-            kept = kept_of_routed(position, place.routed.indices, place.routed.total, sides)
+            indices = place.routed.indices
+            indices = None if indices is None else self._read(indices)
+            kept = kept_of_routed(position, indices, place.routed.total, sides)
         else:
             kept = None
         return None if kept is None else kept.to(place.layer.parameter.device)
@@ -292,7 +312,8 @@ class Lockstep:
         for tap, factor in self._residual(layer):
             if tap not in stream.taps or tap not in twin.taps:
                 return None
-            difference = (twin.taps[tap] - stream.taps[tap]).reshape(-1, self._width(layer)) * factor
+            dense, pruned = self._read(twin.taps[tap]), self._read(stream.taps[tap])
+            difference = (dense - pruned).reshape(-1, self._width(layer)) * factor
             total = difference if total is None else total + difference
         return total
 
@@ -340,10 +361,17 @@ class Lockstep:
         assert stream.thread is not None
         stream.place = None
         self._running = stream
+        if self._offload is not None:
+            self._offload.bring_back(stream)
         try:
             stream.thread.go()
         finally:
             self._running = None
+        if self._offload is not None:
+            if stream.thread.is_done:
+                self._offload.forget(stream)
+            else:
+                self._offload.put_away(stream)
 
     def _forward_of(self, stream: _Stream) -> Callable[[], None]:
         def forward() -> None:

@@ -41,6 +41,8 @@ class StreamMemory:
 
     Attributes:
         peak: the most that all forward passes hold at once: those that are paused, and the one that runs.
+        running: the most that one pass holds, while it runs; also that before the stream, which sees how the model
+            calls its layers, and computes all of its outputs.
         paused: the most that one paused pass holds.
         at: the target that passes are paused before when they hold that.
         held: target -> what one pass holds when it is paused before its layer.
@@ -48,6 +50,7 @@ class StreamMemory:
     """
 
     peak: int
+    running: int
     paused: int
     at: str
     held: dict[str, int]
@@ -65,8 +68,8 @@ def stream_memory(
 
     A model and a batch on the meta device need no weights and no computation; `meta_batch` makes such a batch. With n
     passes (twice the micro-batches with dense twins), paused[i] before layer i and running[i] the peak of one pass from
-    there to the next layer, it is the largest (n - 1) max(paused[i], paused[i + 1]) + running[i]. What a solver needs
-    comes on top of it.
+    there to the next layer, it is the largest (n - 1) max(paused[i], paused[i + 1]) + running[i]; or the peak of the one
+    pass before the stream. What a solver needs comes on top of it.
 
     Raises PruningStateError where the model's forward reads values, as that of experts does, and the model is on the
     meta device.
@@ -78,6 +81,7 @@ def stream_memory(
     running: list[int] = []
     try:
         stream = Lockstep(model, [batch], targets, around=partial(_around, live, on_meta))
+        alone = live.peak
         live.peak = live.now = 0
         for stop in stream:
             running.append(live.peak)
@@ -96,7 +100,10 @@ def stream_memory(
     )
     most, at = max(held)
     into_residual = frozenset(layer.target.name for layer, taps in stream.discovery.residual.items() if taps)
-    return StreamMemory(peak, most, at, {name: size for size, name in held[1:]}, into_residual)
+    most_running = max(alone, *running)
+    return StreamMemory(
+        max(peak, alone), most_running, most, at, {name: size for size, name in held[1:]}, into_residual
+    )
 
 
 def meta_batch(samples: int, length: int) -> dict[str, torch.Tensor]:

@@ -32,10 +32,11 @@ class PlannedMemory:
     Attributes:
         model: the model's parameters and buffers, which are not part of the following.
         peak: all that is needed beside them at once.
-        passes: what the paused forward passes, of the dense model too, hold then.
+        passes: what the forward passes, of the dense model too, hold then; with `offload`, at most the one that runs.
         solver: what second moments and solver of the matrix hold then.
         masks: one byte for each weight that is pruned, on the CPU.
         at: the tensor that is pruned then.
+        offloaded: what waits on the CPU or on disk at its peak, with `offload`.
     """
 
     model: int
@@ -44,6 +45,7 @@ class PlannedMemory:
     solver: int
     masks: int
     at: str
+    offloaded: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def plan_memory(
 
     A model on the meta device needs no weights for it. The peak is the largest, over all layers, of what all passes
     hold when they are paused before the layer and what its moments and the solver need (`matrix_bytes`); or what the
-    passes hold between two layers and the moments, which stay until those of the next layer are summed.
+    passes hold between two layers and the moments, which stay until those of the next layer are summed. With `offload`,
+    paused passes hold nothing, but their inputs are copied.
 
     Raises PruningStateError where the model's forward reads values, as that of experts does, and it has no weights.
     """
@@ -144,25 +147,33 @@ def plan_memory(
     stream = stream_memory(model, batch, targets, micro_batches, twins)
     passes = micro_batches * (2 if twins else 1)
     tokens = calibration.batch_size * length
+    offloads = calibration.offload is not None
+    running = stream.running if offloads else stream.peak
     peaks = []
     for target in targets:
         if target.name not in stream.held:
             continue
         lacks = twins and calibration.residual_weight > 0 and target.name in stream.into_residual
         _, rows, columns = target.matrices
-        held, most = matrix_bytes(
-            rows, columns, tokens, config, twins, lacks, parameters[target.name].dtype == torch.float32
-        )
-        paused = passes * stream.held[target.name]
-        peaks += [(paused + most, paused, most, target.name), (stream.peak + held, stream.peak, held, target.name)]
+        held, most = matrix_bytes(rows, columns, tokens, config, twins, lacks, parameters[target.name].dtype, offloads)
+        paused = 0 if offloads else passes * stream.held[target.name]
+        peaks += [(paused + most, paused, most, target.name), (running + held, running, held, target.name)]
     peak, paused, solver, at = max(peaks)
     masks = sum(target.weights for target in targets)
     tensors = {id(one): one.nbytes for one in (*model.parameters(), *model.buffers())}
-    return PlannedMemory(sum(tensors.values()), peak + masks, paused, solver, masks, at)
+    offloaded = passes * stream.paused if offloads else 0
+    return PlannedMemory(sum(tensors.values()), peak + masks, paused, solver, masks, at, offloaded)
 
 
 def matrix_bytes(
-    rows: int, columns: int, tokens: int, config: PruningConfig, twins: bool, lacks: bool, is_float32: bool
+    rows: int,
+    columns: int,
+    tokens: int,
+    config: PruningConfig,
+    twins: bool,
+    lacks: bool,
+    dtype: torch.dtype,
+    offloads: bool = False,
 ) -> tuple[int, int]:
     """The bytes that the moments of a matrix hold, and the most that are needed while it is pruned, moments included.
 
@@ -171,13 +182,14 @@ def matrix_bytes(
     For the new target, two Cholesky factors (in, in) and some matrices (out, in) are needed, and two factors and two
     matrices by a solver that begins; then what it says itself (`Solver.numbers`).
     """
-    square, matrix = 4 * columns * columns, 4 * rows * columns
+    square, matrix, is_float32 = 4 * columns * columns, 4 * rows * columns, dtype == torch.float32
+    copied = dtype.itemsize * tokens * (columns * (2 if twins else 1) + 2 * rows * lacks) * offloads
     if not needs_products(config):
-        return 4 * columns, 4 * tokens * columns * (not is_float32) + 3 * matrix
+        return 4 * columns, max(copied + 4 * tokens * columns * (not is_float32), 3 * matrix)
     moments = square * (2 if twins else 1) + matrix * lacks + 4 * SAMPLE * columns
     inputs = 0 if is_float32 else 4 * tokens * columns * (2 if twins else 1)
     inputs += 4 * tokens * rows * lacks
-    summing = moments + max(square, matrix * lacks) + inputs
+    summing = moments + max(square, matrix * lacks) + inputs + copied
     copies = matrix * (not is_float32)  # of the weights, in float32
     target = 2 * square + 15 * matrix // 4 if twins else 0
     solving = 2 * square + 2 * matrix

@@ -32,6 +32,7 @@ from .counts import counts_of, split_count
 from .grams import Moments, moments_of
 from .layers import Layer, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep, Stop
+from .offload import CpuStore, DiskStore, Store
 from .seen import check_labels, see_dense
 from .solve import Matrix, by_magnitude, damping_of, more_to_drop, needs_products, no_moments, solve
 from .windows import Batch, as_batches
@@ -56,6 +57,9 @@ class PrunedLayer:
     error: float | None
     seconds: float
 
+
+# Fields of the calibration that the result does not depend on, once the data are there.
+_WITHOUT_EFFECT = ("samples", "length", "offload")
 
 # Called after each matrix with how many are done, how many there are, and what was done to it.
 Progress = Callable[[int, int, PrunedLayer], None]
@@ -213,6 +217,10 @@ def check_arguments(model: Any, config: Any, calibration: Any) -> None:
         )
     if config.penalty is not None:
         raise PruningConfigError("penalty", f"expected None, as nothing is trained, got {config.penalty!r}")
+    if calibration.offload == "cpu" and model.device.type == "cpu":
+        raise CalibrationError(
+            "offload", "expected a model on an accelerator for 'cpu', got one on the CPU; use 'disk', or none"
+        )
     if is_shared_model(model):
         raise PlacementError("the model is sharded over processes; prune it at once in one process, before training")
 
@@ -274,11 +282,18 @@ class _Run:
         self.products = needs_products(config)
         twins = self.products and calibration.dense_weight > 0
         autocast = getattr(torch, calibration.autocast) if calibration.autocast is not None else None
-        self.stream = Lockstep(model, batches, targets, dense_twin=twins, autocast=autocast)
+        store = self.make_store if calibration.offload is not None else None
+        self.stream = Lockstep(model, batches, targets, dense_twin=twins, autocast=autocast, store=store)
         self.work: Work | None = None
         self.left_dense: list[str] = []
         self.masks = {target.name: self.parameters[target.name].detach().ne(0).cpu() for target in targets}
         self.few_tokens: list[str] = []
+
+    def make_store(self) -> Store:
+        """Where the tensors of paused passes wait."""
+        if self.calibration.offload == "cpu":
+            return CpuStore()
+        return DiskStore(self.work.folder if self.work is not None else None)
 
     def check_reached(self, leave_unreached: bool) -> None:
         """Raise CalibrationError for layers that are not called, unless they are to be left dense."""
@@ -316,7 +331,7 @@ class _Run:
             "data": digest_of(self.batches),
             "pruning": self.config.to_dict(),
             "calibration": {
-                name: value for name, value in self.calibration.to_dict().items() if name not in ("samples", "length")
+                name: value for name, value in self.calibration.to_dict().items() if name not in _WITHOUT_EFFECT
             },
             "torch": torch.__version__,
             "device": str(self.model.device),

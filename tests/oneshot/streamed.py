@@ -1,6 +1,6 @@
 """A stream compared with what it stands for: the changed model and the dense one, run plainly.
 
-    python tests/oneshot/streamed.py [--only EXPRESSION] [--jobs N]
+    python tests/oneshot/streamed.py [--only EXPRESSION] [--jobs N] [--offload]
 
 goes through every architecture that can be built in a tiny size.
 """
@@ -8,6 +8,7 @@ goes through every architecture that can be built in a tiny size.
 import argparse
 import collections
 import copy
+import functools
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from architectures import NoTrialError, architectures, find_trial, study_all
 from hf_prune.model.targets import find_targets
 from hf_prune.oneshot.layers import find_layers, inputs_of_part
 from hf_prune.oneshot.lockstep import Lockstep
+from hf_prune.oneshot.offload import DiskStore
 from hf_prune.oneshot.settings import set_for_streaming
 from hf_prune.structure.batches import on_model
 
@@ -99,12 +101,12 @@ def recorded(model, batches, targets):
     return seen
 
 
-def check(model, batches):
+def check(model, batches, **options):
     """Differences between a stream with changes on the way and plain forward passes; AssertionError for larger ones."""
     dense = copy.deepcopy(model)
     targets = find_targets(model)
     modes = [module.training for module in model.modules()]
-    made, outputs, inputs = stream(model, batches, targets)
+    made, outputs, inputs = stream(model, batches, targets, **options)
     assert modes == [module.training for module in model.modules()]
     assert not made.missed, made.missed
     apart = {"pruned": 0.0, "dense": 0.0, "inputs": 0.0}
@@ -139,7 +141,7 @@ def check(model, batches):
     }
 
 
-def study(architecture):
+def study(architecture, **options):
     """What a stream through an architecture gives, or why there is none."""
     try:
         trial = find_trial(architecture)
@@ -150,17 +152,21 @@ def study(architecture):
     once, again = plain_outputs(model, batches), plain_outputs(model, batches)
     if any(farthest(one, other) for one, other in zip(once, again, strict=True)):
         return {"reason": "random"}
-    return check(model, batches)
+    return check(model, batches, **options)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="classes and model types in which this expression is found")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--offload", action="store_true", help="tensors of paused passes wait in a file")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     chosen = [one for one in architectures() if re.search(options.only, f"{one.model_type} {one.class_name}")]
-    outcomes = study_all(chosen, options.jobs, lambda one, outcome: print(one.class_name, outcome, flush=True), study)
+    study_one = functools.partial(study, store=DiskStore) if options.offload else study
+    outcomes = study_all(
+        chosen, options.jobs, lambda one, outcome: print(one.class_name, outcome, flush=True), study_one
+    )
     streamed = [outcome for outcome in outcomes.values() if "pruned" in outcome]
     exact = sum(outcome["pruned"] == outcome["dense"] == outcome["inputs"] == 0 for outcome in streamed)
     failed = [one.class_name for one, outcome in outcomes.items() if "error" in outcome and "reason" not in outcome]

@@ -140,7 +140,7 @@ config = PruningConfig(method=method, sparsity=0.5)
 grown(64, 128, 32, config, twins)
 rows, columns = map(int, sys.argv[3:])
 # What the stream lacks is given here, and not computed.
-print(matrix_bytes(rows, columns, 0, config, twins, twins, True)[1], grown(rows, columns, 256, config, twins))
+print(matrix_bytes(rows, columns, 0, config, twins, twins, torch.float32)[1], grown(rows, columns, 256, config, twins))
 """
 
 
@@ -162,5 +162,5 @@ def test_a_matrix_takes_the_memory_that_was_said(sides, method, twins):
 
 def test_methods_without_products_need_little():
     wanda, alps = PruningConfig(method="wanda", sparsity=0.5), PruningConfig(method="alps", sparsity=0.5)
-    assert matrix_bytes(64, 512, 8, wanda, False, False, True)[0] == 4 * 512
-    assert matrix_bytes(64, 512, 8, alps, False, False, True)[0] > 4 * 512 * 512
+    assert matrix_bytes(64, 512, 8, wanda, False, False, torch.float32)[0] == 4 * 512
+    assert matrix_bytes(64, 512, 8, alps, False, False, torch.float32)[0] > 4 * 512 * 512

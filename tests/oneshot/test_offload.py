@@ -1,0 +1,211 @@
+"""Paused forward passes whose tensors wait in memory of the CPU or in a file: what they compute stays the same."""
+
+import gc
+
+import architectures
+import models
+import pytest
+import torch
+from streamed import check, micro_batches, stream
+from torch import nn
+
+from hf_prune import CalibrationConfig, PruningConfig, prune
+from hf_prune.errors import CalibrationConfigError, CalibrationError
+from hf_prune.model.targets import find_targets
+from hf_prune.oneshot.lockstep import Lockstep
+from hf_prune.oneshot.offload import CpuStore, DiskStore, Offload
+from hf_prune.oneshot.planning import plan_memory
+
+STORES = {"cpu": CpuStore, "disk": DiskStore}
+
+CLASSES = (
+    *("LlamaForCausalLM", "GPT2LMHeadModel", "T5ForConditionalGeneration", "MixtralForCausalLM", "AlbertForMaskedLM"),
+    *("SwitchTransformersForConditionalGeneration", "MambaForCausalLM", "WhisperForConditionalGeneration"),
+)
+
+
+@pytest.fixture(scope="module")
+def by_class():
+    return {one.class_name: one for one in architectures.architectures(CLASSES)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_a_stream_is_the_same_bit_for_bit_with_its_tensors_elsewhere(class_name, store, by_class):
+    trial = architectures.find_trial(by_class[class_name])
+    found = check(trial.model(), micro_batches(trial.batch), store=STORES[store])
+    assert (found["pruned"], found["dense"], found["inputs"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("build", [models.llama, models.gpt2, models.t5, models.mixtral])
+def test_all_that_a_stream_gives_is_the_same(build):
+    def streamed(store):
+        torch.manual_seed(0)
+        model = build()
+        batches = [{"input_ids": torch.randint(5, models.VOCABULARY, (2, 8))} for _ in range(3)]
+        if model.config.is_encoder_decoder:
+            batches = [{**one, "decoder_input_ids": one["input_ids"][:, 1:]} for one in batches]
+        batches[0]["attention_mask"] = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+        torch.manual_seed(1)
+        _, outputs, inputs = stream(model, batches, find_targets(model), store=store)
+        return outputs, inputs
+
+    (outputs, inputs), (outputs_elsewhere, inputs_elsewhere) = streamed(None), streamed(DiskStore)
+    assert outputs.keys() == outputs_elsewhere.keys()
+    for key, one in outputs.items():
+        assert all(map(torch.equal, one, outputs_elsewhere[key]))
+    assert inputs.keys() == inputs_elsewhere.keys()
+    for key, given in inputs.items():
+        for one, other in zip(given, inputs_elsewhere[key], strict=True):
+            assert [value is None for value in one] == [value is None for value in other]
+            assert all(map(torch.equal, filter(torch.is_tensor, one), filter(torch.is_tensor, other)))
+
+
+class Counting(DiskStore):
+    """A file, and how many bytes are in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.written = 0
+        Counting.latest = self
+
+    def write(self, content):
+        self.now += len(content)
+        self.written += len(content)
+        return super().write(content)
+
+    def free(self, place):
+        self.now -= place[1]
+        super().free(place)
+
+
+def test_between_two_layers_no_pass_holds_anything():
+    model = models.llama()
+    batches = [{"input_ids": torch.randint(5, models.VOCABULARY, (2, 8))} for _ in range(3)]
+    made = Lockstep(model, batches, find_targets(model), dense_twin=True, store=Counting)
+    for stop in made:
+        held = [storage for one in made._offload._made.values() for storage in one]
+        assert len(held) >= 12
+        assert not any(storage.nbytes() for storage in held)
+        assert Counting.latest.now == sum(kept.size for one in made._offload._made.values() for kept in one.values())
+        list(stop.inputs())
+        assert not any(storage.nbytes() for storage in held)
+    assert Counting.latest.now == 0
+    assert Counting.latest._end < Counting.latest.written / 5  # places are used again
+
+
+class Remembering(nn.Module):
+    """Computes something in the first call of a forward pass that came after others, and keeps it for later ones."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.calls = 0
+        self.scale = None
+
+    def forward(self, *arguments, **options):
+        self.calls += 1
+        if self.calls == 2:  # the first is seen before the stream
+            self.scale = torch.full((2, 1), 1.5) + 0
+        return self.layer(*arguments, **options) * (1 if self.scale is None else self.scale[:1].reshape(()))
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["to the end", "left early"])
+def test_what_passes_share_through_the_model_stays(whole):
+    model = models.bert()
+    model.bert.encoder.layer[0].intermediate.intermediate_act_fn = kept = Remembering(nn.GELU())
+    batches = [{"input_ids": torch.randint(5, models.VOCABULARY, (2, 8))} for _ in range(3)]
+    outputs = {}
+    made = Lockstep(
+        model,
+        batches,
+        find_targets(model),
+        on_output=lambda index, dense, output: outputs.update({index: output.logits}),
+        store=DiskStore,
+    )
+    for stop in made:
+        if not whole and "output.dense" in stop.target.name and "attention" not in stop.target.name:
+            break
+    gc.collect()
+    assert kept.scale.tolist() == [[1.5], [1.5]]
+    if whole:
+        with torch.no_grad():
+            for index, batch in enumerate(batches):
+                assert torch.equal(outputs[index], model.eval()(**batch).logits)
+
+
+def test_views_and_memory_that_numpy_has_are_as_they_were():
+    store = DiskStore()
+    offload, owner = Offload(store), object()
+    with offload.watching(owner):
+        values = torch.arange(24.0).reshape(4, 6) + 1
+        view = values[1:3, ::2]
+        shown = torch.ones(5) * 2
+    array = shown.numpy()
+    before = view.clone()
+    offload.put_away(owner)
+    assert values.untyped_storage().nbytes() == 0
+    assert torch.equal(offload.copy_of(view), before)
+    assert values.untyped_storage().nbytes() == 0
+    assert array.tolist() == [2.0] * 5  # stayed
+    offload.bring_back(owner)
+    assert torch.equal(view, before)
+    assert values[1, 0] == 7
+    with offload.watching(owner):
+        values += 1
+    offload.put_away(owner)
+    offload.end()
+    assert torch.equal(view, before + 1)
+
+
+def test_a_disk_that_is_full_is_an_error():
+    store = DiskStore()
+    store._file.close()
+    store._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - closed below
+    with pytest.raises(CalibrationError, match=r"offload: expected a disk at .* No space left"):
+        store.write(torch.zeros(10, dtype=torch.uint8))
+    store.close()
+
+
+def pruned_to(directory, **calibration):
+    torch.manual_seed(0)
+    model = models.llama()
+    data = torch.randint(3, 60, (4, 8))
+    config = PruningConfig(method="alps", sparsity=0.5)
+    prune(model, config, data, CalibrationConfig(**calibration), directory=directory, resume=directory.exists())
+    return model.state_dict()
+
+
+def test_a_model_is_pruned_the_same_from_disk_and_the_folder_is_left_as_without(tmp_path):
+    plain = pruned_to(tmp_path / "plain")
+    from_disk = pruned_to(tmp_path / "disk", offload="disk")
+    assert all(torch.equal(plain[name], from_disk[name]) for name in plain)
+    folders = [sorted(path.name for path in (tmp_path / name / "one_shot").iterdir()) for name in ("plain", "disk")]
+    assert folders[0] == folders[1]
+    # A run that was stopped may go on with or without it.
+    last = sorted((tmp_path / "plain" / "one_shot").glob("*.safetensors"))[-1]
+    last.unlink()
+    resumed = pruned_to(tmp_path / "plain", offload="disk")
+    assert all(torch.equal(plain[name], resumed[name]) for name in plain)
+
+
+def test_places_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(CalibrationConfigError, match="offload: expected cpu, disk or None, got 'gpu'"):
+        CalibrationConfig(offload="gpu")
+    with pytest.raises(CalibrationError, match="offload: expected a model on an accelerator for 'cpu'"):
+        pruned_to(tmp_path, offload="cpu")
+
+
+def test_the_plan_knows_what_is_elsewhere():
+    with torch.device("meta"):
+        model = models.llama()
+    config = PruningConfig(method="alps", sparsity=0.5)
+    plain, few, many = (
+        plan_memory(model, config, CalibrationConfig(samples=samples, length=8, offload=offload), 8)
+        for samples, offload in ((64, None), (16, "cpu"), (64, "disk"))
+    )
+    assert few.peak == many.peak < plain.peak
+    assert few.offloaded * 4 == many.offloaded
+    assert 0.8 * plain.passes < many.offloaded <= plain.passes + 1
+    assert plain.offloaded == 0

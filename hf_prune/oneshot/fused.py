@@ -1,13 +1,12 @@
 """Seeing the matrix products of fused experts, which no module is called for."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from .layers import Layer
 
@@ -33,7 +32,7 @@ _SELECTIONS = ("__getitem__", "index_select")
 
 
 class FusedProducts(TorchFunctionMode):
-    """Calls `seen` before each product with the matrix of an expert, which is known by its address in the parameter.
+    """Calls `seen` before each product with the matrix of an expert, which is known by its place in the parameter.
 
     A product of several matrices at once (`bmm` with the whole parameter) is one call, with all experts. `made`, if
     there is one, is called after each.
@@ -42,8 +41,9 @@ class FusedProducts(TorchFunctionMode):
     def __init__(self, layers: Sequence[Layer], seen: Seen, made: Made | None = None):
         super().__init__()
         self._made = made
-        self._layers = sorted(layers, key=lambda layer: layer.parameter.data_ptr())
-        self._starts = [layer.parameter.data_ptr() for layer in self._layers]
+        self._layers = WeakIdKeyDictionary()  # storage -> the layers whose parameters are in it
+        for layer in layers:
+            self._layers.setdefault(layer.parameter.untyped_storage(), []).append(layer)
         self._seen = seen
         self._routed = WeakTensorKeyDictionary()  # rows that were selected -> which
         self._latest: dict[tuple[int, int], Routed] = {}  # module and expert -> what its latest product got
@@ -94,12 +94,9 @@ class FusedProducts(TorchFunctionMode):
 
     def _find(self, weight: torch.Tensor) -> tuple[Layer, int, int] | None:
         """The layer that a weight is part of, the first expert in it, and the number of experts."""
-        place = bisect_right(self._starts, weight.data_ptr()) - 1
-        if place < 0:
-            return None
-        layer = self._layers[place]
-        size = layer.parameter[0].numel()
-        offset = (weight.data_ptr() - self._starts[place]) // layer.parameter.element_size()
-        if offset >= layer.parameter.numel():
-            return None
-        return layer, offset // size, max(1, weight.numel() // size)
+        for layer in self._layers.get(weight.untyped_storage(), ()):
+            offset = weight.storage_offset() - layer.parameter.storage_offset()
+            if 0 <= offset < layer.parameter.numel():
+                size = layer.parameter[0].numel()
+                return layer, offset // size, max(1, weight.numel() // size)
+        return None

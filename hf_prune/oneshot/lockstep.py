@@ -348,8 +348,6 @@ class Lockstep:
         for stream in here if goes_on else ():
             if not stream.dense:
                 self._go(stream)
-        if layer.parameter.device.type == "cpu":
-            give_back_freed_memory()
         return goes_on
 
     def _is_over(self, layer: Layer) -> bool:
@@ -372,6 +370,8 @@ class Lockstep:
                 self._offload.forget(stream)
             else:
                 self._offload.put_away(stream)
+        if self._model.device.type == "cpu":
+            give_back_freed_memory()
 
     def _forward_of(self, stream: _Stream) -> Callable[[], None]:
         def forward() -> None:

@@ -1,6 +1,6 @@
 """How many bytes the paused forward passes of a stream hold, known in advance from one pass without weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +18,19 @@ from .lockstep import Lockstep
 
 
 class _WithoutValues(TorchFunctionMode):
-    """What a forward pass on the meta device needs: attention, and an answer where it looks for padding.
+    """What a forward pass on the meta device needs: attention, and answers where it reads values.
 
     Attention gives a tensor alone, as kernels on devices do, which never hold the scores as a whole. Whether all of
-    something is so, which models ask of masks and positions to leave masks out, is answered with yes.
+    something is so, which models ask of masks and positions to leave masks out, is answered with yes. Which experts
+    tokens are sent to is answered with all in turn.
+
+    Args:
+        experts: the numbers of experts that the layers of the model have.
     """
+
+    def __init__(self, experts: Collection[int]):
+        super().__init__()
+        self._experts = experts
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
@@ -32,7 +40,18 @@ class _WithoutValues(TorchFunctionMode):
             return query.new_empty((samples, tokens, heads, value.shape[-1])).transpose(1, 2)
         if func is torch.Tensor.__bool__ and args[0].is_meta:
             return True
+        if func is nn.functional.one_hot and args[0].is_meta:
+            return self._in_turn(*args, **(kwargs or {}))
+        if func is torch.where and len(args) == 1 and not args[0].is_meta:  # which tokens an expert gets
+            return tuple(one.to("meta") for one in func(*args))
         return func(*args, **(kwargs or {}))
+
+
+    def _in_turn(self, chosen: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """What `one_hot` gives, on the CPU. One class more than there are experts stands for none of them."""
+        experts = num_classes - 1 if num_classes - 1 in self._experts else num_classes
+        in_turn = torch.arange(chosen.numel()).reshape(chosen.shape) % experts
+        return nn.functional.one_hot(in_turn, num_classes)
 
 
 @dataclass(frozen=True)
@@ -71,8 +90,8 @@ def stream_memory(
     there to the next layer, it is the largest (n - 1) max(paused[i], paused[i + 1]) + running[i]; or the peak of the one
     pass before the stream. What a solver needs comes on top of it.
 
-    Raises PruningStateError where the model's forward reads values, as that of experts does, and the model is on the
-    meta device.
+    On the meta device, experts get as many tokens each. Raises PruningStateError there where the model's forward reads
+    other values.
     """
     live = LiveBytes([*model.parameters(), *model.buffers()])
     on_meta = next(model.parameters()).is_meta
@@ -80,7 +99,8 @@ def stream_memory(
     held: list[tuple[int, str]] = [(0, "")]
     running: list[int] = []
     try:
-        stream = Lockstep(model, [batch], targets, around=partial(_around, live, on_meta))
+        experts = {target.experts for target in targets if target.layout.startswith("experts")} if on_meta else None
+        stream = Lockstep(model, [batch], targets, around=partial(_around, live, experts))
         alone = live.peak
         live.peak = live.now = 0
         for stop in stream:
@@ -111,9 +131,9 @@ def meta_batch(samples: int, length: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.empty(samples, length, dtype=torch.int64, device="meta")}
 
 
-def _around(live: LiveBytes, on_meta: bool) -> AbstractContextManager[Any]:
+def _around(live: LiveBytes, experts: Collection[int] | None) -> AbstractContextManager[Any]:
     stack = ExitStack()
     stack.enter_context(live.watching())
-    if on_meta:
-        stack.enter_context(_WithoutValues())
+    if experts is not None:
+        stack.enter_context(_WithoutValues(experts))
     return stack

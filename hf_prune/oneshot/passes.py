@@ -1,4 +1,8 @@
-"""Forward passes in threads of their own, which run one at a time and can be paused anywhere in between."""
+"""Forward passes in threads of their own, which run one at a time and can be paused anywhere in between.
+
+What they compute is computed in the thread that lets them run. Libraries for matrix products keep buffers for each
+thread that calls them (some megabytes on CPUs, and on accelerators the workspaces of their handles), and the C library
+keeps what a thread has freed for this thread: with hundreds of paused passes, that was as much as what they hold."""
 
 import contextvars
 import ctypes
@@ -9,12 +13,15 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..foreign.torch import dispatch_state, with_dispatch_state
 
 
 class Pass:
     """A function in a thread of its own. It runs only while `go` waits for it, until it pauses or returns.
 
-    Gradients are off in the thread. The number of threads for operations, the current accelerator, and context
+    Its operations on tensors are computed in the thread that calls `go`. Gradients are off in them. The number of threads for operations, the current accelerator, and context
     variables are those of the thread that makes the pass. At most one pass runs at a time.
 
     Args:
@@ -29,6 +36,7 @@ class Pass:
         self._accelerator = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
         self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._is_ending = False
+        self._asked: _Operation | None = None
         self._error: BaseException | None = None
         self.result: Any = None
         self.is_done = False
@@ -42,6 +50,11 @@ class Pass:
             self._thread.start()
         self._turn.release()
         self._back.acquire()
+        while self._asked is not None:
+            self._asked.compute()
+            self._asked = None
+            self._turn.release()
+            self._back.acquire()
         if self.is_done:
             self._thread.join()
         if self._error is not None:
@@ -57,6 +70,15 @@ class Pass:
         self._turn.acquire()
         if self._is_ending:
             raise GeneratorExit
+
+    def ask(self, operation: "_Operation") -> Any:
+        """Called by the work: let `go` compute an operation. Returns or raises what it does."""
+        if not self._is_ending:  # else nobody waits, and this is what the work does at its end
+            self._asked = operation
+            self.pause()
+        else:
+            operation.compute()
+        return operation.outcome()
 
     def end(self) -> None:
         """End the pass where it is, and wait until its thread has ended."""
@@ -83,16 +105,52 @@ class Pass:
             torch.accelerator.set_device_index(self._accelerator)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
+            stack.enter_context(_Asking(self))
             for context in self._contexts:
                 stack.enter_context(context())
             return work()
 
 
+class _Operation:
+    """An operation on tensors, for another thread to compute."""
+
+    def __init__(self, func: Callable[..., Any], args: Any, kwargs: Any):
+        self._call = (func, args, kwargs)
+        self._state = dispatch_state()
+        self._result: Any = None
+        self._error: Exception | None = None
+
+    def compute(self) -> None:
+        func, args, kwargs = self._call
+        del self._call
+        try:
+            with torch.no_grad(), with_dispatch_state(self._state):
+                self._result = func(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - raised in the thread that asked
+            self._error = error
+
+    def outcome(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class _Asking(TorchDispatchMode):
+    def __init__(self, asking: Pass):
+        super().__init__()
+        self._pass = asking
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.is_view:  # nothing to compute
+            return func(*args, **(kwargs or {}))
+        return self._pass.ask(_Operation(func, args, kwargs or {}))
+
+
 def give_back_freed_memory() -> None:
     """Return memory that was freed to the system, where the C library can (glibc).
 
-    There, each thread has a pool of its own, and what is freed in one is not used by the others: without this, a stream
-    on CPUs was seen to take 2.6 times the memory that it needs.
+    What a paused pass holds lies between what it has freed, where the tensors of the next one do not fit: without this,
+    a stream on CPUs was seen to take up to six times the memory that it needs.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -132,7 +132,7 @@ def plan_memory(
     passes hold between two layers and the moments, which stay until those of the next layer are summed. With `offload`,
     paused passes hold nothing, but their inputs are copied.
 
-    Raises PruningStateError where the model's forward reads values, as that of experts does, and it has no weights.
+    Raises PruningStateError where the model has no weights, and its forward reads values, see `stream_memory`.
     """
     targets = find_targets(model, config.targets, config.exclude, config.adapters)
     with_products = needs_products(config)

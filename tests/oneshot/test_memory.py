@@ -97,9 +97,42 @@ def test_a_model_of_eight_billion_weights_is_foretold():
     assert said.peak == pytest.approx(128 * said.paused, rel=0.05)
 
 
+SIZES = {"vocab_size": models.VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 256, "num_experts_per_tok": 2}
+MIXTURES = {
+    "Mixtral": {"num_local_experts": 4},
+    "Qwen3Moe": {"num_experts": 8, "moe_intermediate_size": 48, "head_dim": 16},
+    "Olmoe": {"num_experts": 8, "bos_token_id": 0, "eos_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_memory_of_experts_is_known_without_weights(name):
+    config = getattr(transformers, f"{name}Config")(**SIZES, **MIXTURES[name], pad_token_id=0)
+    model_class = getattr(transformers, f"{name}ForCausalLM")
+    with torch.device("meta"):
+        without_weights = model_class(config)
+    said = stream_memory(without_weights, meta_batch(2, 200), find_targets(without_weights), 4, dense_twin=True)
+    model = model_class(config)
+    live = LiveBytes([*model.parameters(), *model.buffers()])
+    batches = [{"input_ids": torch.randint(models.VOCABULARY, (2, 200))} for _ in range(4)]
+    held = {}
+    for stop in Lockstep(model, batches, find_targets(model), dense_twin=True, around=live.watching):
+        held[stop.target.name] = max(held.get(stop.target.name, 0), live.now)
+    assert held.keys() == said.held.keys()
+    # Their tokens are not divided evenly.
+    assert said.peak == pytest.approx(live.peak, rel=0.15)
+    assert said.paused * 8 == pytest.approx(max(held.values()), rel=0.15)
+
+
+class ReadsValues(transformers.LlamaForCausalLM):
+    def forward(self, input_ids=None, **options):
+        return super().forward(input_ids=input_ids[:, : max(input_ids.tolist()[0])], **options)
+
+
 def test_a_forward_that_reads_values_is_no_use_without_weights():
     with torch.device("meta"):
-        model = models.mixtral()
+        model = ReadsValues(transformers.LlamaConfig(**LLAMA))
     with pytest.raises(PruningStateError, match="expected a forward pass that reads no values"):
         stream_memory(model, meta_batch(2, 8), find_targets(model), 4)
 

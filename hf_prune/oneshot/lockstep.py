@@ -25,9 +25,10 @@ from ..model.names import named_parameters
 from ..structure.batches import on_model
 from .discovery import Discovery, Tap, discover, first_tensor
 from .fused import FusedProducts, Routed
+from .heap import give_back_freed_memory, large_tensors_given_back
 from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix
 from .offload import Offload, Store
-from .passes import Pass, give_back_freed_memory
+from .passes import Pass
 from .settings import set_for_streaming
 from .tokens import kept_of_routed, kept_rows, kept_tokens
 
@@ -217,7 +218,7 @@ class Lockstep:
         if self._passed or any(stream.thread is not None for stream in self._streams):
             raise PruningStateError("expected a new stream, got one that has been iterated; make another one")
         self._offload = Offload(self._store()) if self._store is not None else None
-        with set_for_streaming(self._model), self._hooks():
+        with large_tensors_given_back(), set_for_streaming(self._model), self._hooks():
             try:
                 yield from self._stops()
             finally:
@@ -348,6 +349,8 @@ class Lockstep:
         for stream in here if goes_on else ():
             if not stream.dense:
                 self._go(stream)
+        if layer.parameter.device.type == "cpu":
+            give_back_freed_memory()
         return goes_on
 
     def _is_over(self, layer: Layer) -> bool:
@@ -370,8 +373,6 @@ class Lockstep:
                 self._offload.forget(stream)
             else:
                 self._offload.put_away(stream)
-        if self._model.device.type == "cpu":
-            give_back_freed_memory()
 
     def _forward_of(self, stream: _Stream) -> Callable[[], None]:
         def forward() -> None:

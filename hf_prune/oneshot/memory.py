@@ -46,7 +46,6 @@ class _WithoutValues(TorchFunctionMode):
             return tuple(one.to("meta") for one in func(*args))
         return func(*args, **(kwargs or {}))
 
-
     def _in_turn(self, chosen: torch.Tensor, num_classes: int) -> torch.Tensor:
         """What `one_hot` gives, on the CPU. One class more than there are experts stands for none of them."""
         experts = num_classes - 1 if num_classes - 1 in self._experts else num_classes
@@ -87,8 +86,8 @@ def stream_memory(
 
     A model and a batch on the meta device need no weights and no computation; `meta_batch` makes such a batch. With n
     passes (twice the micro-batches with dense twins), paused[i] before layer i and running[i] the peak of one pass from
-    there to the next layer, it is the largest (n - 1) max(paused[i], paused[i + 1]) + running[i]; or the peak of the one
-    pass before the stream. What a solver needs comes on top of it.
+    there to the next layer, it is the largest (n - 1) max(paused[i], paused[i + 1]) + running[i]; or the peak of the
+    one pass before the stream. What a solver needs comes on top of it.
 
     On the meta device, experts get as many tokens each. Raises PruningStateError there where the model's forward reads
     other values.

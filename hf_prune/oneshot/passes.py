@@ -2,11 +2,9 @@
 
 What they compute is computed in the thread that lets them run. Libraries for matrix products keep buffers for each
 thread that calls them (some megabytes on CPUs, and on accelerators the workspaces of their handles), and the C library
-keeps what a thread has freed for this thread: with hundreds of paused passes, that was as much as what they hold."""
+keeps what a thread has freed for this thread: with hundreds of paused passes, that may be as much as what they hold."""
 
 import contextvars
-import ctypes
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -21,8 +19,9 @@ from ..foreign.torch import dispatch_state, with_dispatch_state
 class Pass:
     """A function in a thread of its own. It runs only while `go` waits for it, until it pauses or returns.
 
-    Its operations on tensors are computed in the thread that calls `go`. Gradients are off in them. The number of threads for operations, the current accelerator, and context
-    variables are those of the thread that makes the pass. At most one pass runs at a time.
+    Its operations on tensors are computed in the thread that calls `go`. Gradients are off in them. The number of
+    threads for operations, the current accelerator, and context variables are those of the thread that makes the pass.
+    At most one pass runs at a time.
 
     Args:
         work: what is run.
@@ -144,15 +143,3 @@ class _Asking(TorchDispatchMode):
         if func.is_view:  # nothing to compute
             return func(*args, **(kwargs or {}))
         return self._pass.ask(_Operation(func, args, kwargs or {}))
-
-
-def give_back_freed_memory() -> None:
-    """Return memory that was freed to the system, where the C library can (glibc).
-
-    What a paused pass holds lies between what it has freed, where the tensors of the next one do not fit: without this,
-    a stream on CPUs was seen to take up to six times the memory that it needs.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -150,10 +150,11 @@ def prune(
         CalibrationError: the data cannot be used, a layer is never called, or there is nothing to resume. Nothing is
             changed then.
         TargetError: an expression or a shape does not fit the model.
-        PlacementError: the model is sharded over processes.
+        PlacementError: the model is sharded over processes, or accelerate has offloaded its weights.
     """
     calibration = calibration if calibration is not None else CalibrationConfig()
     check_arguments(model, config, calibration)
+    _check_weights(model)
     if not reads_inputs(config):
         return _pruned_without_data(model, config)
     run = _checked_run(model, config, calibration, data, tokenizer, leave_unreached)
@@ -180,6 +181,7 @@ def check_prune(
 ) -> None:
     """Raise what `prune` raises before it changes anything: for arguments, data, targets, and what is never called."""
     check_arguments(model, config, calibration)
+    _check_weights(model)
     if reads_inputs(config):
         _checked_run(model, config, calibration, data, tokenizer, leave_unreached)
     else:
@@ -223,6 +225,18 @@ def check_arguments(model: Any, config: Any, calibration: Any) -> None:
         )
     if is_shared_model(model):
         raise PlacementError("the model is sharded over processes; prune it at once in one process, before training")
+
+
+def _check_weights(model: PreTrainedModel) -> None:
+    """Raise PlacementError for a model without weights, as accelerate leaves one whose weights it has offloaded."""
+    missing = [name for name, parameter in named_parameters(model) if parameter.is_meta]
+    if missing:
+        raise PlacementError(
+            f"expected a model with its weights on one device, got {len(missing)} tensors without them, such as "
+            f"{missing[0]}: accelerate has offloaded them to the CPU or to disk, or none were loaded; load the model "
+            "without a device_map that has 'cpu' or 'disk'. offload='disk' (--offload disk) moves what forward passes "
+            "hold, which often is more than the weights"
+        )
 
 
 def reads_inputs(config: PruningConfig) -> bool:

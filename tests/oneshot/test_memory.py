@@ -102,7 +102,7 @@ SIZES |= {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embed
 MIXTURES = {
     "Mixtral": {"num_local_experts": 4},
     "Qwen3Moe": {"num_experts": 8, "moe_intermediate_size": 48, "head_dim": 16},
-    "Olmoe": {"num_experts": 8, "bos_token_id": 0, "eos_token_id": 0},
+    "Olmoe": {"num_experts": 4, "bos_token_id": 0, "eos_token_id": 0},
 }
 
 
@@ -120,9 +120,9 @@ def test_the_memory_of_experts_is_known_without_weights(name):
     for stop in Lockstep(model, batches, find_targets(model), dense_twin=True, around=live.watching):
         held[stop.target.name] = max(held.get(stop.target.name, 0), live.now)
     assert held.keys() == said.held.keys()
-    # Their tokens are not divided evenly.
-    assert said.peak == pytest.approx(live.peak, rel=0.15)
-    assert said.paused * 8 == pytest.approx(max(held.values()), rel=0.15)
+    # The tokens are not divided evenly among them.
+    assert said.peak == pytest.approx(live.peak, rel=0.2)
+    assert said.paused * 8 == pytest.approx(max(held.values()), rel=0.2)
 
 
 class ReadsValues(transformers.LlamaForCausalLM):

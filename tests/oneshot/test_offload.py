@@ -1,19 +1,23 @@
 """Paused forward passes whose tensors wait in memory of the CPU or in a file: what they compute stays the same."""
 
 import gc
+import threading
 
+import accelerate
 import architectures
 import models
 import pytest
 import torch
 from streamed import check, micro_batches, stream
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_prune import CalibrationConfig, PruningConfig, prune
-from hf_prune.errors import CalibrationConfigError, CalibrationError
+from hf_prune.errors import CalibrationConfigError, CalibrationError, PlacementError
 from hf_prune.model.targets import find_targets
 from hf_prune.oneshot.lockstep import Lockstep
 from hf_prune.oneshot.offload import CpuStore, DiskStore, Offload
+from hf_prune.oneshot.passes import Pass
 from hf_prune.oneshot.planning import plan_memory
 
 STORES = {"cpu": CpuStore, "disk": DiskStore}
@@ -209,3 +213,41 @@ def test_the_plan_knows_what_is_elsewhere():
     assert few.offloaded * 4 == many.offloaded
     assert 0.8 * plain.passes < many.offloaded <= plain.passes + 1
     assert plain.offloaded == 0
+
+
+def test_weights_that_accelerate_has_offloaded_are_refused(tmp_path):
+    model = models.llama()
+    accelerate.disk_offload(model, tmp_path, execution_device="cpu")
+    data, config = torch.randint(3, 60, (4, 8)), PruningConfig(method="alps", sparsity=0.5)
+    with pytest.raises(PlacementError, match=r"got \d+ tensors without them.*load the model without a device_map"):
+        prune(model, config, data)
+    plan_memory(model, config, CalibrationConfig(samples=4, length=8), 8)  # needs none
+
+
+def test_a_pass_computes_in_the_thread_that_lets_it_run():
+    seen = set()
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.add((str(func), threading.current_thread().name))
+            return func(*args, **(kwargs or {}))
+
+    def work():
+        value = torch.ones(3) + 1
+        value += 1
+        mine.pause()
+        try:
+            torch.ones(2) @ value
+        except RuntimeError as error:
+            errors.append(str(error))
+        return value
+
+    errors = []
+    mine = Pass(work)
+    with Noting():
+        mine.go()
+        mine.go()
+    assert mine.result.tolist() == [3, 3, 3]
+    assert mine.result._version == 2  # once in each thread
+    assert "size" in errors[0]
+    assert {("aten.add.Tensor", "MainThread"), ("aten.add_.Tensor", "MainThread")} <= seen

@@ -1,7 +1,8 @@
 """The memory that pruning at once takes, beside what `plan` says: `python benchmarks/oneshot_memory.py`.
 
-Each row is a process of its own, with a model of random weights: its resident memory before pruning and at the peak of
-it (Linux), and the size of the tensors that `plan_memory` counts.
+Each row is a process of its own, with a model of random weights: by how much its resident memory grows at most while it
+prunes (Linux), and the size of the tensors that `plan_memory` counts. A small model was pruned before, as libraries take
+some memory at their first use.
 """
 
 import argparse
@@ -15,24 +16,26 @@ from oneshot_measure import resident, start_peak
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_prune import CalibrationConfig, PruningConfig, prune
+from hf_prune.oneshot.heap import give_back_freed_memory
 from hf_prune.oneshot.planning import plan_memory
 
-LLAMA = {"model_type": "llama", "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8}
-LLAMA |= {"num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 8000, "max_position_embeddings": 2048}
-GPT2 = {"model_type": "gpt2", "n_embd": 512, "n_layer": 8, "n_head": 8, "vocab_size": 8000, "n_positions": 1024}
+LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 3}
+LLAMA |= {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 8000, "max_position_embeddings": 2048}
+GPT2 = {"model_type": "gpt2", "n_embd": 512, "n_layer": 3, "n_head": 8, "vocab_size": 8000, "n_positions": 1024}
+
+# Changes that make a small model of each.
+SMALL = {
+    "llama": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1},
+    "gpt2": {"n_embd": 128, "n_layer": 1},
+}
 
 # Name -> model, method, fields of the calibration.
 ROWS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
-    "llama, alps, 32 × 512": (LLAMA, "alps", {"samples": 32, "length": 512}),
-    "llama, sparsegpt, own targets, 32 × 512": (
-        LLAMA,
-        "sparsegpt",
-        {"samples": 32, "length": 512, "dense_weight": 0.0, "residual_weight": 0.0},
-    ),
-    "llama, alps, 32 × 512, disk": (LLAMA, "alps", {"samples": 32, "length": 512, "offload": "disk"}),
-    "llama, wanda, 64 × 512": (LLAMA, "wanda", {"samples": 64, "length": 512}),
-    "gpt2, alps, 64 × 256": (GPT2, "alps", {"samples": 64, "length": 256}),
-    "gpt2, alps, 64 × 256, disk": (GPT2, "alps", {"samples": 64, "length": 256, "offload": "disk"}),
+    "llama, sparsegpt, 16 × 512": (LLAMA, "sparsegpt", {"samples": 16, "length": 512}),
+    "llama, sparsegpt, 16 × 512, disk": (LLAMA, "sparsegpt", {"samples": 16, "length": 512, "offload": "disk"}),
+    "llama, wanda, 32 × 512": (LLAMA, "wanda", {"samples": 32, "length": 512}),
+    "gpt2, alps, 32 × 256": (GPT2, "alps", {"samples": 32, "length": 256}),
+    "gpt2, alps, 32 × 256, disk": (GPT2, "alps", {"samples": 32, "length": 256, "offload": "disk"}),
 }
 
 
@@ -46,8 +49,10 @@ def measure(row: str) -> None:
         planned = plan_memory(AutoModelForCausalLM.from_config(model_config), config, calibration, calibration.length)
     model = AutoModelForCausalLM.from_config(model_config).eval()
     windows = torch.randint(5, 8000, (calibration.samples, calibration.length))
-    with torch.no_grad():
-        model(windows[:1, :8])  # what libraries take once
+    small = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**fields, **SMALL[fields["model_type"]]})).eval()
+    prune(small, config, windows[:2, :64], CalibrationConfig(samples=2, length=64))  # what libraries take once
+    del small
+    give_back_freed_memory()
     before = resident("VmRSS")
     start_peak()
     prune(model, config, windows, calibration)

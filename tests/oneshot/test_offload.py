@@ -221,7 +221,6 @@ def test_weights_that_accelerate_has_offloaded_are_refused(tmp_path):
     data, config = torch.randint(3, 60, (4, 8)), PruningConfig(method="alps", sparsity=0.5)
     with pytest.raises(PlacementError, match=r"got \d+ tensors without them.*load the model without a device_map"):
         prune(model, config, data)
-    plan_memory(model, config, CalibrationConfig(samples=4, length=8), 8)  # needs none
 
 
 def test_a_pass_computes_in_the_thread_that_lets_it_run():
@@ -248,6 +247,6 @@ def test_a_pass_computes_in_the_thread_that_lets_it_run():
         mine.go()
         mine.go()
     assert mine.result.tolist() == [3, 3, 3]
-    assert mine.result._version == 2  # once in each thread
+    assert mine.result._version == 1  # as without threads
     assert "size" in errors[0]
     assert {("aten.add.Tensor", "MainThread"), ("aten.add_.Tensor", "MainThread")} <= seen

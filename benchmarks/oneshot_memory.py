@@ -1,8 +1,8 @@
 """The memory that pruning at once takes, beside what `plan` says: `python benchmarks/oneshot_memory.py`.
 
-Each row is a process of its own, with a model of random weights: by how much its resident memory grows at most while it
-prunes (Linux), and the size of the tensors that `plan_memory` counts. A small model was pruned before, as libraries take
-some memory at their first use.
+Each row is a process of its own, with a model of random weights: by how much its resident memory grows at most while
+it prunes (Linux), and the size of the tensors that `plan_memory` counts. A small model was pruned before, as libraries
+take some memory at their first use.
 """
 
 import argparse

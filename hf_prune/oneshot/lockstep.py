@@ -191,7 +191,7 @@ class Lockstep:
         self._reached: set[tuple[Layer, int]] = set()
         self._dense_weights: dict[Layer, torch.Tensor] = {}
         self.missed: dict[str, int] = {}
-        with set_for_streaming(model):
+        with large_tensors_given_back(), set_for_streaming(model):
             self.discovery = self._discover(batches[0])
         self._keys = _order(self._layers, self.discovery)
         self.uses = {layer.target.name: calls - 1 for layer, calls in self.discovery.calls.items() if calls > 1}

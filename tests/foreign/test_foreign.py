@@ -316,9 +316,7 @@ def test_names_that_are_not_documented_are_used_through_the_tables_alone(path):
         elif isinstance(node, ast.ImportFrom) and not node.level:
             library, _, rest = (node.module or "").partition(".")
             checked = KNOWN_VERSIONS.keys() - {"torch"}  # whose modules are documented one by one
-            assert not rest or library not in checked or node.module in DOCUMENTED, (
-                f"{node.module} in {path}"
-            )
+            assert not rest or library not in checked or node.module in DOCUMENTED, f"{node.module} in {path}"
             assert not any(is_private(alias.name) for alias in node.names), f"{ast.unparse(node)} in {path}"
 
 

@@ -367,7 +367,7 @@ def test_the_model_can_be_run_between_two_stops():
     model, batches = models.llama(), text_batches()
     for stop in Lockstep(model, batches, find_targets(model)):
         before = plain_outputs(model, batches)
-        stop.set(randomly_masked(stop.weight))
+        stop.set(randomly_masked(stop))
     assert farthest(before[0], plain_outputs(model, batches)[0]) > 0
 
 

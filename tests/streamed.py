@@ -1,30 +1,13 @@
-"""A stream compared with what it stands for: the changed model and the dense one, run plainly.
+"""A stream compared with what it stands for: the changed model and the dense one, run plainly."""
 
-    python tests/oneshot/streamed.py [--only EXPRESSION] [--jobs N] [--offload]
-
-goes through every architecture that can be built in a tiny size.
-"""
-
-import argparse
 import collections
 import copy
-import functools
-import os
-import re
-import sys
-from pathlib import Path
 
 import torch
-import transformers
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from architectures import NoTrialError, architectures, find_trial, study_all
 
 from hf_prune.model.targets import find_targets
-from hf_prune.oneshot.layers import find_layers, inputs_of_part
+from hf_prune.oneshot.layers import find_layers, inputs_of_part, matrix_of
 from hf_prune.oneshot.lockstep import Lockstep
-from hf_prune.oneshot.offload import DiskStore
 from hf_prune.oneshot.settings import set_for_streaming
 from hf_prune.structure.batches import on_model
 
@@ -64,8 +47,16 @@ def farthest(ones, others):
     return max(differences)
 
 
-def randomly_masked(weight):
-    return weight * (torch.rand(weight.shape) > 0.3)
+def randomly_masked(stop):
+    """The matrix of a stop without some of its weights."""
+    return stop.weight * (torch.rand(stop.shape) > 0.3)
+
+
+def matrices_of(model):
+    """A function that gives the matrix that a model of the same class has where a stream stops."""
+    parameters = dict(model.named_parameters())
+    by_name = {layer.target.name: layer for layer in find_layers(model, find_targets(model), parameters)}
+    return lambda stop: matrix_of(by_name[stop.target.name], stop.part)
 
 
 def stream(model, batches, targets, change=randomly_masked, dense_twin=True, **options):
@@ -78,7 +69,7 @@ def stream(model, batches, targets, change=randomly_masked, dense_twin=True, **o
     made = Lockstep(model, batches, targets, dense_twin, on_output=keep, **options)
     for stop in made:
         inputs[stop.target.name, stop.part] = list(stop.inputs())
-        stop.set(change(stop.weight))
+        stop.set(change(stop))
     return made, outputs, inputs
 
 
@@ -101,12 +92,12 @@ def recorded(model, batches, targets):
     return seen
 
 
-def check(model, batches, **options):
+def check(model, batches, change=randomly_masked, **options):
     """Differences between a stream with changes on the way and plain forward passes; AssertionError for larger ones."""
     dense = copy.deepcopy(model)
     targets = find_targets(model)
     modes = [module.training for module in model.modules()]
-    made, outputs, inputs = stream(model, batches, targets, **options)
+    made, outputs, inputs = stream(model, batches, targets, change, **options)
     assert modes == [module.training for module in model.modules()]
     assert not made.missed, made.missed
     apart = {"pruned": 0.0, "dense": 0.0, "inputs": 0.0}
@@ -139,41 +130,3 @@ def check(model, batches, **options):
         "unlocated": sum(made.discovery.positions.get(layer) is None for layer in layers),
         "again": len(made.uses),
     }
-
-
-def study(architecture, **options):
-    """What a stream through an architecture gives, or why there is none."""
-    try:
-        trial = find_trial(architecture)
-    except NoTrialError as error:
-        return {"reason": error.args[0]}
-    model = trial.model()
-    batches = micro_batches(trial.batch)
-    once, again = plain_outputs(model, batches), plain_outputs(model, batches)
-    if any(farthest(one, other) for one, other in zip(once, again, strict=True)):
-        return {"reason": "random"}
-    return check(model, batches, **options)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="classes and model types in which this expression is found")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--offload", action="store_true", help="tensors of paused passes wait in a file")
-    options = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    chosen = [one for one in architectures() if re.search(options.only, f"{one.model_type} {one.class_name}")]
-    study_one = functools.partial(study, store=DiskStore) if options.offload else study
-    outcomes = study_all(
-        chosen, options.jobs, lambda one, outcome: print(one.class_name, outcome, flush=True), study_one
-    )
-    streamed = [outcome for outcome in outcomes.values() if "pruned" in outcome]
-    exact = sum(outcome["pruned"] == outcome["dense"] == outcome["inputs"] == 0 for outcome in streamed)
-    failed = [one.class_name for one, outcome in outcomes.items() if "error" in outcome and "reason" not in outcome]
-    print(f"{len(streamed)} of {len(outcomes)} streamed, {exact} of these bit for bit; {len(failed)} failed: {failed}")
-    sys.exit(bool(failed))
-
-
-if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    main()

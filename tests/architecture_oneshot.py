@@ -1,0 +1,127 @@
+"""Every architecture that can be built tiny, pruned at once from calibration data by `sparsegpt` and by `wanda`.
+
+    python tests/architecture_oneshot.py [CLASS ...] [--jobs N]
+
+The results are kept in architecture_oneshot.jsonl, a line for each class; those that are there are not tried again,
+unless they are named. architectures.py writes them into its table. Each class is tried in a process of its own.
+"""
+
+import argparse
+import os
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+import transformers
+
+from architectures import NoTrialError, architectures, find_trial, study_all
+from oneshot_results import METHODS, RESULTS, failures
+from streamed import check, farthest, matrices_of, micro_batches, plain_outputs
+from structure_results import read_results, versions, write_results
+
+from hf_prune import CalibrationError, PruningConfig, prune
+from hf_prune.model.targets import find_targets
+
+# The largest difference, relative to the largest value, that counts as rounding.
+ROUNDING = 1e-5
+
+# ---- One architecture ----
+
+
+def study_at_once(architecture):
+    """What the table says, the seconds of CPU, and where outputs differ, by how much; None without a tiny model."""
+    started = time.process_time()
+    try:
+        trial = find_trial(architecture)
+    except NoTrialError:
+        return None
+    outcome = prune_at_once(trial)
+    return outcome | {"seconds": round(time.process_time() - started, 1)}
+
+
+def prune_at_once(trial):
+    """Prune with each method, and stream through the model once more with the weights that it got."""
+    targets = find_targets(trial.model())
+    if not targets:
+        return {"result": "none"}
+    batches = micro_batches(trial.batch)
+    is_random = any(map(farthest, *(plain_outputs(trial.model(), batches) for _ in range(2))))
+    apart, left = {"pruned": 0.0, "dense": 0.0, "inputs": 0.0}, set()
+    for method in METHODS:
+        model, done = pruned(trial, batches, PruningConfig(method=method, sparsity=0.5))
+        check_pruned(trial.model(), model, done, targets)
+        left |= set(done.left_dense)
+        if not is_random:
+            streamed = trial.model()
+            found = check(streamed, batches, matrices_of(model))
+            outputs = zip(plain_outputs(streamed, batches), plain_outputs(model, batches), strict=True)
+            found["pruned"] = max(found["pruned"], *(farthest(one, other) for one, other in outputs))
+            apart = {name: max(value, found[name]) for name, value in apart.items()}
+    differing = {name: value for name, value in apart.items() if value}
+    assert not differing or max(differing.values()) <= ROUNDING, f"outputs differ: {differing}"
+    word = "random" if is_random else "unreached" if left else "rounding" if differing else "yes"
+    return {"result": word, **({"left": len(left)} if left else {}), **differing}
+
+
+def pruned(trial, batches, config):
+    """A pruned model, and what `prune` says; where it refuses layers that are never called, these stay dense."""
+    model = trial.model()
+    try:
+        return model, prune(model, config, batches)
+    except CalibrationError as error:
+        assert "expected a call of its layer in the forward pass" in str(error), error
+        named = str(error).split(": ")[0].split(" and ")[0]
+        done = prune(model, config, batches, leave_unreached=True)
+        assert done.left_dense[0] == named, f"{named} was refused, but {done.left_dense} stayed dense"
+        return model, done
+
+
+def check_pruned(before, after, done, targets):
+    """Exact counts, zeros that are there, and nothing else changed; AssertionError otherwise."""
+    before, after = dict(before.named_parameters()), dict(after.named_parameters())
+    numbers = {target.name: target.weights for target in targets if target.name not in done.left_dense}
+    masked = {name: int((~mask).sum()) for name, mask in done.masks.items()}
+    assert masked == {name: round(Fraction(number, 2)) for name, number in numbers.items()}, "not the counts asked for"
+    assert not any(bool(after[name][~mask].any()) for name, mask in done.masks.items()), "a masked weight is not zero"
+    assert all(bool(after[name].isfinite().all()) for name in masked), "a weight is not finite"
+    if done.config.method == "wanda":
+        before |= {name: before[name] * mask for name, mask in done.masks.items()}
+        masked = {}
+    changed = [name for name in before if name not in masked and not torch.equal(before[name], after[name])]
+    assert not changed, f"{changed[0]} was changed"
+
+
+# ---- All of them ----
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "classes", nargs="*", help="classes to try, again where they have results; without any, all others"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the results are kept")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    made_with, results = read_results(options.results)
+    if made_with != versions():
+        results = {}
+    every = architectures(options.classes or None)
+    chosen = [one for one in every if options.classes or one.class_name not in results]
+
+    def keep(architecture, outcome):
+        results[architecture.class_name] = outcome or {}
+        write_results(results, options.results)
+        print(f"{architecture.class_name}: {outcome}", flush=True)
+
+    study_all(chosen, options.jobs, keep, study_at_once)
+    failed = failures(results)
+    print(f"{len(results)} classes have results; failed: {', '.join(failed) or 'none'}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    main()

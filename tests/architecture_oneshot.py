@@ -7,6 +7,7 @@ unless they are named. architectures.py writes them into its table. Each class i
 """
 
 import argparse
+import copy
 import os
 import sys
 import time
@@ -23,6 +24,8 @@ from structure_results import read_results, versions, write_results
 
 from hf_prune import CalibrationError, PruningConfig, prune
 from hf_prune.model.targets import find_targets
+
+MOST_SECONDS = 600  # of a class; one has a layer with 10,240 inputs, which takes a minute of CPU
 
 # The largest difference, relative to the largest value, that counts as rounding.
 ROUNDING = 1e-5
@@ -43,18 +46,18 @@ def study_at_once(architecture):
 
 def prune_at_once(trial):
     """Prune with each method, and stream through the model once more with the weights that it got."""
-    targets = find_targets(trial.model())
-    if not targets:
+    dense = trial.model()
+    if not find_targets(dense):
         return {"result": "none"}
     batches = micro_batches(trial.batch)
-    is_random = any(map(farthest, *(plain_outputs(trial.model(), batches) for _ in range(2))))
+    is_random = any(map(farthest, *(plain_outputs(copy.deepcopy(dense), batches) for _ in range(2))))
     apart, left = {"pruned": 0.0, "dense": 0.0, "inputs": 0.0}, set()
     for method in METHODS:
-        model, done = pruned(trial, batches, PruningConfig(method=method, sparsity=0.5))
-        check_pruned(trial.model(), model, done, targets)
+        model, done = pruned(dense, batches, PruningConfig(method=method, sparsity=0.5))
+        check_pruned(dense, model, done)
         left |= set(done.left_dense)
         if not is_random:
-            streamed = trial.model()
+            streamed = copy.deepcopy(dense)
             found = check(streamed, batches, matrices_of(model))
             outputs = zip(plain_outputs(streamed, batches), plain_outputs(model, batches), strict=True)
             found["pruned"] = max(found["pruned"], *(farthest(one, other) for one, other in outputs))
@@ -65,9 +68,9 @@ def prune_at_once(trial):
     return {"result": word, **({"left": len(left)} if left else {}), **differing}
 
 
-def pruned(trial, batches, config):
-    """A pruned model, and what `prune` says; where it refuses layers that are never called, these stay dense."""
-    model = trial.model()
+def pruned(dense, batches, config):
+    """A pruned copy, and what `prune` says; where it refuses layers that are never called, these stay dense."""
+    model = copy.deepcopy(dense)
     try:
         return model, prune(model, config, batches)
     except CalibrationError as error:
@@ -78,8 +81,9 @@ def pruned(trial, batches, config):
         return model, done
 
 
-def check_pruned(before, after, done, targets):
+def check_pruned(before, after, done):
     """Exact counts, zeros that are there, and nothing else changed; AssertionError otherwise."""
+    targets = find_targets(before)
     before, after = dict(before.named_parameters()), dict(after.named_parameters())
     numbers = {target.name: target.weights for target in targets if target.name not in done.left_dense}
     masked = {name: int((~mask).sum()) for name, mask in done.masks.items()}
@@ -116,7 +120,7 @@ def main():
         write_results(results, options.results)
         print(f"{architecture.class_name}: {outcome}", flush=True)
 
-    study_all(chosen, options.jobs, keep, study_at_once)
+    study_all(chosen, options.jobs, keep, study_at_once, MOST_SECONDS)
     failed = failures(results)
     print(f"{len(results)} classes have results; failed: {', '.join(failed) or 'none'}")
     sys.exit(bool(failed))

@@ -334,17 +334,18 @@ def _outcome(work):
         return {"error": f"{type(error).__name__}: {error}"[:300]}
 
 
-def study_aside(architecture, study=study):
+def study_aside(architecture, study=study, seconds=MOST_SECONDS):
     """`study` in a process of its own; an `error` without a reason is a failure."""
-    return aside(functools.partial(study, architecture), MOST_SECONDS)
+    return aside(functools.partial(study, architecture), seconds)
 
 
-def study_all(chosen, jobs, tell=lambda architecture, outcome: None, study=study):
-    """Architecture -> outcome, several processes at once, each forked from this one."""
+def study_all(chosen, jobs, tell=lambda architecture, outcome: None, study=study, seconds=MOST_SECONDS):
+    """Architecture -> outcome, several processes at once, each forked from this one, and each with so many seconds."""
     torch.set_num_threads(1)
     outcomes = {}
+    work = functools.partial(study_aside, study=study, seconds=seconds)
     with ThreadPoolExecutor(jobs) as pool:
-        for architecture, outcome in zip(chosen, pool.map(lambda one: study_aside(one, study), chosen), strict=True):
+        for architecture, outcome in zip(chosen, pool.map(work, chosen), strict=True):
             tell(architecture, outcome)
             outcomes[architecture] = outcome
     return outcomes

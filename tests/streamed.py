@@ -67,8 +67,12 @@ def stream(model, batches, targets, change=randomly_masked, dense_twin=True, **o
         outputs[index, dense] = tensors_in(output)
 
     made = Lockstep(model, batches, targets, dense_twin, on_output=keep, **options)
+    before = []
     for stop in made:
-        inputs[stop.target.name, stop.part] = list(stop.inputs())
+        now = inputs[stop.target.name, stop.part] = list(stop.inputs())
+        if stop.shares_inputs:
+            assert all(torch.equal(one[0], other[0]) for one, other in zip(now, before, strict=True)), stop.target.name
+        before = now
         stop.set(change(stop))
     return made, outputs, inputs
 
@@ -96,9 +100,9 @@ def check(model, batches, change=randomly_masked, **options):
     """Differences between a stream with changes on the way and plain forward passes; AssertionError for larger ones."""
     dense = copy.deepcopy(model)
     targets = find_targets(model)
-    modes = [module.training for module in model.modules()]
+    model.train()
     made, outputs, inputs = stream(model, batches, targets, change, **options)
-    assert modes == [module.training for module in model.modules()]
+    assert all(module.training for module in model.modules())
     assert not made.missed, made.missed
     apart = {"pruned": 0.0, "dense": 0.0, "inputs": 0.0}
     for index, (changed, plain) in enumerate(

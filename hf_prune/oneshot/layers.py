@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -116,6 +117,21 @@ def inputs_of_part(layer: Layer, part: int, seen: torch.Tensor) -> torch.Tensor:
     module = layer.modules[0]
     assert isinstance(module, CONVOLUTIONS)
     return _unfold(module, seen.unsqueeze(0) if seen.dim() == len(module.kernel_size) + 1 else seen, part)
+
+
+def reads_alike(one: Layer, other: Layer) -> bool:
+    """Whether two layers make the same of the same input: all linear ones do, and convolutions of the same windows."""
+    return one.kind == other.kind and _windows(one) == _windows(other)
+
+
+def _windows(layer: Layer) -> tuple[Any, ...]:
+    """What the patches are that a convolution unfolds."""
+    if layer.kind != "convolution":
+        return ()
+    module = layer.modules[0]
+    assert isinstance(module, CONVOLUTIONS)
+    sizes = (module.kernel_size, module.stride, module.dilation, module.groups)
+    return *sizes, module.padding, module.padding_mode
 
 
 def _unfold(module: nn.Conv1d | nn.Conv2d, seen: torch.Tensor, group: int) -> torch.Tensor:

@@ -26,7 +26,7 @@ from ..structure.batches import on_model
 from .discovery import Discovery, Tap, discover, first_tensor
 from .fused import FusedProducts, Routed
 from .heap import give_back_freed_memory, large_tensors_given_back
-from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix
+from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix, reads_alike
 from .offload import Offload, Store
 from .passes import Pass
 from .settings import set_for_streaming
@@ -66,7 +66,7 @@ class _Stream:
     twin: "_Stream | None" = None
     thread: Pass | None = None
     place: _Place | None = None
-    before: tuple[TensorWeakRef, int] | None = None  # the input at the previous stop, and its version
+    before: tuple[TensorWeakRef, int, Layer] | None = None  # the input at the previous stop, its version, its layer
     taps: dict[Tap, torch.Tensor] = field(default_factory=dict)
 
 
@@ -332,7 +332,7 @@ class Lockstep:
         self._passed.update((layer, part) for part in place.parts)
         for stream in here:
             seen = stream.place.seen if stream.place is not None else None
-            stream.before = (TensorWeakRef(seen), seen._version) if seen is not None else None
+            stream.before = (TensorWeakRef(seen), seen._version, layer) if seen is not None else None
             for tap in self._last_taps[layer]:
                 stream.taps.pop(tap, None)
         goes_on = self._on_output is not None or not all(map(self._is_over, self._layers))
@@ -463,11 +463,12 @@ class Lockstep:
 
 
 def _is_same(stream: _Stream) -> bool:
-    """Whether a pass stops with the very tensor that it stopped with before, unchanged."""
+    """Whether a pass stops with the very tensor that it stopped with before, unchanged, and read in the same way."""
     if stream.before is None or stream.place is None or stream.place.seen is None:
         return False
-    reference, version = stream.before
-    return reference() is stream.place.seen and stream.place.seen._version == version
+    reference, version, layer = stream.before
+    is_unchanged = reference() is stream.place.seen and stream.place.seen._version == version
+    return is_unchanged and reads_alike(layer, stream.place.layer)
 
 
 def _order(layers: Sequence[Layer], discovery: Discovery) -> dict[Layer, Callable[[int], tuple[float, ...]]]:

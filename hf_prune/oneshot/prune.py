@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,7 +77,7 @@ class Pruned:
         samples: how many samples the calibration data have.
         tokens: how many of their tokens counted.
         damping: the share of the diagonal that was added to it; None where no products were read.
-        left_dense: names of target tensors whose layers were never called, and which were left as they are.
+        left_dense: names of target tensors whose layers the first batch did not call, and which were left as they are.
         notes: sentences about what was pruned otherwise, or not at all, for people.
     """
 
@@ -310,15 +311,19 @@ class _Run:
         return DiskStore(self.work.folder if self.work is not None else None)
 
     def check_reached(self, leave_unreached: bool) -> None:
-        """Raise CalibrationError for layers that are not called, unless they are to be left dense."""
-        called = {layer.target.name for layer, _ in self.stream.discovery.order}
-        missing = [name for name, layer in self.layers.items() if name not in called and layer.kind != "experts"]
+        """Raise CalibrationError for layers that are not called, unless they are to be left dense.
+
+        Of experts that are modules, others may be called later: a token reaches only some of them.
+        """
+        called = {layer.target.name: layer for layer, _ in self.stream.discovery.order}
+        experts = {_numberless(name) for name, layer in called.items() if layer.routed and layer.kind != "experts"}
+        missing = [name for name in self.layers if name not in called and _numberless(name) not in experts]
         if missing and not leave_unreached:
             others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise CalibrationError(
-                f"{missing[0]}{others}: expected a call of its layer in the forward pass, saw none: its module uses "
-                "the weight without calling the layer, or not at all; exclude it, or leave such layers dense "
-                "(leave_unreached=True, --leave-unreached)"
+                f"{missing[0]}{others}: expected a call of its layer in the forward pass of the first batch, saw none: "
+                "its module uses the weight without calling the layer, or not at all; exclude it, or leave such layers "
+                "dense (leave_unreached=True, --leave-unreached)"
             )
         self.left_dense = missing
 
@@ -357,6 +362,8 @@ class _Run:
         moments: Moments | None = None
         total = sum(layer.parts for name, layer in self.layers.items() if name not in self.left_dense)
         for place, stop in enumerate(self.stream):
+            if stop.target.name in self.left_dense:  # the first batch did not call it, another one does
+                continue
             start = time.perf_counter()
             finished = self.work.find(place, _name(stop)) if self.work is not None else None
             if finished is None:
@@ -385,7 +392,7 @@ class _Run:
         """Prune one matrix."""
         dtype = self.parameters[stop.target.name].dtype
         matrix = self.matrix(self.layers[stop.target.name], stop.part, stop.weight)
-        few = self.products and stop.target.layout.startswith("experts")
+        few = self.products and self.layers[stop.target.name].routed
         few = few and moments.tokens < _FEW_TOKENS * matrix.weight.shape[1]
         if few:  # ranked by the inputs' norms alone, and not changed
             moments = replace(moments, gram=None, cross=None, lack=None)
@@ -429,7 +436,7 @@ class _Run:
         for name in missed:
             for part in range(self.layers[name].parts):
                 self.prune_unseen(self.layers[name], part)
-            notes.append(f"{name}: no token reached its experts; they were pruned by magnitude.")
+            notes.append(f"{name}: no token reached this expert; it was pruned by magnitude.")
         if self.few_tokens:
             notes.append(
                 f"{len(self.few_tokens)} matrices of experts got fewer tokens than {_FEW_TOKENS} for each of their "
@@ -437,7 +444,7 @@ class _Run:
                 f"{', '.join(self.few_tokens[:5])}{' and others' if len(self.few_tokens) > 5 else ''}."
             )
         for name in self.left_dense:
-            notes.append(f"{name}: its layer was never called; it was left dense.")
+            notes.append(f"{name}: its layer was not called in the first batch; it was left dense.")
             self.masks.pop(name)
         for name, missing in self.stream.missed.items():
             notes.append(f"{name}: {missing} micro-batches came to it after it was pruned; it was pruned without them.")
@@ -464,6 +471,11 @@ class _Run:
         solved = solve(matrix, no_moments(weight), by_magnitude(self.config), self.calibration)
         put_matrix(layer, part, solved.weight.to(weight.dtype))
         self.note_mask(layer, part, solved.kept)
+
+
+def _numberless(name: str) -> str:
+    """A name without its numbers, which the layers of all experts share."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _name(stop: Stop) -> str:

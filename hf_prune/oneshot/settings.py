@@ -13,10 +13,11 @@ from ..model.anatomy import is_experts
 @contextmanager
 def set_for_streaming(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no cache of past tokens, and fused experts one after another (`eager`), until the end."""
-    modes = {module: module.training for module in model.modules()}
-    configs = {id(config): config for module in modes if (config := getattr(module, "config", None)) is not None}
+    modes = {name: module.training for name, module in model.named_modules()}
+    modules = list(model.modules())
+    configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
     caches = [(config, config.use_cache) for config in configs.values() if getattr(config, "use_cache", None)]
-    of_experts: dict[int, Any] = {id(one.config): one.config for one in modes if is_experts(one) and _has_config(one)}
+    of_experts: dict[int, Any] = {id(one.config): one.config for one in modules if is_experts(one) and _has_config(one)}
     before = [(config, experts_implementation(config)) for config in of_experts.values()]
     try:
         model.eval()
@@ -26,8 +27,8 @@ def set_for_streaming(model: nn.Module) -> Iterator[None]:
             set_experts_implementation(config, "eager")
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for name, module in model.named_modules():  # BigBird makes other modules in a forward pass: as those around them
+            module.training = modes.setdefault(name, modes[name.rpartition(".")[0]])
         for config, use_cache in caches:
             config.use_cache = use_cache
         for config, name in before:

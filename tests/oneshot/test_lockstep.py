@@ -76,16 +76,14 @@ def test_a_stream_is_the_changed_model_and_its_twin_the_dense_one_bit_for_bit(cl
     }
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-def test_streams_through_every_architecture():
-    command = [sys.executable, Path(__file__).parent / "streamed.py"]
-    run = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-5000:]
-    lines = [line for line in run.stdout.splitlines() if "'pruned': " in line]
-    assert len(lines) >= 350
-    inexact = [line.split()[0] for line in lines if "'pruned': 0.0, 'dense': 0.0, 'inputs': 0.0" not in line]
-    assert len(inexact) <= 5, inexact
+@pytest.mark.filterwarnings("ignore")
+def test_modules_that_a_forward_pass_replaces_are_set_back_too():
+    [big_bird] = architectures.architectures({"BigBirdForMaskedLM"})
+    trial = architectures.find_trial(big_bird)
+    model = trial.model()
+    before = {name for name, _ in model.named_modules()}
+    check(model, micro_batches(trial.batch))  # which sees that all modules are in training mode afterwards
+    assert {name for name, _ in model.named_modules()} - before
 
 
 def read(model, batches, module, position=0):

@@ -167,6 +167,86 @@ def test_what_the_stream_lacks_is_not_taken_for_the_next_layer_with_the_same_inp
     assert masked(model, pruned) == {"first.weight": 128, "writer.weight": 128, "other.weight": 192}
 
 
+class Branches(PreTrainedModel):
+    """A model in which convolutions of several kinds read one tensor."""
+
+    config_class = transformers.BertConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.first, self.second = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+        self.strided, self.pointwise = nn.Conv2d(4, 8, 3, padding=1, stride=2), nn.Conv2d(4, 8, 1)
+        self.post_init()
+
+    def forward(self, pixel_values):
+        return [branch(pixel_values) for branch in (self.first, self.second, self.strided, self.pointwise)]
+
+
+def test_convolutions_of_one_tensor_are_each_pruned_from_their_own_patches():
+    model, batches = Branches(transformers.BertConfig()), [{"pixel_values": torch.randn(3, 4, 6, 6)}]
+    config = PruningConfig(method="sparsegpt", sparsity=0.5, targets=[r".*weight"])
+    pruned = prune(model, config, batches, SETTINGS)
+    assert [layer.tokens for layer in pruned.layers] == [108, 108, 27, 108]
+    assert masked(model, pruned) == {
+        "first.weight": 144,
+        "second.weight": 144,
+        "strided.weight": 144,
+        "pointwise.weight": 16,
+    }
+
+
+def switch():
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=VOCABULARY,
+        d_model=16,
+        d_ff=24,
+        d_kv=8,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=2,
+        num_experts=4,
+        encoder_sparse_step=1,
+        decoder_sparse_step=1,
+        decoder_start_token_id=0,
+    )
+    return transformers.SwitchTransformersForConditionalGeneration(config)
+
+
+def test_experts_that_are_modules_may_be_reached_by_some_batches_only_or_by_none():
+    model = switch()
+    short, long = ({"input_ids": ids, "labels": ids} for ids in (tokens(1, 2), tokens(3, 8)))
+    pruned = prune(model, PruningConfig(method="sparsegpt", sparsity=0.5), [short, long], SETTINGS)
+    tokens_of = {layer.name: layer.tokens for layer in pruned.layers}
+    unseen = [note.split(": ")[0] for note in pruned.notes if "no token reached this expert" in note]
+    assert len(unseen) >= 1
+    assert not set(unseen) & set(tokens_of)
+    assert {*unseen, *tokens_of} == set(pruned.masks)
+    assert any("expert_" in name and count > 4 for name, count in tokens_of.items())  # more than the first batch has
+    assert any("matrices of experts got fewer tokens" in note for note in pruned.notes)
+    for name, count in masked(model, pruned).items():
+        assert count == count_of(0.5, pruned.masks[name].numel()), name
+
+
+class Gated(Parallel):
+    """A model that calls one of its layers for long inputs only."""
+
+    def forward(self, input_ids):
+        stream = self.first(self.embedding(input_ids))
+        return self.other(stream) if input_ids.shape[1] > 4 else stream
+
+
+def test_a_layer_that_the_first_batch_does_not_call_is_refused_or_left_dense():
+    batches = [{"input_ids": tokens(2, 3)}, {"input_ids": tokens(2, 8)}]
+    config = PruningConfig(method="sparsegpt", sparsity=0.5, targets=[r"(first|other)\.weight"])
+    model = Gated(transformers.BertConfig())
+    with pytest.raises(CalibrationError, match=r"other\.weight: expected a call .* of the first batch, saw none"):
+        prune(model, config, batches, SETTINGS)
+    pruned = prune(model, config, batches, SETTINGS, leave_unreached=True)
+    assert (masked(model, pruned), pruned.left_dense) == ({"first.weight": 128}, ["other.weight"])
+    assert model.other.weight.all()
+    assert prune(model, config, batches[::-1], SETTINGS).left_dense == []
+
+
 def test_experts_with_few_tokens_are_named_with_what_was_done():
     model = mixtral()
     pruned = prune(model, PruningConfig(method="alps", sparsity=0.5), tokens(2), SETTINGS)

@@ -26,6 +26,7 @@ from pathlib import Path
 import peft
 import torch
 import transformers
+from oneshot_results import at_once_lines, kept_results
 from structure_results import OPENED, REFUSED, STRUCTURES, read_results, versions
 from tiny_configurations import SIZES, parts_of, ready_to_train, tiny_config
 from tiny_inputs import loss_of, possible_inputs, possible_labels, what_is_missing
@@ -366,11 +367,11 @@ in a real one. A model with 0 tensors has no weights of the kinds that are prune
 
 WORDS = {"hidden": "hidden dimensions"}
 STRUCTURES_HEAD = """\
-The last four columns say whether [structures](structures.md) can be removed. Half of the neurons, heads or hidden
-dimensions of each layer, or half of the layers, are cut out of the tiny model, which is saved, and opened by
-`from_pretrained` with `import hf_prune`, and without. The opened model must have the outputs of the one that was saved,
-and of the masked one before it was cut. Of composite models, it is enough that one part can be made smaller, such as
-the encoder. `make test-all` tries every 20th class again.
+The columns from "Neurons" to "Hidden" say whether [structures](structures.md) can be removed. Half of the neurons,
+heads or hidden dimensions of each layer, or half of the layers, are cut out of the tiny model, which is saved, and
+opened by `from_pretrained` with `import hf_prune`, and without. The opened model must have the outputs of the one that
+was saved, and of the masked one before it was cut. Of composite models, it is enough that one part can be made smaller,
+such as the encoder. `make test-all` tries every 20th class again.
 
 {} The numbers in brackets are those of neurons, heads, layers and hidden dimensions:"""
 
@@ -405,6 +406,7 @@ def table(outcomes):
     every = {architecture.model_type for architecture in outcomes}
     results = results_of(built)
     names = [structure.capitalize() for structure in STRUCTURES] if results else []
+    at_once = {name: one for name, one in kept_results().items() if name in {one.class_name for one in built}}
     lines = [
         "# Architectures",
         "",
@@ -421,16 +423,19 @@ def table(outcomes):
         number = sum(outcome.get("reason") == reason for outcome in outcomes.values())
         lines.append(f"- **{reason}** ({number}): {sentence}")
     lines += structure_lines(results.values()) if results else []
+    lines += at_once_lines(at_once.values()) if at_once else []
+    titles = [*names, "At once"] if at_once else names
     for task in TASKS:
         lines += ["", f"## {task[0].upper()}{task[1:]}", ""]
-        lines.append("| " + " | ".join(["Model type", "Class", "Tensors", "Layer", "Global", *names]) + " |")
-        lines.append("|---|---|---:|---:|---:|" + "---|" * len(names))
+        lines.append("| " + " | ".join(["Model type", "Class", "Tensors", "Layer", "Global", *titles]) + " |")
+        lines.append("|---|---|---:|---:|---:|" + "---|" * len(titles))
         for architecture, outcome in outcomes.items():
             if architecture.task == task:
                 cells = [outcome[key] for key in ("tensors", "layer", "global")] if "layer" in outcome else None
                 cells = cells or ["", outcome.get("reason", "**fails**"), ""]
                 words = results.get(architecture.class_name, {})
                 cells += [words.get(name.lower(), "") for name in names]
+                cells += [at_once.get(architecture.class_name, {}).get("result", "")] if at_once else []
                 lines.append(
                     "| " + " | ".join([architecture.model_type, architecture.class_name, *map(str, cells)]) + " |"
                 )

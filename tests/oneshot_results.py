@@ -2,21 +2,55 @@
 
 from pathlib import Path
 
+from structure_results import read_results, versions
+
 RESULTS = Path(__file__).with_name("architecture_oneshot.jsonl")
 METHODS = ("sparsegpt", "wanda")
 
 # What a result says: the word in the table, and what it means.
 WORDS = {
-    "yes": "Every tensor was pruned, and the outputs are equal bit for bit.",
-    "rounding": "The same, but some of the outputs differ by rounding.",
+    "yes": "All tensors were pruned, and outputs and inputs are equal bit for bit.",
+    "rounding": "The same, but some of them differ by rounding.",
     "unreached": (
-        "The class uses some weights without calling their layers. Without `leave_unreached=True`, it is an error that "
-        "names one; with it, these stay dense, and the outputs are equal bit for bit."
+        "The class uses some weights without calling their layers. This is an error that names one of them; with "
+        "`leave_unreached=True` they stay dense, the others are pruned, and outputs and inputs are equal."
     ),
-    "random": "The class draws random numbers while it is evaluated: counts and zeros are right, outputs cannot be compared.",
+    "random": (
+        "The class draws random numbers in evaluation mode: counts and zeros are right, and nothing can be compared."
+    ),
     "none": "It has no weights of the kinds that are pruned by default.",
 }
-PRUNED = ("yes", "rounding", "unreached", "random")
+
+HEAD = """\
+The column "At once" says whether a class can be [pruned at once](one_shot.md#architectures): the tiny model is pruned
+by half with `hf_prune.prune` from two batches, once by `sparsegpt` and once by `wanda`. The number of masked weights of
+each tensor is exact, all of them are zero, and no other weight has changed. The forward passes that were stopped before
+each layer must have the outputs, and each layer the inputs, of plain forward passes of the pruned model and of the
+dense one. `make test-all` tries every 20th class again.
+
+**{} of {} classes can be pruned at once.**
+"""
+
+
+def kept_results():
+    """Class name -> the result, of the versions that are installed; nothing where all results are of others."""
+    made_with, results = read_results(RESULTS)
+    return results if made_with == versions() else {}
+
+
+def can_be_pruned(result):
+    """Whether a class was pruned as asked for, at least in part."""
+    return result.get("result") in WORDS and result["result"] != "none"
+
+
+def at_once_lines(rows):
+    """What the column says, and how many of these results there are of each word."""
+    lines = ["", *HEAD.format(sum(map(can_be_pruned, rows)), len(rows)).splitlines(), ""]
+    for word, meaning in WORDS.items():
+        number = sum(row.get("result") == word for row in rows)
+        if number:
+            lines.append(f"- **{word}** ({number}): {meaning}")
+    return lines
 
 
 def failures(results):

@@ -27,7 +27,7 @@ def set_for_streaming(model: nn.Module) -> Iterator[None]:
             set_experts_implementation(config, "eager")
         yield
     finally:
-        for name, module in model.named_modules():  # BigBird makes other modules in a forward pass: as those around them
+        for name, module in model.named_modules():  # BigBird makes other modules in a pass: as those around them
             module.training = modes.setdefault(name, modes[name.rpartition(".")[0]])
         for config, use_cache in caches:
             config.use_cache = use_cache

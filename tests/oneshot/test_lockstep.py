@@ -1,12 +1,8 @@
 """Streams compared with plain forward passes, over models of every kind, and how they end."""
 
 import copy
-import os
 import re
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import architectures
 import models

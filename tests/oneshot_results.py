@@ -6,13 +6,14 @@ from structure_results import read_results, versions
 
 RESULTS = Path(__file__).with_name("architecture_oneshot.jsonl")
 METHODS = ("sparsegpt", "wanda")
+MOST_INPUTS = 2048  # of a layer that `sparsegpt` is tried with: its work grows with their cube
 
 # What a result says: the word in the table, and what it means.
 WORDS = {
     "yes": "All tensors were pruned, and outputs and inputs are equal bit for bit.",
     "rounding": "The same, but some of them differ by rounding.",
     "unreached": (
-        "The class uses some weights without calling their layers. This is an error that names one of them; with "
+        "Some weights are used without calling their layers, or not at all. This is an error that names one of them; with "
         "`leave_unreached=True` they stay dense, the others are pruned, and outputs and inputs are equal."
     ),
     "random": (
@@ -23,10 +24,11 @@ WORDS = {
 
 HEAD = """\
 The column "At once" says whether a class can be [pruned at once](one_shot.md#architectures): the tiny model is pruned
-by half with `hf_prune.prune` from two batches, once by `sparsegpt` and once by `wanda`. The number of masked weights of
-each tensor is exact, all of them are zero, and no other weight has changed. The forward passes that were stopped before
-each layer must have the outputs, and each layer the inputs, of plain forward passes of the pruned model and of the
-dense one. `make test-all` tries every 20th class again.
+by half with `hf_prune.prune` from two batches, once by `wanda`, and once by `sparsegpt`, without layers of more than
+{:,} inputs, which take long. The number of masked weights of each tensor is exact, all of them are zero, and nothing
+that was not to be pruned has changed. The forward passes that are stopped before each layer must have the outputs, and
+each layer the inputs, of plain forward passes of the pruned model and of the dense one. `make test-all` tries every
+20th class again.
 
 **{} of {} classes can be pruned at once.**
 """
@@ -45,7 +47,7 @@ def can_be_pruned(result):
 
 def at_once_lines(rows):
     """What the column says, and how many of these results there are of each word."""
-    lines = ["", *HEAD.format(sum(map(can_be_pruned, rows)), len(rows)).splitlines(), ""]
+    lines = ["", *HEAD.format(MOST_INPUTS, sum(map(can_be_pruned, rows)), len(rows)).splitlines(), ""]
     for word, meaning in WORDS.items():
         number = sum(row.get("result") == word for row in rows)
         if number:

@@ -35,18 +35,20 @@ ROUNDING = 1e-5
 
 
 def study_at_once(architecture):
-    """What the table says, the seconds of CPU, and where outputs differ, by how much; None without a tiny model."""
+    """What `prune_at_once` returns, and the seconds of CPU; None where no tiny model can be built."""
     started = time.process_time()
     try:
         trial = find_trial(architecture)
     except NoTrialError:
         return None
-    outcome = prune_at_once(trial)
-    return outcome | {"seconds": round(time.process_time() - started, 1)}
+    return prune_at_once(trial) | {"seconds": round(time.process_time() - started, 1)}
 
 
 def prune_at_once(trial):
-    """Prune with each method, and stream through the model once more with the weights that it got."""
+    """Prune with each method, and stream through the model once more with the weights that it got.
+
+    Returns what the table says, how many tensors were left dense, or were too wide, and by how much outputs differ.
+    """
     dense = trial.model()
     targets = find_targets(dense)
     if not targets:
@@ -122,9 +124,9 @@ def main():
     chosen = [one for one in every if options.classes or one.class_name not in results]
 
     def keep(architecture, outcome):
-        results[architecture.class_name] = outcome or {}
-        write_results(results, options.results)
         print(f"{architecture.class_name}: {outcome}", flush=True)
+        results[architecture.class_name] = {name: one for name, one in (outcome or {}).items() if name != "seconds"}
+        write_results(results, options.results)
 
     study_all(chosen, options.jobs, keep, study_at_once, MOST_SECONDS)
     failed = failures(results)

@@ -13,7 +13,7 @@ WORDS = {
     "yes": "All tensors were pruned, and outputs and inputs are equal bit for bit.",
     "rounding": "The same, but some of them differ by rounding.",
     "unreached": (
-        "Some weights are used without calling their layers, or not at all. This is an error that names one of them; with "
+        "Some weights are used without calling their layers, or not at all. It is an error that names one of them; with "
         "`leave_unreached=True` they stay dense, the others are pruned, and outputs and inputs are equal."
     ),
     "random": (

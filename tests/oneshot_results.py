@@ -13,14 +13,20 @@ WORDS = {
     "yes": "All tensors were pruned, and outputs and inputs are equal bit for bit.",
     "rounding": "The same, but some of them differ by rounding.",
     "unreached": (
-        "Some weights are used without calling their layers, or not at all. It is an error that names one of them; with "
+        "Some weights are used without calling their layers, or not at all. An error names one of them; with "
         "`leave_unreached=True` they stay dense, the others are pruned, and outputs and inputs are equal."
     ),
     "random": (
         "The class draws random numbers in evaluation mode: counts and zeros are right, and nothing can be compared."
     ),
+    "not finite": (
+        "The tiny model computes infinite numbers from its inputs, pruned or not. An error names the first layer that "
+        "gets any."
+    ),
     "none": "It has no weights of the kinds that are pruned by default.",
 }
+
+PRUNED = ("yes", "rounding", "unreached", "random")
 
 HEAD = """\
 The column "At once" says whether a class can be [pruned at once](one_shot.md#architectures): the tiny model is pruned
@@ -42,7 +48,7 @@ def kept_results():
 
 def can_be_pruned(result):
     """Whether a class was pruned as asked for, at least in part."""
-    return result.get("result") in WORDS and result["result"] != "none"
+    return result.get("result") in PRUNED
 
 
 def at_once_lines(rows):

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 # The diagonal of a feature that is always zero, as a share of the mean: so little that its weights are dropped first.
 _DEAD = 1e-12
 
+# A feature whose mean square is not above this counts as always zero: float32 has few digits for its products, or none.
+_NOTHING = 1e-30
+
 # What damping starts from where it is raised from nothing, and how often it is raised at most, ten times each time.
 _LEAST = 1e-6
 _TRIES = 12
@@ -45,7 +48,7 @@ def ridge_of(gram: torch.Tensor, damping: Damping) -> torch.Tensor:
     diagonal = gram.diagonal()
     mean = diagonal.mean()
     ridge = damping.share * (diagonal if damping.of == "own" else mean.expand_as(diagonal))
-    return torch.where(diagonal > 0, ridge, torch.where(mean > 0, _DEAD * mean, 1.0) - diagonal)
+    return torch.where(diagonal > _NOTHING, ridge, torch.where(mean > _NOTHING, _DEAD * mean, 1.0) - diagonal)
 
 
 def factor(gram: torch.Tensor, damping: Damping, extra: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, Damping]:

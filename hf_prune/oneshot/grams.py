@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 # (x, x of the dense model, what the residual stream lacks) of a micro-batch, each (tokens, features).
@@ -59,5 +60,6 @@ def moments_of(inputs: Iterable[Rows], width: int, products: bool) -> Moments:
 def _add(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """`total + leftᵀ right`; on a CPU by numpy, which computes the product of a matrix with itself in half the time."""
     on_cpu = left.device.type == "cpu"
-    product = torch.from_numpy(left.numpy().T @ right.numpy()) if on_cpu else left.T @ right
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with the name of its layer
+        product = torch.from_numpy(left.numpy().T @ right.numpy()) if on_cpu else left.T @ right
     return product if total is None else total.add_(product)

@@ -148,8 +148,8 @@ def prune(
     Raises:
         ArgumentError: an argument has the wrong type.
         PruningConfigError: the configuration cannot be used here, such as for a structure.
-        CalibrationError: the data cannot be used, a layer is never called, or there is nothing to resume. Nothing is
-            changed then.
+        CalibrationError: the data cannot be used, a layer is never called, or there is nothing to resume: nothing is
+            changed then. Or a layer gets inputs that are not finite: those before it are pruned then.
         TargetError: an expression or a shape does not fit the model.
         PlacementError: the model is sharded over processes, or accelerate has offloaded its weights.
     """
@@ -390,6 +390,11 @@ class _Run:
 
     def finish(self, stop: Stop, moments: Moments, start: float) -> Finished:
         """Prune one matrix."""
+        if not bool(moments.squares.isfinite().all()):
+            raise CalibrationError(
+                f"{_name(stop)}: expected inputs of its layer whose squares are finite in float32, got others; check "
+                "what the model, pruned up to there, computes from the calibration data"
+            )
         dtype = self.parameters[stop.target.name].dtype
         matrix = self.matrix(self.layers[stop.target.name], stop.part, stop.weight)
         few = self.products and self.layers[stop.target.name].routed

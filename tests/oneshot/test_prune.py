@@ -247,6 +247,15 @@ def test_a_layer_that_the_first_batch_does_not_call_is_refused_or_left_dense():
     assert prune(model, config, batches[::-1], SETTINGS).left_dense == []
 
 
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
+def test_a_layer_whose_inputs_are_not_finite_is_named(method):
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[2] = 1e30
+    with pytest.raises(CalibrationError, match=r"model\.layers\.1\.self_attn\.q_proj\.weight: expected .* finite"):
+        prune(model, PruningConfig(method=method, sparsity=0.5), tokens(), SETTINGS)
+
+
 def test_experts_with_few_tokens_are_named_with_what_was_done():
     model = mixtral()
     pruned = prune(model, PruningConfig(method="alps", sparsity=0.5), tokens(2), SETTINGS)

@@ -167,6 +167,23 @@ def test_what_the_stream_lacks_is_not_taken_for_the_next_layer_with_the_same_inp
     assert masked(model, pruned) == {"first.weight": 128, "writer.weight": 128, "other.weight": 192}
 
 
+class Learned(Parallel):
+    """A model whose first inputs are a parameter."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.latents = nn.Parameter(torch.randn(24, 16))
+
+    def forward(self, input_ids):
+        return self.other(self.latents + self.first(self.latents)) + self.embedding(input_ids).mean()
+
+
+def test_inputs_may_be_a_parameter():
+    model = Learned(transformers.BertConfig())
+    config = PruningConfig(method="sparsegpt", sparsity=0.5, targets=[r"(first|other)\.weight"])
+    assert masked(model, prune(model, config, tokens(), SETTINGS)) == {"first.weight": 128, "other.weight": 192}
+
+
 class Branches(PreTrainedModel):
     """A model in which convolutions of several kinds read one tensor."""
 

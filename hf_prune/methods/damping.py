@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 # The diagonal of a feature that is always zero, as a share of the mean: so little that its weights are dropped first.
 _DEAD = 1e-12
 
-# A feature whose mean square is not above this counts as always zero: float32 has few digits for its products, or none.
-_NOTHING = 1e-30
+# Inputs whose mean square is not above this count as always zero: float32 has few digits for their products, or none.
+_NOTHING = 1e-20
 
 # What damping starts from where it is raised from nothing, and how often it is raised at most, ten times each time.
 _LEAST = 1e-6
@@ -42,13 +42,15 @@ class Damping:
 def ridge_of(gram: torch.Tensor, damping: Damping) -> torch.Tensor:
     """What is added to the diagonal of a gram matrix (in, in): a vector (in), of the same dtype.
 
-    A feature that is always zero has a zero on the diagonal. It gets 1e-12 of the mean (1 if all are zero) in place
+    A feature that is always zero, or nearly, gets 1e-12 of the mean (1 if all are zero) in place of its own value and
     of its damping: what it is multiplied with cannot matter, and goes first.
     """
     diagonal = gram.diagonal()
     mean = diagonal.mean()
+    dead = _DEAD * mean
     ridge = damping.share * (diagonal if damping.of == "own" else mean.expand_as(diagonal))
-    return torch.where(diagonal > _NOTHING, ridge, torch.where(mean > _NOTHING, _DEAD * mean, 1.0) - diagonal)
+    ridge = torch.where(diagonal > dead, ridge, dead - diagonal)
+    return torch.where(mean > _NOTHING, ridge, 1.0 - diagonal)
 
 
 def factor(gram: torch.Tensor, damping: Damping, extra: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, Damping]:

@@ -491,8 +491,9 @@ def test_weights_of_features_that_are_always_zero_go_first(name):
         mask, values = SOLVING[name](weight, gram, all_kept(weight), parse_pattern("unstructured"), drop)
         assert (~mask).sum(0)[[3, 17]].tolist() == lost
         torch.testing.assert_close(values, weight * mask)
-    weight, vanishing = weight.float(), torch.randn(32, 24) * 1e-22  # whose squares have few binary digits, or none
-    for nothing in (torch.zeros(24, 24), vanishing.T @ vanishing):
+    weight, inputs = weight.float(), torch.randn(32, 24) * torch.linspace(1e-4, 1, 24)
+    for scale in (0, 1e-22, 1e-16, 1e-14):  # squares have few binary digits, or none
+        nothing = (inputs * scale).T @ (inputs * scale)
         mask, values = SOLVING[name](weight, nothing, all_kept(weight), parse_pattern("unstructured"), 96)
         assert int(mask.sum()) == 96
         torch.testing.assert_close(values, weight * mask)

@@ -268,7 +268,7 @@ class Lockstep:
 
     def _read(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, or a copy of it where its bytes are elsewhere; detached, as it may be a parameter."""
-        return tensor.detach() if self._offload is None else self._offload.copy_of(tensor)
+        return (tensor if self._offload is None else self._offload.copy_of(tensor)).detach()
 
     def _inputs(self, layer: Layer, part: int, here: Sequence[_Stream]) -> Iterator[Inputs]:
         for stream in here:

@@ -11,7 +11,6 @@ MOST_INPUTS = 2048  # of a layer that `sparsegpt` is tried with: its work grows 
 # What a result says: the word in the table, and what it means.
 WORDS = {
     "yes": "All tensors were pruned, and outputs and inputs are equal bit for bit.",
-    "rounding": "The same, but some of them differ by rounding.",
     "unreached": (
         "Some weights are used without calling their layers, or not at all. An error names one of them; with "
         "`leave_unreached=True` they stay dense, the others are pruned, and outputs and inputs are equal."
@@ -19,14 +18,7 @@ WORDS = {
     "random": (
         "The class draws random numbers in evaluation mode: counts and zeros are right, and nothing can be compared."
     ),
-    "not finite": (
-        "The tiny model computes infinite numbers from its inputs, pruned or not. An error names the first layer that "
-        "gets any."
-    ),
-    "none": "It has no weights of the kinds that are pruned by default.",
 }
-
-PRUNED = ("yes", "rounding", "unreached", "random")
 
 HEAD = """\
 The column "At once" says whether a class can be [pruned at once](one_shot.md#architectures): the tiny model is pruned
@@ -48,7 +40,7 @@ def kept_results():
 
 def can_be_pruned(result):
     """Whether a class was pruned as asked for, at least in part."""
-    return result.get("result") in PRUNED
+    return result.get("result") in WORDS
 
 
 def at_once_lines(rows):
@@ -63,4 +55,4 @@ def at_once_lines(rows):
 
 def failures(results):
     """The classes that could not be pruned, or were pruned otherwise than asked for."""
-    return sorted(name for name, one in results.items() if one and one.get("result") not in WORDS)
+    return sorted(name for name, one in results.items() if one and not can_be_pruned(one))

@@ -415,7 +415,9 @@ def test_plans_never_fall_and_end_exact(schedule, sizes, sparsity, scope, data):
 def test_a_plan_can_be_written_as_json():
     plan = plan_of([PruningConfig(sparsity=0.5, begin=0, end=1)], [[matrix("a", 2, 2)]], 2, all_weights=9)
     assert json.loads(json.dumps(plan.to_dict())) == {
-        "tensors": [{"name": "a", "shape": [2, 2], "weights": 4, "masked": 0, "final_sparsity": 0.5}],
+        "tensors": [
+            {"name": "a", "shape": [2, 2], "weights": 4, "masked": 0, "final_sparsity": 0.5, "decided_at": None}
+        ],
         "updates": [{"step": 0, "sparsity": 0.0}, {"step": 1, "sparsity": 0.5}],
         "total_steps": 2,
         "weights": 4,

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from models import VOCABULARY, bert, llama, mixtral
+from models import VOCABULARY, bert, llama
 from safetensors.torch import load_file
 from test_commands import invoke, read_json, refused, words
 from test_run import tree, write_csv
@@ -210,8 +210,9 @@ def test_a_dry_run_plans_in_the_precision_of_the_model(skeleton, tmp_path):
 
 
 def test_a_dry_run_says_why_the_memory_is_not_known(tmp_path):
-    config = mixtral().config
-    config.architectures = ["MixtralForCausalLM"]
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2}
+    config = transformers.JetMoeConfig(vocab_size=VOCABULARY, kv_channels=8, **sizes)  # its forward reads a tensor
+    config.architectures = ["JetMoeForCausalLM"]
     config.save_pretrained(tmp_path / "experts")
     given = (
         "prune",
@@ -224,7 +225,7 @@ def test_a_dry_run_says_why_the_memory_is_not_known(tmp_path):
         "--dry-run",
         *SHORT,
     )
-    assert "The memory is not known in advance: MixtralForCausalLM: expected" in words(invoke(*given).stdout)
+    assert "The memory is not known in advance: JetMoeForCausalLM: expected" in words(invoke(*given).stdout)
 
 
 @pytest.mark.parametrize(

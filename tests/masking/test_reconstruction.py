@@ -183,7 +183,7 @@ def test_a_masked_bias_stays_zero():
 
 def test_moments_are_summed_in_float32_under_autocast():
     model, data = build("llama"), batches("llama")
-    statistics = Statistics(model, [], [], products=["model.layers.1.mlp.down_proj.weight"])
+    statistics = Statistics(model, {"model.layers.1.mlp.down_proj.weight": "reconstruction"})
     statistics.begin(products=["model.layers.1.mlp.down_proj.weight"])
     seen = []
     hook = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(

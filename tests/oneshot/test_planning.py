@@ -167,7 +167,8 @@ def test_a_matrix_takes_the_memory_that_was_said(sides, method, twins):
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
     )
     said, grown = map(int, done.stdout.split())
-    assert grown == pytest.approx(said, rel=0.1, abs=7e6)  # libraries keep 5 to 6 MB for products on some processors
+    libraries = 13e6  # buffers for products, and pages that go back late: 5 to 12 MB were seen on an Intel Xeon
+    assert 0.9 * said <= grown <= 1.1 * said + libraries
 
 
 def test_methods_without_products_need_little():

@@ -1,11 +1,11 @@
-"""What users are told about a model when pruning starts: what is left out, which weights are zero already, and where
-less will be removed than was asked for.
+"""What users are told about a model when pruning starts: what is left out, which weights are zero already, where less
+will be removed than was asked for, and which configurations remove nothing after an earlier one.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from ..methods.patterns import count_of
+from ..methods.patterns import Pattern, count_of
 from ..model.targets import FROZEN
 from .plan import Group, Window
 
@@ -98,4 +98,29 @@ def tell_of_few_units(groups: Sequence[Group], window_of: Callable[[Group], Wind
                 f"{units:,}",
                 "" if together else " in each layer",
                 ", or one has to stay" if units == 1 else "",
+            )
+
+
+def tell_of_weaker(groups: Sequence[Group]) -> None:
+    """Warn of configurations that ask for no more than an earlier one takes from the same weights or units."""
+    strongest: dict[tuple[str | None, Pattern, frozenset[str]], Group] = {}
+    told: set[int] = set()
+    for group in groups:
+        if group.config.method == "keep":
+            continue
+        members = frozenset(target.name for target in group.members)
+        what = group.config.structure, group.pattern, members
+        earlier = strongest.get(what)
+        if earlier is None or group.final > earlier.final:
+            strongest[what] = group
+        elif earlier.config_index != group.config_index and group.config_index not in told:
+            told.add(group.config_index)
+            logger.warning(
+                "Configuration %d (sparsity=%s) changes nothing in %s, where configuration %d before it prunes as much "
+                "or more (sparsity=%s): sparsities do not add up.",
+                group.config_index + 1,
+                group.final,
+                group.members[0].name,
+                earlier.config_index + 1,
+                earlier.final,
             )

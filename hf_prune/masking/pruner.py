@@ -29,7 +29,13 @@ from .allotting import allot
 from .finding import as_configs, check_model, find_groups, identities
 from .local import LocalTensor
 from .masks import Masks
-from .notices import tell_of_few_units, tell_of_left_out, tell_of_nothing_to_prune, tell_of_zeros
+from .notices import (
+    tell_of_few_units,
+    tell_of_left_out,
+    tell_of_nothing_to_prune,
+    tell_of_weaker,
+    tell_of_zeros,
+)
 from .penalty_terms import WeightPenalties
 from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_plan, make_windows
 from .ranking import Change, update_masks
@@ -333,6 +339,7 @@ class Pruner:
         self.target_sparsity = self.plan().final_sparsity
         tell_of_zeros(self._groups, self.masked, self._fresh)
         tell_of_few_units(self._groups, self._window)
+        tell_of_weaker(self._groups)
         self._masks.check_finite(self._names(range(len(self._groups))), completed_steps)
         self._mask_moments(optimizer, self.parameters)
         self.mask_weights()

@@ -1,5 +1,7 @@
 """Structures in a loop of one's own: which units go, exact counts on the way, and what is cut out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models import ARCHITECTURES, bert, llama, mixtral
@@ -328,6 +330,16 @@ def test_nothing_is_told_of_what_is_removed_as_asked_and_of_what_is_to_stay(capl
     Pruner(bert(num_hidden_layers=4), config(structure), total_steps=8)
     Pruner(bert(num_hidden_layers=4), config(structure, sparsity=0.0), total_steps=8)
     Pruner(bert(num_hidden_layers=4), config(structure, sparsity=0.99), total_steps=8)
+    assert not caplog.text
+
+
+def test_a_configuration_that_takes_no_more_than_an_earlier_one_is_told(caplog):
+    first, second = config(sparsity=0.5, end=4), config(sparsity=0.25, begin=4)
+    Pruner(bert(), [first, second], total_steps=8)
+    assert caplog.text.count("Configuration 2 (sparsity=0.25) changes nothing in") == 1
+    caplog.clear()
+    Pruner(bert(), [first, replace(second, sparsity=0.75)], total_steps=8)
+    Pruner(bert(), [first, config("layers", sparsity=0.5)], total_steps=8)
     assert not caplog.text
 
 

@@ -16,6 +16,7 @@ from .errors import (
     TargetError,
     TeacherError,
 )
+from .foreign.late import when_imported
 from .foreign.per_layer import when_layers_differ
 
 if TYPE_CHECKING:
@@ -100,7 +101,13 @@ def _teach(config: Any) -> None:
     importlib.import_module(".model.per_layer", __name__).teach(config)
 
 
+def _register(quantizers: Any) -> None:
+    """Packed models open with `from_pretrained`, see `packed.quantizer`."""
+    importlib.import_module(".packed.quantizer", __name__).register(quantizers)
+
+
 when_layers_differ(_teach)
+when_imported("transformers.quantizers.auto", _register)
 
 
 def __dir__() -> list[str]:

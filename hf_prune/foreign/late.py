@@ -7,6 +7,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+# The module that has the table of quantisations, with documented functions to add to it.
+QUANTIZERS = "transformers.quantizers.auto"
+
 
 def when_imported(name: str, act: Callable[[ModuleType], None]) -> None:
     """Call `act` with a module when it has been imported, or now if it was."""

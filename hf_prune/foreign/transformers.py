@@ -139,6 +139,21 @@ NAMES: dict[str, Foreign] = {
         "unpack weights when they are loaded",
         "when quantizers can unpack weights without naming them",
     ),
+    "HfQuantizer": Foreign(
+        "transformers.quantizers.base:HfQuantizer",
+        "open packed models",
+        "when it can be imported from transformers.quantizers while that is imported",
+    ),
+    "QuantizationConfigMixin": Foreign(
+        "transformers.utils.quantization_config:QuantizationConfigMixin",
+        "open packed models",
+        "when it can be imported from transformers.quantizers while that is imported",
+    ),
+    "is_deepspeed_zero3_enabled": Foreign(
+        "transformers.integrations:is_deepspeed_zero3_enabled",
+        "refuse to open packed weights where ZeRO-3 shards them",
+        "when it is documented",
+    ),
     "get_relative_imports": Foreign(
         "transformers.dynamic_module_utils:get_relative_imports",
         "push the files that a model's own code imports",

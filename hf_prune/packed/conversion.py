@@ -16,7 +16,7 @@ Wanted = Mapping[str, tuple[torch.Size, torch.dtype]]
 _ANY_NAME = "(.+)"
 
 
-class Unpack(ConversionOps):  # type: ignore[misc]
+class Unpack(ConversionOps):
     """Blocks of bytes become tensors; tensors that are none stay as they are. All are cast to the wanted data type."""
 
     def __init__(self, wanted: Wanted, is_last: bool):
@@ -31,7 +31,10 @@ class Unpack(ConversionOps):  # type: ignore[misc]
         """The tensors of each pattern; where nothing follows, the one tensor under its full name."""
         _, dtype = self._wanted[full_layer_name]
         found = {key: [_unpacked(tensor, dtype) for tensor in _popped(input_dict[key])] for key in list(input_dict)}
-        return {full_layer_name: tensor for [tensor] in found.values()} if self._is_last else found
+        if not self._is_last:
+            return found
+        [[tensor]] = found.values()
+        return {full_layer_name: tensor}
 
     @property
     def reverse_op(self) -> "Unpack":

@@ -223,6 +223,11 @@ class PackedReader:
         if {entry.name for entry in self.dense.entries} != self._stored.keys():
             raise PackedError(f"{path}: expected the tensors of the dense file, got others")
 
+    @property
+    def dense_bytes(self) -> int:
+        """The size of the dense file."""
+        return self.dense.entries[-1].end if self.dense.entries else 8 + len(self.dense.content)
+
     def tensors(self) -> Iterator[tuple[Entry, np.ndarray]]:
         """Each tensor of the dense file, in the order of its bytes there: what it is, and its bytes (uint8)."""
         with self.path.open("rb") as file:

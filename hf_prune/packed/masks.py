@@ -25,7 +25,7 @@ def gaps_encode(positions: np.ndarray) -> np.ndarray:
 
 
 def gaps_decode(content: np.ndarray, stored: int, weights: int) -> np.ndarray:
-    """The positions of the `stored` weights; raises PackedError if they are others in number, or not among `weights`."""
+    """The positions of the `stored` weights. Raises PackedError for another number, or one beyond `weights`."""
     positions = np.cumsum(content, dtype=np.int64)
     if content.size > stored:
         positions = positions[content != _FULL]

@@ -1,4 +1,4 @@
-"""How `from_pretrained` opens packed models, once hf_prune is imported: dense in memory, as if they had never been packed.
+"""How `from_pretrained` opens packed models once hf_prune is imported: dense in memory, as if never packed.
 
 transformers knows packed weights as a quantisation, `quant_method: hf_prune` in config.json. The opened model has none:
 it is trained, saved and exported as any other. Without `import hf_prune`, transformers does not know the method, and
@@ -8,17 +8,10 @@ stops at blocks of bytes that do not have the shapes of the weights.
 from types import ModuleType
 from typing import Any
 
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
-
 from ..errors import PackedError
-from ..foreign.transformers import dtypes_kept
+from ..foreign.transformers import HfQuantizer, QuantizationConfigMixin, dtypes_kept, is_deepspeed_zero3_enabled
 from .block import VERSION
-
-METHOD = "hf_prune"
-
-# What config.json says of a packed model.
-CONFIG = {"quant_method": METHOD, "format_version": VERSION}
+from .config_text import METHOD
 
 
 def register(quantizers: ModuleType) -> None:
@@ -48,8 +41,6 @@ class PackedQuantizer(HfQuantizer):
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse to open a model that DeepSpeed shards while it is loaded."""
-        from transformers.integrations import is_deepspeed_zero3_enabled
-
         if is_deepspeed_zero3_enabled():
             raise PackedError("expected dense weights under ZeRO-3, got packed ones; write them with hf-prune unpack")
 
@@ -68,7 +59,7 @@ class PackedQuantizer(HfQuantizer):
         return [unpack_alone(self._wanted)]
 
     def update_weight_conversions(self, weight_conversions: list[Any], *args: Any) -> list[Any]:
-        """The model's own conversions, such as merging experts, each after unpacking; then that of all other tensors."""
+        """The model's own conversions, such as merging experts, each after unpacking; then all other tensors."""
         from .conversion import unpack_first
 
         found = [unpack_first(conversion, self._wanted) for conversion in weight_conversions]
@@ -96,4 +87,3 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """An open model is dense, and can be trained."""
         return True
-

@@ -9,6 +9,7 @@ from .errors import (
     DistillationConfigError,
     HfPruneError,
     MergeError,
+    PackedError,
     PlacementError,
     PruningConfigError,
     PruningStateError,
@@ -16,6 +17,7 @@ from .errors import (
     TargetError,
     TeacherError,
 )
+from .foreign.late import QUANTIZERS, when_imported
 from .foreign.per_layer import when_layers_differ
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .masking.restoring import load_masks
     from .model.adapters import merge
     from .oneshot.prune import prune
+    from .publish.packing import save_packed, unpack
     from .structure.vocabulary import shrink_vocabulary
     from .structure.zero_units import shrink
     from .trainer.callback import PruningCallback
@@ -42,6 +45,7 @@ __all__ = [
     "DistillationConfigError",
     "HfPruneError",
     "MergeError",
+    "PackedError",
     "PlacementError",
     "Pruner",
     "PruningArguments",
@@ -58,8 +62,10 @@ __all__ = [
     "load_masks",
     "merge",
     "prune",
+    "save_packed",
     "shrink",
     "shrink_vocabulary",
+    "unpack",
 ]
 
 # Where the names that need torch and transformers are; they are imported when they are first asked for (PEP 562).
@@ -76,8 +82,10 @@ _MODULES = {
     "load_masks": ".masking.restoring",
     "merge": ".model.adapters",
     "prune": ".oneshot.prune",
+    "save_packed": ".publish.packing",
     "shrink": ".structure.zero_units",
     "shrink_vocabulary": ".structure.vocabulary",
+    "unpack": ".publish.packing",
 }
 
 
@@ -100,7 +108,13 @@ def _teach(config: Any) -> None:
     importlib.import_module(".model.per_layer", __name__).teach(config)
 
 
+def _register(quantizers: Any) -> None:
+    """Packed models open with `from_pretrained`, see `packed.quantizer`."""
+    importlib.import_module(".packed.quantizer", __name__).register(quantizers)
+
+
 when_layers_differ(_teach)
+when_imported(QUANTIZERS, _register)
 
 
 def __dir__() -> list[str]:

@@ -98,6 +98,10 @@ class CheckpointError(HfPruneError, ValueError):
     """Training cannot be resumed from this checkpoint."""
 
 
+class PackedError(HfPruneError, ValueError):
+    """Weights cannot be packed, or a packed file cannot be used."""
+
+
 class PlacementError(HfPruneError, ValueError):
     """A tensor is distributed over processes in a way that cannot be pruned."""
 

@@ -26,6 +26,7 @@ WINGS = [
     "engines",
     "distillation",
     "structure",
+    "packed",
     "saved",
     "masking",
     "oneshot",

@@ -1,4 +1,5 @@
-"""The commands of `hf-prune`, one function each; those that prune at once are in one_shot.py.
+"""The commands of `hf-prune`, one function each; those that prune at once are in one_shot.py, those
+that pack in packing.py.
 
 A command imports what it needs when it runs: `--help`, `recipes` and `init` load neither torch nor transformers.
 """
@@ -26,6 +27,7 @@ from ..errors import (
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
 from .messages import errors_as_lines, quiet
 from .one_shot import prune_command, sensitivity_command
+from .packing import pack_command, unpack_command
 from .progress import layers_done
 from .tables import (
     console,
@@ -86,6 +88,8 @@ def run_command(
 
 app.command("prune")(prune_command)
 app.command("sensitivity")(sensitivity_command)
+app.command("pack")(pack_command)
+app.command("unpack")(unpack_command)
 
 
 @app.command("plan")

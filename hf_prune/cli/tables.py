@@ -33,7 +33,7 @@ def print_push_plan(plan: "PushPlan") -> None:
     """Print what a push would upload, file by file."""
     state = {True: " (will be created)", False: "", None: " (not known whether it exists)"}
     console.print(f"{plan.repo_id}{state[plan.is_new]}", soft_wrap=True)
-    table = _table("", "file", "bytes", "")
+    table = make_table("", "file", "bytes", "")
     for name in plan.files:
         table.add_row(name, f"{plan.size_of(name):,}", "" if name in plan.changed else "unchanged")
     for name in plan.removed:
@@ -41,7 +41,7 @@ def print_push_plan(plan: "PushPlan") -> None:
     console.print(table)
     if plan.left_out:
         console.print()
-        left_out = _table("Not uploaded", "", "")
+        left_out = make_table("Not uploaded", "", "")
         for name, reason in plan.left_out.items():
             left_out.add_row(name, reason)
         console.print(left_out)
@@ -65,7 +65,7 @@ def print_line(text: str) -> None:
         console.print(text)
 
 
-def _table(title: str, *columns: str) -> Table:
+def make_table(title: str, *columns: str) -> Table:
     """A table whose first column is text that may be folded, and whose others are figures."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
@@ -94,7 +94,7 @@ def _number(count: int, what: str) -> str:
 def print_plan(plan: "Plan") -> None:
     """Print the tensors of a plan with their shapes and sparsities, and its mask updates."""
     _print_planned_tensors(plan.tensors, plan.left_out)
-    updates = _table("Mask updates", "after optimizer step", "sparsity")
+    updates = make_table("Mask updates", "after optimizer step", "sparsity")
     shown = plan.updates if len(plan.updates) <= 12 else [*plan.updates[:6], None, *plan.updates[-5:]]
     for update in shown:
         if update is None:
@@ -133,7 +133,7 @@ def print_plan_at_once(plan: "OneShotPlan") -> None:
     memory, calibration = plan.memory, plan.calibration
     if memory is not None and calibration is not None:
         console.print()
-        table = _table("Memory at the peak", "", "gigabytes")
+        table = make_table("Memory at the peak", "", "gigabytes")
         for name, size in (
             ("weights of the model", memory.model),
             (_passes_over(calibration), memory.passes),
@@ -158,7 +158,7 @@ def _passes_over(calibration: "CalibrationConfig") -> str:
 
 
 def _print_planned_tensors(tensors: "Sequence[PlannedTensor]", left_out: "Mapping[str, str]") -> None:
-    table = _table("Tensors to prune", "tensor", "shape", "now", "final")
+    table = make_table("Tensors to prune", "tensor", "shape", "now", "final")
     for tensor in tensors:
         final = "by ranking" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
         final = final if tensor.decided_at is None else f"decided at step {tensor.decided_at}"
@@ -166,7 +166,7 @@ def _print_planned_tensors(tensors: "Sequence[PlannedTensor]", left_out: "Mappin
     console.print(table)
     console.print()
     if left_out:
-        others = _table("Not pruned by default", "tensor", "reason")
+        others = make_table("Not pruned by default", "tensor", "reason")
         for name, reason in left_out.items():
             others.add_row(_name(name), reason)
         console.print(others)
@@ -176,7 +176,7 @@ def _print_planned_tensors(tensors: "Sequence[PlannedTensor]", left_out: "Mappin
 def _print_planned_units(plan: "Plan") -> None:
     from ..structure.units import words_for
 
-    table = _table("Units to remove", "", "now", "removed", "left")
+    table = make_table("Units to remove", "", "now", "removed", "left")
     for one in [one for one in plan.units if one.removed] or plan.units:  # for a target, other layers may lose none
         name = f"{words_for(one.structure)} of {one.path}"
         table.add_row(_name(name), f"{one.of:,}", f"{one.removed:,}", f"{one.left:,}")
@@ -194,14 +194,14 @@ def print_chosen(chosen: "Chosen", of_data: bool) -> None:
     from ..masking.searching import rows_of, sentence_about, widths_of
 
     console.print()
-    table = _table("Structures that change the outputs least, untrained", *rows_of(chosen)[0])
+    table = make_table("Structures that change the outputs least, untrained", *rows_of(chosen)[0])
     for row in rows_of(chosen)[1:]:
         table.add_row(*row)
     console.print(table)
     widths = widths_of(chosen)
     if widths:
         console.print()
-        of_layers = _table("Chosen for each layer", *widths[0])
+        of_layers = make_table("Chosen for each layer", *widths[0])
         for path, *left in widths[1:]:
             of_layers.add_row(_name(path), *left)
         console.print(of_layers)
@@ -227,7 +227,7 @@ def print_report(report: "Report", costs: "Sequence[Cost]" = ()) -> None:
 def _print_costs(costs: "Sequence[Cost]", is_smaller: bool) -> None:
     """Print the medians; models that are not smaller are not compared, as they differ by the noise of the clock."""
     console.print()
-    table = _table("A forward pass, as measured with these weights", "", "dense", "pruned", "")
+    table = make_table("A forward pass, as measured with these weights", "", "dense", "pruned", "")
     for cost in costs:
         batch = "1 sample" if cost.samples == 1 else f"{cost.samples} samples"
         for what, name, unit in (
@@ -248,7 +248,7 @@ def _print_removed(removed: "Removed") -> None:
     from ..structure.units import words_for
 
     console.print()
-    table = _table("Removed", "", "before", "after")
+    table = make_table("Removed", "", "before", "after")
     for one in removed.units:
         table.add_row(_name(f"{words_for(one.structure)} of {one.path}"), f"{one.of:,}", f"{one.left:,}")
     for stack in removed.layers:
@@ -261,13 +261,13 @@ def _print_removed(removed: "Removed") -> None:
 
 
 def _print_zeros(report: "Report") -> None:
-    table = _table(report.model, "tensor", "shape", "zeros", "sparsity")
+    table = make_table(report.model, "tensor", "shape", "zeros", "sparsity")
     for tensor in report.tensors:
         if tensor.prunable or tensor.prunable is None:
             table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.zeros:,}", f"{tensor.sparsity:.2%}")
     console.print(table)
     console.print()
-    totals = _table("Totals", "", "weights", "zeros", "sparsity")
+    totals = make_table("Totals", "", "weights", "zeros", "sparsity")
     others = [tensor for tensor in report.tensors if tensor.prunable is False]
     rows = [("prunable", report.prunable), ("other tensors", others)] if report.note is None else []
     for name, tensors in [*rows, ("overall", report.tensors)]:
@@ -283,7 +283,7 @@ def print_pruned(result: "OneShotResult") -> None:
     """Print what one-shot pruning did: sparsity, perplexity, what was pruned otherwise, and the folder."""
     console.rule("Results", align="left")
     with_dense = bool(result.dense_metrics)
-    table = _table("", "", *(["dense"] if with_dense else []), "pruned")
+    table = make_table("", "", *(["dense"] if with_dense else []), "pruned")
     for name, value in result.metrics.items():
         table.add_row(f"{name} on other texts", f"{result.dense_metrics[name]:.3f}", f"{value:.3f}")
     for name, share in (("prunable", result.report.prunable_sparsity), ("all", result.report.sparsity)):
@@ -301,7 +301,7 @@ def print_sensitivity(result: "SensitivityResult") -> None:
     highest = max(rate for curve in found.curves.values() for rate in curve.losses)
     added = {name: curve.losses[highest] - found.dense for name, curve in found.curves.items()}
     console.rule("Tensors that add most to the loss", align="left")
-    table = _table("", "tensor", f"added at {highest:.0%}", "allocated")
+    table = make_table("", "tensor", f"added at {highest:.0%}", "allocated")
     for name in sorted(added, key=lambda name: -added[name])[:_MOST_SENSITIVE]:
         table.add_row(_name(name), f"{added[name]:.4f}", f"{result.shares[name]:.1%}")
     console.print(table)
@@ -326,7 +326,7 @@ def _print_all_models(result: "RunResult") -> None:
         "pruned": result.pruned,
     }
     shown = {name: metrics for name, metrics in models.items() if metrics is not None}
-    table = _table("", "", *shown, *(["recovery"] if result.dense else []))
+    table = make_table("", "", *shown, *(["recovery"] if result.dense else []))
     for name in result.pruned:
         table.add_row(name, *(f"{metrics[name]:.4f}" for metrics in shown.values()), *_kept(result, name))
     console.print(table)
@@ -350,7 +350,7 @@ def print_result(result: "RunResult") -> None:
     if of_all:
         _print_all_models(result)
     compared = ["recovery"] if result.dense and not of_all else [""] if result.dense else []
-    table = _table("", "", *(["dense"] if result.dense else []), "pruned", *compared)
+    table = make_table("", "", *(["dense"] if result.dense else []), "pruned", *compared)
     for name, value in result.pruned.items() if not of_all else ():
         table.add_row(
             name, *([f"{result.dense[name]:.4f}"] if result.dense else []), f"{value:.4f}", *_kept(result, name)

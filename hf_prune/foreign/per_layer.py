@@ -3,12 +3,11 @@
 Nothing here imports transformers: `import hf_prune` costs no more, and nor do configurations without such values.
 """
 
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+from .late import when_imported
 
 # The module of `HeterogeneousConfigMixin`, a base class of all configurations; older versions have none.
 _MODULE = "transformers.integrations.heterogeneity.configuration_utils"
@@ -19,10 +18,7 @@ def when_layers_differ(act: Callable[[Any], None]) -> None:
 
     The property is wrapped when transformers is imported, or now if it was.
     """
-    if _MODULE in sys.modules:
-        _watch(sys.modules[_MODULE], act)
-    else:
-        sys.meta_path.insert(0, _Finder(act))
+    when_imported(_MODULE, lambda module: _watch(module, act))
 
 
 def _watch(module: ModuleType, act: Callable[[Any], None]) -> None:
@@ -38,27 +34,3 @@ def _watch(module: ModuleType, act: Callable[[Any], None]) -> None:
             act(config)
 
     module.HeterogeneousConfigMixin.per_layer_config = given.setter(set_and_act)
-
-
-class _Finder:
-    """Waits in `sys.meta_path` for the import of the module, and leaves when it comes."""
-
-    def __init__(self, act: Callable[[Any], None]):
-        self._act = act
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """The module's own spec, whose loader wraps the property afterwards; None for all other modules."""
-        if name != _MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return None
-        load, act = spec.loader.exec_module, self._act
-
-        def load_and_watch(module: ModuleType) -> None:
-            load(module)
-            _watch(module, act)
-
-        spec.loader.exec_module = load_and_watch  # type: ignore[method-assign]
-        return spec

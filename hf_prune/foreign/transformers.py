@@ -1,5 +1,6 @@
 """Undocumented names of transformers: the Trainer's methods that are overridden or called, and a few others."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -128,6 +129,31 @@ NAMES: dict[str, Foreign] = {
         "know which classes are the layers of a model",
         "when models read per_layer_config themselves",
     ),
+    "WeightConverter": Foreign(
+        "transformers.core_model_loading:WeightConverter",
+        "unpack weights when they are loaded",
+        "when quantizers can unpack weights without naming them",
+    ),
+    "ConversionOps": Foreign(
+        "transformers.core_model_loading:ConversionOps",
+        "unpack weights when they are loaded",
+        "when quantizers can unpack weights without naming them",
+    ),
+    "HfQuantizer": Foreign(
+        "transformers.quantizers.base:HfQuantizer",
+        "open packed models",
+        "when it can be imported from transformers.quantizers while that is imported",
+    ),
+    "QuantizationConfigMixin": Foreign(
+        "transformers.utils.quantization_config:QuantizationConfigMixin",
+        "open packed models",
+        "when it can be imported from transformers.quantizers while that is imported",
+    ),
+    "is_deepspeed_zero3_enabled": Foreign(
+        "transformers.integrations:is_deepspeed_zero3_enabled",
+        "refuse to open packed weights where ZeRO-3 shards them",
+        "when it is documented",
+    ),
     "get_relative_imports": Foreign(
         "transformers.dynamic_module_utils:get_relative_imports",
         "push the files that a model's own code imports",
@@ -173,6 +199,19 @@ _NOT_SAVED = Foreign(
     "transformers:PreTrainedModel._keys_to_ignore_on_save",
     "know which weights a class computes anew, and does not save",
     "when a model can list the names of its saved tensors",
+)
+
+_DTYPE_PLAN = Foreign(
+    "transformers:PreTrainedModel._get_dtype_plan",
+    "load packed weights in the data types that a model class asks for",
+    "when a quantizer is told the data type of each weight",
+    "dtype",
+)
+
+_CONVERSIONS = Foreign(
+    "transformers:PreTrainedModel._weight_conversions",
+    "save a model that was packed as if it had not been",
+    "when quantizers can unpack weights without naming them",
 )
 
 _MODEL_MAPPING = Foreign(
@@ -249,6 +288,23 @@ def keep_origin(config: Any, origin: Any) -> None:
 def names_not_saved(model: Any) -> set[str]:
     """The names of parameters and buffers that `save_pretrained` leaves out, as the class computes them anew."""
     return set(attribute(model, _NOT_SAVED) or ())
+
+
+def dtypes_kept(model: Any, dtype: Any) -> list[tuple[re.Pattern[str], Any]]:
+    """Which parameters keep another data type when a model is loaded in this one: by name, and what they keep."""
+    check_method(_DTYPE_PLAN, type(model)._get_dtype_plan)
+    plan: dict[str, Any] = model._get_dtype_plan(dtype)
+    return [(re.compile(name.replace("*", ".*")), kept) for name, kept in plan.items()]
+
+
+def loaded_conversions(model: Any) -> list[Any]:
+    """The conversions that the weights of a model went through when it was loaded."""
+    return list(attribute(model, _CONVERSIONS))
+
+
+def keep_conversions(model: Any, conversions: list[Any]) -> None:
+    """Set the conversions that `save_pretrained` reverts."""
+    model._weight_conversions = conversions
 
 
 _IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")

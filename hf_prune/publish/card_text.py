@@ -90,6 +90,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "samples_dense": record.generation is not None and record.generation.dense_tokens_per_second is not None,
         "samples_note": samples_note(record.generation),
         "file_bytes": figures.file_bytes,
+        "dense_bytes": figures.dense_bytes,
         "generation_speed": generation_rows(record.generation),
         "costs": cost_rows(record.costs, figures.removed is not None),
         "costs_dense": any(cost.dense is not None for cost in record.costs),
@@ -233,6 +234,11 @@ def _size_note(figures: Figures) -> str:
     """What zeros and removed units do for size and speed."""
     if figures.only_smaller:
         return "What was removed is in no file and is not computed: the model is a smaller dense one."
+    if figures.dense_bytes is not None:
+        return (
+            "The weights are packed: zeros take almost no room in the files, and nothing of the other weights is lost. "
+            "In memory the model is dense, as large and as fast as before; `hf-prune unpack` writes the dense files."
+        )
     of_zeros = "Zeros alone make neither the file smaller nor a dense kernel faster"
     if figures.removed is None:
         of_zeros += ": this model has the size and speed of a dense one"

@@ -37,8 +37,10 @@ def _opening(figures: Figures, location: str) -> str:
 
 
 def _first_import(figures: Figures) -> str:
-    """The import without which a model whose layers differ does not open."""
-    return "import hf_prune  # builds each layer at its own size\n" if figures.needs_import else ""
+    """The import without which a model that is packed, or whose layers differ, does not open."""
+    why = ["unpacks the weights"] if figures.dense_bytes is not None else []
+    why += ["builds each layer at its own size"] if figures.needs_import else []
+    return f"import hf_prune  # {' and '.join(why)}\n" if why else ""
 
 
 def count_code(figures: Figures, location: str) -> str:

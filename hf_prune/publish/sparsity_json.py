@@ -25,7 +25,8 @@ class Figures(Frozen):
     `missed_patterns` are n:m patterns that some group of weights does not have. `frozen` are tensors that were left out
     because they were not trained, with their names in the files. `metadata` was generated for the card:
     metadata in the card that differ from it were written by a person. `removed` is what was cut out of the model;
-    `needs_import`: whether it opens only after `import hf_prune`, as its layers have different widths.
+    `needs_import`: whether it opens only after `import hf_prune`, as its layers have different widths. `dense_bytes` is
+    the size of the files when they are unpacked, None if they are not packed; then it opens only after the import, too.
     """
 
     format_version: int = FORMAT_VERSION
@@ -41,6 +42,7 @@ class Figures(Frozen):
     missed_patterns: tuple[str, ...] = ()
     removed: Removed | None = None
     needs_import: bool = False
+    dense_bytes: int | None = None
     frozen: tuple[str, ...] = ()
     files: dict[str, SavedFile]
     evaluations: list[Evaluation]
@@ -142,6 +144,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         missed_patterns=tuple(saved.missed_patterns),
         removed=report.removed,
         needs_import=saved.skeleton is not None and needs_import(saved.skeleton.config),
+        dense_bytes=saved.dense_bytes,
         frozen=tuple(tensor.saved_as or tensor.name for tensor in report.tensors if tensor.name in saved.frozen),
         files=saved.hashes,
         evaluations=record.evaluations if record is not None else [],

@@ -13,6 +13,7 @@ from ..errors import ReportError
 from ..model.expressions import refuse_slow
 from ..model.names import every_name
 from ..model.targets import find_targets
+from ..packed.files import PackedReader, is_packed
 from . import files
 from .removed import Removed, removed_from
 from .skeleton import build_skeleton
@@ -82,6 +83,15 @@ class SavedModel(os.PathLike):
     def file_bytes(self) -> int:
         """The total size of the weight files."""
         return sum(file.stat().st_size for file in self.weight_files)
+
+    @cached_property
+    def dense_bytes(self) -> int | None:
+        """The total size that the weight files have when they are unpacked; None if they are not packed."""
+        if not any(is_packed(file) for file in self.weight_files):
+            return None
+        return sum(
+            PackedReader(file).dense_bytes if is_packed(file) else file.stat().st_size for file in self.weight_files
+        )
 
     @cached_property
     def hashes(self) -> dict[str, files.SavedFile]:

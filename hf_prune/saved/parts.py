@@ -57,6 +57,11 @@ def files_of_classes(folder: Path) -> set[str]:
     return found
 
 
+def module_folders(folder: Path) -> list[str]:
+    """The folders of a sentence-transformers model's modules, relative to it, without its own."""
+    return [name for name in _modules(folder) if Path(name) != Path()]
+
+
 def _modules(folder: Path) -> dict[str, str]:
     """The modules of a sentence-transformers model: folder, empty for the model's own -> class."""
     path = folder / MODULES_NAME

@@ -14,10 +14,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig
-from ..errors import ReportError, StructureError, one_line
+from ..errors import PackedError, ReportError, StructureError, one_line
 from ..methods.patterns import Pattern
 from ..model.layouts import Target, as_matrices
 from ..model.targets import find_targets
+from ..packed.files import PackedReader, is_packed
+from ..packed.tensors import dense_tensor
 from ..structure.coupled import find_families, select_groups
 from .skeleton import owner_of, owners_of
 
@@ -93,15 +95,25 @@ def has_groups(files: Sequence[Path], skeleton: PreTrainedModel, targets: Sequen
     """
     owners, by_name = owners_of(skeleton), {target.name: target for target in targets}
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in list(tensors.keys()):
-                target = by_name.get(owner_of(key, owners, skeleton))
-                if target is not None and tuple(tensors.get_slice(key).get_shape()) == target.shape:
-                    matrices = as_matrices(tensors.get_tensor(key), target.layout)
-                    groups = (matrices != 0).unflatten(2, (-1, pattern.columns)).sum(dim=3)
-                    if bool((groups > pattern.rows).any()):
-                        return False
+        for key, tensor in _whole_tensors(file):
+            target = by_name.get(owner_of(key, owners, skeleton))
+            if target is not None and tuple(tensor.shape) == target.shape:
+                matrices = as_matrices(tensor, target.layout)
+                groups = (matrices != 0).unflatten(2, (-1, pattern.columns)).sum(dim=3)
+                if bool((groups > pattern.rows).any()):
+                    return False
     return True
+
+
+def _whole_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a file by name, one at a time; packed ones are unpacked."""
+    if is_packed(file):
+        for entry, content in PackedReader(file).tensors():
+            yield entry.name, dense_tensor(content, entry.dtype, entry.shape)
+        return
+    with safe_open(file, framework="pt") as tensors:
+        for name in list(tensors.keys()):
+            yield name, tensors.get_tensor(name)
 
 
 def _misfit(model_class: str, lacking: Sequence[str], expected: int, others: Sequence[str]) -> str:
@@ -120,18 +132,30 @@ def _together(name: str, other: str) -> str:
 
 
 def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], str, int]]:
-    """Name, shape, data type (as safetensors calls it) and number of zeros of each tensor in a safetensors file."""
+    """Name, shape, data type (as safetensors calls it) and number of zeros of each tensor in a safetensors file.
+
+    Packed tensors are unpacked for it, one at a time.
+    """
     try:
+        if is_packed(file):
+            for entry, content in PackedReader(file).tensors():
+                zeros = _zeros_in(dense_tensor(content, entry.dtype, entry.shape))
+                yield entry.name, entry.shape, entry.dtype, zeros
+            return
         with safe_open(file, framework="pt") as tensors:
             names = tensors.keys()
             for name in names:
                 part = tensors.get_slice(name)
                 shape = tuple(part.get_shape())
-                zeros = math.prod(shape) - sum(int(rows.count_nonzero()) for rows in _rows(part, shape))
+                zeros = sum(_zeros_in(rows) for rows in _rows(part, shape))
                 yield name, shape, str(part.get_dtype()), zeros
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, PackedError) as error:
         why = one_line(error)
         raise ReportError(f"{file}: expected safetensors, got a file that cannot be read ({why})") from error
+
+
+def _zeros_in(tensor: torch.Tensor) -> int:
+    return tensor.numel() - int((tensor if tensor.dtype.itemsize > 1 else tensor.float()).count_nonzero())
 
 
 def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
@@ -142,8 +166,7 @@ def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
         return
     step = max(_VALUES_AT_A_TIME // max(math.prod(shape[1:]), 1), 1)
     for start in range(0, shape[0], step):
-        rows = part[start : start + step]
-        yield rows if rows.dtype.itemsize > 1 else rows.float()
+        yield part[start : start + step]
 
 
 def prunable_names(

@@ -1,0 +1,52 @@
+"""The text of a config.json with and without the entry of packed weights: everything else stays byte by byte."""
+
+import json
+
+from ..config.safe_json import parse_json
+from ..errors import PackedError
+from .block import VERSION
+
+METHOD = "hf_prune"
+
+_KEY = "quantization_config"
+
+# What config.json says of packed weights, as text that follows its last other entry.
+_ENTRY = f',\n  "{_KEY}": {json.dumps({"quant_method": METHOD, "format_version": VERSION})}'
+
+
+def with_entry(text: str, dtype: str | None = None) -> str:
+    """A config.json with the entry of packed weights, and perhaps another data type.
+
+    Raises PackedError if it is no JSON object, or of a quantised model.
+    """
+    content = _parsed(text)
+    if _KEY in content:
+        raise PackedError(
+            "config.json: expected the configuration of a dense model, got one that is quantised or packed"
+        )
+    if dtype is not None:
+        name = "torch_dtype" if "torch_dtype" in content else "dtype"
+        text = json.dumps({**content, name: dtype}, indent=2, ensure_ascii=False) + "\n"
+    body = text.rstrip().removesuffix("}").rstrip()
+    return body + _ENTRY + text[len(body) :]
+
+
+def without_entry(text: str) -> str:
+    """The config.json that `with_entry` was given; where it was edited since, the same content in other text."""
+    content = _parsed(text)
+    if content.get(_KEY, {}).get("quant_method") != METHOD:
+        raise PackedError(f'config.json: expected the configuration of a packed model, with "quant_method": "{METHOD}"')
+    if text.count(_ENTRY) == 1:
+        return text.replace(_ENTRY, "")
+    del content[_KEY]
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _parsed(text: str) -> dict:
+    try:
+        content = parse_json(text, finite=False)
+        if not isinstance(content, dict) or not content or not isinstance(content.get(_KEY, {}), dict):
+            raise ValueError("it is no object with entries")
+    except ValueError as error:
+        raise PackedError(f"config.json: expected JSON, got a file that cannot be used ({error})") from error
+    return content

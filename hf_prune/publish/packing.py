@@ -1,0 +1,92 @@
+"""Packing and unpacking a saved model, with what is known about it: its record and its card stay true."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from ..errors import ArgumentError
+from ..saved.files import find_model
+from ..saved.model import SavedModel
+from ..saved.packing import PackedSizes, complete_folder, pack_into, unpack_into
+from .card import forget_measurements, write_card
+from .record import load_record, save_record
+from .sparsity_json import FIGURES_NAME
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A folder that was written, and the sizes of its weight files, dense and packed."""
+
+    folder: Path
+    files: list[PackedSizes]
+
+    @property
+    def dense_bytes(self) -> int:
+        """The bytes of the dense weight files."""
+        return sum(file.dense for file in self.files)
+
+    @property
+    def packed_bytes(self) -> int:
+        """The bytes of the packed weight files."""
+        return sum(file.packed for file in self.files)
+
+
+def save_packed(
+    model: PreTrainedModel | str | os.PathLike, output: str | os.PathLike, dtype: str | None = None
+) -> PackedModel:
+    """Save a model with packed weights: sparse tensors as entropy-coded masks and values, from which nothing is lost.
+
+    `import hf_prune` and `from_pretrained` open the folder as a dense model, bit for bit the same. The files beside the
+    weights are copied. A record of the run is kept with its measurements, and the card is made again.
+
+    Args:
+        model: a model, a folder with a saved one, or a name on the Hub. Of a folder, tensor after tensor is read: it
+            may be larger than the memory.
+        output: the folder to write, new or empty. It is complete when it appears.
+        dtype: "bfloat16" rounds float32 weights to bfloat16 first; what was measured with the weights is then no longer
+            said in the card. None keeps the weights as they are.
+
+    Raises PackedError for weights that are quantised or packed already, and for an output folder with files in it.
+    """
+    write = partial(pack_into, dtype=dtype)
+    if isinstance(model, PreTrainedModel):
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            return _convert(Path(folder), Path(output), write, dtype is not None)
+    if not isinstance(model, (str, os.PathLike)):
+        raise ArgumentError("model", f"expected a model, a folder or a name on the Hub, got {type(model).__name__}")
+    return _convert(find_model(model), Path(output), write, dtype is not None)
+
+
+def unpack(packed: str | os.PathLike, output: str | os.PathLike) -> PackedModel:
+    """Write the dense model of a packed one: the weight files that were packed, bit for bit, and the files beside them.
+
+    Args:
+        packed: a folder with a packed model, or a name on the Hub.
+        output: the folder to write, new or empty. It is complete when it appears.
+
+    Raises PackedError for a folder whose weights are not packed, or not those that were.
+    """
+    return _convert(find_model(packed), Path(output), unpack_into, is_other=False)
+
+
+def _convert(
+    folder: Path, output: Path, write: Callable[[Path, Path], list[PackedSizes]], is_other: bool
+) -> PackedModel:
+    """Write a folder with other weight files; `is_other`: the weights themselves are others, too."""
+    with complete_folder(output) as unfinished:
+        files = write(folder, unfinished)
+        record = load_record(unfinished)
+        if record is not None and record.weights:
+            if is_other:
+                forget_measurements(unfinished)
+            elif record.weights == SavedModel.of(folder).hashes:
+                save_record(unfinished, record.model_copy(update={"weights": SavedModel.of(unfinished).hashes}))
+    if (output / FIGURES_NAME).exists():
+        write_card(output)
+    return PackedModel(output, files)

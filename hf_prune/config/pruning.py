@@ -382,19 +382,14 @@ class PruningConfig:
         if value is None:
             return
         if type(value) is not int or not FEWEST_VALUES <= value <= MOST_VALUES:
-            yield (
-                "shared_values",
-                f"expected a whole number from {FEWEST_VALUES} to {MOST_VALUES}, or None, got {value!r}",
-            )
-        if self.structure is not None:
-            yield (
-                "shared_values",
-                f"must not be set with the structure {self.structure!r}; add a configuration for single weights, or "
-                "'keep'",
-            )
-        for name in self._given_targets[:1]:
-            yield "shared_values", f"must not be set with {name}; add a configuration for single weights, or 'keep'"
-        if self.adapters in ("sparse_base", "sparse_merge"):
+            allowed = f"a whole number from {FEWEST_VALUES} to {MOST_VALUES}, or None"
+            yield "shared_values", f"expected {allowed}, got {value!r}"
+            return
+        beside = "a structure" if self.structure is not None else "a target" if self._given_targets else None
+        if beside is not None:
+            other = "add a configuration for single weights, or one with method 'keep'"
+            yield "shared_values", f"must not be set with {beside}, got {value!r}; {other}"
+        elif self.adapters in ("sparse_base", "sparse_merge"):
             yield "shared_values", f"must not be set with adapters={self.adapters!r}, got {value!r}"
 
     def _check_expressions(self) -> Iterator[Problem]:

@@ -400,7 +400,9 @@ class Pruner:
         ]
         all_weights = sum(math.prod(shape_of(parameter)) for parameter in self.model.parameters())
         plan = make_plan(self._groups, windows, tensors, total_steps, all_weights, self._state.allotted)
-        return replace(plan, left_out=self.left_out)
+        shared = self._sharing.numbers
+        begin = max((windows[group.config_index].end for group in self._groups), default=0) if shared else None
+        return replace(plan, left_out=self.left_out, shared_values=shared, shared_from=begin)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Count one completed optimizer step, and update masks if due; call it right after `optimizer.step()`.

@@ -51,6 +51,7 @@ class Sharing:
         engine: how the parameters are held and trained.
 
     Attributes:
+        numbers: as above, of these parameters.
         codebooks: parameter name -> the values, ascending (float32, on the CPU); empty before sharing begins.
 
     Raises: PruningConfigError if weights cannot be set with this way of training.
@@ -59,11 +60,11 @@ class Sharing:
     def __init__(
         self, numbers: Mapping[str, int], parameters: Mapping[str, nn.Parameter], masks: Masks, engine: Engine
     ):
-        self._numbers = {name: number for name, number in numbers.items() if name in parameters}
+        self.numbers = {name: number for name, number in numbers.items() if name in parameters}
         self._parameters, self._masks, self._engine = parameters, masks, engine
         self.codebooks: dict[str, torch.Tensor] = {}
         self._residuals: dict[str, torch.Tensor] = {}  # of this process's shards
-        if self._numbers and not engine.writes_weights:
+        if self.numbers and not engine.writes_weights:
             raise PruningConfigError(
                 "shared_values",
                 "cannot be used with DeepSpeed, which keeps weights of its own, nor with adapters; use DDP or FSDP2",
@@ -71,7 +72,7 @@ class Sharing:
 
     def check_optimizer(self, optimizer: Any) -> None:
         """Raise PruningConfigError for an optimizer that saves other weights than those it trains."""
-        if self._numbers and averages_weights(optimizer):
+        if self.numbers and averages_weights(optimizer):
             raise PruningConfigError(
                 "shared_values",
                 "expected an optimizer that saves the weights that it trains, got a schedule-free one, which saves "
@@ -83,10 +84,10 @@ class Sharing:
     @torch.no_grad()
     def begin(self) -> None:
         """Cluster the weights that are kept, and give each its value. Values that they share already stay."""
-        if self.codebooks or not self._numbers:
+        if self.codebooks or not self.numbers:
             return
         found = self._values_there()
-        for name, number in self._numbers.items():
+        for name, number in self.numbers.items():
             codebook = found[name]
             if codebook is None or len(codebook) > number:
                 codebook = kmeans(self._kept(name, self._weight(name)), number, self._masks.all_reduce)
@@ -99,9 +100,7 @@ class Sharing:
         """After an optimizer step: cluster the weights anew, starting from the values that they had."""
         if not self.codebooks:
             return
-        wanted = {
-            name: self._weight(name) + self._residuals[name].view_as(self._weight(name)) for name in self._numbers
-        }
+        wanted = {name: self._weight(name) + self._residuals[name].view_as(self._weight(name)) for name in self.numbers}
         kept = {name: self._kept(name, weight) for name, weight in wanted.items()}
         means = cluster_means(
             list(kept.values()),
@@ -151,7 +150,7 @@ class Sharing:
         if not self.codebooks:
             return
         for name, values in self._values_there().items():
-            number, codebook = self._numbers[name], self.codebooks[name]
+            number, codebook = self.numbers[name], self.codebooks[name]
             if values is None or len(values) > number:
                 logger.warning(
                     "%s: its weights had more than %d values: something other than the optimizer has changed them. "
@@ -166,14 +165,14 @@ class Sharing:
 
     def _values_there(self) -> dict[str, torch.Tensor | None]:
         """The distinct values that the kept weights have, on all processes; None for more than can be asked for."""
-        table = torch.full((len(self._numbers), MOST_VALUES + 1), math.nan)
-        for row, name in zip(table, self._numbers, strict=True):
+        table = torch.full((len(self.numbers), MOST_VALUES + 1), math.nan)
+        for row, name in zip(table, self.numbers, strict=True):
             values = distinct_values([self._kept(name, self._weight(name))])
             row[-1] = values is None
             row[: len(values) if values is not None else 0] = values if values is not None else 0.0
         tables = gather(table) if self._masks.sharded else [table]
         found: dict[str, torch.Tensor | None] = {}
-        for index, name in enumerate(self._numbers):
+        for index, name in enumerate(self.numbers):
             rows = torch.stack([one[index] for one in tables])
             values = rows[:, :-1][~rows[:, :-1].isnan()].unique()
             found[name] = None if bool(rows[:, -1].any()) or len(values) > MOST_VALUES else values
@@ -193,12 +192,12 @@ class Sharing:
         """Raise PruningStateError, naming the file, if saved codebooks are not those of these tensors."""
         path = Path(directory, STATE_NAME)
         for name, codebook in codebooks.items():
-            if len(codebook) > self._numbers.get(name, 0):
+            if len(codebook) > self.numbers.get(name, 0):
                 raise PruningStateError(
-                    f"{path}: expected at most {self._numbers.get(name, 0)} shared values of {name!r}, got "
+                    f"{path}: expected at most {self.numbers.get(name, 0)} shared values of {name!r}, got "
                     f"{len(codebook)}"
                 )
-        if codebooks and (missing := self._numbers.keys() - codebooks.keys()):
+        if codebooks and (missing := self.numbers.keys() - codebooks.keys()):
             raise PruningStateError(f"{path}: expected shared values of {min(missing)!r}, found none")
 
     def take(self, codebooks: Mapping[str, torch.Tensor], residuals: Mapping[str, torch.Tensor]) -> None:

@@ -369,3 +369,20 @@ def test_a_state_with_other_codebooks_is_refused(change, message, tmp_path):
     with pytest.raises(PruningStateError, match=message):
         Pruner(model, CONFIG).resume(10, tmp_path)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+# ---- What is told ----
+
+
+def test_a_plan_says_which_weights_share_values_and_from_when_on():
+    model, _ = stack_and_inputs()
+    configs = [
+        PruningConfig(sparsity=0.5, begin=2, end=4, targets=[FIRST], shared_values=16),
+        PruningConfig(sparsity=0.5, begin=2, end=6, targets=[SECOND]),
+    ]
+    plan = Pruner(model, configs).plan(10)
+    assert (plan.shared_values, plan.shared_from) == ({FIRST: 16}, 6)
+    assert plan.to_dict()["shared_values"] == {FIRST: 16}
+    assert Pruner(model, PruningConfig(sparsity=0.5)).plan(10).shared_from is None
+    kept = Pruner(model, PruningConfig(method="keep", shared_values=16)).plan(10)
+    assert (len(kept.shared_values), kept.shared_from) == (2, 0)

@@ -97,10 +97,14 @@ class Sharing:
 
     @torch.no_grad()
     def step(self) -> None:
-        """After an optimizer step: cluster the weights anew, starting from the values that they had."""
+        """After an optimizer step: cluster the weights anew, starting from the values that they had.
+
+        Where no weight has one of the values any more, all values of the tensor are found from the start.
+        """
         if not self.codebooks:
             return
-        wanted = {name: self._weight(name) + self._residuals[name].view_as(self._weight(name)) for name in self.numbers}
+        weights = {name: self._weight(name) for name in self.numbers}
+        wanted = {name: weight + self._residuals[name].view_as(weight) for name, weight in weights.items()}
         kept = {name: self._kept(name, weight) for name, weight in wanted.items()}
         means = cluster_means(
             list(kept.values()),
@@ -110,12 +114,14 @@ class Sharing:
             self._masks.all_reduce,
         )
         for name, codebook in zip(wanted, means, strict=True):
-            if bool(codebook.isnan().any()):
+            if len(codebook) and bool(codebook.isnan().all()):
                 raise PruningStateError(
                     f"{name}: expected finite weights, got NaN or infinite ones after an optimizer step, which share "
                     "no values. Lower the learning rate, or start from an earlier checkpoint."
                 )
         for (name, weight), codebook in zip(wanted.items(), means, strict=True):
+            if bool(codebook.isnan().any()):
+                codebook = kmeans(kept[name], self.numbers[name], self._masks.all_reduce)
             self._write(name, weight, codebook)
 
     def _write(self, name: str, wanted: torch.Tensor, codebook: torch.Tensor) -> None:

@@ -51,10 +51,10 @@ def cluster_means(
 ) -> list[torch.Tensor]:
     """New codebooks (float32, on the CPU): each value becomes the mean of the numbers that have its index.
 
-    This is the second half of an iteration of Lloyd's algorithm; `nearest` is the first. A value that no number has
-    stays; with numbers that are not finite, all values are NaN. Numbers are rounded to whole multiples of a power of
-    two that is so small that their sums in float64 are exact: the means do not depend on the order of the numbers, nor
-    on how they are divided between processes.
+    This is the second half of an iteration of Lloyd's algorithm; `nearest` is the first. A value that no number has is
+    NaN; if a number is not finite, all values are. Numbers are rounded to whole multiples of a power of two that is so
+    small that their sums in float64 are exact: the means do not depend on the order of the numbers, nor on how they are
+    divided between processes.
 
     Args:
         values: for each codebook, the numbers that this process counts.
@@ -78,8 +78,7 @@ def cluster_means(
     means = []
     for (counts, totals), codebook, scale in zip(all_reduce(sums), codebooks, scales, strict=True):
         counts, totals = counts[: len(codebook)], totals[: len(codebook)]
-        mean = (totals.double() / counts.clamp_min(1) / scale).float() if scale else codebook * math.nan
-        means.append(torch.where((counts > 0) | mean.isnan(), mean, codebook))
+        means.append((totals.double() / counts / scale).float() if scale else codebook * math.nan)
     return means
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 from hf_prune import Pruner, PruningCallback, PruningConfig, PruningConfigError, PruningStateError, PruningTrainer
 from hf_prune.masking.sharing import Sharing
 from hf_prune.quantise.codebooks import distinct_values, nearest
+from hf_prune.quantise.kmeans import kmeans
 
 CONFIG = PruningConfig(sparsity=0.5, schedule="linear", begin=2, end=4, frequency=2, shared_values=3)
 
@@ -81,6 +82,19 @@ def test_a_step_is_that_of_a_float_copy_and_each_weight_has_the_mean_of_its_clus
             clusters = [nearest(tensor, codebooks[name])[kept] for tensor in (before[name], parameter.detach())]
             moved += int((clusters[0] != clusters[1]).sum())
     assert moved > 5  # into another cluster
+
+
+def test_values_are_found_anew_where_no_weight_has_one_any_more():
+    model, _ = stack_and_inputs()
+    pruner = Pruner(model, PruningConfig(sparsity=0.5, schedule="one_shot", begin=0, shared_values=4), total_steps=10)
+    weight, kept = pruner.parameters[FIRST], pruner.masks[FIRST]
+    wanted = torch.randn(8, 8).sign() * (5 + torch.rand(8, 8)) * kept
+    with torch.no_grad():
+        weight.copy_(wanted)  # as by a large step: every weight is outside of all values but the first and the last
+    wanted = wanted + pruner._sharing._residuals[FIRST]
+    pruner.after_optimizer_step(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert torch.equal(pruner.codebooks[FIRST], kmeans(wanted[kept], 4))
+    assert len(values_of(weight)) == 4
 
 
 def test_any_optimizer_leaves_few_values_even_one_that_moves_every_weight_at_random():

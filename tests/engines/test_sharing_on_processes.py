@@ -3,8 +3,11 @@
 import pytest
 import tasks
 import torch
+from launching import SAVE, assert_same_to_the_bit, assert_saved_as_masked, launch
 from test_allotting_on_processes import batches
 from workers import Workers
+
+from hf_prune.saved.report import make_report
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +43,18 @@ def test_shards_resume_from_their_residuals(two, tmp_path):
     for same, any_residual in two.run("saved_and_resumed_sharing", [[str(tmp_path)]] * 2):
         assert all(same)
         assert any_residual
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_trainer_on_processes_saves_few_values_and_resumes_to_the_bit(engine, tmp_path):
+    config = {"sparsity": 0.5, "scope": "global", "begin": 2, "end": 4, "frequency": 1, "shared_values": 4}
+    case = {"engine": engine, "model": "bert", "configs": [config], "compare": False, "arguments": SAVE}
+    launch(2, tmp_path, {"whole": case})
+    results = launch(2, tmp_path, {"resumed": case | {"resume": str(tmp_path / "whole" / "checkpoint-5")}})
+    whole = torch.load(tmp_path / "whole" / "result.pt", weights_only=True)
+    assert_same_to_the_bit(whole, results["resumed"])
+    assert_saved_as_masked(tmp_path / "whole", whole)
+    for folder in ("saved", "checkpoint-5", "checkpoint-10"):
+        report = make_report(tmp_path / "whole" / folder)
+        assert {tensor.distinct_values for tensor in report.prunable} == {4}

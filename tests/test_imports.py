@@ -21,6 +21,7 @@ WINGS = [
     "errors",
     "foreign",
     "methods",
+    "quantise",
     "model",
     "config",
     "engines",

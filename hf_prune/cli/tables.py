@@ -111,6 +111,12 @@ def print_plan(plan: "Plan") -> None:
         f"{_number(len(plan.updates), 'mask update')} in {_number(plan.total_steps, 'step')}; final sparsity "
         f"{plan.final_sparsity:.2%} of these tensors, {of_model:.2%} of the model."
     )
+    if plan.shared_values:
+        numbers = sorted(set(plan.shared_values.values()))
+        console.print(
+            f"From step {plan.shared_from} on, the weights that are kept share at most "
+            f"{' or '.join(map(str, numbers))} values in {_number(len(plan.shared_values), 'tensor')}."
+        )
 
 
 def show_plan_at_once(plan: "OneShotPlan", as_json: bool) -> None:
@@ -261,10 +267,13 @@ def _print_removed(removed: "Removed") -> None:
 
 
 def _print_zeros(report: "Report") -> None:
-    table = make_table(report.model, "tensor", "shape", "zeros", "sparsity")
-    for tensor in report.tensors:
-        if tensor.prunable or tensor.prunable is None:
-            table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.zeros:,}", f"{tensor.sparsity:.2%}")
+    shown = [tensor for tensor in report.tensors if tensor.prunable or tensor.prunable is None]
+    with_values = any(tensor.shares_values for tensor in shown)
+    table = make_table(report.model, "tensor", "shape", "zeros", "sparsity", *(["values"] if with_values else []))
+    for tensor in shown:
+        values = [str(tensor.distinct_values) if tensor.shares_values else ""] if with_values else []
+        figures = [f"{tensor.zeros:,}", f"{tensor.sparsity:.2%}", *values]
+        table.add_row(_name(tensor.name), _shape(tensor.shape), *figures)
     console.print(table)
     console.print()
     totals = make_table("Totals", "", "weights", "zeros", "sparsity")
@@ -275,6 +284,8 @@ def _print_zeros(report: "Report") -> None:
         zeros = sum(tensor.zeros for tensor in tensors)
         totals.add_row(name, f"{weights:,}", f"{zeros:,}", f"{zeros / max(weights, 1):.2%}")
     console.print(totals)
+    if with_values:
+        console.print("\nvalues: the number of distinct values other than zero, where weights share them.")
     if report.note:
         console.print(f"\nIt is unknown which tensors are prunable: {report.note}.")
 

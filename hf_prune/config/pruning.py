@@ -17,6 +17,7 @@ from ..methods.schedules import SCHEDULES, resolve_step
 from ..methods.scopes import SCOPES
 from ..methods.solvers import SOLVERS
 from ..methods.table import ENTRY_POINTS, find_in_packages, method_names, needs_a_step
+from ..quantise.codebooks import FEWEST_VALUES, MOST_VALUES
 from .checks import (
     Problem,
     as_path,
@@ -124,6 +125,9 @@ class PruningConfig:
             are solved anew on the tokens of the step before it, so that their outputs change least. For single weights
             it is what `hf_prune.prune` can do after any method, from calibration data. Default None: it needs memory
             and time that a model with enough training may not need.
+        shared_values: how many values other than zero the weights of a tensor may have once the last masks are made, 2
+            to 256: the weights that are kept are clustered, and trained on as values that they share
+            (docs/shared_values.md). Default None: each keeps a value of its own.
         target_speedup: how many times faster than the dense model a forward pass is to be, above 1.
         target_parameters: how many parameters are to be left, or which share of them (below 1).
         target_latency: how many milliseconds a forward pass is to take.
@@ -157,6 +161,7 @@ class PruningConfig:
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
     structure: str | None = field(default=None, metadata={"help": f"None, or one of {', '.join(STRUCTURES)}."})
     reconstruction: str | None = field(default=None, metadata={"help": f"One of {', '.join(RECONSTRUCTIONS)}."})
+    shared_values: int | None = field(default=None, metadata={"help": "Values that the weights of a tensor share."})
     target_speedup: float | None = field(default=None, metadata={"help": "Times the speed of the dense model."})
     target_parameters: float | None = field(default=None, metadata={"help": "Parameters to be left, or their share."})
     target_latency: float | None = field(default=None, metadata={"help": "Milliseconds of a forward pass."})
@@ -175,6 +180,7 @@ class PruningConfig:
             *self._check_times(),
             *self._check_penalty(),
             *self._check_reconstruction(),
+            *self._check_shared_values(),
             *self._check_expressions(),
         ]
         if problems:
@@ -370,6 +376,21 @@ class PruningConfig:
                 f"must not be set with a structure other than {' or '.join(_RECONSTRUCTED)}, got "
                 f"{self.reconstruction!r} with {self.structure!r}",
             )
+
+    def _check_shared_values(self) -> Iterator[Problem]:
+        value = self.shared_values
+        if value is None:
+            return
+        if type(value) is not int or not FEWEST_VALUES <= value <= MOST_VALUES:
+            allowed = f"a whole number from {FEWEST_VALUES} to {MOST_VALUES}, or None"
+            yield "shared_values", f"expected {allowed}, got {value!r}"
+            return
+        beside = "a structure" if self.structure is not None else "a target" if self._given_targets else None
+        if beside is not None:
+            other = "add a configuration for single weights, or one with method 'keep'"
+            yield "shared_values", f"must not be set with {beside}, got {value!r}; {other}"
+        elif self.adapters in ("sparse_base", "sparse_merge"):
+            yield "shared_values", f"must not be set with adapters={self.adapters!r}, got {value!r}"
 
     def _check_expressions(self) -> Iterator[Problem]:
         expressions: list[tuple[str, Any]] = []

@@ -70,6 +70,15 @@ def updates_in_backward(optimizer: Any) -> bool:
     return type(base_optimizer(optimizer)).__name__ in _UPDATE_IN_BACKWARD
 
 
+def averages_weights(optimizer: Any) -> bool:
+    """Whether the optimizer saves, and evaluates, averages of the weights that it trains (schedule-free)."""
+    while optimizer is not None:
+        if type(optimizer).__name__.endswith("ScheduleFree"):
+            return True
+        optimizer = getattr(optimizer, "optimizer", None)
+    return False
+
+
 @torch.no_grad()
 def zero_moments(
     optimizer: Any, parameter: torch.Tensor, mask: torch.Tensor, indices: torch.Tensor | None = None

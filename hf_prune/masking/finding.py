@@ -12,6 +12,7 @@ from ..errors import ArgumentError, PruningConfigError
 from ..methods.scopes import SCOPES
 from ..methods.solvers import SOLVERS
 from ..model.adapters import mask_additions
+from ..model.anatomy import has_adapters
 from ..model.layouts import Target
 from ..model.targets import find_targets, left_out_of
 from .plan import Group, make_groups
@@ -29,6 +30,7 @@ class Found:
         kept: names of tensors whose zeros a configuration keeps.
         of_units: names of tensors that only units are removed from, no single weights.
         left_out: parameter name -> why it is not pruned, for weights of layers that are not targets by default.
+        shared_values: parameter name -> how many values the weights share that are kept, where they do.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -37,6 +39,7 @@ class Found:
     kept: set[str] = field(default_factory=set)
     of_units: set[str] = field(default_factory=set)
     left_out: dict[str, str] = field(default_factory=dict)
+    shared_values: dict[str, int] = field(default_factory=dict)
 
 
 def find_groups(model: nn.Module, configs: Sequence[PruningConfig], structures: Structures) -> Found:
@@ -63,6 +66,10 @@ def find_groups(model: nn.Module, configs: Sequence[PruningConfig], structures: 
             found.adapters.update(target.name for target in targets)
         if config.method == "keep":
             found.kept.update(target.name for target in targets)
+        if config.shared_values is not None:
+            _check_sharing(model, config)
+            most = config.shared_values
+            found.shared_values |= {one.name: min(found.shared_values.get(one.name, most), most) for one in targets}
         if config.adapters == "sparse_merge":
             mask_additions(model, {target.name for target in targets})
     found.of_units -= by_weight
@@ -84,6 +91,16 @@ def check_in_training(config: PruningConfig) -> None:
             "scope",
             f"expected another scope, such as 'layer', for the method {config.method!r} in training, got "
             f"{config.scope!r}; hf_prune.prune can rank the weights of each row by themselves",
+        )
+
+
+def _check_sharing(model: nn.Module, config: PruningConfig) -> None:
+    """Raise PruningConfigError for shared values of weights that are saved elsewhere, under adapters of PEFT."""
+    if has_adapters(model) and config.adapters != "sparse_adapters":
+        raise PruningConfigError(
+            "shared_values",
+            "cannot be used for the weights under adapters, which are saved without them, got "
+            f"{config.shared_values!r}; merge the adapters first, or use adapters='sparse_adapters'",
         )
 
 

@@ -329,7 +329,8 @@ class Plan:
     """What would be pruned, how much and when. `weights` counts those of the targets, `all_weights` the model's.
 
     `left_out` maps the names of weights of layers that are not pruned by default to the reason. `units` are those of
-    structures; `weights_left` is the number of parameters of the model without them, see `of_model`.
+    structures; `weights_left` is the number of parameters of the model without them, see `of_model`. `shared_values`
+    maps the names of tensors to the number of values that their weights share, after the step `shared_from`.
     """
 
     tensors: list[PlannedTensor]
@@ -340,6 +341,8 @@ class Plan:
     left_out: dict[str, str] = field(default_factory=dict)
     units: list[PlannedUnits] = field(default_factory=list)
     weights_left: int | None = None
+    shared_values: dict[str, int] = field(default_factory=dict)
+    shared_from: int | None = None
     _groups: tuple[Group, ...] = field(default=(), repr=False, compare=False)
 
     def of_model(self, model: nn.Module) -> "Plan":

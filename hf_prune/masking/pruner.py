@@ -42,6 +42,7 @@ from .ranking import Change, update_masks
 from .readings import Readings
 from .resuming import check_state, check_zeros, continue_schedule
 from .searching import Searching
+from .sharing import Sharing, split_residuals
 from .solving import biases_of
 from .structures import SmallerModel, Structures
 from .unit_ranking import update_units
@@ -92,6 +93,8 @@ class Pruner:
         target_sparsity: the share of masked weights at the end of the schedule; None before the start.
         configs: the configurations. In place of one with a target there are, once the structure is chosen, those of the
             structures that are removed.
+        codebooks: parameter name -> the values that its weights share, ascending (float32, on the CPU); empty before
+            they do, and for a tensor whose configuration has no `shared_values`.
         penalties: name such as `l1_penalty` -> what was added to the loss in the current optimizer step, for the
             weights that this process counts.
 
@@ -149,6 +152,8 @@ class Pruner:
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
         self._biases = biases_of(model, self._groups)
         self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
+        self._sharing = Sharing(found.shared_values, self.parameters, self._masks, self._engine)
+        self._sharing.check_optimizer(optimizer)
         self._watch = Watch()
         if not self.targets and self.removed is None and not self._search.waits:
             tell_of_nothing_to_prune()
@@ -267,6 +272,7 @@ class Pruner:
     def _go_on_with(self, masks: Mapping[str, torch.Tensor], cut: Cut) -> None:
         """Go on with a model out of which units were cut, with these masks."""
         state, before = self._state, identities(self._groups, cut.name_of)
+        shared = self._sharing.cut(cut)
         shapes = {cut.name_of(target.name): target.shape for target in self.targets}
         self.stop_collecting()
         self._attach(self.model)
@@ -287,6 +293,7 @@ class Pruner:
             finished={moved[index] for index in state.finished or () if index in moved},
         )
         self._masks.take({name: masks[name] for name in self.parameters})
+        self._sharing.take(*shared)
         self._expect()
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
@@ -348,6 +355,7 @@ class Pruner:
         begun = [index for index, group in enumerate(self._groups) if self._window(group).begin <= completed_steps]
         self._state.owed = {index for index in begun if self._groups[index].needs_a_step}
         self._update_groups([index for index in begun if index not in self._state.owed], completed_steps, optimizer)
+        self._begin_sharing()
         self._begin_step()
 
     def resume(
@@ -399,7 +407,9 @@ class Pruner:
         ]
         all_weights = sum(math.prod(shape_of(parameter)) for parameter in self.model.parameters())
         plan = make_plan(self._groups, windows, tensors, total_steps, all_weights, self._state.allotted)
-        return replace(plan, left_out=self.left_out)
+        shared = self._sharing.numbers
+        begin = max((windows[group.config_index].end for group in self._groups), default=0) if shared else None
+        return replace(plan, left_out=self.left_out, shared_values=shared, shared_from=begin)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Count one completed optimizer step, and update masks if due; call it right after `optimizer.step()`.
@@ -424,7 +434,10 @@ class Pruner:
         The optimizer may have if it does not work element by element, if gradients were not masked before the step, if
         the weights are not this optimizer's, or if its moments could not be zeroed before. What else changes weights,
         such as an EMA or `load_state_dict`, is noticed from a sample of the masked weights, with a warning.
+
+        Weights that share values get those of the clusters that they are in now.
         """
+        self._sharing.check_optimizer(optimizer)
         names = list(self.parameters)
         if optimizer is not None and leaves_zeros(optimizer) and self._moments_known:
             safe = self._engine.trained_by(optimizer, self.parameters.values())
@@ -439,6 +452,7 @@ class Pruner:
             self._moments_known = True
         self.mask_weights(names)
         self._mask_moments(optimizer, names)
+        self._sharing.step()
         self._gradients_masked.clear()
         self._penalties.start_step()
 
@@ -454,8 +468,15 @@ class Pruner:
         due = self._due(completed_steps)
         self._readings.end_step(due)
         changed = self._update_groups(due, completed_steps, optimizer)
+        self._begin_sharing()
         self._begin_step()
         return changed
+
+    def _begin_sharing(self) -> None:
+        """Let weights share values, where a configuration says so, once no mask will change any more."""
+        if self.at_final_sparsity:
+            self._engine.prepare(self.model)
+            self._sharing.begin()
 
     def _due(self, step: int) -> list[int]:
         due = (index for index in self._unfinished() if self._window(self._groups[index]).due(step))
@@ -570,6 +591,11 @@ class Pruner:
         return self._state.completed_steps
 
     @property
+    def codebooks(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> the values that its weights share, as described above."""
+        return self._sharing.codebooks
+
+    @property
     def at_final_sparsity(self) -> bool:
         """Whether the last update of every tensor was made: no mask will change any more."""
         return self.total_steps is not None and not self._unfinished()
@@ -670,13 +696,14 @@ class Pruner:
         """Set masked weights to zero that something has changed since the last step, such as an EMA, with a warning.
 
         Call it before a model is saved; every process must. Returns the number of weights that were not zero, on all
-        processes together if tensors are sharded.
+        processes together if tensors are sharded. Weights that share values get these again, too.
         """
         self._engine.prepare(self.model)
         found = self._masked_values(self.masks)
         if found:
             self.mask_weights()
             warn_of_changes(found)
+        self._sharing.hold()
         return sum(found.values())
 
     def _masked_values(self, masks: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -808,11 +835,14 @@ class Pruner:
             masks = {name: mask for name, mask in self.masks.items() if self._masks.counts(name) and mask.numel()}
             regions = self._masks.regions
         memory = self._readings.memory.saved(masks) if self._remembering() else {}
+        if self.total_steps is not None and self.completed_steps < self.total_steps:
+            memory |= self._sharing.saved_residuals(masks)
         if not self.sharded or rank() == 0:
             self._structures.save(as_path(directory))
             write_chosen(as_path(directory), self.chosen)
         frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
-        save_pruning(directory, self.configs, self._state, masks, regions, notes, memory, frozen)
+        state = replace(self._state, codebooks=self.codebooks)
+        save_pruning(directory, self.configs, state, masks, regions, notes, memory, frozen)
 
     def save_from_all(self, directory: str | os.PathLike, should_save: bool) -> None:
         """Save when all processes call this: every process if tensors are sharded, else those with `should_save`."""
@@ -836,13 +866,16 @@ class Pruner:
         here = sum(mask.numel() - int(mask.sum()) for name, mask in masks.items() if self._masks.counts(name))
         share = self._masks.add_up([here])[0] / max(sum(target.weights for target in self.targets), 1)
         check_state(directory, state, sparsity, share, self._groups)
+        self._sharing.check_saved(directory, state.codebooks)
         if self.total_steps is not None:
             state = continue_schedule(state, self.configs, self._groups, self._windows, self.total_steps, directory)
         if zeros_loaded:
             check_zeros(directory, self._masked_values(masks))
         self._state = state
         self._masks.take(masks)
+        residuals, memory = split_residuals(memory)
         self._readings.memory.take(memory, self.parameters)
+        self._sharing.take(state.codebooks, residuals)
         self._structures.load(as_path(directory), self._groups)
         self._structures.pass_by(self._groups, self._masks, self.model)
         self.mask_weights()

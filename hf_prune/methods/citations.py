@@ -1,4 +1,4 @@
-"""BibTeX entries of the methods, reconstructions, schedules, scopes, patterns, penalties and losses of a model."""
+"""BibTeX entries of methods, reconstructions, schedules, scopes, patterns, penalties, losses, and shared values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +21,13 @@ _HIDDEN_STATES = """@article{kurtic2023sparse,
   author = {Kurtic, Eldar and Kuznedelev, Denis and Frantar, Elias and Goin, Michael and Alistarh, Dan},
   journal = {arXiv preprint arXiv:2310.06927},
   year = {2023}
+}"""
+
+_SHARED_VALUES = """@inproceedings{han2016deep,
+  title = {Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman Coding},
+  author = {Han, Song and Mao, Huizi and Dally, William J.},
+  booktitle = {International Conference on Learning Representations},
+  year = {2016}
 }"""
 
 
@@ -47,5 +54,7 @@ def citations(
             papers.append(PENALTIES[config["penalty"]].paper)
         if config.get("reconstruction") in RECONSTRUCTIONS:  # none of a package that is not installed here
             papers.append(RECONSTRUCTIONS[config["reconstruction"]].paper)
+        if config.get("shared_values"):
+            papers.append(_SHARED_VALUES)
     papers += [_DISTILLATION if distilled else None, _HIDDEN_STATES if hidden_states else None]
     return list(dict.fromkeys(paper for paper in papers if paper is not None))

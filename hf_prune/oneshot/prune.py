@@ -220,6 +220,12 @@ def check_arguments(model: Any, config: Any, calibration: Any) -> None:
         )
     if config.penalty is not None:
         raise PruningConfigError("penalty", f"expected None, as nothing is trained, got {config.penalty!r}")
+    if config.shared_values is not None and reads_inputs(config):
+        raise PruningConfigError(
+            "shared_values",
+            f"cannot be used at once with the method {config.method!r}, got {config.shared_values!r}; train on with "
+            "PruningConfig(method='keep', shared_values=...)",
+        )
     if calibration.offload == "cpu" and model.device.type == "cpu":
         raise CalibrationError(
             "offload", "expected a model on an accelerator for 'cpu', got one on the CPU; use 'disk', or none"

@@ -165,6 +165,7 @@ def _method(config: Mapping[str, Any], recorded: Mapping[str, str]) -> str:
 def _how_pruned(figures: Figures, at_once: bool) -> list[str]:
     """A line for each configuration: its method and its target tensors; without a schedule if pruned at once."""
     lines = [_configuration(config, at_once) for config in figures.pruning]
+    lines += [_values_line(figures)] if any(tensor.shares_values for tensor in figures.prunable) else []
     if not lines and figures.prunable:
         lines.append(f"Prunable tensors: {_DEFAULT_TARGETS}.")
     if figures.frozen:
@@ -175,6 +176,14 @@ def _how_pruned(figures: Figures, at_once: bool) -> list[str]:
     elif figures.note:
         lines.append(f"It is unknown which tensors are prunable: {inline(figures.note)}.")
     return lines
+
+
+def _values_line(figures: Figures) -> str:
+    """How many distinct values were counted in the tensors whose weights share values."""
+    sharing = [tensor for tensor in figures.prunable if tensor.shares_values]
+    most = max(tensor.distinct_values or 0 for tensor in sharing)
+    where = "each prunable tensor" if len(sharing) == len(figures.prunable) else f"{len(sharing)} prunable tensors"
+    return f"Shared values: at most {most} distinct values other than zero in {where}, counted in the saved files."
 
 
 _DEFAULT_TARGETS = (

@@ -42,7 +42,8 @@ class PruningState:
     of a group of tensors to the sparsity at which its schedule started; `allotted` maps it to how many units each of
     its tensors loses in the end, where its scope has decided that at the first update; `owed` has the groups with an
     update that is to be made after the next step, such as those that wait for the inputs or gradients that their method
-    reads; `finished` has the groups whose last update was made; files of earlier versions do not say (None).
+    reads; `finished` has the groups whose last update was made; files of earlier versions do not say (None);
+    `codebooks` maps a parameter's name to the values that its weights share (float32, ascending), once they do.
     """
 
     completed_steps: int = 0
@@ -51,6 +52,7 @@ class PruningState:
     allotted: dict[int, list[int]] = field(default_factory=dict)
     owed: set[int] = field(default_factory=set)
     finished: set[int] | None = field(default_factory=set)
+    codebooks: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def state_files(directory: Path) -> list[Path]:
@@ -126,6 +128,7 @@ def _write_state(path: Path, state: PruningState, digests: Mapping[str, int], no
         "allotted": {str(index): counts for index, counts in state.allotted.items()},
         "owed": sorted(state.owed),
         "finished": sorted(state.finished or ()),
+        "codebooks": {name: codebook.tolist() for name, codebook in state.codebooks.items()},
         "mask_files": digests,
     }
     content["digest"] = _digest_of(content)
@@ -155,6 +158,7 @@ def _read_state(path: Path) -> tuple[PruningState, dict[str, int] | None, float 
             },
             owed={_whole(index) for index in content.get("owed", [])},
             finished={_whole(index) for index in content["finished"]} if "finished" in content else None,
+            codebooks={name: _ascending(values) for name, values in content.get("codebooks", {}).items()},
         )
         digests = dict(content["mask_files"]) if "mask_files" in content else None
         sparsity = _share(content["sparsity"]) if "sparsity" in content else None
@@ -174,6 +178,12 @@ def _whole(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"expected a whole number of 0 or more, got {value!r}")
     return value
+
+
+def _ascending(values: Any) -> torch.Tensor:
+    if not isinstance(values, list) or not all(map(is_number, values)) or values != sorted(values):
+        raise ValueError(f"expected a list of numbers in ascending order, got {values!r}")
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _share(value: Any) -> float:

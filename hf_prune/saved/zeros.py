@@ -20,6 +20,7 @@ from ..model.layouts import Target, as_matrices
 from ..model.targets import find_targets
 from ..packed.files import PackedReader, is_packed
 from ..packed.tensors import dense_tensor
+from ..quantise.codebooks import distinct_values
 from ..structure.coupled import find_families, select_groups
 from .skeleton import owner_of, owners_of
 
@@ -35,7 +36,8 @@ class TensorReport:
     """The zeros in one parameter; fused experts that are saved one by one count as one parameter.
 
     `prunable` is None if the model class is unknown. `saved_as` is the name in the file; of a parameter that is saved
-    as several tensors, their names with `*` where they differ.
+    as several tensors, their names with `*` where they differ. `distinct_values` is the number of distinct values other
+    than zero; None if there are more than 256.
     """
 
     name: str
@@ -44,11 +46,17 @@ class TensorReport:
     zeros: int
     prunable: bool | None
     saved_as: str = ""
+    distinct_values: int | None = None
 
     @property
     def sparsity(self) -> float:
         """The share of zeros."""
         return self.zeros / max(self.weights, 1)
+
+    @property
+    def shares_values(self) -> bool:
+        """Whether the weights that are not zero have at most half as many values as there are of them, and few."""
+        return self.distinct_values is not None and 2 * self.distinct_values <= self.weights - self.zeros
 
 
 def count_tensors(
@@ -66,12 +74,13 @@ def count_tensors(
     counts: dict[str, list[Any]] = {}
     packed = set()
     for file in files:
-        for key, shape, dtype, zeros in count_zeros(file):
+        for key, shape, dtype, zeros, values in count_zeros(file):
             name = owner_of(key, owners, skeleton)
-            entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0, key])
+            entry = counts.setdefault(name, [shapes.get(name, shape), 0, 0, key, torch.zeros(0)])
             entry[1] += math.prod(shape)
             entry[2] += zeros
             entry[3] = _together(entry[3], key)
+            entry[4] = _all_values(entry[4], values)
             if not dtype.startswith(("F", "BF")):
                 packed.add(name)
     if skeleton is not None:
@@ -81,8 +90,16 @@ def count_tensors(
             known = {*shapes, *(name for name, _ in skeleton.named_buffers())}
             return [], _misfit(type(skeleton).__name__, lacking, len(prunable), sorted(counts.keys() - known))
     tensors = [
-        TensorReport(name, tuple(shape), weights, zeros, name in prunable if skeleton is not None else None, saved_as)
-        for name, (shape, weights, zeros, saved_as) in counts.items()
+        TensorReport(
+            name,
+            tuple(shape),
+            weights,
+            zeros,
+            prunable=name in prunable if skeleton is not None else None,
+            saved_as=saved_as,
+            distinct_values=len(values) if values is not None else None,
+        )
+        for name, (shape, weights, zeros, saved_as, values) in counts.items()
     ]
     order = {name: index for index, name in enumerate(shapes)}
     return sorted(tensors, key=lambda tensor: order.get(tensor.name, len(order))), None
@@ -131,24 +148,29 @@ def _together(name: str, other: str) -> str:
     return ".".join(part if part == same else "*" for part, same in pairs)
 
 
-def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], str, int]]:
+def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], str, int, torch.Tensor | None]]:
     """Name, shape, data type (as safetensors calls it) and number of zeros of each tensor in a safetensors file.
 
-    Packed tensors are unpacked for it, one at a time.
+    The last are its distinct values other than zero; None if there are more than 256. Packed tensors are unpacked for
+    it, one at a time.
     """
     try:
         if is_packed(file):
             for entry, content in PackedReader(file).tensors():
-                zeros = _zeros_in(dense_tensor(content, entry.dtype, entry.shape))
-                yield entry.name, entry.shape, entry.dtype, zeros
+                tensor = dense_tensor(content, entry.dtype, entry.shape)
+                yield entry.name, entry.shape, entry.dtype, _zeros_in(tensor), distinct_values([tensor])
             return
         with safe_open(file, framework="pt") as tensors:
             names = tensors.keys()
             for name in names:
                 part = tensors.get_slice(name)
                 shape = tuple(part.get_shape())
-                zeros = sum(_zeros_in(rows) for rows in _rows(part, shape))
-                yield name, shape, str(part.get_dtype()), zeros
+                zeros = 0
+                values: torch.Tensor | None = torch.zeros(0)
+                for rows in _rows(part, shape):
+                    zeros += _zeros_in(rows)
+                    values = _all_values(values, distinct_values([rows])) if values is not None else None
+                yield name, shape, str(part.get_dtype()), zeros, values
     except (OSError, RuntimeError, SafetensorError, PackedError) as error:
         why = one_line(error)
         raise ReportError(f"{file}: expected safetensors, got a file that cannot be read ({why})") from error
@@ -156,6 +178,11 @@ def count_zeros(file: Path) -> Iterator[tuple[str, tuple[int, ...], str, int]]:
 
 def _zeros_in(tensor: torch.Tensor) -> int:
     return tensor.numel() - int((tensor if tensor.dtype.itemsize > 1 else tensor.float()).count_nonzero())
+
+
+def _all_values(values: torch.Tensor | None, others: torch.Tensor | None) -> torch.Tensor | None:
+    """The distinct values of two parts of a tensor together; None if there are more than can be told."""
+    return None if values is None or others is None else distinct_values([values, others])
 
 
 def _rows(part: Any, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:

@@ -49,6 +49,7 @@ def valid_configs(draw, with_no_end=True):
         "exclude": draw(st.lists(expressions, max_size=3)),
         "pruning_seed": draw(st.integers(0, 2**64)),
     }
+    values["shared_values"] = draw(st.none() | st.integers(2, 256))
     kind = draw(st.sampled_from(["keep", "n:m", "block", "unstructured"]))
     if kind == "keep":
         return PruningConfig(method="keep", **values)
@@ -89,6 +90,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "adapters": None,
         "structure": None,
         "reconstruction": None,
+        "shared_values": None,
         "target_speedup": None,
         "target_parameters": None,
         "target_latency": None,
@@ -118,6 +120,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         ("exclude", [[], ["a"], ("a",)]),
         ("overrides", [None, {}, {"a": 0}, '{"a": 0.5}', "{}", "null"]),
         ("pruning_seed", [0, -1, 2**70]),
+        ("shared_values", [None, 2, 16, 256]),
     ],
 )
 def test_every_allowed_value_of_every_field_is_taken(field, values):
@@ -146,6 +149,7 @@ def test_every_allowed_value_of_every_field_is_taken(field, values):
         *[("exclude", value, ["list of regular expressions"]) for value in ("a", 3, None)],
         *[("overrides", value, ["mapping", "expression -> sparsity"]) for value in (["a"], 3, 0.5)],
         *[("pruning_seed", value, ["whole number"]) for value in (1.0, "1", None, True)],
+        *[("shared_values", value, ["whole number from 2 to 256"]) for value in (1, 0, 257, 16.0, "16", True)],
     ],
 )
 def test_a_wrong_value_is_refused_by_field_value_and_what_is_allowed(field, value, allowed):
@@ -243,11 +247,19 @@ def test_a_target_needs_no_sparsity_and_is_reached_with_taylor(target):
         ({"method": "keep"}, "method"),
         ({"adapters": "sparse_base"}, "adapters"),
         ({"target_parameters": 0.5}, "target_parameters"),
+        ({"shared_values": 16}, "shared_values"),
     ],
 )
 def test_what_a_target_finds_cannot_be_said_beside_it(other, named):
     problems = problems_of(target_speedup=3, **other)
     assert {problem.split(":")[0] for problem in problems} == {named}
+
+
+@pytest.mark.parametrize("adapters", ["sparse_base", "sparse_merge"])
+def test_weights_that_are_saved_without_adapters_share_no_values(adapters):
+    [problem] = problems_of(sparsity=0.5, shared_values=4, adapters=adapters)
+    assert problem == f"shared_values: must not be set with adapters={adapters!r}, got 4"
+    assert PruningConfig(sparsity=0.5, shared_values=4, adapters="sparse_adapters").shared_values == 4
 
 
 def test_a_target_with_numbers_for_each_layer_becomes_shares_of_layers():
@@ -288,6 +300,7 @@ def test_all_errors_are_told_at_once():
         "target_speedup": 1,
         "target_parameters": -0.5,
         "target_latency": 0,
+        "shared_values": 1,
         "target_batch_size": 0,
         "target_length": 1.5,
     }
@@ -703,6 +716,7 @@ def test_a_share_of_few_steps_begins_after_a_step_for_methods_that_read_one():
             "scope: expected 'layer' with the structure 'layers', got 'global'",
         ),
         ({"adapters": "sparse_base"}, "adapters: must not be set with a structure, got 'sparse_base'"),
+        ({"shared_values": 16}, "shared_values: must not be set with a structure, got 16"),
         ({"structure": "layers", "overrides": {"a": 0.5}}, "overrides: expected None with a structure, got {'a': 0.5}"),
     ],
 )

@@ -255,6 +255,72 @@ def allotted_from(batches, scope, pattern="unstructured", sharded=False):
     return pruner.masked
 
 
+def shared_from(batches, steps, sharded=False):
+    """The codebooks when weights begin to share values and after steps with these batches, and the local values."""
+    torch.manual_seed(0)
+    model = ARCHITECTURES["llama"].build().train()
+    if sharded:
+        mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    config = PruningConfig(sparsity=0.6, schedule="one_shot", begin=0, shared_values=4)
+    pruner = Pruner(model, config, total_steps=steps)
+    first = dict(pruner.codebooks)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(steps):
+        for batch in batches:
+            model(**batch).loss.backward()
+        if torch.distributed.is_initialized() and not sharded:
+            for parameter in model.parameters():
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= torch.distributed.get_world_size()
+        pruner.mask_gradients()
+        optimizer.step()
+        pruner.step(optimizer)
+        optimizer.zero_grad()
+    pruner.hold_zeros()
+    local = {name: pruner._engine.part(one).unique() for name, one in pruner.parameters.items()}
+    return first, dict(pruner.codebooks), local, pruner.masked
+
+
+def refusal_of_broken_shards(bad_rank):
+    """What each process says of shared weights that are not finite on one of them."""
+    model = nn.Module()
+    torch.manual_seed(0)
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    model.weight = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Shard(0)]))
+    config = PruningConfig(targets=["weight"], sparsity=0.5, schedule="one_shot", begin=0, shared_values=4)
+    pruner = Pruner(model, config, total_steps=10)
+    if torch.distributed.get_rank() == bad_rank:
+        part = model.weight.to_local().detach()
+        part[pruner.masks["weight"]] = math.inf
+    try:
+        pruner.after_optimizer_step()
+    except PruningStateError as error:
+        return str(error)
+    return None
+
+
+def saved_and_resumed_sharing(folder):
+    """Residuals and codebooks of this process's shards: while training, and resumed from what all have saved."""
+    torch.manual_seed(0)
+    model = bert()
+    fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    config = PruningConfig(sparsity=0.5, schedule="one_shot", begin=0, shared_values=4)
+    pruner = Pruner(model, config, total_steps=10)
+    for parameter in pruner.parameters.values():
+        parameter.to_local().detach().mul_(1.01)
+    pruner.after_optimizer_step()
+    residuals, codebooks = dict(pruner._sharing._residuals), dict(pruner.codebooks)
+    pruner.save(folder)
+    again = Pruner(model, config)
+    again.resume(10, folder)
+    same = [torch.equal(again.codebooks[name], codebook) for name, codebook in codebooks.items()]
+    same += [torch.equal(again._sharing._residuals[name].view_as(one), one) for name, one in residuals.items()]
+    return same, any(bool(one.any()) for one in residuals.values())
+
+
 def solved_from(batches):
     """Weights of a BERT half of whose neurons were removed, after forward passes with these token ids."""
     torch.manual_seed(0)

@@ -8,7 +8,8 @@ from models import bert, bert_examples, training_arguments
 from transformers import Trainer, TrainerCallback
 from transformers.training_args import OptimizerNames
 
-from hf_prune import Pruner, PruningCallback, PruningConfig, PruningTrainer
+from hf_prune import Pruner, PruningCallback, PruningConfig, PruningConfigError, PruningTrainer
+from hf_prune.quantise.codebooks import distinct_values
 
 TABLE = Path(__file__).parents[2] / "docs" / "optimizers.md"
 CONFIG = PruningConfig(sparsity=0.7, schedule="linear", begin=2, end=6, frequency=2)
@@ -121,6 +122,38 @@ def test_masked_weights_and_moments_are_zero_with_every_optim(tmp_path, name):
     for key, parameter in trainer.pruner.parameters.items():
         kept = trainer.pruner.masks[key]
         assert not torch.equal(parameter.detach()[kept], before[key][kept]), f"{key} was not trained"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_weights_share_few_values_with_every_optim_or_it_is_refused(tmp_path, name):
+    arguments = {"optim": name, "weight_decay": 0.1, "max_steps": 4} | ARGUMENTS.get(name, {})
+    trainer = PruningTrainer(
+        model=bert(hidden_size=64, num_hidden_layers=1, intermediate_size=96),
+        args=training_arguments(tmp_path, **arguments),
+        train_dataset=bert_examples(),
+        pruning_config=PruningConfig(sparsity=0.7, schedule="one_shot", begin=1, shared_values=5),
+    )
+    if name.startswith("schedule_free"):
+        with pytest.raises(PruningConfigError, match=r"shared_values: .*schedule-free"):
+            trainer.train()
+        return
+    codebooks = []
+
+    def check(optimizer):
+        codebooks.append(dict(trainer.pruner.codebooks))
+        for key, codebook in codebooks[-1].items():
+            parameter = trainer.pruner.parameters[key]
+            assert set(distinct_values([parameter]).tolist()) <= set(codebook.tolist())
+            assert len(codebook) <= 5
+            assert int(parameter.count_nonzero()) == int(trainer.pruner.masks[key].sum())
+
+    trainer.add_callback(AfterEachStep(check))
+    with torch.compiler.set_stance("force_eager"):
+        trainer.train()
+    assert len(codebooks[-1]) == len(trainer.pruner.parameters) == 6
+    first = next(one for one in codebooks if one)
+    assert any(not torch.equal(first[key], codebook) for key, codebook in codebooks[-1].items())
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -425,6 +425,8 @@ def test_a_plan_can_be_written_as_json():
         "left_out": {},
         "units": [],
         "weights_left": None,
+        "shared_values": {},
+        "shared_from": None,
         "final_sparsity": 0.5,
     }
 

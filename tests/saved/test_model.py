@@ -125,10 +125,10 @@ def test_zeros_of_every_kind_are_counted(tmp_path, dtype):
     save_file(
         {"a": values, "scalar": torch.tensor(0).to(dtype), "none": torch.zeros(0, 4, dtype=dtype)}, tmp_path / "m"
     )
-    found = [(name, shape, count) for name, shape, _, count in zeros.count_zeros(tmp_path / "m")]
+    found = [(name, shape, count) for name, shape, _, count, _ in zeros.count_zeros(tmp_path / "m")]
     assert found == [("a", (6,), 3), ("none", (0, 4), 0), ("scalar", (), 1)]
 
 
 def test_not_a_number_is_not_zero(tmp_path):
     save_file({"a": torch.tensor([float("nan"), 0.0, float("inf")])}, tmp_path / "m")
-    assert [found for *_, found in zeros.count_zeros(tmp_path / "m")] == [1]
+    assert [found for *_, found, _ in zeros.count_zeros(tmp_path / "m")] == [1]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .masking.restoring import load_masks
     from .model.adapters import merge
     from .oneshot.prune import prune
+    from .runtimes.sparse_inference import dense, sparse_inference
     from .structure.vocabulary import shrink_vocabulary
     from .structure.zero_units import shrink
     from .trainer.callback import PruningCallback
@@ -54,12 +55,14 @@ __all__ = [
     "StructureError",
     "TargetError",
     "TeacherError",
+    "dense",
     "load_configs",
     "load_masks",
     "merge",
     "prune",
     "shrink",
     "shrink_vocabulary",
+    "sparse_inference",
 ]
 
 # Where the names that need torch and transformers are; they are imported when they are first asked for (PEP 562).
@@ -72,12 +75,14 @@ _MODULES = {
     "PruningConfig": ".config.pruning",
     "PruningMixin": ".trainer.trainer",
     "PruningTrainer": ".trainer.trainer",
+    "dense": ".runtimes.sparse_inference",
     "load_configs": ".config.pruning",
     "load_masks": ".masking.restoring",
     "merge": ".model.adapters",
     "prune": ".oneshot.prune",
     "shrink": ".structure.zero_units",
     "shrink_vocabulary": ".structure.vocabulary",
+    "sparse_inference": ".runtimes.sparse_inference",
 }
 
 

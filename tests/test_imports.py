@@ -32,6 +32,7 @@ WINGS = [
     "publish",
     "trainer",
     "recipe",
+    "runtimes",
     "cli",
 ]
 

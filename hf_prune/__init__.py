@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .masking.restoring import load_masks
     from .model.adapters import merge
     from .oneshot.prune import prune
+    from .runtimes.semi_structured import semi_structured
     from .runtimes.sparse_inference import dense, sparse_inference
     from .structure.vocabulary import shrink_vocabulary
     from .structure.zero_units import shrink
@@ -60,6 +61,7 @@ __all__ = [
     "load_masks",
     "merge",
     "prune",
+    "semi_structured",
     "shrink",
     "shrink_vocabulary",
     "sparse_inference",
@@ -80,6 +82,7 @@ _MODULES = {
     "load_masks": ".masking.restoring",
     "merge": ".model.adapters",
     "prune": ".oneshot.prune",
+    "semi_structured": ".runtimes.semi_structured",
     "shrink": ".structure.zero_units",
     "shrink_vocabulary": ".structure.vocabulary",
     "sparse_inference": ".runtimes.sparse_inference",

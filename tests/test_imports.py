@@ -40,6 +40,7 @@ WINGS = [
 OPTIONAL = {
     "engines.deepspeed": {"deepspeed"},  # it has made the parameters what they are then
     "engines.placing": {"deepspeed"},
+    "runtimes.exporters": {"onnxruntime"},
     "recipe.metrics": {"rouge_score"},  # the metric of one task says that it needs its package
 }
 

@@ -24,6 +24,7 @@ from ..errors import (
     one_line,
 )
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
+from .export import export_command
 from .messages import errors_as_lines, quiet
 from .one_shot import prune_command, sensitivity_command
 from .progress import layers_done
@@ -86,6 +87,7 @@ def run_command(
 
 app.command("prune")(prune_command)
 app.command("sensitivity")(sensitivity_command)
+app.command("export")(export_command)
 
 
 @app.command("plan")

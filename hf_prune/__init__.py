@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .model.adapters import merge
     from .oneshot.prune import prune
     from .publish.packing import save_packed, unpack
+    from .runtimes.semi_structured import semi_structured
+    from .runtimes.sparse_inference import dense, sparse_inference
     from .structure.vocabulary import shrink_vocabulary
     from .structure.zero_units import shrink
     from .trainer.callback import PruningCallback
@@ -58,13 +60,16 @@ __all__ = [
     "StructureError",
     "TargetError",
     "TeacherError",
+    "dense",
     "load_configs",
     "load_masks",
     "merge",
     "prune",
     "save_packed",
+    "semi_structured",
     "shrink",
     "shrink_vocabulary",
+    "sparse_inference",
     "unpack",
 ]
 
@@ -78,13 +83,16 @@ _MODULES = {
     "PruningConfig": ".config.pruning",
     "PruningMixin": ".trainer.trainer",
     "PruningTrainer": ".trainer.trainer",
+    "dense": ".runtimes.sparse_inference",
     "load_configs": ".config.pruning",
     "load_masks": ".masking.restoring",
     "merge": ".model.adapters",
     "prune": ".oneshot.prune",
     "save_packed": ".publish.packing",
+    "semi_structured": ".runtimes.semi_structured",
     "shrink": ".structure.zero_units",
     "shrink_vocabulary": ".structure.vocabulary",
+    "sparse_inference": ".runtimes.sparse_inference",
     "unpack": ".publish.packing",
 }
 

@@ -150,5 +150,13 @@ class TeacherError(HfPruneError, ValueError):
     """A model cannot be distilled from this teacher."""
 
 
+class ExportError(HfPruneError, RuntimeError):
+    """A model cannot be exported, or what was exported does not open or answers otherwise."""
+
+
+class HardwareError(HfPruneError, RuntimeError):
+    """This machine lacks hardware that was asked for. The message says what is needed."""
+
+
 class IncompatibleVersionError(HfPruneError, RuntimeError):
     """The installed version of another library lacks something that hf-prune needs, or has changed it."""

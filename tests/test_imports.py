@@ -34,6 +34,7 @@ WINGS = [
     "publish",
     "trainer",
     "recipe",
+    "runtimes",
     "cli",
 ]
 
@@ -41,6 +42,7 @@ WINGS = [
 OPTIONAL = {
     "engines.deepspeed": {"deepspeed"},  # it has made the parameters what they are then
     "engines.placing": {"deepspeed"},
+    "runtimes.exporters": {"onnxruntime"},
     "recipe.metrics": {"rouge_score"},  # the metric of one task says that it needs its package
 }
 

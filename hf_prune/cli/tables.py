@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..publish.record import Cost
     from ..recipe.one_shot import OneShotResult, SensitivityResult
     from ..recipe.outcome import RunResult
+    from ..runtimes.export_report import ExportReport
     from ..saved.removed import Removed
     from ..saved.report import Report
     from ..structure.chosen import Chosen
@@ -286,8 +288,34 @@ def _print_zeros(report: "Report") -> None:
     console.print(totals)
     if with_values:
         console.print("\nvalues: the number of distinct values other than zero, where weights share them.")
+    if report.two_of_four:
+        _print_two_of_four(report)
     if report.note:
         console.print(f"\nIt is unknown which tensors are prunable: {report.note}.")
+
+
+def _print_two_of_four(report: "Report") -> None:
+    """Say which tensors have the pattern 2:4: all of them, or by name."""
+    names, of = report.two_of_four, len(report.prunable)
+    which = "" if len(names) == of else f": {', '.join(names)}"
+    console.print(
+        f"\n{len(names)} of {_number(of, 'prunable tensor')} {'has' if len(names) == 1 else 'have'} the pattern 2:4"
+        f"{which}.",
+        soft_wrap=True,
+    )
+
+
+def print_export(report: "ExportReport", folder: Path) -> None:
+    """Print what was measured of an exported model, as in its card, and the folder."""
+    from ..runtimes.export_card import cells_of, notes
+
+    columns, *rows = cells_of(report)
+    shown = make_table("", *columns)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(notes(report), soft_wrap=True)
+    console.print(f"The model is in {folder}.", soft_wrap=True)
 
 
 def print_pruned(result: "OneShotResult") -> None:

@@ -45,10 +45,14 @@ def load_texts(section: DatasetSection) -> datasets.Dataset:
 
     Raises RecipeError as `load_data` does.
     """
-    column = {"text_column": section.text_column}
-    rows = _rows(_part(_load(section), "train_split", section.train_split), "train", section, column)
+    return _drop_repeated(load_rows(section, {"text_column": section.text_column}), section.text_column)
+
+
+def load_rows(section: DatasetSection, columns: Mapping[str, str]) -> datasets.Dataset:
+    """The rows of the split `train_split` with only these columns, among them the texts. Raises RecipeError."""
+    rows = _rows(_part(_load(section), "train_split", section.train_split), "train", section, columns)
     check_texts(datasets.DatasetDict(train=rows), "text_column", section.text_column)
-    return _drop_repeated(rows, section.text_column)
+    return rows
 
 
 def _load(section: DatasetSection) -> datasets.DatasetDict:

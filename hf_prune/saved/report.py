@@ -41,7 +41,7 @@ class Report:
 
     `note` is the reason if nothing could be counted, or if it is unknown which tensors are prunable; else None.
     `removed` is what was cut out of the model before it was saved, if anything was, and `chosen` the structure that was
-    chosen for a target, if there was one.
+    chosen for a target, if there was one. `two_of_four` are the tensors of linear layers with the pattern 2:4.
     """
 
     model: str
@@ -50,6 +50,7 @@ class Report:
     note: str | None = None
     removed: Removed | None = None
     chosen: Chosen | None = None
+    two_of_four: Sequence[str] = ()
 
     @property
     def prunable(self) -> list[TensorReport]:
@@ -76,6 +77,7 @@ class Report:
             "overall": _as_dict(totals_of(self.tensors)) if self.tensors else None,
             "removed": asdict(self.removed) if self.removed is not None else None,
             "chosen": self.chosen.to_dict() if self.chosen is not None else None,
+            "two_of_four": list(self.two_of_four),
             "tensors": [_as_dict(tensor) for tensor in self.tensors],
         }
 
@@ -96,4 +98,7 @@ def make_report(model: str | os.PathLike) -> Report:
     """
     saved = SavedModel.of(model if isinstance(model, SavedModel) else find_model(model))
     chosen = read_chosen(saved.folder) if saved.removed is not None else None
-    return Report(os.fspath(model), saved.tensors, saved.file_bytes, saved.note or saved.misfit, saved.removed, chosen)
+    note = saved.note or saved.misfit
+    return Report(
+        os.fspath(model), saved.tensors, saved.file_bytes, note, saved.removed, chosen, tuple(saved.two_of_four)
+    )

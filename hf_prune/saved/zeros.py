@@ -110,6 +110,23 @@ def has_groups(files: Sequence[Path], skeleton: PreTrainedModel, targets: Sequen
 
     Tensors that are saved in several parts are not looked at. Reads a tensor at a time.
     """
+    return all(fits for _, fits in _groups_fit(files, skeleton, targets, pattern))
+
+
+def tensors_with_groups(
+    files: Sequence[Path], skeleton: PreTrainedModel, targets: Sequence[Target], pattern: Pattern
+) -> set[str]:
+    """The names of these tensors in which every group of m weights has at most n that are not zero, in the files.
+
+    Tensors that are saved in several parts are not looked at. Reads a tensor at a time.
+    """
+    return {name for name, fits in _groups_fit(files, skeleton, targets, pattern) if fits}
+
+
+def _groups_fit(
+    files: Sequence[Path], skeleton: PreTrainedModel, targets: Sequence[Target], pattern: Pattern
+) -> Iterator[tuple[str, bool]]:
+    """The name of each of these tensors, and whether every group of m weights has at most n that are not zero."""
     owners, by_name = owners_of(skeleton), {target.name: target for target in targets}
     for file in files:
         for key, tensor in _whole_tensors(file):
@@ -117,9 +134,7 @@ def has_groups(files: Sequence[Path], skeleton: PreTrainedModel, targets: Sequen
             if target is not None and tuple(tensor.shape) == target.shape:
                 matrices = as_matrices(tensor, target.layout)
                 groups = (matrices != 0).unflatten(2, (-1, pattern.columns)).sum(dim=3)
-                if bool((groups > pattern.rows).any()):
-                    return False
-    return True
+                yield target.name, not bool((groups > pattern.rows).any())
 
 
 def _whole_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,0 +1,213 @@
+"""The formats that models are exported to: what each needs, and how it is written, opened and run.
+
+Each is one entry of `FORMATS`. The exporters are those of transformers (`transformers.exporters`) where it has one.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..errors import ExportError, first_line, nearest, one_line
+from ..structure.fields import MISFITS
+
+# A batch: inputs of a model by name.
+Batch = Mapping[str, torch.Tensor]
+
+# A model that was opened in a runtime: inputs by name -> outputs by name or position.
+Runtime = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is exported: a model in evaluation mode, batches of real samples, and whether int8 is wanted."""
+
+    model: PreTrainedModel
+    batches: Sequence[Batch]
+    int8: bool = False
+
+    @property
+    def is_generative(self) -> bool:
+        """Whether the model generates text, step by step with a cache."""
+        return self.model.can_generate()
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """One format.
+
+    Attributes:
+        runtime: the runtime that it is opened in, as tables name it.
+        extra: the extra of hf-prune that has what it needs.
+        modules: what must be importable.
+        write: writes the files of a model into a folder that exists.
+        open: the runtimes in a folder, by the stage of a forward pass: `model`, or `prefill` and `decode`.
+        int8: what int8 is there, in words; None if it is not offered.
+        int8_modules: what must be importable for int8.
+        packages: those whose versions are told.
+        generates: whether language models keep their cache of keys and values.
+    """
+
+    runtime: str
+    extra: str
+    modules: tuple[str, ...]
+    write: Callable[[Work, Path], None]
+    open: Callable[[Path], dict[str, Runtime]]
+    int8: str | None = None
+    int8_modules: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    generates: bool = True
+
+
+def find_format(name: str, int8: bool = False) -> ExportFormat:
+    """The format of a name. Raises ExportError for another one, and for packages that are not installed."""
+    if name not in FORMATS:
+        raise ExportError("--to", f"expected one of {', '.join(FORMATS)}, got {name!r}{nearest(name, FORMATS)}")
+    entry = FORMATS[name]
+    if int8 and entry.int8 is None:
+        offered = ", ".join(other for other, one in FORMATS.items() if one.int8 is not None)
+        raise ExportError("--int8", f"expected one of the formats {offered}, got {name}")
+    missing = [one for one in (*entry.modules, *(entry.int8_modules if int8 else ())) if not _is_installed(one)]
+    if missing:
+        raise ExportError(
+            "--to",
+            f"{name} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
+            f"pip install 'hf-prune[{entry.extra}]'",
+        )
+    return entry
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would be in
+        return False
+
+
+# ---- Those of transformers ----
+
+
+def _write_onnx(work: Work, folder: Path) -> None:
+    from transformers.exporters import OnnxConfig, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+
+    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if work.int8 else None
+    _write(work, folder, "onnx", OnnxConfig(dynamic=True, quantizer=quantizer))
+
+
+def _write_openvino(work: Work, folder: Path) -> None:
+    from transformers.exporters import NNCFOpenVINOQuantizer, OpenVINOConfig
+
+    quantizer = NNCFOpenVINOQuantizer(calibration_dataset=[dict(batch) for batch in work.batches])
+    # Not stateful: what the prompt leaves in the cache is handed from one graph to the other.
+    config = OpenVINOConfig(dynamic=True, stateful=False, quantizer=quantizer if work.int8 else None)
+    _write(work, folder, "openvino", config)
+
+
+def _write_executorch(work: Work, folder: Path) -> None:
+    from transformers.exporters import ExecutorchConfig
+
+    _write(work, folder, "executorch", ExecutorchConfig(dynamic=True))
+
+
+def _write(work: Work, folder: Path, name: str, config: Any) -> None:
+    """Export with transformers, and write what `ExportedModel.from_pretrained` reads."""
+    from transformers.exporters import AutoHfExporter
+
+    inputs: Any = _of_two(work.batches[0])
+    with _silent():
+        exporter = AutoHfExporter.from_config(config)
+        export = exporter.export_for_generation if work.is_generative else exporter.export
+        try:
+            export(work.model, inputs, config).save_pretrained(folder)
+        except MISFITS as error:
+            cause = error.__cause__ or error
+            raise ExportError(f"{type(work.model).__name__} cannot be exported to {name}: {one_line(cause)}") from error
+
+
+def _of_two(batch: Batch) -> dict[str, torch.Tensor]:
+    """A batch of two samples: a size of one would be taken for a constant."""
+    return {name: torch.cat([value, value])[:2] for name, value in batch.items()}
+
+
+def _open_onnx(folder: Path) -> dict[str, Runtime]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    return _open(folder, session_options=options)
+
+
+def _open_openvino(folder: Path) -> dict[str, Runtime]:
+    return _open(folder, config={"INFERENCE_NUM_THREADS": torch.get_num_threads()})
+
+
+def _open(folder: Path, **options: Any) -> dict[str, Runtime]:
+    """Open what `_write` wrote, on the CPU."""
+    from transformers.exporters import ExportedModel
+
+    with _silent():
+        try:
+            opened = ExportedModel.from_pretrained(folder, device="cpu", **options)
+        except (*MISFITS, MemoryError) as error:
+            raise ExportError(f"the exported model does not open in its runtime: {first_line(error)}") from error
+    return {name: _with_known_inputs(runner) for name, runner in opened.runners.items()}
+
+
+def _with_known_inputs(runner: Any) -> Runtime:
+    """A runner that takes all inputs, and passes on those that the graph has."""
+
+    def run(**inputs: Any) -> Any:
+        return runner(**{name: value for name, value in inputs.items() if name in runner.metadata.kwargs})
+
+    return run
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep exporters from printing their steps and warnings of versions; errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+FORMATS: dict[str, ExportFormat] = {
+    "onnx": ExportFormat(
+        "ONNX Runtime",
+        extra="onnx",
+        modules=("transformers.exporters.base", "onnx", "onnxscript", "onnxruntime"),
+        write=_write_onnx,
+        open=_open_onnx,
+        int8="dynamic quantization: weights per channel, activations when they are computed",
+        packages=("onnx", "onnxscript", "onnxruntime"),
+    ),
+    "openvino": ExportFormat(
+        "OpenVINO",
+        extra="openvino",
+        modules=("transformers.exporters.base", "openvino"),
+        write=_write_openvino,
+        open=_open_openvino,
+        int8="weights and activations, calibrated by NNCF on the samples",
+        int8_modules=("nncf",),
+        packages=("openvino", "nncf"),
+    ),
+    "executorch": ExportFormat(
+        "ExecuTorch (XNNPACK)",
+        extra="executorch",
+        modules=("transformers.exporters.base", "executorch"),
+        packages=("executorch",),
+        write=_write_executorch,
+        open=_open,
+    ),
+}

@@ -1,0 +1,247 @@
+"""A saved model in other runtimes: its files, its outputs there, and what is told of both."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+import torch
+import transformers
+from models import bert, llama, t5
+from shrunk import save_shrunk
+from text_models import save_text_model, texts, tokenizer
+
+from hf_prune.cli.commands import app
+from hf_prune.errors import ExportError
+from hf_prune.runtimes import export, exporters
+from hf_prune.runtimes.export import Texts, export_model
+from hf_prune.runtimes.exporters import FORMATS, find_format
+from hf_prune.runtimes.passes import agreement, difference, run_pass, stages_of
+from hf_prune.runtimes.samples import drawn_samples, samples_of_texts
+
+
+def needs(to, int8=False):
+    """Skip a test where what a format needs is not installed; `make test` installs onnx and openvino."""
+    entry = FORMATS[to]
+    modules = (*entry.modules, *(entry.int8_modules if int8 else ()))
+    missing = [name for name in modules if not exporters._is_installed(name)]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
+
+
+# What the libraries of the runtimes warn of themselves.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A BERT with a tokenizer, in which 90% of the weights are zero."""
+    folder = tmp_path_factory.mktemp("saved") / "sparse"
+    save_text_model(folder, bert)
+    model = transformers.BertForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        for weight in model.bert.encoder.parameters():
+            if weight.ndim == 2:
+                weight[torch.rand_like(weight) < 0.9] = 0
+    model.save_pretrained(folder)
+    return folder
+
+
+LABELLED = Texts(texts(20), "random texts", [number % 2 for number in range(20)])
+
+
+# ---- ONNX Runtime ----
+
+
+@pytest.fixture(scope="module")
+def in_onnx(saved, tmp_path_factory):
+    output = tmp_path_factory.mktemp("exports") / "onnx"
+    said = []
+    with torch.random.fork_rng():
+        report = export_model(saved, output, "onnx", int8=True, texts=LABELLED, say=said.append)
+    return output, report, said
+
+
+@needs("onnx")
+def test_all_models_are_measured_and_what_is_written_says_so(in_onnx):
+    output, report, said = in_onnx
+    assert [(row.runtime, row.model, row.precision) for row in report.rows] == [
+        ("PyTorch", "dense", "float32"),
+        ("PyTorch", "this model", "float32"),
+        ("ONNX Runtime", "dense", "float32"),
+        ("ONNX Runtime", "this model", "float32"),
+        ("ONNX Runtime", "this model", "int8"),
+    ]
+    assert all(set(row.seconds) == {1, 8} and min(row.seconds.values()) > 0 for row in report.rows)
+    assert report.rows[3].difference < 1e-5 < report.rows[4].difference < 0.2
+    assert report.rows[3].agreement == 1.0
+    assert report.rows[1].accuracy == report.rows[3].accuracy
+    assert report.rows[0].accuracy is None
+    assert report.sparsity == pytest.approx(0.9, abs=0.05)
+    assert (report.number, report.samples, report.dense_is_new) == (20, "random texts", True)
+    assert json.loads((output / "export_report.json").read_text(encoding="utf-8")) == json.loads(
+        json.dumps(report.to_dict())
+    )
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert card.count("| ONNX Runtime, ") == 3
+    assert f"{report.rows[4].accuracy:.1%}" in card
+    assert "new weights" in card
+    assert str(output.parent) not in card + (output / "export_report.json").read_text(encoding="utf-8")
+    assert len(said) == 4
+
+
+@needs("onnx")
+def test_the_folder_opens_by_itself(in_onnx, saved):
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    output = in_onnx[0]
+    assert {file.name for file in output.parent.iterdir()} == {"onnx"}
+    session = onnxruntime.InferenceSession(output / "model.onnx", providers=["CPUExecutionProvider"])
+    inputs = AutoTokenizer.from_pretrained(output)(texts(3), padding=True, return_tensors="np")
+    taken = {one.name for one in session.get_inputs()}
+    (found,) = session.run(["logits"], {name: value for name, value in inputs.items() if name in taken})
+    model = transformers.BertForSequenceClassification.from_pretrained(saved).eval()
+    with torch.inference_mode():
+        expected = model(**{name: torch.tensor(value) for name, value in inputs.items()}).logits
+    assert difference([torch.tensor(found)], [expected]) < 0.2  # it is the one in int8
+    assert any(one.dtype.name == "int8" for one in _weights(output / "model.onnx"))
+
+
+def _weights(path):
+    import onnx
+
+    return [onnx.numpy_helper.to_array(one, str(path.parent)) for one in onnx.load(path).graph.initializer]
+
+
+@needs("onnx")
+def test_what_is_wrong_leaves_nothing_behind(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "difference", lambda found, expected: 0.5)
+    monkeypatch.setattr(export, "_MOST_PARAMETERS", 0)  # no dense model is built
+    with pytest.raises(ExportError, match=r"differ by 5\.0e-01 of the largest"):
+        export_model(saved, tmp_path / "out", "onnx", dense=None)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- OpenVINO ----
+
+
+@needs("openvino", int8=True)
+def test_a_model_without_some_units_runs_in_openvino(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_MOST_PARAMETERS", 0)  # no dense model is built
+    save_shrunk(tmp_path / "small")
+    tokenizer().save_pretrained(tmp_path / "small")
+    report = export_model(tmp_path / "small", tmp_path / "out", "openvino", int8=True)
+    by_row = {(row.runtime, row.model, row.precision): row for row in report.rows}
+    assert by_row["OpenVINO", "this model", "float32"].difference < 0.05
+    assert by_row["OpenVINO", "this model", "int8"].agreement > 0.5
+    assert "drawn from the vocabulary" in report.samples
+    assert {"openvino_model.xml", "openvino_model.bin"} <= {file.name for file in (tmp_path / "out").iterdir()}
+
+
+# ---- Generation ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", [pytest.param(to, marks=needs(to)) for to in ("onnx", "openvino")])
+def test_a_language_model_generates_with_its_cache(tmp_path, to):
+    save_text_model(tmp_path / "model", llama)
+    report = export_model(tmp_path / "model", tmp_path / "out", to, dense=tmp_path / "model")
+    rows = [row for row in report.rows if row.runtime != "PyTorch"]
+    assert [row.model for row in rows] == ["dense", "this model"]
+    assert rows[1].difference < 0.05
+    assert rows[1].agreement > 0.9
+    assert not report.dense_is_new
+    assert "8 tokens after it" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_pass_of_a_language_model_is_that_without_a_cache():
+    torch.manual_seed(0)
+    model = llama().eval()
+    ids = torch.randint(3, 64, (2, 6))
+    found = run_pass(stages_of(model), model.config, {"input_ids": ids})
+    following = found.argmax(-1)
+    with torch.inference_mode():
+        whole = model(torch.cat([ids, following[:, :-1]], dim=1)).logits
+    torch.testing.assert_close(found, whole[:, 5:], atol=1e-5, rtol=1e-4)
+    again = run_pass(stages_of(model), model.config, {"input_ids": ids}, following)
+    assert torch.equal(again, found)
+
+
+# ---- What is refused ----
+
+
+def test_formats_and_packages_are_checked_first(monkeypatch, capsys, tmp_path):
+    with pytest.raises(ExportError, match=r"expected one of onnx, .*got 'onx'; did you mean 'onnx'"):
+        find_format("onx")
+    with pytest.raises(ExportError, match=r"--int8: expected one of the formats onnx, openvino.*, got executorch"):
+        find_format("executorch", int8=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        app(["export", str(tmp_path), str(tmp_path / "out"), "--to", "openvino", "--int8"], standalone_mode=True)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "openvino needs transformers.exporters.base, openvino, nncf, which are not installed" in error
+    assert "pip install 'hf-prune[openvino]'" in error
+
+
+@needs("onnx")
+def test_a_folder_with_files_and_models_that_are_no_are_refused(saved, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    with pytest.raises(ExportError, match="OUT: expected a new or an empty folder"):
+        export_model(saved, tmp_path / "out", "onnx")
+    save_text_model(tmp_path / "t5", t5)
+    with pytest.raises(ExportError, match="T5ForConditionalGeneration"):
+        export_model(tmp_path / "t5", tmp_path / "other", "onnx")
+    assert not (tmp_path / "other").exists()
+
+
+def test_labels_are_numbers_or_names_of_the_model():
+    model = bert()
+    model.config.label2id, model.config.id2label = {"bad": 0, "good": 1}, {0: "bad", 1: "good"}
+    found = samples_of_texts(model, tokenizer(), texts(3), ["good", "bad", 1], 8, "texts")
+    assert found.labels[0].tolist() == [1, 0, 1]
+    with pytest.raises(ExportError, match="--label-column: expected the labels bad, good, got 'dull'"):
+        samples_of_texts(model, tokenizer(), texts(1), ["dull"], 8, "texts")
+
+
+# ---- Samples and measures ----
+
+
+def test_samples_of_a_language_model_are_pieces_without_padding():
+    found = samples_of_texts(llama(), tokenizer(), texts(40), None, 6, "texts")
+    assert {tuple(batch["input_ids"].shape[1:]) for batch in found.batches} == {(6,)}
+    assert all(bool(batch["attention_mask"].all()) for batch in found.batches)
+    assert [len(batch["input_ids"]) for batch in found.timed] == [1, 8]
+    with pytest.raises(ExportError, match="expected texts of 16 tokens or more, got"):
+        samples_of_texts(llama(), tokenizer(), ["w1 w2"], None, 200, "texts")
+
+
+def test_tokens_are_drawn_without_special_ones_and_the_same_every_time():
+    found, again = (drawn_samples(bert(), tokenizer(), 16) for _ in range(2))
+    ids = torch.cat([batch["input_ids"] for batch in found.batches])
+    assert ids.shape == (16, 16)
+    assert int(ids.min()) > 2
+    assert torch.equal(ids, torch.cat([batch["input_ids"] for batch in again.batches]))
+
+
+def test_differences_are_relative_and_nothing_hides_in_them():
+    expected = [torch.tensor([[1.0, -4.0]])]
+    assert difference([torch.tensor([[1.0, -3.0]])], expected) == pytest.approx(0.25)
+    assert difference([torch.tensor([[1.0, float("nan")]])], expected) == float("inf")
+    assert difference([torch.tensor([[1.0]])], expected) == float("inf")
+    assert agreement([torch.tensor([[1.0, 2.0], [3.0, 1.0]])], [torch.tensor([[1.0, 2.0], [1.0, 3.0]])]) == 0.5
+
+
+def test_every_extra_is_declared():
+    import tomllib
+    from pathlib import Path
+
+    import hf_prune
+
+    path = Path(hf_prune.__file__).parents[1] / "pyproject.toml"
+    extras = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for name, entry in FORMATS.items():
+        declared = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in extras[entry.extra]}
+        needed = {one.partition(".")[0] for one in (*entry.modules, *entry.int8_modules)} - {"transformers"}
+        assert needed <= declared, name

@@ -79,10 +79,10 @@ def export_model(
         raise ExportError("OUT", f"expected a new or an empty folder, got {output}")
     saved = SavedModel(find_model(model))
     whole = _load(saved)
-    if whole.config.is_encoder_decoder or (whole.can_generate() and not entry.generates):
-        raise ExportError(
-            f"{type(whole).__name__}: encoder-decoders and language models cannot all be exported to {to}"
-        )
+    if whole.config.is_encoder_decoder:
+        raise ExportError(f"{type(whole).__name__}: encoder-decoders are not exported")
+    if whole.can_generate() and not entry.generates:
+        raise ExportError(f"{type(whole).__name__}: language models are not exported to {to}; use onnx or openvino")
     tokenizer = _tokenizer(saved)
     samples = _samples(whole, tokenizer, texts, length)
     other = _load(SavedModel(find_model(dense))) if dense is not None else _new_dense(saved, whole)

@@ -42,7 +42,9 @@ WINGS = [
 OPTIONAL = {
     "engines.deepspeed": {"deepspeed"},  # it has made the parameters what they are then
     "engines.placing": {"deepspeed"},
-    "runtimes.exporters": {"onnxruntime"},
+    "runtimes.exporters": {"onnxruntime"},  # `find_format` says what is missing
+    "runtimes.gguf": {"gguf"},
+    "runtimes.litert": {"ai_edge_litert", "litert_torch"},
     "recipe.metrics": {"rouge_score"},  # the metric of one task says that it needs its package
 }
 

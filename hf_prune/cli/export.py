@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def export_command(
     model: Annotated[str, typer.Argument(help="A folder with a saved model, or a model name on the Hub.")],
     output: Annotated[Path, typer.Argument(help="The folder to write; new or empty.")],
-    to: Annotated[str, typer.Option(help="onnx, openvino or executorch.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8 as well (onnx, openvino).")] = False,
+    to: Annotated[str, typer.Option(help="onnx, openvino, litert, executorch or gguf.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8 as well (onnx, openvino, gguf).")] = False,
     data: Annotated[
         str | None,
         typer.Option(

@@ -310,10 +310,14 @@ def print_export(report: "ExportReport", folder: Path) -> None:
     from ..runtimes.export_card import cells_of, notes
 
     columns, *rows = cells_of(report)
-    shown = make_table("", *columns)
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+    compared = columns.index("difference")
+    times, outputs = [*range(3, compared)], [2, *range(compared, len(columns))]
+    for title, shown in (("Latency", times), ("Size and outputs", outputs)):
+        measured = make_table(title, "", *(columns[index] for index in shown))
+        for row in rows:
+            measured.add_row(f"{row[0]}, {row[1]}", *(row[index] for index in shown))
+        console.print(measured)
+        console.print()
     console.print(notes(report), soft_wrap=True)
     console.print(f"The model is in {folder}.", soft_wrap=True)
 

@@ -56,8 +56,8 @@ def cells_of(report: ExportReport) -> list[list[str]]:
     """The cells of the table: the names of the columns, and a row for each model in each runtime."""
     sizes = list(report.rows[0].seconds)
     with_accuracy = any(row.accuracy is not None for row in report.rows)
-    columns = ["", "precision", "MB", *(f"{_samples(size)}: ms" for size in sizes), "speed", "speed there"]
-    columns += ["largest difference", "equal predictions", *(["accuracy"] if with_accuracy else [])]
+    columns = ["", "precision", "MB", *(f"ms, {size}" for size in sizes), "speed", "speed there"]
+    columns += ["difference", "equal", *(["accuracy"] if with_accuracy else [])]
     return [columns, *(_cells_of_row(report, row, sizes, with_accuracy) for row in report.rows)]
 
 
@@ -73,10 +73,6 @@ def _cells_of_row(report: ExportReport, row: Row, sizes: list[int], with_accurac
         _number(row.agreement, "{:.1%}"),
         *([_number(row.accuracy, "{:.1%}")] if with_accuracy else []),
     ]
-
-
-def _samples(size: int) -> str:
-    return "1 sample" if size == 1 else f"{size} samples"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -100,7 +96,8 @@ def notes(report: ExportReport) -> str:
     first = report.rows[0]
     threads = "1 thread, CPU time of the process" if report.threads == 1 else f"{report.threads} threads"
     found = [
-        f"Milliseconds: the least of several passes, all models in turns; {inline(report.processor)}, {threads}.",
+        f"Milliseconds of a pass with {' and with '.join(map(str, first.seconds))} samples: the least of several, all "
+        f"models in turns; {inline(report.processor)}, {threads}.",
         f"Speed: times as fast as {first.runtime}, {first.model}, for each batch.",
     ]
     if _dense_there(report, report.rows[-1]) is not None:
@@ -110,9 +107,11 @@ def notes(report: ExportReport) -> str:
     if report.sparsity:
         found.append(f"{report.sparsity:.1%} of the prunable weights are zero.")
     found.append(
-        f"Outputs are compared with those of this model in PyTorch, relative to the largest, on {report.number} "
-        f"samples: {inline(report.samples)}."
+        f"Difference: the largest one from the outputs of this model in PyTorch, relative to the largest of these, on "
+        f"{report.number} samples: {inline(report.samples)}."
     )
+    if any(row.agreement is not None for row in report.rows):
+        found.append("Equal: the share of predictions (classes or next tokens) that are the same.")
     if "CausalLM" in report.model_class:
         found.append("A pass is a prompt and 8 tokens after it, one by one.")
     shown = ", ".join(f"{name} {version}" for name, version in report.versions.items())

@@ -7,63 +7,17 @@ import contextlib
 import importlib.util
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ..errors import ExportError, first_line, nearest, one_line
 from ..structure.fields import MISFITS
-
-# A batch: inputs of a model by name.
-Batch = Mapping[str, torch.Tensor]
-
-# A model that was opened in a runtime: inputs by name -> outputs by name or position.
-Runtime = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is exported: a model in evaluation mode, batches of real samples, and whether int8 is wanted."""
-
-    model: PreTrainedModel
-    batches: Sequence[Batch]
-    int8: bool = False
-
-    @property
-    def is_generative(self) -> bool:
-        """Whether the model generates text, step by step with a cache."""
-        return self.model.can_generate()
-
-
-@dataclass(frozen=True)
-class ExportFormat:
-    """One format.
-
-    Attributes:
-        runtime: the runtime that it is opened in, as tables name it.
-        extra: the extra of hf-prune that has what it needs.
-        modules: what must be importable.
-        write: writes the files of a model into a folder that exists.
-        open: the runtimes in a folder, by the stage of a forward pass: `model`, or `prefill` and `decode`.
-        int8: what int8 is there, in words; None if it is not offered.
-        int8_modules: what must be importable for int8.
-        packages: those whose versions are told.
-        generates: whether language models keep their cache of keys and values.
-    """
-
-    runtime: str
-    extra: str
-    modules: tuple[str, ...]
-    write: Callable[[Work, Path], None]
-    open: Callable[[Path], dict[str, Runtime]]
-    int8: str | None = None
-    int8_modules: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ()
-    generates: bool = True
+from .formats import Batch, ExportFormat, Runtime, Work
+from .gguf import open_gguf, write_gguf
+from .litert import open_litert, write_litert
 
 
 def find_format(name: str, int8: bool = False) -> ExportFormat:
@@ -209,5 +163,23 @@ FORMATS: dict[str, ExportFormat] = {
         packages=("executorch",),
         write=_write_executorch,
         open=_open,
+    ),
+    "litert": ExportFormat(
+        "LiteRT",
+        extra="litert",
+        modules=("litert_torch", "ai_edge_litert"),
+        packages=("litert-torch", "ai-edge-litert"),
+        write=write_litert,
+        open=open_litert,
+        generates=False,
+    ),
+    "gguf": ExportFormat(
+        "transformers, from GGUF",
+        extra="gguf",
+        modules=("gguf",),
+        packages=("gguf",),
+        write=write_gguf,
+        open=open_gguf,
+        int8="Q8_0: blocks of 32 weights with a scale each",
     ),
 }

@@ -41,7 +41,7 @@ def run_pass(
     output are the logits after the prompt and after each token (samples, 9, vocabulary).
     """
     if "model" in stages:
-        return _main_output(stages["model"](**batch))
+        return main_output(stages["model"](**batch))
     ids = batch["input_ids"]
     samples, length = ids.shape
     cache: Any = DynamicCache(config=config)
@@ -62,7 +62,8 @@ def run_pass(
     return torch.cat(logits, dim=1)
 
 
-def _main_output(outputs: Any) -> torch.Tensor:
+def main_output(outputs: Any) -> torch.Tensor:
+    """The logits of a model, or else its first floating-point output."""
     if isinstance(outputs, Mapping) and "logits" in outputs:
         return outputs["logits"]
     values = outputs.values() if isinstance(outputs, Mapping) else outputs

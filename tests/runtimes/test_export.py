@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from models import bert, llama, t5
@@ -12,6 +13,7 @@ from shrunk import save_shrunk
 from text_models import save_text_model, texts, tokenizer
 
 from hf_prune.cli.commands import app
+from hf_prune.cli.tables import print_export
 from hf_prune.errors import ExportError
 from hf_prune.runtimes import export, exporters
 from hf_prune.runtimes.export import Texts, export_model
@@ -90,6 +92,18 @@ def test_all_models_are_measured_and_what_is_written_says_so(in_onnx):
 
 
 @needs("onnx")
+def test_the_command_prints_what_was_measured(in_onnx, capsys):
+    output, report, _ = in_onnx
+    print_export(report, output)
+    printed = capsys.readouterr().out
+    for row in report.rows:
+        assert printed.count(f"{row.runtime}, {row.model}, {row.precision}") == 2
+    assert f"{1000 * report.rows[0].seconds[1]:.1f}" in printed
+    assert f"{report.rows[-1].difference:.1e}" in printed
+    assert max(map(len, printed.split("Milliseconds")[0].splitlines())) <= 80
+
+
+@needs("onnx")
 def test_the_folder_opens_by_itself(in_onnx, saved):
     import onnxruntime
     from transformers import AutoTokenizer
@@ -152,6 +166,66 @@ def test_a_language_model_generates_with_its_cache(tmp_path, to):
     assert rows[1].agreement > 0.9
     assert not report.dense_is_new
     assert "8 tokens after it" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@needs("gguf", int8=True)
+def test_a_sparse_llama_opens_from_gguf_bit_for_bit_and_keeps_its_zeros_in_int8(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_MOST_PARAMETERS", 0)  # no dense model is built
+    save_text_model(tmp_path / "model", lambda: llama(hidden_size=32, num_key_value_heads=2))
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        for weight in model.model.layers.parameters():
+            if weight.ndim == 2:
+                weight[torch.rand_like(weight) < 0.9] = 0
+    model.save_pretrained(tmp_path / "model")
+    report = export_model(tmp_path / "model", tmp_path / "out", "gguf", int8=True)
+    rows = [row for row in report.rows if row.runtime != "PyTorch"]
+    assert [(row.precision, row.difference == 0) for row in rows] == [("float32", True), ("int8", False)]
+    assert rows[1].difference < 0.05
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf").state_dict()
+    for name, weight in model.state_dict().items():
+        assert bool((again[name][weight == 0] == 0).all()), name
+    assert "llama.cpp" not in report.rows[-1].runtime
+
+
+@needs("gguf")
+def test_a_byte_level_tokenizer_is_written_into_the_gguf_file(tmp_path, monkeypatch):
+    import gguf
+
+    monkeypatch.setattr(export, "_MOST_PARAMETERS", 0)  # no dense model is built
+    pieces = tokenizers.Tokenizer(tokenizers.models.BPE())
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    pieces.train_from_iterator(["a film that is a good film"] * 20, trainer)
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="<|end|>", pad_token="<|end|>")
+    save_text_model(tmp_path / "model", lambda: llama(vocab_size=300))
+    words.save_pretrained(tmp_path / "model")
+    export_model(tmp_path / "model", tmp_path / "out", "gguf")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
+    for text in ("a good film", "that is Ä", "film<|end|>"):
+        assert again(text)["input_ids"] == words(text)["input_ids"]
+    fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == words.eos_token_id
+
+
+@needs("gguf")
+def test_what_gguf_cannot_hold_is_refused(saved, tmp_path):
+    with pytest.raises(ExportError, match="gguf is written for Llama models, got bert"):
+        export_model(saved, tmp_path / "out", "gguf")
+    assert not list(tmp_path.iterdir())
+
+
+@needs("litert")
+def test_a_model_without_some_units_runs_in_litert(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_MOST_PARAMETERS", 0)  # no dense model is built
+    save_shrunk(tmp_path / "small")
+    tokenizer().save_pretrained(tmp_path / "small")
+    report = export_model(tmp_path / "small", tmp_path / "out", "litert", texts=LABELLED)
+    assert report.rows[1].runtime == "LiteRT"
+    assert report.rows[1].difference < 1e-4
+    assert (tmp_path / "out" / "model.tflite").exists()
 
 
 def test_a_pass_of_a_language_model_is_that_without_a_cache():

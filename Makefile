@@ -99,6 +99,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/saved_model.py
+	$(BIN)/python benchmarks/packing.py
 
 # The accuracy of pruned models, over three seeds; continues where it was stopped. The report is in outputs/quality.
 bench-quality: $(VENV)/installed

@@ -21,9 +21,7 @@ def with_entry(text: str, dtype: str | None = None) -> str:
     """
     content = _parsed(text)
     if _KEY in content:
-        raise PackedError(
-            "config.json: expected the configuration of a dense model, got one that is quantised or packed"
-        )
+        raise PackedError("expected the configuration of a dense model, got one that is quantised or packed")
     if dtype is not None:
         name = "torch_dtype" if "torch_dtype" in content else "dtype"
         text = json.dumps({**content, name: dtype}, indent=2, ensure_ascii=False) + "\n"
@@ -35,7 +33,7 @@ def without_entry(text: str) -> str:
     """The config.json that `with_entry` was given; where it was edited since, the same content in other text."""
     content = _parsed(text)
     if content.get(_KEY, {}).get("quant_method") != METHOD:
-        raise PackedError(f'config.json: expected the configuration of a packed model, with "quant_method": "{METHOD}"')
+        raise PackedError(f'expected the configuration of a packed model, with "quant_method": "{METHOD}"')
     if text.count(_ENTRY) == 1:
         return text.replace(_ENTRY, "")
     del content[_KEY]
@@ -48,5 +46,5 @@ def _parsed(text: str) -> dict:
         if not isinstance(content, dict) or not content or not isinstance(content.get(_KEY, {}), dict):
             raise ValueError("it is no object with entries")
     except ValueError as error:
-        raise PackedError(f"config.json: expected JSON, got a file that cannot be used ({error})") from error
+        raise PackedError(f"expected JSON, got a file that cannot be used ({error})") from error
     return content

@@ -16,6 +16,9 @@ _WORTH = 0.985
 
 _REPEATS_SAVE = 0.8
 
+# Bytes by which it is judged whether repeats save anything: finding them takes long where there are few.
+_SHORT_SAMPLE = 1 << 12
+
 _LEVEL = 6
 
 _RAW_DEFLATE = -15  # the window bits by which zlib writes no header and no checksum of its own
@@ -30,9 +33,10 @@ def encode(content: np.ndarray, repeats: bool = False) -> tuple[int, bytes]:
     sample = content[:_SAMPLE].tobytes()
     size, strategy = len(_deflate(sample, zlib.Z_HUFFMAN_ONLY)), zlib.Z_HUFFMAN_ONLY
     if repeats:
-        with_repeats = len(_deflate(sample, zlib.Z_DEFAULT_STRATEGY))
-        if with_repeats < _REPEATS_SAVE * size:
-            size, strategy = with_repeats, zlib.Z_DEFAULT_STRATEGY
+        short = sample[:_SHORT_SAMPLE]
+        plain, with_repeats = (len(_deflate(short, one)) for one in (strategy, zlib.Z_DEFAULT_STRATEGY))
+        if with_repeats < _REPEATS_SAVE * plain:
+            size, strategy = 0, zlib.Z_DEFAULT_STRATEGY
     if size < _WORTH * len(sample):
         stored = _deflate(content.data, strategy)
         if len(stored) < content.size:

@@ -18,4 +18,6 @@ DTYPES = {
 
 def dense_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """A tensor of a data type as safetensors calls it, in the memory of its patterns."""
+    if not patterns.size:
+        return torch.empty(shape, dtype=DTYPES[dtype])
     return torch.from_numpy(patterns.view(np.uint8)).view(DTYPES[dtype]).reshape(shape)

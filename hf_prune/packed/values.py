@@ -17,7 +17,7 @@ _BINS = 256
 
 _SAMPLE = 1 << 12
 
-# Values that are compared with a codebook at a time.
+# Values that are compared with a codebook, or put together, at a time: they stay in the cache. A multiple of 8.
 _AT_A_TIME = 1 << 18
 
 
@@ -77,14 +77,18 @@ def sizes_of_histogram(number: int, low: int) -> list[int]:
 def from_histogram(base: int, low: int, streams: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
     """The values of the streams: of each value a bin, a sign, whole bytes of its low bits, and the bits above those."""
     bins, signs, *planes, bits = streams
-    values = bins.astype(dtype)
-    values <<= dtype.type(low)
-    for plane, content in enumerate(planes):
-        values |= _shifted(content, 8 * plane, dtype)
-    for bit, content in enumerate(np.split(bits, low % 8) if low % 8 else []):
-        values |= _shifted(np.unpackbits(content, count=bins.size), low // 8 * 8 + bit, dtype)
-    values += dtype.type(base)
-    values |= _shifted(np.unpackbits(signs, count=bins.size), 8 * dtype.itemsize - 1, dtype)
+    of_bits = np.split(bits, low % 8) if low % 8 else []
+    values = np.empty(bins.size, dtype)
+    for start in range(0, bins.size, _AT_A_TIME):
+        part, in_bits = slice(start, start + _AT_A_TIME), slice(start // 8, (start + _AT_A_TIME) // 8)
+        found = _shifted(bins[part], low, dtype)
+        for plane, content in enumerate(planes):
+            found |= _shifted(content[part], 8 * plane, dtype)
+        for bit, content in enumerate(of_bits):
+            found |= _shifted(np.unpackbits(content[in_bits], count=found.size), low // 8 * 8 + bit, dtype)
+        found += dtype.type(base)
+        found |= _shifted(np.unpackbits(signs[in_bits], count=found.size), 8 * dtype.itemsize - 1, dtype)
+        values[part] = found
     return values
 
 

@@ -111,7 +111,7 @@ def _convert(
             found.append((name.as_posix(), source, target))
         elif source in configs:
             check_inside(folder, [name.as_posix()])
-            target.write_bytes(edit(_text_of(source)).encode())
+            target.write_bytes(_edited(source, edit).encode())
         else:
             shutil.copyfile(source, target)
     for place in places:
@@ -119,11 +119,14 @@ def _convert(
     return found
 
 
-def _text_of(path: Path) -> str:
+def _edited(path: Path, edit: Callable[[str], str]) -> str:
+    """The text of a config.json with an entry more or less."""
     try:
-        return path.read_bytes().decode()
+        return edit(path.read_bytes().decode())
     except (OSError, UnicodeDecodeError) as error:
         raise PackedError(f"{path}: expected the configuration of a model, got a file that cannot be read") from error
+    except PackedError as error:
+        raise PackedError(f"{path}: {error}") from error
 
 
 def _update_index(folder: Path) -> None:

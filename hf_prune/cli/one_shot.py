@@ -56,6 +56,9 @@ def prune_command(
     reconstruction: Annotated[
         str | None, typer.Option(help="least_squares: solve the weights that are kept anew, after any method.")
     ] = None,
+    shared_values: Annotated[
+        int | None, typer.Option(help="How many values the weights of a tensor share that are kept, 2 to 256.")
+    ] = None,
     settings: Fields = None,
     samples: Annotated[int, typer.Option(help="Windows of text to calibrate with.")] = 128,
     length: Annotated[int, typer.Option(help="Length of a window in tokens.")] = 2048,
@@ -113,7 +116,7 @@ def prune_command(
         if target_quality is not None and sparsity is None:
             sparsity = 0.95  # the highest that is tried
         given = {"method": method, "pattern": pattern, "sparsity": sparsity, "scope": scope}
-        given["reconstruction"] = reconstruction
+        given |= {"reconstruction": reconstruction, "shared_values": shared_values}
         overrides = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
         config = parse_pruning([*overrides, *(settings or [])])
         calibration = CalibrationConfig(

@@ -15,7 +15,7 @@ and it works with any optimizer that changes the weights in its step.
 import logging
 import math
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from ..structure.shrink import Cut
 from .masks import Masks
 
 logger = logging.getLogger(__name__)
+
+# Tensors that are clustered at once if tensors are sharded: they share the all-reduces.
+_TENSORS_AT_ONCE = 64
 
 # What residuals are saved under, followed by the parameter's name.
 _RESIDUAL = "shared_values.residual/"
@@ -101,9 +104,14 @@ class Sharing:
 
         Where no weight has one of the values any more, all values of the tensor are found from the start.
         """
-        if not self.codebooks:
-            return
-        weights = {name: self._weight(name) for name in self.numbers}
+        names = list(self.codebooks)
+        number = _TENSORS_AT_ONCE if self._masks.sharded else 1
+        for start in range(0, len(names), number):
+            self._step(names[start : start + number])
+
+    def _step(self, names: Sequence[str]) -> None:
+        """Cluster the weights of some tensors anew."""
+        weights = {name: self._weight(name) for name in names}
         wanted = {name: weight + self._residuals[name].view_as(weight) for name, weight in weights.items()}
         kept = {name: self._kept(name, weight) for name, weight in wanted.items()}
         means = cluster_means(

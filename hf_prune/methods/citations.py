@@ -8,7 +8,7 @@ from .penalties import PENALTIES
 from .reconstructions import RECONSTRUCTIONS
 from .schedules import SCHEDULES
 from .scopes import SCOPES
-from .table import method_of
+from .table import method_of, reads_of
 
 _DISTILLATION = """@article{hinton2015distilling,
   title = {Distilling the Knowledge in a Neural Network},
@@ -28,6 +28,13 @@ _SHARED_VALUES = """@inproceedings{han2016deep,
   author = {Han, Song and Mao, Huizi and Dally, William J.},
   booktitle = {International Conference on Learning Representations},
   year = {2016}
+}"""
+
+_FEEDBACK = """@inproceedings{frantar2023gptq,
+  title = {{GPTQ}: Accurate Post-Training Quantization for Generative Pre-trained Transformers},
+  author = {Frantar, Elias and Ashkboos, Saleh and Hoefler, Torsten and Alistarh, Dan},
+  booktitle = {International Conference on Learning Representations},
+  year = {2023}
 }"""
 
 
@@ -55,6 +62,7 @@ def citations(
         if config.get("reconstruction") in RECONSTRUCTIONS:  # none of a package that is not installed here
             papers.append(RECONSTRUCTIONS[config["reconstruction"]].paper)
         if config.get("shared_values"):
-            papers.append(_SHARED_VALUES)
+            reads = reads_of(config["method"], "layer", reconstruction=config.get("reconstruction"))
+            papers += [_SHARED_VALUES, _FEEDBACK if at_once and "products" in reads else None]
     papers += [_DISTILLATION if distilled else None, _HIDDEN_STATES if hidden_states else None]
     return list(dict.fromkeys(paper for paper in papers if paper is not None))

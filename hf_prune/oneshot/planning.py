@@ -17,6 +17,7 @@ from ..methods.solvers import SOLVERS
 from ..model.layouts import as_matrices
 from ..model.names import named_parameters, shape_of
 from ..model.targets import find_targets, left_out_of
+from ..quantise.feeding import numbers as sharing_numbers
 from .counts import counts_of
 from .grams import SAMPLE
 from .memory import stream_memory
@@ -198,6 +199,8 @@ def matrix_bytes(
         solving = max(solving, 4 * solver.numbers(rows, columns) - square - matrix)
     elif config.reconstruction is not None:
         solving = 6 * matrix
+    if config.shared_values is not None:
+        solving = max(solving, 4 * sharing_numbers(rows, columns) - square - matrix)
     return moments, max(summing, moments + copies + max(target, solving + matrix * twins))
 
 

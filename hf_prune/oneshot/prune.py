@@ -132,8 +132,9 @@ def prune(
     Args:
         model: a model of transformers, on the device where it is computed.
         config: what is pruned: a method (`sparsegpt`, `alps`, `wanda`, `magnitude`, `random`), sparsity, pattern,
-            scope, targets, overrides, and `reconstruction="least_squares"` to solve what stays anew after any method.
-            Times, which are for training, are ignored.
+            scope, targets, overrides, `reconstruction="least_squares"` to solve what stays anew after any method, and
+            `shared_values`: what stays has so many values, and later columns of a matrix make up for what rounding
+            to them loses, where the products of inputs are read. Times, which are for training, are ignored.
         data: texts, for which a tokenizer is needed; token ids (samples, length); or batches of inputs, such as a
             DataLoader gives. Not needed for methods that read no inputs.
         calibration: settings; `samples`, `length` and `seed` are for texts alone.
@@ -220,12 +221,6 @@ def check_arguments(model: Any, config: Any, calibration: Any) -> None:
         )
     if config.penalty is not None:
         raise PruningConfigError("penalty", f"expected None, as nothing is trained, got {config.penalty!r}")
-    if config.shared_values is not None and reads_inputs(config):
-        raise PruningConfigError(
-            "shared_values",
-            f"cannot be used at once with the method {config.method!r}, got {config.shared_values!r}; train on with "
-            "PruningConfig(method='keep', shared_values=...)",
-        )
     if calibration.offload == "cpu" and model.device.type == "cpu":
         raise CalibrationError(
             "offload", "expected a model on an accelerator for 'cpu', got one on the CPU; use 'disk', or none"
@@ -278,6 +273,13 @@ def _checked_run(
     groups = make_groups(0, config, targets)
     run = _Run(model, config, calibration, batches, targets, groups)
     run.check_reached(leave_unreached)
+    fused = [layer.target.name for layer in run.layers.values() if layer.parts > 1]
+    if config.shared_values is not None and fused:
+        raise PruningConfigError(
+            "shared_values",
+            f"cannot be used at once for a tensor whose matrices are pruned one by one, such as {fused[0]}; "
+            "train on with PruningConfig(method='keep', shared_values=...), where they share values",
+        )
     if "outputs" in (SCOPES[group.scope].reads for group in groups):
         check_labels(model, batches)
     return run

@@ -12,6 +12,9 @@ from ..methods.damping import Damping, full_precision
 from ..methods.scopes import SCOPES
 from ..methods.solvers import SOLVERS, Problem
 from ..methods.survivors import solve_survivors, wanted_weights
+from ..quantise.codebooks import share
+from ..quantise.feeding import share_with_feedback
+from ..quantise.kmeans import kmeans
 from .grams import Moments
 
 # The damping of least squares after a method that has none of its own: that of `alps`.
@@ -84,6 +87,8 @@ def solve(matrix: Matrix, moments: Moments, config: PruningConfig, calibration: 
             wanted = wanted_weights(wanted, moments.gram, damping, moments.cross, moments.lack, *weights)
         kept, values = _pruned(matrix, wanted, moments, config, damping)
         values = values.masked_fill_(~kept, 0)
+        if config.shared_values is not None:
+            values = _shared(values, kept, moments, config.shared_values, damping).masked_fill_(~kept, 0)
         return Solved(kept, values, _error(values, wanted, moments))
 
 
@@ -114,6 +119,14 @@ def _pruned(
     if config.reconstruction is None or moments.gram is None:
         return kept, matrix.weight.clone()
     return kept, solve_survivors(wanted, moments.gram, kept, damping)
+
+
+def _shared(values: torch.Tensor, kept: torch.Tensor, moments: Moments, number: int, damping: Damping) -> torch.Tensor:
+    """The weights with few values: with the products of inputs, later columns make up for what earlier ones lose."""
+    if moments.gram is not None:
+        return share_with_feedback(values, moments.gram, kept, number, damping)
+    codebook = kmeans(values[kept], number, importance=moments.squares.expand_as(values)[kept])
+    return share(values, kept, codebook)
 
 
 def _scores(matrix: Matrix, moments: Moments, config: PruningConfig) -> torch.Tensor:

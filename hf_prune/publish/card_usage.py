@@ -59,9 +59,9 @@ def count_code(figures: Figures, location: str) -> str:
 
 
 def continue_code(figures: Figures) -> str:
-    """How to train on and keep the zeros."""
+    """How to train on and keep the zeros, and the shared values."""
     choices = [
-        {"method": "keep", "targets": config["targets"], "exclude": config["exclude"]}
+        {"method": "keep"} | {name: config.get(name) for name in ("targets", "exclude", "shared_values")}
         for config in figures.pruning
         if figures.removed is None or not config.get("structure")
     ] or [{"method": "keep"}]

@@ -180,11 +180,14 @@ class Recipe(_Section):
 
     @property
     def training_configs(self) -> list[PruningConfig]:
-        """The configurations of the pruned run: where the model is pruned at once, its zeros are kept."""
+        """The configurations of the pruned run: where the model is pruned at once, its zeros and values are kept."""
         configs = self.pruning_configs
         if self.calibration is None:
             return configs
-        return [PruningConfig(method="keep", targets=one.targets, exclude=one.exclude) for one in configs]
+        return [
+            PruningConfig(method="keep", targets=one.targets, exclude=one.exclude, shared_values=one.shared_values)
+            for one in configs
+        ]
 
     @property
     def trains_on(self) -> bool:

@@ -241,3 +241,15 @@ def test_a_dry_run_refuses_what_cannot_be_built(skeleton, tmp_path, content, mes
     path.write_text(json.dumps(json.loads(path.read_text()) | content))
     [line] = refused("prune", skeleton, tmp_path / "out", "--data", "nowhere", "--sparsity", 0.5, "--dry-run", *SHORT)
     assert message in line
+
+
+def test_weights_share_values_from_the_command_line(material, tmp_path):
+    arguments = ("prune", material / "llama", tmp_path / "out", "--data", material / "texts.csv", "--sparsity", 0.5)
+    printed(*arguments, "--shared-values", 8, *SHORT)
+    report = make_report(tmp_path / "out")
+    assert {tensor.distinct_values for tensor in report.prunable} == {8}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "at most 8 distinct values other than zero" in card
+    assert "frantar2023gptq" in card
+    [said] = refused(*arguments[:2], tmp_path / "other", *arguments[3:], "--shared-values", 1)
+    assert "shared_values: expected a whole number from 2 to 256, or None, got 1" in said

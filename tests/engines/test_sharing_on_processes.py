@@ -49,7 +49,14 @@ def test_shards_resume_from_their_residuals(two, tmp_path):
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_a_trainer_on_processes_saves_few_values_and_resumes_to_the_bit(engine, tmp_path):
     config = {"sparsity": 0.5, "scope": "global", "begin": 2, "end": 4, "frequency": 1, "shared_values": 4}
-    case = {"engine": engine, "model": "bert", "configs": [config], "compare": False, "arguments": SAVE}
+    case = {
+        "engine": engine,
+        "model": "bert",
+        "configs": [config],
+        "compare": False,
+        "arguments": SAVE,
+        "weights_at": [5],
+    }
     launch(2, tmp_path, {"whole": case})
     results = launch(2, tmp_path, {"resumed": case | {"resume": str(tmp_path / "whole" / "checkpoint-5")}})
     whole = torch.load(tmp_path / "whole" / "result.pt", weights_only=True)

@@ -66,6 +66,7 @@ def test_a_card_says_what_was_counted(sharing_bert, tmp_path):
     files = make_files(sharing_bert)
     assert line in files["README.md"].decode()
     assert "han2016deep" in files["README.md"].decode()
+    assert 'pruning_config=PruningConfig(method="keep", shared_values=4),' in files["README.md"].decode()
     assert json.loads(files["sparsity.json"])["pruning"][0]["shared_values"] == 4
     bert().save_pretrained(tmp_path)
     assert "Shared values" not in make_files(tmp_path)["README.md"].decode()

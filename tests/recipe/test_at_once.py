@@ -418,3 +418,11 @@ def test_samples_of_training_are_too_few(material, tmp_path):
     path = write_recipe(tmp_path, material, calibration={})
     with pytest.raises(RecipeError, match=r"calibration\.samples: expected 128 samples or more, found 52"):
         run(load_recipe(path), say=lambda line: None)
+
+
+def test_values_that_are_shared_at_once_are_shared_after_training(material, tmp_path):
+    pruning = {"method": "sparsegpt", "sparsity": 0.5, "shared_values": 4}
+    path = write_language_recipe(tmp_path, material, pruning=pruning, dense=None)
+    result, _ = quiet_run(path)
+    assert {tensor.distinct_values for tensor in result.report.prunable} == {4}
+    assert result.report.prunable_sparsity == 0.5

@@ -25,6 +25,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SHORT = {
     "quickstart": [],
     "sparse": [],
+    "tiny": [],
     "sentiment": ["dataset.max_train_samples=64", "dataset.max_length=32"],
     "summarization": ["dataset.max_train_samples=64", "dataset.max_length=32", "generation.max_new_tokens=4"],
     "generation": ["dataset.max_train_samples=8", "dataset.max_length=16", "generation.max_new_tokens=3"],
@@ -72,6 +73,9 @@ def test_every_recipe_runs_shortened(path, tmp_path):
     else:
         assert result.parameters["pruned"] < 0.7 * result.parameters["dense"]
         assert result.file_bytes["pruned"] < 0.7 * result.file_bytes["dense"]
+    for shared in filter(None, (config.shared_values for config in load_recipe(path).pruning_configs)):
+        assert {tensor.distinct_values for tensor in result.report.prunable if tensor.zeros} == {shared}
+        assert result.report.prunable_sparsity > 0.5
     assert (tmp_path / "out" / "model" / "README.md").is_file()
 
 

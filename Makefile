@@ -23,7 +23,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/hf-prune run recipes/quickstart.yaml
 
 # The cards in model_cards/, from real runs of shipped recipes: recipes/NAME.yaml writes into outputs/NAME.
-CARDS ?= quickstart sparse generation structured_generation
+CARDS ?= quickstart sparse generation structured_generation oneshot
 cards: $(VENV)/installed
 	for recipe in $(CARDS); do \
 		$(BIN)/hf-prune run recipes/$$recipe.yaml output_dir=outputs/$$recipe && \

@@ -21,7 +21,7 @@ def pack_command(
         str | None, typer.Option(help="bfloat16: round float32 weights first (default: the weights as they are).")
     ] = None,
 ) -> None:
-    """Write a model with packed weights: smaller files, from which nothing is lost.
+    """Write a model with packed weights: smaller, lossless.
 
     The folder opens with from_pretrained after `import hf_prune`, and can be pushed. Bytes are printed beside the
     entropy of mask and values, which no code of single weights can go below.
@@ -40,7 +40,10 @@ def unpack_command(
     packed: Annotated[str, typer.Argument(help="A folder with a packed model, or a model name on the Hub.")],
     output: Output,
 ) -> None:
-    """Write the dense model of a packed one: its files as they were before, bit for bit."""
+    """Write the dense model of a packed one.
+
+    Its files are those that were packed, bit for bit.
+    """
     with errors_as_lines():
         quiet()
         from ..publish.packing import unpack

@@ -150,7 +150,7 @@ NAMES: dict[str, Foreign] = {
         "when it can be imported from transformers.quantizers while that is imported",
     ),
     "is_deepspeed_zero3_enabled": Foreign(
-        "transformers.integrations:is_deepspeed_zero3_enabled",
+        "transformers.integrations.deepspeed:is_deepspeed_zero3_enabled",
         "refuse to open packed weights where ZeRO-3 shards them",
         "when it is documented",
     ),

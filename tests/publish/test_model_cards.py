@@ -79,7 +79,9 @@ def test_the_figures_of_a_card_add_up(folder):
     evaluation = record.evaluation
     dense, pruned = evaluation.dense_metrics[evaluation.main_metric], evaluation.metrics[evaluation.main_metric]
     kept = dense / pruned if evaluation.main_metric == "perplexity" else pruned / dense
-    assert f"{dense:.4f} | {pruned:.4f} | {pruned - dense:+.4f} | {kept:.1%} |" in card
+    others = [evaluation.base_metrics, evaluation.at_once_metrics]  # of a model that is pruned at once
+    base, at_once = (f"{one[evaluation.main_metric]:.4f} | " if one else "" for one in others)
+    assert f"| {base}{dense:.4f} | {at_once}{pruned:.4f} | {pruned - dense:+.4f} | {kept:.1%} |" in card
 
 
 def test_the_figures_of_the_readme_are_those_of_the_quickstarts_card():

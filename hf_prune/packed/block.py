@@ -75,7 +75,7 @@ class Head:
         return _HEAD.size + 8 * len(self.shape)
 
 
-def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> bytes:
+def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> bytearray:
     """The block of a tensor.
 
     Args:
@@ -86,7 +86,7 @@ def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> byt
     positions = np.flatnonzero(patterns & _magnitude(patterns.dtype) != 0)
     kept = patterns if positions.size == patterns.size else patterns[positions]
     coding_of_mask, gap_bytes = masks.ALL, 0
-    parts: list[tuple[int, bytes]] = []
+    parts: list[tuple[int, bytes | memoryview]] = []
     if positions.size < patterns.size:
         coding_of_mask, mask = _pack_mask(positions, patterns.size)
         gap_bytes = mask.size if coding_of_mask == masks.GAPS else 0
@@ -102,14 +102,18 @@ def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> byt
     size = codebook.size if codebook is not None else 0
     codings = (DTYPES[dtype][0], coding_of_mask, values.HISTOGRAM if codebook is None else values.CODEBOOK)
     head = (MAGIC, VERSION, *codings, size, len(shape), low, 0, positions.size, gap_bytes, base)
-    pieces = [_HEAD.pack(*head), struct.pack(f"<{len(shape)}Q", *shape)]
-    pieces += [piece for coding, stored in parts for piece in (_STREAM.pack(coding, len(stored)), stored)]
-    block = bytearray(b"".join(pieces))
-    block += bytes(max(-(-patterns.nbytes // LARGEST_RATIO) - len(block), 0))
-    if shape == (len(block),):  # so that a reader that takes the block for the tensor sees another shape
-        block += b"\0"
+    pieces: list[bytes | memoryview] = [_HEAD.pack(*head), struct.pack(f"<{len(shape)}Q", *shape)]
+    for coding, stored in parts:
+        pieces += [_STREAM.pack(coding, len(stored)), stored]
+    length = max(sum(map(len, pieces)), -(-patterns.nbytes // LARGEST_RATIO))
+    if shape == (length,):  # so that a reader that takes the block for the tensor sees another shape
+        length += 1
+    block, at = bytearray(length), 0  # filled once: a copy of large tensors would take as long as coding them
+    for piece in pieces:
+        block[at : at + len(piece)] = piece
+        at += len(piece)
     struct.pack_into("<I", block, _CHECKSUM_AT, _checksum(block))
-    return bytes(block)
+    return block
 
 
 def _pack_mask(positions: np.ndarray, weights: int) -> tuple[int, np.ndarray]:
@@ -128,7 +132,7 @@ def _magnitude(patterns: np.dtype) -> np.unsignedinteger:
     return patterns.type((1 << 8 * patterns.itemsize - 1) - 1)
 
 
-def _pack_signs(patterns: np.ndarray, positions: np.ndarray) -> tuple[int, bytes]:
+def _pack_signs(patterns: np.ndarray, positions: np.ndarray) -> tuple[int, bytes | memoryview]:
     """The stream with a bit for each weight that is not stored: 1 for -0.0; nothing if there is none."""
     negative = patterns == patterns.dtype.type(1 << 8 * patterns.itemsize - 1)
     return streams.encode(np.packbits(np.delete(negative, positions))) if negative.any() else (streams.RAW, b"")

@@ -142,7 +142,7 @@ def pack_file(source: Path, target: Path, to_bfloat16: bool = False) -> None:
         writing.write(room.to_bytes(8, "little") + text.ljust(room))
 
 
-def _block_of(content: np.ndarray, entry: Entry) -> bytes | None:
+def _block_of(content: np.ndarray, entry: Entry) -> bytearray | None:
     """The block of a tensor, given its bytes; None for one that stays as it is."""
     if entry.dtype not in DTYPES or (entry.dtype != PACKED_DTYPE and math.prod(entry.shape) < _SMALLEST):
         return None

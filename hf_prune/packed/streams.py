@@ -24,7 +24,7 @@ _LEVEL = 6
 _RAW_DEFLATE = -15  # the window bits by which zlib writes no header and no checksum of its own
 
 
-def encode(content: np.ndarray, repeats: bool = False) -> tuple[int, bytes]:
+def encode(content: np.ndarray, repeats: bool = False) -> tuple[int, bytes | memoryview]:
     """The coding and the stored bytes of a stream of uint8.
 
     Huffman codes alone (zlib's `Z_HUFFMAN_ONLY`); with `repeats`, sequences that come again are found, too, which takes
@@ -41,7 +41,7 @@ def encode(content: np.ndarray, repeats: bool = False) -> tuple[int, bytes]:
         stored = _deflate(content.data, strategy)
         if len(stored) < content.size:
             return DEFLATE, stored
-    return RAW, content.tobytes()
+    return RAW, content.data
 
 
 def _deflate(content: bytes | memoryview, strategy: int) -> bytes:

@@ -57,14 +57,23 @@ def to_histogram(values: np.ndarray) -> tuple[int, int, list[np.ndarray]]:
     if not values.size:
         return 0, 0, [np.empty(0, np.uint8)] * 3
     dtype, sign = values.dtype, 8 * values.itemsize - 1
-    distance = values & dtype.type((1 << sign) - 1)
-    base = int(distance.min())
-    distance -= dtype.type(base)
-    low = max(int(distance.max()).bit_length() - 8, 0)
-    planes = [(distance >> dtype.type(8 * plane)).astype(np.uint8) for plane in range(low // 8)]
-    bits = [np.packbits((distance >> dtype.type(bit)).astype(np.uint8) & 1) for bit in range(low // 8 * 8, low)]
-    signs = np.packbits(values >> dtype.type(sign) != 0)
-    bins = (distance >> dtype.type(low)).astype(np.uint8)
+    magnitude = dtype.type((1 << sign) - 1)
+    parts = [slice(start, start + _AT_A_TIME) for start in range(0, values.size, _AT_A_TIME)]
+    base = min(int((values[part] & magnitude).min()) for part in parts)
+    largest = max(int((values[part] & magnitude).max()) for part in parts)
+    low = max((largest - base).bit_length() - 8, 0)
+    whole = range(low // 8)
+    bins, *planes = (np.empty(values.size, np.uint8) for _ in range(1 + len(whole)))
+    signs, *bits = np.empty((1 + low % 8, -(-values.size // 8)), np.uint8)
+    for part in parts:
+        in_bits = slice(part.start // 8, part.stop // 8)
+        distance = (values[part] & magnitude) - dtype.type(base)
+        bins[part] = distance >> dtype.type(low)
+        for plane, content in zip(whole, planes, strict=True):
+            content[part] = (distance >> dtype.type(8 * plane)).astype(np.uint8)
+        for bit, content in enumerate(bits, 8 * len(whole)):
+            content[in_bits] = np.packbits((distance >> dtype.type(bit)).astype(np.uint8) & 1)
+        signs[in_bits] = np.packbits(values[part] >> dtype.type(sign) != 0)
     return base, low, [bins, signs, *planes, np.concatenate([np.empty(0, np.uint8), *bits])]
 
 

@@ -34,7 +34,7 @@ UNITS: list[dict[str, Any]] = [
     {"structure": "neurons", "method": "taylor", "sparsity": 0.75, "begin": 0.05, "end": 0.3},
     {"structure": "layers", "method": "taylor", "sparsity": 0.5, "begin": 0.05, "end": 0.3},
 ]
-EMBEDDINGS: dict[str, Any] = {"method": "keep", "targets": [r"bert\.embeddings\..*embeddings\.weight"]}
+TINY = load_recipe(QUICKSTART.with_name("tiny.yaml"))
 TOKENS = {"model.vocabulary": "data"}
 
 
@@ -51,10 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "16 values": {"pruning": [{"method": "keep", "shared_values": 16}]},
     "zeros, 85%, 16 values": {"pruning": [zeros(0.85, 0.05, shared_values=16)]},
     "units, fewer tokens": {"pruning": UNITS, **TOKENS},
-    "all: units, zeros, 16 values, fewer tokens": {
-        "pruning": [*UNITS, zeros(0.5, 0.3, shared_values=16), {**EMBEDDINGS, "shared_values": 16}],
-        **TOKENS,
-    },
+    "all, with 16 values in embeddings (recipes/tiny.yaml)": {"pruning": TINY.pruning, **TOKENS},
 }
 
 

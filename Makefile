@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest architectures check docs bench bench-quality bench-structure bench-oneshot format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest architectures check docs bench bench-quality bench-structure bench-oneshot bench-size format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -100,6 +100,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/saved_model.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/sparse_inference.py
 
 # The accuracy of pruned models, over three seeds; continues where it was stopped. The report is in outputs/quality.
 bench-quality: $(VENV)/installed
@@ -115,6 +116,10 @@ bench-structure: $(VENV)/installed
 # three seeds, one row at a time; continues where it was stopped. The report is in outputs/oneshot.
 bench-oneshot: $(VENV)/installed
 	$(BIN)/python benchmarks/oneshot.py
+
+# Accuracy against bytes on disk, over three seeds; continues where it was stopped. The report is in outputs/size.
+bench-size: $(VENV)/installed-optimizers
+	$(BIN)/python benchmarks/size.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

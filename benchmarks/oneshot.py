@@ -72,6 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         {**OWN_TARGETS, "autocast": "bfloat16", "damping": 0.01}, method="sparsegpt"
     ),
     "sparsegpt, autocast": ours({"autocast": "bfloat16"}, method="sparsegpt"),
+    "sparsegpt, autocast, damping 0.01": ours({"autocast": "bfloat16", "damping": 0.01}, method="sparsegpt"),
     "alps, autocast": ours({"autocast": "bfloat16"}, method="alps"),
     "alps, autocast, sensitivity": ours({"autocast": "bfloat16"}, method="alps", scope="sensitivity"),
     "llm-compressor: Wanda": rival("wanda"),

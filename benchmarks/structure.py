@@ -94,6 +94,7 @@ SETTINGS: dict[str, Setting] = {
     "layers 4 of 6": Setting("layers", (layers(0.3),)),
     "layers 3 of 6": Setting("layers", (layers(0.5),)),
     "layers 2 of 6": Setting("layers", (layers(0.7),)),
+    "hidden 2/3": Setting("hidden", ({"structure": "hidden", "sparsity": 0.3333},)),
     "neurons 1/2, layers 4 of 6": Setting("neurons and layers", (neurons(0.5), layers(0.3))),
     "neurons 1/2, layers 3 of 6": Setting("neurons and layers", (neurons(0.5), layers(0.5))),
     "neurons 1/4, layers 3 of 6": Setting("neurons and layers", (neurons(0.75), layers(0.5))),
@@ -172,6 +173,8 @@ def recipe_of(row: Row, steps: float, bf16: bool, folder: str) -> Recipe:
     if row.setting != "dense" and SETTINGS[row.setting].pruning:
         common = {key: recipe.pruning[0][key] for key in ("method", "begin", "end")}
         values["pruning"] = [common | fields for fields in SETTINGS[row.setting].pruning]
+        if any(fields.get("structure") == "hidden" for fields in SETTINGS[row.setting].pruning):
+            values["distillation.hidden_weight"] = 0.0  # the teacher's hidden states are wider
     return load_recipe(QUICKSTART, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 

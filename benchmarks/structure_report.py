@@ -13,6 +13,7 @@ COLORS = {
     "dense": "#555555",
     "neurons": "#2b6cb5",
     "layers": "#3a9188",
+    "hidden": "#6b8e23",
     "neurons and layers": "#b5432b",
     "per layer": "#7b3fa0",
     "at random, at once": "#c9a227",

@@ -34,6 +34,7 @@ CAUGHT = {
     ("publish.record", "ValueError"),  # pydantic, and load_record
     ("recipe.data", "ValueError"),  # load_data
     ("model.limits", "ValueError"),  # build_skeleton says so in a note
+    ("packed.files", "ValueError"),  # the same file, with its path
     ("saved.masks", "ValueError"),  # the same file, with its path
     ("saved.pruning_state", "ValueError"),
     ("saved.removed", "ValueError"),  # the same file, with its path

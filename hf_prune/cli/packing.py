@@ -24,7 +24,7 @@ def pack_command(
     """Write a model with packed weights: smaller, lossless.
 
     The folder opens with from_pretrained after `import hf_prune`, and can be pushed. Bytes are printed beside the
-    entropy of mask and values, which no code of single weights can go below.
+    entropy of mask and values, as far as their first 16 bits are known: about what a code of single weights can reach.
     """
     with errors_as_lines():
         quiet()

@@ -287,7 +287,7 @@ def _print_zeros(report: "Report") -> None:
         totals.add_row(name, f"{weights:,}", f"{zeros:,}", f"{zeros / max(weights, 1):.2%}")
     console.print(totals)
     if with_values:
-        console.print("\nvalues: the number of distinct values other than zero, where weights share them.")
+        console.print("\nvalues: the number of distinct values other than zero, where there are few.")
     if report.two_of_four:
         _print_two_of_four(report)
     if report.note:

@@ -43,8 +43,8 @@ def without_entry(text: str) -> str:
 def _parsed(text: str) -> dict:
     try:
         content = parse_json(text, finite=False)
-        if not isinstance(content, dict) or not content or not isinstance(content.get(_KEY, {}), dict):
-            raise ValueError("it is no object with entries")
     except ValueError as error:
         raise PackedError(f"expected JSON, got a file that cannot be used ({error})") from error
+    if not isinstance(content, dict) or not content or not isinstance(content.get(_KEY, {}), dict):
+        raise PackedError("expected JSON, got a file that cannot be used (it is no object with entries)")
     return content

@@ -203,6 +203,8 @@ class PackedReader:
     def __init__(self, path: Path):
         self.path = path
         header = read_header(path)
+        if METADATA_KEY not in header.metadata:
+            raise PackedError(f"{path}: expected packed weights, got a file without them")
         try:
             said = parse_json(header.metadata[METADATA_KEY])
             if said["format_version"] != VERSION:
@@ -217,7 +219,7 @@ class PackedReader:
             self.dense = _parse_header(content, None)
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise PackedError(
-                f"{path}: expected packed weights, got a file without them ({one_line(error)})"
+                f"{path}: expected packed weights, got metadata that cannot be used ({one_line(error)})"
             ) from error
         self._stored = {entry.name: entry for entry in header.entries}
         if {entry.name for entry in self.dense.entries} != self._stored.keys():

@@ -179,11 +179,11 @@ def _how_pruned(figures: Figures, at_once: bool) -> list[str]:
 
 
 def _values_line(figures: Figures) -> str:
-    """How many distinct values were counted in the tensors whose weights share values."""
+    """How many distinct values were counted in the tensors that have few."""
     sharing = [tensor for tensor in figures.prunable if tensor.shares_values]
     most = max(tensor.distinct_values or 0 for tensor in sharing)
     where = "each prunable tensor" if len(sharing) == len(figures.prunable) else f"{len(sharing)} prunable tensors"
-    return f"Shared values: at most {most} distinct values other than zero in {where}, counted in the saved files."
+    return f"Distinct values: at most {most} other than zero in {where}, counted in the saved files."
 
 
 _DEFAULT_TARGETS = (
@@ -246,7 +246,8 @@ def _size_note(figures: Figures) -> str:
     if figures.dense_bytes is not None:
         return (
             "The weights are packed: zeros take almost no room in the files, and nothing of the other weights is lost. "
-            "In memory the model is dense, as large and as fast as before; `hf-prune unpack` writes the dense files."
+            "In memory the model is dense, as large and as fast as it was before it was packed; `hf-prune unpack` "
+            "writes the dense files."
         )
     of_zeros = "Zeros alone make neither the file smaller nor a dense kernel faster"
     if figures.removed is None:

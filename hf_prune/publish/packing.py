@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from ..errors import ArgumentError
@@ -37,23 +38,24 @@ class PackedModel:
 
 
 def save_packed(
-    model: PreTrainedModel | str | os.PathLike, output: str | os.PathLike, dtype: str | None = None
+    model: PreTrainedModel | str | os.PathLike, output: str | os.PathLike, dtype: str | torch.dtype | None = None
 ) -> PackedModel:
     """Save a model with packed weights: sparse tensors as entropy-coded masks and values, from which nothing is lost.
 
     `import hf_prune` and `from_pretrained` open the folder as a dense model, bit for bit the same. The files beside the
-    weights are copied. A record of the run is kept with its measurements, and the card is made again.
+    weights are copied. A record of the run is kept with its measurements, and a card that hf-prune wrote is
+    written again.
 
     Args:
         model: a model, a folder with a saved one, or a name on the Hub. Of a folder, tensor after tensor is read: it
             may be larger than the memory.
         output: the folder to write, new or empty. It is complete when it appears.
-        dtype: "bfloat16" rounds float32 weights to bfloat16 first; what was measured with the weights is then no longer
-            said in the card. None keeps the weights as they are.
+        dtype: "bfloat16", or torch.bfloat16, rounds float32 weights to it first; what was measured with the weights is
+            then no longer said in the card. None keeps the weights as they are.
 
     Raises PackedError for weights that are quantised or packed already, and for an output folder with files in it.
     """
-    write = partial(pack_into, dtype=dtype)
+    write = partial(pack_into, dtype=str(dtype).removeprefix("torch.") if dtype is not None else None)
     if isinstance(model, PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from ..config.pruning import CONFIG_NAME
@@ -165,7 +165,7 @@ def choose_files(
     """The files of a folder that belong to the model, and why others are left out; folders are named with a slash.
 
     Chosen are the weights, what the model's own classes read, card, license and images that the card shows, and what
-    the patterns of `include` match; never hidden files, and nothing outside the folder.
+    the patterns of `include` match; masks only `with_masks`, never hidden files, and nothing outside the folder.
 
     Raises PushError for a pattern that matches no file, and ReportError for an invalid list of modules.
     """
@@ -175,7 +175,7 @@ def choose_files(
     wanted |= {path.name for pattern in _DOCUMENTS for path in folder.glob(pattern)}
     if with_masks:
         wanted |= {path.name for path in folder.iterdir() if _is_state(path.name)}
-    wanted |= _included(folder, include)
+    wanted |= {name for name in _included(folder, include) if with_masks or not _is_state(PurePosixPath(name).name)}
     there = {name: folder / name for name in sorted(wanted) if os.path.isfile(folder / name)}
     chosen = {name: path for name, path in there.items() if lies_inside(path, folder)}
     left_out: dict[str, str] = {}

@@ -99,6 +99,7 @@ def export_model(
             samples=samples.words,
             number=samples.number,
             dense_is_new=dense is None and other is not None,
+            computes_in=entry.computes_in(),
             rows=rows,
             processor=processor_name(),
             threads=torch.get_num_threads(),

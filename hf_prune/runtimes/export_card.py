@@ -102,6 +102,9 @@ def notes(report: ExportReport) -> str:
     ]
     if _dense_there(report, report.rows[-1]) is not None:
         found.append("Speed there: as the dense model in the same runtime and float32; 1.0× is no gain from pruning.")
+    if report.computes_in != "float32":
+        there = report.rows[-1].runtime
+        found.append(f"{there} computes float32 models in {report.computes_in} on this processor, its default.")
     if report.dense_is_new:
         found.append("The dense model was built for this comparison, with the original sizes and new weights.")
     if report.sparsity:

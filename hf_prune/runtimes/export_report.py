@@ -34,7 +34,10 @@ class Row:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export gave, as `export_report.json` has it."""
+    """What an export gave, as `export_report.json` has it.
+
+    `computes_in` is the data type that the runtime computes float32 models in on this machine.
+    """
 
     name: str
     model_class: str
@@ -44,6 +47,7 @@ class ExportReport:
     samples: str
     number: int
     dense_is_new: bool
+    computes_in: str
     rows: list[Row]
     processor: str
     threads: int

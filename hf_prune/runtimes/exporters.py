@@ -103,6 +103,13 @@ def _open_openvino(folder: Path) -> dict[str, Runtime]:
     return _open(folder, config={"INFERENCE_NUM_THREADS": torch.get_num_threads()})
 
 
+def _computed_by_openvino() -> str:
+    """OpenVINO computes in bfloat16 where the processor has instructions for it."""
+    core = importlib.import_module("openvino").Core()
+    name = core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
+    return {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}.get(name, name)
+
+
 def _open(folder: Path, **options: Any) -> dict[str, Runtime]:
     """Open what `_write` wrote, on the CPU."""
     from transformers.exporters import ExportedModel
@@ -155,6 +162,7 @@ FORMATS: dict[str, ExportFormat] = {
         int8="weights and activations, calibrated by NNCF on the samples",
         int8_modules=("nncf",),
         packages=("openvino", "nncf"),
+        computes_in=_computed_by_openvino,
     ),
     "executorch": ExportFormat(
         "ExecuTorch (XNNPACK)",

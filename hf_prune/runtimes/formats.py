@@ -44,6 +44,7 @@ class ExportFormat:
         int8_modules: what must be importable for int8.
         packages: those whose versions are told.
         generates: whether language models keep their cache of keys and values.
+        computes_in: the data type that the runtime computes float32 models in, on this machine.
     """
 
     runtime: str
@@ -55,3 +56,4 @@ class ExportFormat:
     int8_modules: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     generates: bool = True
+    computes_in: Callable[[], str] = lambda: "float32"

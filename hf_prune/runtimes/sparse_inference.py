@@ -113,8 +113,10 @@ def sparse_inference(model: nn.Module, example: Mapping[str, Any] | None = None)
         on again at its end; so does `dense(model)`.
 
     Raises:
-        ArgumentError: the model does not run with the example.
+        ArgumentError: an argument has the wrong type, or the model does not run with the example.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError("model", f"expected a model (torch.nn.Module), got {type(model).__name__}")
     if example is not None and not isinstance(example, Mapping):
         raise ArgumentError(
             "example", f"expected inputs by name, such as a tokenizer gives, got {type(example).__name__}"

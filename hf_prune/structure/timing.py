@@ -33,6 +33,8 @@ def time_in_turns(
 ) -> list[list[float]]:
     """The seconds of each of several calls, made in turns: the first of each, the second of each, and so on.
 
+    Every other round is in the opposite order, as what ran before a call decides what is in the caches.
+
     Each is called once beforehand to warm up. There are `most` rounds, fewer if `seconds` have passed since the
     beginning, but at least `least`. An accelerator is waited for before and after each call.
     """
@@ -40,8 +42,9 @@ def time_in_turns(
     started = time.perf_counter()
     for call in calls:
         call()
+    turns = list(zip(calls, times, strict=True))
     while len(times[-1]) < most and (len(times[-1]) < least or time.perf_counter() - started < seconds):
-        for call, taken in zip(calls, times, strict=True):
+        for call, taken in turns if len(times[-1]) % 2 == 0 else turns[::-1]:
             _wait_for_accelerator()
             start = clock()
             call()

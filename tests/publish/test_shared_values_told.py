@@ -60,9 +60,7 @@ def test_the_table_of_a_report_has_a_column_only_where_weights_share_values(shar
 
 
 def test_a_card_says_what_was_counted(sharing_bert, tmp_path):
-    line = (
-        "Shared values: at most 4 distinct values other than zero in each prunable tensor, counted in the saved files."
-    )
+    line = "Distinct values: at most 4 other than zero in each prunable tensor, counted in the saved files."
     files = make_files(sharing_bert)
     assert line in files["README.md"].decode()
     assert "han2016deep" in files["README.md"].decode()

@@ -22,6 +22,7 @@ SHOWN = [
     "benchmarks/README.md",
     "benchmarks/quality/*.png",
     "benchmarks/structure/*.png",
+    "benchmarks/size/*.png",
     "model_cards/*/*.*",
     "model_cards/*/assets/*.png",
 ]

@@ -12,7 +12,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from quality import add_training_options, measure_all
 from quality_report import spread
-from structure import QUICKSTART
+from structure import QUICKSTART, Row
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
@@ -61,20 +61,6 @@ RUNS: dict[str, dict[str, Any]] = {
 
 # What is left out of the recipe to measure a model as it is.
 ONLY_MEASURED: dict[str, Any] = {"dense": None, "distillation": None}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run of the recipe."""
-
-    setting: str
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        """The name of its folder."""
-        name = "".join(letter if letter.isalnum() else "-" for letter in self.setting)
-        return f"{name}-{self.seed}"
 
 
 # ---- Ways to save a model ----
@@ -205,11 +191,11 @@ def saved(folder: Path, save: Callable[[Path, Path], int], bf16: bool) -> dict[s
 
 def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """Write `report.md` and `size.png` into a folder; the text of the former."""
-    of_dense = points("dense", [row["dense"] for row in rows], rows)
+    of_dense = points([row["dense"] for row in rows], rows)
     points_of = {"dense": of_dense}
     for setting in dict.fromkeys(row["setting"] for row in rows):
         some = [row for row in rows if row["setting"] == setting]
-        points_of[setting] = points(setting, [row["pruned"] for row in some], some)
+        points_of[setting] = points([row["pruned"] for row in some], some)
     lines = ["| | saved | seeds | MB | accuracy | of dense |", "|---|---|---:|---:|---:|---:|"]
     for setting, ways in points_of.items():
         lines += [
@@ -223,9 +209,7 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
     return text
 
 
-def points(
-    setting: str, models: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def points(models: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """For each way of saving: megabytes and accuracy, means over seeds, and accuracy relative to dense in float32."""
     found = {}
     for way in models[0]:
@@ -272,7 +256,7 @@ def main() -> None:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     known = {(entry["setting"], entry["seed"]) for entry in map(json.loads, lines)}
     if not options.only_report:
-        rows = [Row(setting, seed) for seed in options.seeds for setting in options.settings]
+        rows = [Row("sentences", setting, seed) for seed in options.seeds for setting in options.settings]
         rows = [row for row in rows if (row.setting, row.seed) not in known]
         measure_all(rows, options.jobs, options, measure, ("setting", "seed", "test"))
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -39,5 +39,6 @@ class _Finder:
             load(module)
             act(module)
 
+        # The loader is this module's own, made for this import: nothing else loads through the changed method.
         spec.loader.exec_module = load_and_act  # type: ignore[method-assign]
         return spec

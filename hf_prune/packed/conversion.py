@@ -17,7 +17,10 @@ _ANY_NAME = "(.+)"
 
 
 class Unpack(ConversionOps):
-    """Blocks of bytes become tensors; tensors that are none stay as they are. All are cast to the wanted data type."""
+    """Blocks of bytes become tensors; tensors that are none stay as they are. All are cast to the wanted data type.
+
+    It has no reverse: `without_unpacking` takes this step away once a model is loaded, and saving never asks for it.
+    """
 
     def __init__(self, wanted: Wanted, is_last: bool):
         self._wanted, self._is_last = wanted, is_last
@@ -35,11 +38,6 @@ class Unpack(ConversionOps):
             return found
         [[tensor]] = found.values()
         return {full_layer_name: tensor}
-
-    @property
-    def reverse_op(self) -> "Unpack":
-        """Never used: `without_unpacking` takes this step away once a model is loaded."""
-        raise NotImplementedError
 
 
 def _popped(tensors: list[torch.Tensor]) -> Any:

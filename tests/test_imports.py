@@ -32,6 +32,7 @@ WINGS = [
     "masking",
     "oneshot",
     "publish",
+    "explain",
     "trainer",
     "recipe",
     "runtimes",

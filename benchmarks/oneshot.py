@@ -66,6 +66,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "wanda, least squares": ours(method="wanda", scope="row", reconstruction="least_squares"),
     "sparsegpt, own targets": ours(OWN_TARGETS, method="sparsegpt"),
     "sparsegpt": ours(method="sparsegpt"),
+    "sparsegpt, damping 0.01": ours({"damping": 0.01}, method="sparsegpt"),
     "alps": ours(method="alps"),
     "sparsegpt, own targets, autocast": ours({**OWN_TARGETS, "autocast": "bfloat16"}, method="sparsegpt"),
     "sparsegpt, own targets, autocast, damping 0.01": ours(

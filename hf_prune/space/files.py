@@ -84,7 +84,7 @@ def readme(settings: Settings, record: RunRecord | None) -> str:
     return (
         f"---\n{SpaceCardData(**cleaned(data.to_dict())).to_yaml()}\n---\n\n# {settings.title}\n\n"
         f"The pruned model {code(settings.pruned)}{dense}: {times}.\n\n"
-        "Made by `hf-prune push --space`. What it shows is in `space.json`. With the packages of `requirements.txt` "
+        "Made by hf-prune. What it shows is in `space.json`. With the packages of `requirements.txt` "
         f"and gradio {GRADIO_VERSION}, `python app.py` starts it on any machine.\n"
     )
 

@@ -89,7 +89,7 @@ def make_settings(
     )
     shown = cleaned(single_line(Path(name).name))
     return Settings(
-        title=f"{shown}, pruned and dense" if dense.name is not None else f"{shown}, pruned",
+        title=f"{shown} and its dense model" if dense.name is not None else shown,
         task=task,
         pruned=name,
         pruned_revision=revision,

@@ -30,7 +30,10 @@ TASKS = {
     "summarization": "AutoModelForSeq2SeqLM",
 }
 
-ROUNDS = 5
+# Answers are timed again until this many seconds are over, with both models as often.
+SECONDS = 1.0
+MOST_ROUNDS = 50
+
 MOST_NEW_TOKENS = 200
 MOST_CHARACTERS = 10_000
 NO_LIMIT = 100_000  # tokenizers without a limit say a far larger number
@@ -82,11 +85,19 @@ class Opened:
 
 @dataclass(frozen=True)
 class Written:
-    """A text that a model wrote, and how many tokens of it in how many seconds."""
+    """A text that a model wrote, and how many tokens that were."""
 
     text: str
     tokens: int
-    seconds: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What each model answered, its median time in seconds, and of how many answers that is the median."""
+
+    answers: list[Any]
+    seconds: list[float]
+    rounds: int
 
 
 # ---- The models and their answers ----
@@ -123,28 +134,28 @@ def classify(opened: Opened, text: str) -> dict[str, float]:
 
 def write(opened: Opened, text: str, new_tokens: int) -> Written:
     """What the model writes, without sampling: the continuation of a text, or its summary."""
-    reads_only = opened.model.config.is_encoder_decoder
-    limit = opened.limit if reads_only else max(opened.limit - new_tokens, 1)
-    begin = time.perf_counter()
-    inputs = opened.encode(text, limit)
+    reads_apart = opened.model.config.is_encoder_decoder
+    if not reads_apart:
+        new_tokens = min(new_tokens, max(opened.limit // 2, 1))
+    inputs = opened.encode(text, opened.limit if reads_apart else opened.limit - new_tokens)
     with torch.inference_mode():
         ids = opened.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)[0]
-    new = ids[1:] if reads_only else ids[inputs["input_ids"].shape[1] :]
-    seconds = time.perf_counter() - begin
-    return Written(str(opened.tokenizer.decode(new, skip_special_tokens=True)), len(new), seconds)
+    new = ids[1:] if reads_apart else ids[inputs["input_ids"].shape[1] :]
+    return Written(str(opened.tokenizer.decode(new, skip_special_tokens=True)), len(new))
 
 
-def in_turns(calls: Sequence[Callable[[], Any]], rounds: int) -> tuple[list[Any], list[float]]:
-    """What each call returned, and its median time in seconds; every other round is in the opposite order."""
+def in_turns(calls: Sequence[Callable[[], Any]], seconds: float = SECONDS) -> Timed:
+    """Call all in turns until the time is over, every other round in the opposite order; each at least once."""
     answers: list[Any] = [None] * len(calls)
-    seconds: list[list[float]] = [[] for _ in calls]
-    for turn in range(rounds):
-        order = range(len(calls)) if turn % 2 == 0 else reversed(range(len(calls)))
-        for index in order:
+    times: list[list[float]] = [[] for _ in calls]
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds == 0 or (rounds < MOST_ROUNDS and time.perf_counter() < end):
+        for index in range(len(calls)) if rounds % 2 == 0 else reversed(range(len(calls))):
             begin = time.perf_counter()
             answers[index] = calls[index]()
-            seconds[index].append(time.perf_counter() - begin)
-    return answers, [median(of_one) for of_one in seconds]
+            times[index].append(time.perf_counter() - begin)
+        rounds += 1
+    return Timed(answers, [median(of_one) for of_one in times], rounds)
 
 
 # ---- What is said about them ----
@@ -157,29 +168,40 @@ def size_of(model: PreTrainedModel) -> str:
     return f"{count:,} parameters, {left / count:.1%} of them not zero"
 
 
-def said_of_classes(models: Sequence[Opened], answers: Sequence[dict[str, float]], seconds: Sequence[float]) -> str:
+def said_of_classes(models: Sequence[Opened], timed: Timed) -> str:
     """Whether the models agree, and how long each took."""
-    times = ", ".join(f"{one.title.lower()} {1000 * time:.1f} ms" for one, time in zip(models, seconds, strict=True))
-    said = f"Time for one answer: {times} (median of {ROUNDS}, measured in turns)."
+    times = [f"{one.title.lower()} {1000 * time:.1f} ms" for one, time in zip(models, timed.seconds, strict=True)]
+    said = f"Time for one answer: {', '.join(times)} ({_measured(timed)})."
     if len(models) == 1:
         return said
-    pruned, dense = (max(answer, key=lambda label: answer[label]) for answer in answers)
-    verdict = "**Both models agree.**" if pruned == dense else "**The models disagree.**"
-    return f"{verdict} {said} The pruned model is {seconds[1] / seconds[0]:.2f} times as fast."
+    pruned, dense = (max(answer, key=lambda label: answer[label]) for answer in timed.answers)
+    return f"**{'Both models agree.' if pruned == dense else 'The models disagree.'}** {said} {_ratio(timed.seconds)}"
 
 
-def said_of_texts(models: Sequence[Opened], texts: Sequence[Written]) -> str:
+def said_of_texts(models: Sequence[Opened], timed: Timed) -> str:
     """Whether the texts are the same, and how many tokens a second each model wrote."""
-    speeds = [written.tokens / written.seconds for written in texts]
-    listed = ", ".join(
-        f"{one.title.lower()} {speed:.1f} ({written.tokens} tokens in {written.seconds:.2f} s)"
-        for one, speed, written in zip(models, speeds, texts, strict=True)
-    )
-    said = f"Tokens a second: {listed}; one run of each, without sampling."
+    rates = [written.tokens / time for written, time in zip(timed.answers, timed.seconds, strict=True)]
+    listed = [
+        f"{one.title.lower()} {rate:.1f} ({written.tokens} tokens)"
+        for one, rate, written in zip(models, rates, timed.answers, strict=True)
+    ]
+    said = f"Tokens a second: {', '.join(listed)}; {_measured(timed)}, without sampling."
     if len(models) == 1:
         return said
-    same = "**Both models wrote the same.**" if texts[0].text == texts[1].text else "**The texts differ.**"
-    return f"{same} {said}"
+    same = timed.answers[0].text == timed.answers[1].text
+    return f"**{'Both models wrote the same.' if same else 'The texts differ.'}** {said}"
+
+
+def _measured(timed: Timed) -> str:
+    return f"median of {timed.rounds}, measured in turns" if timed.rounds > 1 else "one run of each"
+
+
+def _ratio(seconds: Sequence[float]) -> str:
+    """How the times compare; a tenth more or less is what a machine with other work gives, too."""
+    ratio = seconds[1] / seconds[0]
+    if 0.9 < ratio < 1.1:
+        return "They took about the same time."
+    return f"The pruned model is {ratio:.1f} times as fast."
 
 
 def introduction(settings: Settings, models: Sequence[Opened]) -> str:
@@ -203,10 +225,12 @@ def build(settings: Settings, models: Sequence[Opened], explanation: str | None)
         if not text.strip():
             raise gradio.Error("Enter a text.", duration=10)
         if is_classifier:
-            answers, seconds = in_turns([partial(classify, one, text) for one in models], ROUNDS)
-            return [*answers, said_of_classes(models, answers, seconds)]
-        written = [write(one, text, int(new_tokens)) for one in models]
-        return [*(one.text for one in written), said_of_texts(models, written)]
+            timed = in_turns([partial(classify, one, text) for one in models])
+            return [*timed.answers, said_of_classes(models, timed)]
+        for one in models:
+            write(one, text, 1)  # after a pause, the first is slower
+        timed = in_turns([partial(write, one, text, int(new_tokens)) for one in models])
+        return [*(written.text for written in timed.answers), said_of_texts(models, timed)]
 
     def show_explanation() -> str:
         # A frame of its own: its style and scripts do not reach this page, nor the address that it is shown at.
@@ -216,7 +240,7 @@ def build(settings: Settings, models: Sequence[Opened], explanation: str | None)
 
     with gradio.Blocks(title=settings.title, analytics_enabled=False) as page:
         gradio.Markdown(introduction(settings, models))
-        with gradio.Tab("Answers"):
+        with gradio.Tab("Answers") if explanation is not None else gradio.Column():
             text = gradio.Textbox(label="Text", lines=3, max_length=MOST_CHARACTERS, elem_id="text")
             new_tokens = gradio.Slider(
                 1, MOST_NEW_TOKENS, settings.new_tokens, step=1, label="Most new tokens", visible=not is_classifier
@@ -250,7 +274,7 @@ def main() -> None:
             classify(one, text) if settings.task == "text-classification" else write(one, text, 2)
     explanation = HERE / EXPLAIN_NAME
     shown = explanation.read_text(encoding="utf-8") if explanation.is_file() else None
-    build(settings, models, shown).launch()
+    build(settings, models, shown).launch(run_history=False)
 
 
 if __name__ == "__main__":

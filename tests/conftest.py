@@ -36,7 +36,7 @@ def pytest_configure(config):
 
 # Files that one process of pytest runs: a client of the stand-in Hub, or a fork server, imports for ten seconds.
 TOGETHER = {
-    "hub": ("test_push", "test_trainer_card"),
+    "hub": ("test_push", "test_trainer_card", "test_space_push"),
     "forks": (
         *("test_replicated", "test_recipe_scripts", "test_crashes", "test_methods_from_outside"),
         *("test_sharded_selection", "test_placements", "test_sigterm"),

@@ -93,11 +93,20 @@ class Written:
 
 @dataclass(frozen=True)
 class Timed:
-    """What each model answered, its median time in seconds, and of how many answers that is the median."""
+    """What each model answered, and how many seconds each answer took, round by round."""
 
     answers: list[Any]
-    seconds: list[float]
-    rounds: int
+    rounds: list[list[float]]
+
+    @property
+    def seconds(self) -> list[float]:
+        """The median time of each model."""
+        return [median(times) for times in zip(*self.rounds, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long as the first model the second one took: the median of the rounds."""
+        return median(second / first for first, second in self.rounds)
 
 
 # ---- The models and their answers ----
@@ -147,15 +156,16 @@ def write(opened: Opened, text: str, new_tokens: int) -> Written:
 def in_turns(calls: Sequence[Callable[[], Any]], seconds: float = SECONDS) -> Timed:
     """Call all in turns until the time is over, every other round in the opposite order; each at least once."""
     answers: list[Any] = [None] * len(calls)
-    times: list[list[float]] = [[] for _ in calls]
-    end, rounds = time.perf_counter() + seconds, 0
-    while rounds == 0 or (rounds < MOST_ROUNDS and time.perf_counter() < end):
-        for index in range(len(calls)) if rounds % 2 == 0 else reversed(range(len(calls))):
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while not rounds or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
+        times = [0.0] * len(calls)
+        for index in range(len(calls)) if len(rounds) % 2 == 0 else reversed(range(len(calls))):
             begin = time.perf_counter()
             answers[index] = calls[index]()
-            times[index].append(time.perf_counter() - begin)
-        rounds += 1
-    return Timed(answers, [median(of_one) for of_one in times], rounds)
+            times[index] = time.perf_counter() - begin
+        rounds.append(times)
+    return Timed(answers, rounds)
 
 
 # ---- What is said about them ----
@@ -175,7 +185,7 @@ def said_of_classes(models: Sequence[Opened], timed: Timed) -> str:
     if len(models) == 1:
         return said
     pruned, dense = (max(answer, key=lambda label: answer[label]) for answer in timed.answers)
-    return f"**{'Both models agree.' if pruned == dense else 'The models disagree.'}** {said} {_ratio(timed.seconds)}"
+    return f"**{'Both models agree.' if pruned == dense else 'The models disagree.'}** {said} {_ratio(timed)}"
 
 
 def said_of_texts(models: Sequence[Opened], timed: Timed) -> str:
@@ -193,20 +203,20 @@ def said_of_texts(models: Sequence[Opened], timed: Timed) -> str:
 
 
 def _measured(timed: Timed) -> str:
-    return f"median of {timed.rounds}, measured in turns" if timed.rounds > 1 else "one run of each"
+    rounds = len(timed.rounds)
+    return f"median of {rounds}, measured in turns" if rounds > 1 else "one run of each"
 
 
-def _ratio(seconds: Sequence[float]) -> str:
+def _ratio(timed: Timed) -> str:
     """How the times compare; a tenth more or less is what a machine with other work gives, too."""
-    ratio = seconds[1] / seconds[0]
-    if 0.9 < ratio < 1.1:
+    if 0.9 < timed.ratio < 1.1:
         return "They took about the same time."
-    return f"The pruned model is {ratio:.1f} times as fast."
+    return f"The pruned model is {timed.ratio:.1f} times as fast."
 
 
 def introduction(settings: Settings, models: Sequence[Opened]) -> str:
     """Which models these are, and what they consist of."""
-    names = [settings.pruned, settings.dense]
+    names = [Path(name).name if Path(name).is_absolute() else name for name in (settings.pruned, settings.dense or "")]
     lines = [f"# {settings.title}", ""]
     lines += [f"- {one.title}: `{name}`, {size_of(one.model)}" for one, name in zip(models, names, strict=False)]
     return "\n".join([*lines, "", settings.dense_is])

@@ -67,10 +67,11 @@ def space_command(
 
 @dataclass(frozen=True)
 class Page:
-    """The files of a page and the Space that they are for."""
+    """The files of a page, the Space that they are for, and the model on the Hub."""
 
     files: dict[str, Path | bytes]
     space: str
+    model: str
 
     def check(self, private: bool) -> None:
         """Raise what a push of the page would be refused for."""
@@ -95,12 +96,19 @@ class Page:
 
     def push(self, private: bool) -> None:
         """Push the page, and say what its Space still needs."""
+        from ..publish.commits import api_of
+        from ..publish.hub_errors import explained
         from ..space.push import push_page
 
         pushed = push_page(self.files, self.space, private or None, say=console.print)
         console.print(pushed.address, soft_wrap=True)
-        if private:
-            console.print("The Space reads a private model: add a token as the secret HF_TOKEN in its settings.")
+        with explained(f"{self.model} was pushed, but could not be read again", None):
+            is_private = api_of(None).model_info(self.model).private
+        if is_private:
+            console.print(
+                f"{self.model} is private: add a token that may read it as HF_TOKEN to the Space's secrets.",
+                soft_wrap=True,
+            )
 
 
 def read_page(
@@ -129,9 +137,10 @@ def read_page(
     saved, api = SavedModel(model), api_of(None)
     task_for(saved)
     found = find_dense(saved, dense, api)
-    files = make_page(saved, make_settings(saved, full_name(api, repo, None), found, examples, revision))
+    name = full_name(api, repo, None)
+    files = make_page(saved, make_settings(saved, name, found, examples, revision))
     _print_why_alone(found.why_not if found.name is None else ())
-    return Page(files, space)
+    return Page(files, space, name)
 
 
 def _print_why_alone(reasons: tuple[str, ...]) -> None:

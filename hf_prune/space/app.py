@@ -222,6 +222,14 @@ def introduction(settings: Settings, models: Sequence[Opened]) -> str:
     return "\n".join([*lines, "", settings.dense_is])
 
 
+def framed(page: str) -> str:
+    """An HTML page in a frame of its own, in which no script runs: its style does not reach the page around it."""
+    # Without a base, its links to its own headings would open the page around it in the frame.
+    page = html.escape(page.replace("<head>", '<head><base href="about:srcdoc">', 1), quote=True)
+    style = "width: 100%; height: 85vh; border: 0"
+    return f'<iframe title="What pruning changed" sandbox style="{style}" srcdoc="{page}"></iframe>'
+
+
 # ---- The page ----
 
 
@@ -243,10 +251,7 @@ def build(settings: Settings, models: Sequence[Opened], explanation: str | None)
         return [*(written.text for written in timed.answers), said_of_texts(models, timed)]
 
     def show_explanation() -> str:
-        # A frame of its own: its style and scripts do not reach this page, nor the address that it is shown at.
-        page = html.escape(explanation or "", quote=True)
-        style = "width: 100%; height: 85vh; border: 0"
-        return f'<iframe title="What pruning changed" sandbox="allow-scripts" style="{style}" srcdoc="{page}"></iframe>'
+        return framed(explanation or "")
 
     with gradio.Blocks(title=settings.title, analytics_enabled=False) as page:
         gradio.Markdown(introduction(settings, models))

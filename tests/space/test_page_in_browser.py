@@ -30,8 +30,10 @@ WAIT = 60_000  # milliseconds
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 900}
 
-EXPLANATION = """<!doctype html><html lang="en"><title>Explained</title><h1>3 "answers" flipped &amp; more</h1>
-<script>document.body.append("a script ran")</script></html>"""
+EXPLANATION = """<!doctype html><html lang="en"><head><title>Explained</title></head><body>
+<h1>3 "answers" flipped &amp; more</h1><a href="#worst">Worst</a>
+<p style="height: 3000px"></p><h2 id="worst">Worst slices</h2>
+</body></html>"""
 
 
 def write_page(folder, *options):
@@ -131,9 +133,12 @@ def test_an_explanation_is_a_frame_of_its_own(served, visit):
     page = visit(served("classes")[0])
     page.get_by_role("tab", name="What pruning changed").click()
     frame = page.frame_locator("iframe[title='What pruning changed']")
-    assert frame.get_by_role("heading").inner_text() == '3 "answers" flipped & more'
-    frame.get_by_text("a script ran").wait_for()
+    assert frame.get_by_role("heading", level=1).inner_text() == '3 "answers" flipped & more'
     picture(page, "explanation")
+    frame.get_by_role("link", name="Worst").click()  # and not the page around it, once more in the frame
+    page.wait_for_function("document.querySelector('iframe') !== null")
+    [inside] = [one for one in page.frames if one.parent_frame is not None]
+    inside.wait_for_function("window.scrollY > 1000")
 
 
 def test_an_example_fills_the_text_and_no_text_is_a_message(served, visit):

@@ -133,6 +133,7 @@ def test_a_private_page_says_which_secret_it_needs(hub, lfs_client, pair):
     assert hub.repos[SPACE].private
     assert hub.repos[MODEL].private
     assert "HF_TOKEN" in said
+    assert "HF_TOKEN" in pushed(lfs_client, pair / "pruned")  # the model is still private
     hub.repos[SPACE].private = False
     done = push(lfs_client, pair / "pruned", "--private")
     assert "a private Space was requested, but it exists and is public" in done.stderr

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-all test-deepspeed test-oldest test-newest architectures check docs bench bench-quality bench-structure bench-oneshot bench-size format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-space test-oldest test-newest architectures check docs bench bench-quality bench-structure bench-oneshot bench-size format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,18 @@ $(VENV)-deepspeed/installed: pyproject.toml constraints.txt
 
 test-deepspeed: $(VENV)-deepspeed/installed
 	DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pytest tests/engines/test_deepspeed.py tests/engines/test_deepspeed_structures.py
+
+# The page of `hf-prune space` with the genuine gradio, in headless Chromium; in an environment of its own: gradio 6.31 needs
+# pillow 12, and everything else has pillow 13.
+$(VENV)-space/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-space
+	grep -v '^pillow==' constraints.txt > $(VENV)-space/constraints.txt
+	$(VENV)-space/bin/python -m pip install --quiet --constraint $(VENV)-space/constraints.txt torch
+	$(VENV)-space/bin/python -m pip install --quiet --constraint $(VENV)-space/constraints.txt --editable ".[test,space]"
+	touch $@
+
+test-space: $(VENV)-space/installed
+	$(VENV)-space/bin/python -m pytest tests/space
 
 # The lower bounds of pyproject.toml. Warnings of old versions are not shown.
 test-oldest:
@@ -126,4 +138,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-deepspeed $(VENV)-oldest $(VENV)-newest outputs site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-deepspeed $(VENV)-oldest $(VENV)-newest $(VENV)-space outputs site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -138,6 +138,10 @@ class ReportError(HfPruneError, ValueError):
     """The zeros of a folder or file cannot be counted."""
 
 
+class SpaceError(HfPruneError, ValueError):
+    """A page cannot be made for this model, or would replace one that hf-prune did not make."""
+
+
 class StructureError(HfPruneError, ValueError):
     """Units such as neurons or layers cannot be removed from a model such that from_pretrained opens the rest."""
 

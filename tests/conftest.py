@@ -19,6 +19,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from browser import browser  # noqa: E402, F401
 from hub_client import HubClient  # noqa: E402
 from hub_server import WRITE_TOKEN, HubServer  # noqa: E402
 from transformers import PreTrainedConfig, set_seed  # noqa: E402
@@ -35,7 +36,7 @@ def pytest_configure(config):
 
 # Files that one process of pytest runs: a client of the stand-in Hub, or a fork server, imports for ten seconds.
 TOGETHER = {
-    "hub": ("test_push", "test_trainer_card"),
+    "hub": ("test_push", "test_trainer_card", "test_space_push"),
     "forks": (
         *("test_replicated", "test_recipe_scripts", "test_crashes", "test_methods_from_outside"),
         *("test_sharded_selection", "test_placements", "test_sigterm"),

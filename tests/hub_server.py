@@ -1,4 +1,7 @@
-"""A small stand-in for the Hub on loopback: model repositories with the semantics of git, spoken to over HTTP."""
+"""A small stand-in for the Hub on loopback: models and Spaces with the semantics of git, spoken to over HTTP.
+
+A Space has the name `spaces/USER/NAME` in `HubServer.repos`: it may be called like a model.
+"""
 
 import base64
 import codecs
@@ -34,7 +37,12 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".png", ".pt", ".npz", ".onnx", ".gguf")
 GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 REVISION, REPO = "([^/?]+)", "([^/?]+/[^/?]+)"
-API = f"/api/models/{REPO}"
+KIND = "(models|spaces)"
+API = f"/api/{KIND}/{REPO}"
+GIT = f"/(spaces/)?{REPO}"
+GIT_NAME = "((?:spaces/)?[^/?]+/[^/?]+)"
+COLORS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+SDKS = ("gradio", "docker", "static")
 DATE = "2026-01-01T00:00:00.000Z"
 
 
@@ -82,7 +90,7 @@ class Repo:
 
     @property
     def owner(self) -> str:
-        return self.name.split("/")[0]
+        return self.name.split("/")[-2]
 
     def commits(self, revision: str = "main") -> list[Commit]:
         """Oldest first. A revision is a branch, a pull request's `refs/pr/N` or a commit's 40 digits."""
@@ -353,7 +361,7 @@ def application(hub: HubServer, routes: list[tuple[str, str, Callable]]):
             match = re.fullmatch(pattern, path.split("?")[0])
             if match and request.method == method:
                 with hub.lock:
-                    return handler(hub, request, *map(unquote, match.groups()))
+                    return handler(hub, request, *map(unquote, whole_names(match.groups())))
         raise HubError(404, "Sorry, we can't find the page you are looking for.")
 
     @Request.application
@@ -385,6 +393,14 @@ def application(hub: HubServer, routes: list[tuple[str, str, Callable]]):
         return response
 
     return app
+
+
+def whole_names(groups: tuple) -> list[str]:
+    """The parts of a path; the kind of a repository, where it has one, becomes a part of its name."""
+    if not groups or groups[0] not in ("models", "spaces", "spaces/", None):
+        return list(groups)
+    kind, name, *others = groups
+    return [f"spaces/{name}" if kind in ("spaces", "spaces/") else name, *others]
 
 
 def hang_up(request: Request) -> None:
@@ -455,7 +471,7 @@ def card_metadata(text: str):
     return yaml.safe_load(match.group(1)) if match else None
 
 
-def card_problems(text: str) -> tuple[list[str], list[str]]:
+def card_problems(text: str, kind: str = "model") -> tuple[list[str], list[str]]:
     try:
         metadata = card_metadata(text)
     except yaml.YAMLError as error:
@@ -465,6 +481,7 @@ def card_problems(text: str) -> tuple[list[str], list[str]]:
     if not isinstance(metadata, dict):
         return ["YAML Metadata Error: the metadata must be a mapping"], []
     errors = [*_license_problems(metadata), *_model_index_problems(metadata)]
+    errors += _space_problems(metadata) if kind == "space" else []
     relation = metadata.get("base_model_relation")
     if relation is not None and relation not in RELATIONS:
         errors.append(f'"base_model_relation" must be one of [{", ".join(RELATIONS)}]')
@@ -478,6 +495,25 @@ def _license_problems(metadata: dict) -> list[str]:
     known = metadata.get("license")
     plain = known is None or (isinstance(known, str) and re.fullmatch(r"[a-z0-9.-]+", known))
     return [] if plain else ['"license" must be one of the known identifiers']
+
+
+def _space_problems(metadata: dict) -> list[str]:
+    """What the Hub refuses in the metadata of a Space's README.md."""
+    allowed = {"colorFrom": COLORS, "colorTo": COLORS, "sdk": SDKS}
+    problems = [
+        f'"{name}" must be one of [{", ".join(values)}]'
+        for name, values in allowed.items()
+        if metadata.get(name, values[0]) not in values
+    ]
+    if "sdk" not in metadata:
+        problems.append('"sdk" is required')
+    if not isinstance(metadata.get("python_version", ""), str) or not isinstance(metadata.get("sdk_version", ""), str):
+        problems.append('"python_version" and "sdk_version" must be strings')
+    if len(metadata.get("short_description", "")) > 60:
+        problems.append('"short_description" length must be less than or equal to 60 characters long')
+    if re.search(r"[\w\s]", metadata.get("emoji", "")):
+        problems.append('"emoji" must be an emoji')
+    return problems
 
 
 def _model_index_problems(metadata: dict) -> list[str]:
@@ -530,7 +566,7 @@ def whoami(hub, request):
 
 
 def validate_yaml(hub, request):
-    errors, warnings = card_problems(request.json["content"])
+    errors, warnings = card_problems(request.json["content"], request.json.get("repoType", "model"))
     content = {"errors": [{"message": m} for m in errors], "warnings": [{"message": m} for m in warnings]}
     return reply(content, 400 if errors else 200)
 
@@ -540,12 +576,15 @@ def create_repo(hub, request):
     owner, name = request.json.get("organization") or user.name, request.json["name"]
     if not user.may_write(owner):
         raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
-    full = f"{owner}/{name}"
+    is_space = request.json.get("type") == "space"
+    if is_space and request.json.get("sdk") not in SDKS:
+        raise HubError(400, f'"sdk" must be one of [{", ".join(SDKS)}]')
+    full = f"{'spaces/' if is_space else ''}{owner}/{name}"
     url = f"{hub.url}/{full}"
     if full in hub.repos:
-        raise HubError(409, "You already created this model repo", url=url, name=full)
+        raise HubError(409, "You already created this repo", url=url, name=full)
     hub.create_repo(full, private=request.json.get("visibility") == "private" or request.json.get("private", False))
-    return reply({"url": url, "name": full, "id": full})
+    return reply({"url": url, "name": f"{owner}/{name}", "id": f"{owner}/{name}"})
 
 
 def delete_repo(hub, request):
@@ -646,7 +685,8 @@ def change(hub, repo, tree, key, value):
         data = base64.b64decode(value["content"])
         if len(data) > LARGE or is_binary(data):
             raise HubError(400, f"Your push was rejected because it contains large or binary files.\nOffending: {path}")
-        if path == "README.md" and (errors := card_problems(data.decode())[0]):
+        kind = "space" if repo.name.startswith("spaces/") else "model"
+        if path == "README.md" and (errors := card_problems(data.decode(), kind)[0]):
             raise HubError(400, "\n".join(errors))
         tree[path] = Blob(data)
     elif key == "lfsFile":
@@ -673,7 +713,7 @@ def info(hub, request, name, revision="main"):
         {"rfilename": path} | (sibling_sizes(blob) if "blobs" in request.args else {}) for path, blob in tree.items()
     ]
     content = {
-        "id": name,
+        "id": name.removeprefix("spaces/"),
         "modelId": name,
         "author": repo.owner,
         "sha": commits[-1].oid,
@@ -793,7 +833,8 @@ def resolve(hub, request, name, revision, path):
     headers["Location"] = f"{hub.storage_url}/lfs/{name}/{blob.sha256}?signature=signed"
     if blob.xet_hash:
         headers["X-Xet-Hash"] = blob.xet_hash
-        headers["Link"] = f'<{hub.url}/api/models/{name}/xet-read-token/{oid}>; rel="xet-auth"'
+        kind = "" if name.startswith("spaces/") else "models/"
+        headers["Link"] = f'<{hub.url}/api/{kind}{name}/xet-read-token/{oid}>; rel="xet-auth"'
     return Response(b"Found", 302, headers)
 
 
@@ -823,13 +864,13 @@ HUB_ROUTES = [
     ("POST", f"{API}/branch/{REVISION}", create_branch),
     ("DELETE", f"{API}/branch/{REVISION}", delete_branch),
     ("GET", f"{API}/xet-(read|write)-token/{REVISION}", xet_token),
-    ("POST", f"/{REPO}[.]git/info/lfs/objects/batch", lfs_batch),
-    ("POST", f"/{REPO}[.]git/info/lfs/objects/verify", lfs_verify),
-    ("GET", f"/{REPO}/resolve/{REVISION}/(.+)", resolve),
-    ("HEAD", f"/{REPO}/resolve/{REVISION}/(.+)", resolve),
+    ("POST", f"{GIT}[.]git/info/lfs/objects/batch", lfs_batch),
+    ("POST", f"{GIT}[.]git/info/lfs/objects/verify", lfs_verify),
+    ("GET", f"{GIT}/resolve/{REVISION}/(.+)", resolve),
+    ("HEAD", f"{GIT}/resolve/{REVISION}/(.+)", resolve),
 ]
 STORAGE_ROUTES = [
-    ("PUT", f"/lfs/{REPO}/([0-9a-f]{{64}})", lfs_put),
-    ("GET", f"/lfs/{REPO}/([0-9a-f]{{64}})", lfs_get),
-    ("HEAD", f"/lfs/{REPO}/([0-9a-f]{{64}})", lfs_get),
+    ("PUT", f"/lfs/{GIT_NAME}/([0-9a-f]{{64}})", lfs_put),
+    ("GET", f"/lfs/{GIT_NAME}/([0-9a-f]{{64}})", lfs_get),
+    ("HEAD", f"/lfs/{GIT_NAME}/([0-9a-f]{{64}})", lfs_get),
 ]

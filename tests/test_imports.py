@@ -33,6 +33,7 @@ WINGS = [
     "oneshot",
     "publish",
     "explain",
+    "space",
     "trainer",
     "recipe",
     "runtimes",
@@ -46,6 +47,7 @@ OPTIONAL = {
     "runtimes.exporters": {"onnxruntime"},  # `find_format` says what is missing
     "runtimes.gguf": {"gguf"},
     "runtimes.litert": {"ai_edge_litert", "litert_torch"},
+    "space.app": {"gradio"},  # the page itself, which runs elsewhere
     "recipe.metrics": {"rouge_score"},  # the metric of one task says that it needs its package
 }
 

@@ -30,6 +30,7 @@ from .messages import errors_as_lines, quiet
 from .one_shot import prune_command, sensitivity_command
 from .packing import pack_command, unpack_command
 from .progress import layers_done
+from .space import Dense, Examples, read_page, space_command
 from .tables import (
     console,
     print_chosen,
@@ -92,6 +93,7 @@ app.command("sensitivity")(sensitivity_command)
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)
 app.command("export")(export_command)
+app.command("space")(space_command)
 
 
 @app.command("plan")
@@ -273,6 +275,11 @@ def push_command(
     ] = None,
     message: Annotated[str, typer.Option(help="Commit message.")] = "Upload pruned model",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded, and stop.")] = False,
+    space: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Also push a page that answers with the model: a Space.")
+    ] = None,
+    dense: Dense = None,
+    example: Examples = None,
 ) -> None:
     """Push a saved model and its card to the Hub.
 
@@ -281,8 +288,13 @@ def push_command(
     with errors_as_lines():
         _check_folder(model)
         quiet(progress=True)
+        page = read_page(model, repo, space, dense, example or [], revision, create_pr)
+        if page is not None and not dry_run:
+            page.check(private)
         if dry_run:
             print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks, include or []))
+            if page is not None:
+                page.print_plan(private)
             console.print("\nDry run: nothing was uploaded.")
             return
         from ..publish.push import push_model
@@ -299,7 +311,9 @@ def push_command(
             show=print_push_plan,
             say=console.print,
         )
-    print_push(result)
+        print_push(result)
+        if page is not None:
+            page.push(private)
 
 
 def _plan_of_dry_run(

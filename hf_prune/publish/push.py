@@ -16,39 +16,39 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
+from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from ..config.safe_json import read_json
 from ..errors import PushError, one_line
 from ..saved.files import write_file
 from .card import CARD_NAME, metadata_in, write_files
 from .card_merge import Existing
-from .hub_errors import HUB_ERRORS, explain_error, explained, may_pass
-from .push_plan import NOTHING_THERE, PushPlan, Remote, RemoteFile, content_of, differences, make_push_plan
+from .commits import (
+    api_of,
+    check_commit,
+    commit_changes,
+    commit_of,
+    files_in_words,
+    files_of,
+    operations_of,
+    pull_request_with,
+    validate_card,
+)
+from .hub_errors import explained
+from .push_plan import NOTHING_THERE, PushPlan, Remote, content_of, make_push_plan
 from .sparsity_json import FIGURES_NAME
 
 _PUSHED_NAME = ".pushed_card.json"
 
 # What git allows in the name of a branch, roughly.
 _BRANCH = re.compile(r"(?![-/.])(?!.*(?://|\.\.|@\{|/\.))[^\s~^:?*\[\\]+(?<![/.])(?<!\.lock)")
-
-# How many of the last pull requests are compared.
-_PULL_REQUESTS = 5
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def push_model(
     """
     if create_pr and revision is not None:
         raise PushError("revision", f"must not be set with a pull request, which has its own, got {revision!r}")
-    api = _api(token)
+    api = api_of(token)
     plan, remote = _prepare(api, folder, repo_id, private, revision, with_masks, also or {}, token, include)
     repo_id = plan.repo_id
-    operations = _operations(plan)
+    operations = operations_of(plan)
     show(plan)
     _write_card(Path(folder), plan, say)
     if remote.head is None:
@@ -113,26 +113,22 @@ def push_model(
         say(f"Created the branch {revision}")
     if remote.head is None or not remote.has_branch:
         _, remote = _read(api, repo_id, revision, token)
-    there = _pull_request_with(api, plan, token) if create_pr else None
+    there = pull_request_with(api, plan, token) if create_pr else None
     if there is not None:
         say(f"Nothing to upload: {there.pr_revision} has all files already")
         commit = there
     elif not plan.changed and not plan.removed:
         say("Nothing to upload: the Hub has all files already")
-        commit = _commit_of(api, repo_id, str(remote.head), message)
+        commit = commit_of(api, plan, str(remote.head), message)
     else:
-        say(f"Uploading {_files(len(plan.changed))} to {repo_id}")
-        commit = _commit(api, plan, operations, remote, revision, create_pr, message, token)
-    _check(api, plan, commit, token)
-    say(f"Verified on the Hub: {_files(len(plan.files))}")
+        say(f"Uploading {files_in_words(len(plan.changed))} to {repo_id}")
+        commit = commit_changes(api, plan, operations, remote, revision, create_pr, message, token)
+    check_commit(api, plan, commit, token)
+    say(f"Verified on the Hub: {files_in_words(len(plan.files))}")
     if not create_pr:
         card = content_of(plan.files[CARD_NAME]).decode()
         _remember(Path(folder), _Pushed(repo_id, revision, commit.oid, card))
     return PushResult(plan, commit)
-
-
-def _files(number: int) -> str:
-    return f"{number} file{'' if number == 1 else 's'}"
 
 
 def _prepare(
@@ -150,7 +146,7 @@ def _prepare(
     repo_id, remote = _look(api, repo_id, private, revision, token)
     pushed = _card_pushed_before(api, Path(folder), repo_id, revision, token)
     plan = make_push_plan(folder, repo_id, remote, with_masks, also, pushed, include)
-    _validate_card(api, plan, token)
+    validate_card(api, plan, token)
     return plan, remote
 
 
@@ -193,21 +189,6 @@ def _card_pushed_before(api: HfApi, folder: Path, repo_id: str, revision: str | 
     return pushed.card
 
 
-def _validate_card(api: HfApi, plan: PushPlan, token: str | None) -> None:
-    """Let the Hub validate the card's metadata before anything is written there."""
-    # Not ModelCard.validate: before 2.2 it ignores HF_ENDPOINT.
-    refused = f"The Hub refused the card, and nothing was uploaded to {plan.repo_id}"
-    with explained(refused, token):
-        body = {"repoType": "model", "content": content_of(plan.files[CARD_NAME]).decode()}
-        headers = build_hf_headers(token=token)
-        response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=body, headers=headers)
-        if response.status_code != 400:
-            hf_raise_for_status(response)
-            return
-        problems = "; ".join(problem["message"] for problem in response.json()["errors"])
-    raise PushError(f"{refused}: {problems}")
-
-
 def plan_push(
     folder: str | os.PathLike,
     repo_id: str,
@@ -218,7 +199,7 @@ def plan_push(
     include: Collection[str] = (),
 ) -> PushPlan:
     """What `push_model` would do; nothing is written, here or on the Hub. Raises as `push_model` does."""
-    return _prepare(_api(token), folder, repo_id, private, revision, with_masks, {}, token, include)[0]
+    return _prepare(api_of(token), folder, repo_id, private, revision, with_masks, {}, token, include)[0]
 
 
 def check_push(
@@ -228,19 +209,19 @@ def check_push(
 
     Nothing is written there. Raises PushError, which says what to do.
     """
-    api = _api(token)
+    api = api_of(token)
     repo_id, remote = _look(api, repo_id, private, revision, token)
     with explained(f"{repo_id} cannot be pushed to", token):
         if remote.head is not None:
             api.auth_check(repo_id, write=True)
             return
         user = api.whoami()
-    why = _why_not_created(repo_id.split("/")[0], user)
+    why = why_not_created(repo_id.split("/")[0], user)
     if why is not None:
         raise PushError(f"{repo_id} cannot be created: {why}")
 
 
-def _why_not_created(owner: str, user: dict[str, Any]) -> str | None:
+def why_not_created(owner: str, user: dict[str, Any]) -> str | None:
     """Why a user, as `whoami` describes it, may not create a repository of an owner; None if nothing forbids it."""
     token = (user.get("auth") or {}).get("accessToken") or {}
     roles = {org["name"].lower(): org.get("roleInOrg") for org in user.get("orgs") or []}
@@ -258,10 +239,6 @@ def _why_not_created(owner: str, user: dict[str, Any]) -> str | None:
 
 
 # ---- What is on the Hub ----
-
-
-def _api(token: str | None) -> HfApi:
-    return HfApi(token=token, library_name="hf-prune", library_version=version("hf-prune"))
 
 
 def _look(
@@ -285,14 +262,19 @@ def _look(
     return repo_id, remote
 
 
-def _read(api: HfApi, repo_id: str, revision: str | None, token: str | None) -> tuple[str, Remote]:
+def full_name(api: HfApi, repo_id: str, token: str | None, key: str = "repo") -> str:
+    """A repository's name with that of its owner. Raises PushError for what cannot be a name, by the key."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise PushError("repo", f"expected USER/REPO, the name of a repository on the Hub: {error}") from error
+        raise PushError(key, f"expected USER/REPO, the name of a repository on the Hub: {error}") from error
     with explained(f"{repo_id} could not be read, and nothing was uploaded", token):
-        if "/" not in repo_id:
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+
+
+def _read(api: HfApi, repo_id: str, revision: str | None, token: str | None) -> tuple[str, Remote]:
+    repo_id = full_name(api, repo_id, token)
+    with explained(f"{repo_id} could not be read, and nothing was uploaded", token):
         try:
             return repo_id, _remote(api, repo_id, revision, has_branch=True)
         except GatedRepoError:
@@ -307,7 +289,7 @@ def _read(api: HfApi, repo_id: str, revision: str | None, token: str | None) -> 
 def _remote(api: HfApi, repo_id: str, revision: str | None, has_branch: bool) -> Remote:
     info = api.model_info(repo_id, revision=revision)
     head = str(info.sha)
-    files = _files_of(api, repo_id, head)
+    files = files_of(api, repo_id, head)
     card = None
     if CARD_NAME in files:
         text = _download(api, repo_id, CARD_NAME, head)
@@ -318,112 +300,3 @@ def _remote(api: HfApi, repo_id: str, revision: str | None, has_branch: bool) ->
 
 def _download(api: HfApi, repo_id: str, name: str, revision: str) -> str:
     return Path(api.hf_hub_download(repo_id, name, revision=revision)).read_text(encoding="utf-8-sig")
-
-
-def _files_of(api: HfApi, repo_id: str, revision: str) -> dict[str, RemoteFile]:
-    try:
-        entries = list(api.list_repo_tree(repo_id, recursive=True, revision=revision))
-    except EntryNotFoundError:  # a repository without any file
-        return {}
-    return {
-        entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id, entry.lfs is not None)
-        for entry in entries
-        if isinstance(entry, RepoFile)
-    }
-
-
-def _commit_of(api: HfApi, repo_id: str, oid: str, message: str, pr_url: str | None = None) -> CommitInfo:
-    """A commit that has all files already."""
-    return CommitInfo(
-        commit_url=f"{api.endpoint}/{repo_id}/commit/{oid}",
-        commit_message=message,
-        commit_description="",
-        oid=oid,
-        pr_url=pr_url,
-        _endpoint=api.endpoint,
-    )
-
-
-def _pull_request_with(api: HfApi, plan: PushPlan, token: str | None) -> CommitInfo | None:
-    """The newest pull request that has all files of a plan, or None: if its response was lost, it is not made twice."""
-    with explained(f"The pull requests of {plan.repo_id} could not be read, and nothing was uploaded", token):
-        found = api.list_repo_refs(plan.repo_id, include_pull_requests=True).pull_requests or []
-        numbered = sorted(((int(ref.ref.rsplit("/", 1)[-1]), ref) for ref in found), key=lambda pair: -pair[0])
-        for number, ref in numbered[:_PULL_REQUESTS]:
-            if not differences(plan, _files_of(api, plan.repo_id, ref.target_commit)):
-                url = f"{api.endpoint}/{plan.repo_id}/discussions/{number}"
-                return _commit_of(api, plan.repo_id, ref.target_commit, ref.ref, url)
-    return None
-
-
-def _operations(plan: PushPlan) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """The changes of a commit; the client checks names here, and reads each file that is added."""
-    additions = [CommitOperationAdd(name, _as_sent(plan.files[name])) for name in plan.changed]
-    return [*additions, *(CommitOperationDelete(name) for name in plan.removed)]
-
-
-def _commit(
-    api: HfApi,
-    plan: PushPlan,
-    operations: Sequence[CommitOperationAdd | CommitOperationDelete],
-    remote: Remote,
-    revision: str | None,
-    create_pr: bool,
-    message: str,
-    token: str | None,
-) -> CommitInfo:
-    """All changes in one commit on top of the one that was read."""
-    try:
-        return api.create_commit(
-            plan.repo_id,
-            operations,
-            commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=remote.head,
-        )
-    except HUB_ERRORS as error:
-        there = _what_is_there(api, plan, remote, revision, create_pr, again=may_pass(error))
-        raise PushError(f"The push to {plan.repo_id} failed: {explain_error(error, token)}\n{there}") from error
-
-
-def _what_is_there(
-    api: HfApi, plan: PushPlan, before: Remote, revision: str | None, create_pr: bool, again: bool
-) -> str:
-    """What is on the Hub after a failed commit, and what to do."""
-    advice = " Push again: files that were uploaded are not uploaded twice." if again else ""
-    try:
-        there = _pull_request_with(api, plan, None) if create_pr else None
-        if there is not None:
-            return f"On the Hub: {there.pr_revision} of {plan.repo_id} has all files; only the Hub's response was lost."
-        head = str(api.model_info(plan.repo_id, revision=revision).sha)
-        files = _files_of(api, plan.repo_id, head)
-    except HUB_ERRORS as error:
-        return f"The present files of {plan.repo_id} could not be read ({type(error).__name__}).{advice}"
-    wrong = differences(plan, files)
-    if not wrong and not create_pr:
-        return (
-            f"On the Hub: commit {head[:12]} has all {_files(len(plan.files))}; it was made, and only the Hub's "
-            "response was lost. Push again to make sure: there will be nothing to upload."
-        )
-    if head == before.head:
-        return f"On the Hub: {plan.repo_id} is unchanged, at commit {head[:12]}; it has nothing of this push.{advice}"
-    return (
-        f"On the Hub: {plan.repo_id} is at somebody else's commit {head[:12]}; missing or different files of this "
-        f"push: {', '.join(wrong)}.{advice}"
-    )
-
-
-def _check(api: HfApi, plan: PushPlan, commit: CommitInfo, token: str | None) -> None:
-    """Read the commit back and compare sizes and hashes. Raises PushError if a file differs."""
-    with explained(f"All files were uploaded to {plan.repo_id}, but could not be read back", token):
-        wrong = differences(plan, _files_of(api, plan.repo_id, commit.oid))
-    if wrong:
-        raise PushError(
-            f"{plan.repo_id}: files in commit {commit.oid[:12]} differ from those here: {', '.join(wrong)}. Was the "
-            "folder changed during the push? Push again."
-        )
-
-
-def _as_sent(content: Path | bytes) -> str | bytes:
-    return content if isinstance(content, bytes) else str(content)

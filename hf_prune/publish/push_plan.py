@@ -82,7 +82,7 @@ class PushPlan:
     """The files that a push uploads, path -> file or content; those that it leaves out, with the reason, and removes.
 
     `weights` are the weight files, under any path, as they were when zeros were counted; `is_new` is None if it is
-    unknown whether the repository exists.
+    unknown whether the repository exists. `repo_type` is `model` or `space`.
     """
 
     repo_id: str
@@ -93,6 +93,7 @@ class PushPlan:
     removed: list[str]
     is_new: bool | None
     sparsity: float | None
+    repo_type: str = "model"
 
     def size_of(self, name: str) -> int:
         """The size of a file in bytes."""
@@ -120,7 +121,7 @@ def make_push_plan(
     earlier = PLOTS - made.keys()
     files: dict[str, Path | bytes] = {name: path for name, path in chosen.items() if name not in earlier}
     files |= {**(also or {}), **made}
-    _refuse_secrets(files)
+    refuse_secrets(files)
     figures = Figures.model_validate_json(made[FIGURES_NAME])
     sent_again = {name: path.name for name, path in (also or {}).items() if path in saved.weight_files}
     known = figures.files | {name: figures.files[original] for name, original in sent_again.items()}
@@ -129,14 +130,15 @@ def make_push_plan(
         files=dict(sorted(files.items())),
         weights=known,
         left_out=left_out,
-        changed=[name for name in sorted(files) if not _is_there(files[name], remote.files.get(name), known.get(name))],
+        changed=[name for name in sorted(files) if not is_there(files[name], remote.files.get(name), known.get(name))],
         removed=sorted(name for name in remote.files if _REPLACED.fullmatch(name) and name not in files),
         is_new=remote.head is None if remote is not UNKNOWN else None,
         sparsity=figures.overall_sparsity,
     )
 
 
-def _refuse_secrets(files: Mapping[str, Path | bytes]) -> None:
+def refuse_secrets(files: Mapping[str, Path | bytes]) -> None:
+    """Raise CardError if a file that is to be uploaded seems to contain a secret."""
     for name in sorted(files):
         if is_password_file(name):
             raise CardError(f"{name}: is a file that a program keeps a password in; leave it out")
@@ -230,12 +232,12 @@ def _images_in(card: str) -> set[str]:
 def differences(plan: PushPlan, files: Mapping[str, RemoteFile]) -> list[str]:
     """Names of files that are missing or different on the Hub, and of files that should have been removed."""
     wrong = [
-        name for name, content in plan.files.items() if not _is_there(content, files.get(name), plan.weights.get(name))
+        name for name, content in plan.files.items() if not is_there(content, files.get(name), plan.weights.get(name))
     ]
     return wrong + [name for name in plan.removed if name in files]
 
 
-def _is_there(content: Path | bytes, remote: RemoteFile | None, known: SavedFile | None) -> bool:
+def is_there(content: Path | bytes, remote: RemoteFile | None, known: SavedFile | None) -> bool:
     """Whether a file on the Hub is the same as one here, whose hash may be known already."""
     if remote is None:
         return False

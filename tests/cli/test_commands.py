@@ -107,7 +107,7 @@ def rows(text):
 # ---- Help ----
 
 
-COMMANDS = ("run", "plan", "report", "card", "push")
+COMMANDS = ("run", "plan", "report", "card", "push", "space")
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda command: "".join(command) or "all")

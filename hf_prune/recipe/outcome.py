@@ -57,11 +57,13 @@ class AtOnce:
 
 @dataclass(frozen=True)
 class AllScores:
-    """The metrics of all models of a run on the test split."""
+    """The metrics of all models of a run on the test split, and on the validation split where they were measured."""
 
     pruned: Scores
     dense: Scores | None
     run: AtOnce | None
+    validation: dict[str, float] | None = None
+    dense_validation: dict[str, float] | None = None
 
     @property
     def base(self) -> Scores | None:
@@ -72,6 +74,11 @@ class AllScores:
     def at_once(self) -> Scores | None:
         """Those of the pruned model before it was trained on."""
         return self.run.scores if self.run is not None else None
+
+    @property
+    def of_validation(self) -> dict[str, dict[str, float] | None] | None:
+        """Those on the validation split, by model; None if they were not measured."""
+        return None if self.validation is None else {"dense": self.dense_validation, "pruned": self.validation}
 
     def of_group(self, group: str) -> dict[str, dict[str, float] | None]:
         """Those of a group of the test split, by model; of the models before training where they were measured."""
@@ -91,6 +98,7 @@ class RunResult:
 
     `base` has the metrics of the model before any training, and `at_once` those of the pruned model before it was
     trained on, for recipes with a calibration; None where they are not measured, or are those of another.
+    `validation` has the metrics of both models on the validation split, by model, in a sweep.
     """
 
     recipe: dict[str, Any]
@@ -110,6 +118,7 @@ class RunResult:
     pushed: PushResult | None = None
     base: dict[str, float] | None = None
     at_once: dict[str, float] | None = None
+    validation: dict[str, dict[str, float] | None] | None = None
 
     @property
     def recovery(self) -> float | None:
@@ -126,10 +135,8 @@ class RunResult:
             "dense": _as_json(self.dense),
             **({"at_once": _as_json(self.at_once)} if self.at_once is not None else {}),
             "pruned": _as_json(self.pruned),
-            "groups": {
-                group: {model: _as_json(values) for model, values in of_group.items()}
-                for group, of_group in self.groups.items()
-            },
+            "groups": {group: _all_as_json(of_group) for group, of_group in self.groups.items()},
+            **({"validation": _all_as_json(self.validation)} if self.validation is not None else {}),
             "generation": self.generation.model_dump() if self.generation is not None else None,
             "main_metric": self.main_metric,
             "recovery": self.recovery,
@@ -142,6 +149,11 @@ class RunResult:
             "vocabulary": self.vocabulary,
             "seconds": self.seconds,
         }
+
+
+def _all_as_json(metrics: Mapping[str, dict[str, float] | None]) -> dict[str, dict[str, float | None] | None]:
+    """The metrics of several models, as `_as_json` gives them."""
+    return {model: _as_json(values) for model, values in metrics.items()}
 
 
 def _as_json(metrics: Mapping[str, float] | None) -> dict[str, float | None] | None:
@@ -191,8 +203,8 @@ def write_record(
         Evaluation(
             metrics=_finite(metrics),
             part="test",
-            main_metric=next((name for name in list(metrics)[:1] if is_number(metrics[name])), None),
-            not_finite=[name for name, value in metrics.items() if not is_number(value)],
+            main_metric=_main_metric(metrics),
+            not_finite=_not_finite(metrics),
             dense_metrics=_finite(dense[group]) if dense is not None else None,
             base_metrics=_finite(scores.base[group]) if scores.base is not None else None,
             at_once_metrics=_finite(scores.at_once[group]) if scores.at_once is not None else None,
@@ -201,6 +213,8 @@ def write_record(
         )
         for group, metrics in scores.pruned.items()
     ]
+    if scores.validation is not None:
+        evaluations.append(_of_validation(prepared, scores.validation, scores.dense_validation))
     record = record.model_copy(
         update={
             "base_model": _describe_model(prepared, say),
@@ -237,6 +251,48 @@ def _of_pruning(
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics without those that are NaN or infinite, as after a training that has diverged."""
     return {name: value for name, value in metrics.items() if is_number(value)}
+
+
+def _not_finite(metrics: Mapping[str, float]) -> list[str]:
+    return [name for name, value in metrics.items() if not is_number(value)]
+
+
+def _main_metric(metrics: Mapping[str, float]) -> str | None:
+    """The first metric, if it is finite."""
+    return next((name for name in list(metrics)[:1] if is_number(metrics[name])), None)
+
+
+def _of_validation(prepared: Prepared, metrics: Mapping[str, float], dense: Mapping[str, float] | None) -> Evaluation:
+    """The evaluation on the validation split, by which the models of a sweep are compared."""
+    return Evaluation(
+        metrics=_finite(metrics),
+        part="validation",
+        main_metric=_main_metric(metrics),
+        not_finite=_not_finite(metrics),
+        dense_metrics=_finite(dense) if dense is not None else None,
+        samples=len(prepared.data["validation"]),
+        dataset=_describe_data(prepared, "validation"),
+    )
+
+
+def log_result(trainer: Trainer, result: RunResult) -> None:
+    """Log the final figures of a run once where its Trainer reports to: metrics, sparsity, size and times.
+
+    Names begin with `test_`, and those of metrics on the validation split with `eval_`, as in the Trainer's own logs.
+    """
+    if not trainer.args.report_to:
+        return
+    of_validation = (result.validation or {}).get("pruned") or {}
+    figures = {
+        **{f"test_{name}": value for name, value in result.pruned.items()},
+        **{f"eval_{name}": value for name, value in of_validation.items()},
+        "test_prunable_sparsity": result.report.prunable_sparsity,
+        "test_overall_sparsity": result.report.sparsity,
+        "test_parameters": result.parameters["pruned"],
+        "test_file_bytes": result.file_bytes["pruned"],
+        **{f"test_milliseconds_{cost.samples}": 1000 * cost.model.seconds for cost in result.costs},
+    }
+    trainer.log({name: float(value) for name, value in figures.items() if value is not None})
 
 
 def _as_written(recipe: Recipe) -> dict[str, Any]:

@@ -32,8 +32,10 @@ WINGS = [
     "masking",
     "oneshot",
     "publish",
+    "compare",
     "trainer",
     "recipe",
+    "sweep",
     "runtimes",
     "cli",
 ]
@@ -45,6 +47,7 @@ OPTIONAL = {
     "runtimes.exporters": {"onnxruntime"},  # `find_format` says what is missing
     "runtimes.gguf": {"gguf"},
     "runtimes.litert": {"ai_edge_litert", "litert_torch"},
+    "sweep.study": {"optuna"},  # it says what to install
     "recipe.metrics": {"rouge_score"},  # the metric of one task says that it needs its package
 }
 

@@ -13,9 +13,15 @@ from transformers import PreTrainedModel, Trainer
 from ..engines.processes import wait_for_all
 from ..foreign.transformers import keep_origin, opened_whole
 from ..model.names import shape_of
+from ..publish.card import write_card
+from ..publish.record import save_record
+from ..publish.redact import without_paths, without_tokens
+from ..saved.model import SavedModel
+from ..trainer.latency import measure_trainer
+from ..trainer.recording import CardInput, record_of
 from ..trainer.saving import whole_state_dict
 from .models import freeze
-from .outcome import Say
+from .outcome import Say, as_written, describe_data, describe_model, evaluation_of
 from .prepare import Examples, Prepared, make_trainer
 from .schema import Recipe
 from .tasks import Scores, Task
@@ -85,6 +91,31 @@ def train_dense(prepared: Prepared, say: Say, validate: bool = False) -> tuple[D
         seconds=time.perf_counter() - start,
     )
     return run, trainer
+
+
+def write_dense_record(saved: SavedModel, prepared: Prepared, trainer: Trainer, run: DenseRun, say: Say) -> None:
+    """Write the record and the card of a dense model beside it, with what a forward pass costs."""
+    record = record_of(
+        trainer,
+        saved.hashes,
+        configs=[],
+        target_sparsity=None,
+        kept_step=trainer.state.global_step,
+        evaluated=[],
+        costs=measure_trainer(trainer),
+        given=CardInput(model_name=saved.folder.parent.name),
+    )
+    evaluations = [evaluation_of(prepared, metrics, group=group) for group, metrics in run.scores.items()]
+    if run.validation is not None:
+        evaluations.append(evaluation_of(prepared, run.validation, "validation"))
+    changes = {
+        "base_model": describe_model(prepared, say),
+        "training_data": describe_data(prepared, "train"),
+        "evaluations": evaluations,
+        "recipe": without_paths(without_tokens(as_written(prepared.recipe))),
+    }
+    save_record(saved, record.model_copy(update=changes))
+    write_card(saved)
 
 
 def with_dense_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> Prepared:

@@ -198,31 +198,27 @@ def write_record(
         )
     if scores.run is not None:
         record = record.model_copy(update=_of_pruning(prepared, configs, target_sparsity, scores.run))
-    tested = _describe_data(prepared, "test")
     evaluations = [
-        Evaluation(
-            metrics=_finite(metrics),
-            part="test",
-            main_metric=_main_metric(metrics),
-            not_finite=_not_finite(metrics),
-            dense_metrics=_finite(dense[group]) if dense is not None else None,
-            base_metrics=_finite(scores.base[group]) if scores.base is not None else None,
-            at_once_metrics=_finite(scores.at_once[group]) if scores.at_once is not None else None,
-            samples=prepared.task.group_sizes.get(group, len(prepared.data["test"])),
-            dataset=_only(tested, recipe, group),
+        evaluation_of(
+            prepared,
+            metrics,
+            group=group,
+            dense=dense[group] if dense is not None else None,
+            base=scores.base[group] if scores.base is not None else None,
+            at_once=scores.at_once[group] if scores.at_once is not None else None,
         )
         for group, metrics in scores.pruned.items()
     ]
     if scores.validation is not None:
-        evaluations.append(_of_validation(prepared, scores.validation, scores.dense_validation))
+        evaluations.append(evaluation_of(prepared, scores.validation, "validation", dense=scores.dense_validation))
     record = record.model_copy(
         update={
-            "base_model": _describe_model(prepared, say),
-            "training_data": _describe_data(prepared, "train") if record.steps or record.dense_steps else None,
+            "base_model": describe_model(prepared, say),
+            "training_data": describe_data(prepared, "train") if record.steps or record.dense_steps else None,
             "evaluations": evaluations,
             "generation": generation,
             "removed_tokens": prepared.removed_tokens,
-            "recipe": without_paths(without_tokens(_as_written(recipe))),
+            "recipe": without_paths(without_tokens(as_written(recipe))),
         }
     )
     save_record(saved, record)
@@ -237,7 +233,7 @@ def _of_pruning(
     config = prepared.recipe.calibration_config
     assert config is not None
     assert run.pruned is not None
-    source = _describe_data(prepared, "train")
+    source = describe_data(prepared, "train")
     return {
         "pruning": [config.to_dict() for config in configs],
         "methods": describe_methods(configs),
@@ -253,49 +249,31 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if is_number(value)}
 
 
-def _not_finite(metrics: Mapping[str, float]) -> list[str]:
-    return [name for name, value in metrics.items() if not is_number(value)]
-
-
-def _main_metric(metrics: Mapping[str, float]) -> str | None:
-    """The first metric, if it is finite."""
-    return next((name for name in list(metrics)[:1] if is_number(metrics[name])), None)
-
-
-def _of_validation(prepared: Prepared, metrics: Mapping[str, float], dense: Mapping[str, float] | None) -> Evaluation:
-    """The evaluation on the validation split, by which the models of a sweep are compared."""
+def evaluation_of(
+    prepared: Prepared,
+    metrics: Mapping[str, float],
+    part: str = "test",
+    group: str = "",
+    dense: Mapping[str, float] | None = None,
+    base: Mapping[str, float] | None = None,
+    at_once: Mapping[str, float] | None = None,
+) -> Evaluation:
+    """The evaluation on a split or a group of the rows of the test split, with the metrics of other models on it."""
+    rows = len(prepared.data[part])
     return Evaluation(
         metrics=_finite(metrics),
-        part="validation",
-        main_metric=_main_metric(metrics),
-        not_finite=_not_finite(metrics),
+        part=part,
+        main_metric=next((name for name in list(metrics)[:1] if is_number(metrics[name])), None),
+        not_finite=[name for name, value in metrics.items() if not is_number(value)],
         dense_metrics=_finite(dense) if dense is not None else None,
-        samples=len(prepared.data["validation"]),
-        dataset=_describe_data(prepared, "validation"),
+        base_metrics=_finite(base) if base is not None else None,
+        at_once_metrics=_finite(at_once) if at_once is not None else None,
+        samples=prepared.task.group_sizes.get(group, rows) if part == "test" else rows,
+        dataset=_only(describe_data(prepared, part), prepared.recipe, group),
     )
 
 
-def log_result(trainer: Trainer, result: RunResult) -> None:
-    """Log the final figures of a run once where its Trainer reports to: metrics, sparsity, size and times.
-
-    Names begin with `test_`, and those of metrics on the validation split with `eval_`, as in the Trainer's own logs.
-    """
-    if not trainer.args.report_to:
-        return
-    of_validation = (result.validation or {}).get("pruned") or {}
-    figures = {
-        **{f"test_{name}": value for name, value in result.pruned.items()},
-        **{f"eval_{name}": value for name, value in of_validation.items()},
-        "test_prunable_sparsity": result.report.prunable_sparsity,
-        "test_overall_sparsity": result.report.sparsity,
-        "test_parameters": result.parameters["pruned"],
-        "test_file_bytes": result.file_bytes["pruned"],
-        **{f"test_milliseconds_{cost.samples}": 1000 * cost.model.seconds for cost in result.costs},
-    }
-    trainer.log({name: float(value) for name, value in figures.items() if value is not None})
-
-
-def _as_written(recipe: Recipe) -> dict[str, Any]:
+def as_written(recipe: Recipe) -> dict[str, Any]:
     """The content of a file that gives this recipe."""
     content = recipe.model_dump(exclude_unset=True)
     return {key: value for key, value in content.items() if key != "distillation" or value is not None}
@@ -309,7 +287,8 @@ def _only(source: Source, recipe: Recipe, group: str) -> Source:
     return source.model_copy(update={"rows": f"{source.rows}, {taken}" if source.rows else taken})
 
 
-def _describe_model(prepared: Prepared, say: Say) -> Source | None:
+def describe_model(prepared: Prepared, say: Say) -> Source | None:
+    """The source of the base model; None for a new one."""
     section = prepared.recipe.model
     if section.name is None:
         return None
@@ -320,7 +299,7 @@ def _describe_model(prepared: Prepared, say: Say) -> Source | None:
     return source
 
 
-def _describe_data(prepared: Prepared, part: str) -> Source:
+def describe_data(prepared: Prepared, part: str) -> Source:
     """The source of a split: the data set, and in words which of its rows."""
     section = prepared.recipe.dataset
     known = describe_dataset(prepared.data[part])

@@ -31,8 +31,9 @@ from ..saved.model import SavedModel
 from ..saved.report import make_report
 from ..trainer.claims import claimed
 from .dense_run import Shared, as_text, open_saved, train, train_dense, with_dense_model
-from .outcome import AllScores, AtOnce, RunResult, Say, log_result, write_record
+from .outcome import AllScores, AtOnce, RunResult, Say, write_record
 from .prepare import Prepared, calibration_data, make_evaluator, make_trainer, prepare, with_smaller_vocabulary
+from .reports import close_reports, log_result
 from .schema import Recipe
 from .tasks import Generated, Scores, generate
 
@@ -187,6 +188,7 @@ def _run(
     )
     if shared is not None and recipe.trains_on:
         log_result(trainer, result)
+        close_reports(trainer)
     (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     args = trainer.args
     if args.push_to_hub:

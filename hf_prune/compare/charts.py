@@ -15,7 +15,7 @@ from .pareto import Axis
 
 WIDTH, HEIGHT = 480, 340  # of a chart, in units of its picture
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 20, 16, 58
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 30, 24, 58
 
 _NEAR = 12  # points that are nearer to each other share a label
 

@@ -210,9 +210,29 @@ def _timed_how(models: Sequence[ComparedModel]) -> list[str]:
     if len(lengths) > 1:
         notes.append("Times were measured on inputs of different shapes, so they cannot be compared.")
     notes.append("They were taken when each model was saved, so what else the machine did then shows in them.")
+    notes += _unsteady(timed)
     if any(model.speedup(1) is not None for model in models):
         notes.append("Speed is that of one sample beside the dense model, measured in turns with it.")
     return notes
+
+
+# How many times the first quartile of times the third may be, before a machine counts as busy with something else.
+_STEADY = 1.5
+
+
+def _unsteady(models: Sequence[ComparedModel]) -> list[str]:
+    """A warning of models whose times differ much from pass to pass."""
+    names = [
+        model.name
+        for model in models
+        if any(one.model.quartiles and one.model.quartiles[1] > _STEADY * one.model.quartiles[0] for one in model.costs)
+    ]
+    if not names:
+        return []
+    return [
+        f"The times of {', '.join(names)} differ much from pass to pass (see the quartiles in brackets): the machine "
+        "was busy with something else, so do not choose by them."
+    ]
 
 
 def _machine(hardware: Hardware | None) -> str:
@@ -238,4 +258,17 @@ def shown(axis: Axis, model: ComparedModel) -> str:
     value = axis.value(model)
     if value is None:
         return "–"
-    return f"{value:.1%}" if axis.is_share else f"{value:,.1f}" if value >= 10 else f"{value:.3g}"
+    return f"{value:.1%}" if axis.is_share else _digits(value)
+
+
+def shown_with_spread(axis: Axis, model: ComparedModel) -> str:
+    """The value of a model on an axis; of a time with the first and the third quartile."""
+    cost = model.cost_of(axis.samples) if axis.samples is not None else None
+    if cost is None or cost.quartiles is None:
+        return shown(axis, model)
+    low, high = (_digits(1000 * seconds) for seconds in cost.quartiles)
+    return f"{shown(axis, model)} ({low}–{high})"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.1f}" if value >= 10 else f"{value:.3g}"

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from ..errors import CompareError, one_line
 from ..publish.markdown import code, fence, inline, single_line
 from .charts import HEIGHT, WIDTH, charts_of, draw_png
-from .comparison import Comparison, figure, shown
+from .comparison import Comparison, figure, shown_with_spread
 
 PAGE_NAME, JSON_NAME, MARKDOWN_NAME, PICTURE_NAME = "index.html", "compare.json", "compare.md", "compare.png"
 
@@ -57,7 +57,7 @@ def rows_of(comparison: Comparison) -> list[Row]:
         parameters = f"{model.parameters:,}" if model.parameters is not None else "–"
         speedup = model.speedup(1)
         speed = [f"{speedup:.2f}x" if speedup is not None else "–"] if _has_speed(comparison) else []
-        cells = (*metrics, *(shown(axis, model) for axis in comparison.axes), *speed, parameters)
+        cells = (*metrics, *(shown_with_spread(axis, model) for axis in comparison.axes), *speed, parameters)
         rows.append(Row(number, model.name, cells, model is comparison.choice.best))
     return rows
 

@@ -35,6 +35,7 @@ class Axis:
         value: its value for a model; None if it is not known.
         lower_is_better: whether lower values are better.
         is_share: whether values are shares, shown in percent.
+        samples: of a time, for how many samples it is.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Axis:
     value: Callable[[ComparedModel], float | None]
     lower_is_better: bool
     is_share: bool = False
+    samples: int | None = None
 
 
 def axes_of(models: Sequence[ComparedModel]) -> list[Axis]:
@@ -49,13 +51,14 @@ def axes_of(models: Sequence[ComparedModel]) -> list[Axis]:
     axes = [
         Axis("sparsity", "sparsity of the prunable weights", lambda model: model.sparsity, False, is_share=True),
         Axis("megabytes", "megabytes of the weight files", lambda model: model.megabytes, True),
-        Axis("milliseconds_1", "milliseconds, 1 sample", lambda model: model.milliseconds(1), True),
+        Axis("milliseconds_1", "milliseconds, 1 sample", lambda model: model.milliseconds(1), True, samples=1),
     ]
     counts = [cost.samples for model in models for cost in model.costs if cost.samples > 1]
     if counts:
         several = max(sorted(set(counts)), key=counts.count)
         words = f"milliseconds, {several} samples"
-        axes.append(Axis(f"milliseconds_{several}", words, lambda model: model.milliseconds(several), True))
+        key = f"milliseconds_{several}"
+        axes.append(Axis(key, words, lambda model: model.milliseconds(several), True, samples=several))
     return [axis for axis in axes if any(axis.value(model) is not None for model in models)]
 
 

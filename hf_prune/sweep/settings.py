@@ -92,10 +92,11 @@ def _parse(key: str, text: str) -> Swept:
 
 def split_values(text: str) -> list[str]:
     """The parts of a text between commas that are outside brackets and quotes, without spaces around them."""
-    parts, depth, quote = [""], 0, ""
+    parts, depth, quote, escaped = [""], 0, "", False
     for char in text:
         if quote:
-            quote = "" if char == quote else quote
+            quote = "" if char == quote and not escaped else quote
+            escaped = char == "\\" and quote == '"' and not escaped
         elif char in "'\"" and (depth or not parts[-1].strip()):
             quote = char
         elif char in "[{":

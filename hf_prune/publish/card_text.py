@@ -80,7 +80,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
                 "on": evaluated_on(one),
                 "columns": metric_columns(one, figures.is_pruned),
                 "rows": metric_rows(one),
-                "dense": one.dense_metrics,
+                "compared": one.dense_metrics or not figures.is_pruned,
             }
             for one in record.evaluations
         ],

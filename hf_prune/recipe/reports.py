@@ -3,8 +3,8 @@
 import sys
 
 from transformers import Trainer
-from transformers.integrations import get_reporting_integration_callbacks
 
+from ..foreign.transformers import reporting_callbacks
 from .outcome import RunResult
 
 
@@ -30,10 +30,8 @@ def log_result(trainer: Trainer, result: RunResult) -> None:
 
 def close_reports(trainer: Trainer) -> None:
     """End the run that a Trainer reports as, which its evaluations have opened again, so that the next has its own."""
-    classes = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, classes):
-            callback.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    for callback in reporting_callbacks(trainer):
+        callback.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
     finish_wandb()
 
 

@@ -110,14 +110,24 @@ def test_a_point_is_what_a_plain_run_gives_bit_for_bit(finished, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"calibration": {"samples": 16, "batch_size": 4}},
-        {
-            "model__vocabulary": "data",
-            "pruning": [{"structure": "neurons", "sparsity": 0.5}, {"sparsity": 0.5, "shared_values": 4, "begin": 2}],
-        },
-        {"training__bf16": True, "training__eval_strategy": "steps", "training__eval_steps": 2},
+        pytest.param({"calibration": {"samples": 16, "batch_size": 4}}, id="at once"),
+        pytest.param(
+            {
+                "model__vocabulary": "data",
+                "pruning": [
+                    {"structure": "neurons", "sparsity": 0.5},
+                    {"sparsity": 0.5, "shared_values": 4, "begin": 2},
+                ],
+            },
+            id="fewer tokens and neurons, shared values",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"training__bf16": True, "training__eval_strategy": "steps", "training__eval_steps": 2},
+            id="bf16",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["at once", "fewer tokens and neurons, shared values", "bf16"],
 )
 def test_a_run_with_a_shared_dense_model_gives_the_same_weights_for_other_recipes_too(material, tmp_path, changes):
     path = distilled(tmp_path, material, **changes)

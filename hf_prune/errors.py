@@ -98,6 +98,10 @@ class CheckpointError(HfPruneError, ValueError):
     """Training cannot be resumed from this checkpoint."""
 
 
+class CompareError(HfPruneError, ValueError):
+    """Saved models cannot be compared with each other, or a limit for the best of them is invalid."""
+
+
 class PackedError(HfPruneError, ValueError):
     """Weights cannot be packed, or a packed file cannot be used."""
 

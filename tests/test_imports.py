@@ -34,8 +34,10 @@ WINGS = [
     "publish",
     "explain",
     "space",
+    "compare",
     "trainer",
     "recipe",
+    "sweep",
     "runtimes",
     "cli",
 ]
@@ -48,6 +50,7 @@ OPTIONAL = {
     "runtimes.gguf": {"gguf"},
     "runtimes.litert": {"ai_edge_litert", "litert_torch"},
     "space.app": {"gradio"},  # the page itself, which runs elsewhere
+    "sweep.study": {"optuna"},  # it says what to install
     "recipe.metrics": {"rouge_score"},  # the metric of one task says that it needs its package
 }
 

@@ -25,12 +25,14 @@ from ..errors import (
     one_line,
 )
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
+from .compare import compare_command
 from .export import export_command
 from .messages import errors_as_lines, quiet
 from .one_shot import prune_command, sensitivity_command
 from .packing import pack_command, unpack_command
 from .progress import layers_done
 from .space import Dense, Examples, read_page, space_command
+from .sweep import sweep_command
 from .tables import (
     console,
     print_chosen,
@@ -94,6 +96,8 @@ app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)
 app.command("export")(export_command)
 app.command("space")(space_command)
+app.command("compare")(compare_command)
+app.command("sweep")(sweep_command)
 
 
 @app.command("plan")

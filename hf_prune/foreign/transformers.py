@@ -214,6 +214,12 @@ _CONVERSIONS = Foreign(
     "when quantizers can unpack weights without naming them",
 )
 
+_REPORTING = Foreign(
+    "transformers.integrations:get_reporting_integration_callbacks",
+    "end what a Trainer reports as one run, before the next begins",
+    "when the Trainer can end it",
+)
+
 _MODEL_MAPPING = Foreign(
     "transformers:AutoModel._model_mapping",
     "find the teacher's class for the same task in another architecture",
@@ -266,6 +272,12 @@ def prepare_inputs(trainer: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A batch on the device of a Trainer's model."""
     prepared: dict[str, Any] = trainer._prepare_inputs(inputs)
     return prepared
+
+
+def reporting_callbacks(trainer: Any) -> list[Any]:
+    """The callbacks of a Trainer that report to TensorBoard and the like."""
+    classes = tuple(find(_REPORTING)(trainer.args.report_to))
+    return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, classes)]
 
 
 def finish_current_push(trainer: Any) -> None:

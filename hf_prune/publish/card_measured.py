@@ -13,14 +13,16 @@ _MOST_SAMPLE = 400
 _COUNTED = (("millions of floating-point operations", "flops", 1e6), ("megabytes of memory", "memory_bytes", 1e6))
 
 
-def headline(evaluation: Evaluation | None) -> str | None:
-    """The main metric, and how much of the dense model's it is; None without one."""
+def headline(evaluation: Evaluation | None, is_pruned: bool = True) -> str | None:
+    """The main metric, and of a pruned model how much of the dense model's it is; None without one."""
     if evaluation is None or evaluation.main_metric is None:
         return None
     name = evaluation.main_metric
     value = evaluation.metrics[name]
     text = f"{code(name)} is **{_figure(value)}**"
     dense = (evaluation.dense_metrics or {}).get(name)
+    if dense is None and not is_pruned:
+        return f"{text}."
     if dense is None:
         return f"{text}; the dense baseline was not measured."
     kept = recovery(name, dense, value)
@@ -37,13 +39,15 @@ def evaluated_on(evaluation: Evaluation) -> str:
         return f"Evaluated {on}{samples}; the metrics are those of {code(evaluation.given_in)}, given by the author."
     if dataset is None:
         return f"Evaluated on the Trainer's {code(evaluation.part)} data{samples}; the name of the data set is unknown."
-    return f"Evaluated on {described(dataset)}{samples}."
+    part = ", the validation split" if evaluation.part == "validation" else ""
+    return f"Evaluated on {described(dataset)}{samples}{part}."
 
 
-def metric_columns(evaluation: Evaluation) -> list[str]:
+def metric_columns(evaluation: Evaluation, is_pruned: bool = True) -> list[str]:
     """The columns of the table of an evaluation, after the name of the metric."""
     compared = ["difference", "recovery"] if evaluation.dense_metrics else []
-    return [*(name for name, _ in _models(evaluation)), *compared]
+    names = [name for name, _ in _models(evaluation)]
+    return [*names[:-1], names[-1] if is_pruned else "this model", *compared]
 
 
 def _models(evaluation: Evaluation) -> list[tuple[str, Mapping[str, float]]]:

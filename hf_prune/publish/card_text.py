@@ -63,7 +63,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "searched": chosen.told(inline) if chosen is not None else None,
         "search_alt": search_alt(chosen) if chosen is not None else "",
         "only_smaller": figures.only_smaller,
-        "headline": headline(record.evaluation),
+        "headline": headline(record.evaluation, figures.is_pruned),
         "prunable": totals_of(figures.prunable) if figures.prunable else None,
         "overall": totals_of(figures.tensors) if figures.tensors else None,
         "others": totals_of([tensor for tensor in figures.tensors if not tensor.prunable]),
@@ -78,9 +78,9 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "evaluations": [
             {
                 "on": evaluated_on(one),
-                "columns": metric_columns(one),
+                "columns": metric_columns(one, figures.is_pruned),
                 "rows": metric_rows(one),
-                "dense": one.dense_metrics,
+                "compared": one.dense_metrics or not figures.is_pruned,
             }
             for one in record.evaluations
         ],

@@ -57,11 +57,13 @@ class AtOnce:
 
 @dataclass(frozen=True)
 class AllScores:
-    """The metrics of all models of a run on the test split."""
+    """The metrics of all models of a run on the test split, and on the validation split where they were measured."""
 
     pruned: Scores
     dense: Scores | None
     run: AtOnce | None
+    validation: dict[str, float] | None = None
+    dense_validation: dict[str, float] | None = None
 
     @property
     def base(self) -> Scores | None:
@@ -72,6 +74,11 @@ class AllScores:
     def at_once(self) -> Scores | None:
         """Those of the pruned model before it was trained on."""
         return self.run.scores if self.run is not None else None
+
+    @property
+    def of_validation(self) -> dict[str, dict[str, float] | None] | None:
+        """Those on the validation split, by model; None if they were not measured."""
+        return None if self.validation is None else {"dense": self.dense_validation, "pruned": self.validation}
 
     def of_group(self, group: str) -> dict[str, dict[str, float] | None]:
         """Those of a group of the test split, by model; of the models before training where they were measured."""
@@ -91,6 +98,7 @@ class RunResult:
 
     `base` has the metrics of the model before any training, and `at_once` those of the pruned model before it was
     trained on, for recipes with a calibration; None where they are not measured, or are those of another.
+    `validation` has the metrics of both models on the validation split, by model, in a sweep.
     """
 
     recipe: dict[str, Any]
@@ -110,6 +118,7 @@ class RunResult:
     pushed: PushResult | None = None
     base: dict[str, float] | None = None
     at_once: dict[str, float] | None = None
+    validation: dict[str, dict[str, float] | None] | None = None
 
     @property
     def recovery(self) -> float | None:
@@ -126,10 +135,8 @@ class RunResult:
             "dense": _as_json(self.dense),
             **({"at_once": _as_json(self.at_once)} if self.at_once is not None else {}),
             "pruned": _as_json(self.pruned),
-            "groups": {
-                group: {model: _as_json(values) for model, values in of_group.items()}
-                for group, of_group in self.groups.items()
-            },
+            "groups": {group: _all_as_json(of_group) for group, of_group in self.groups.items()},
+            **({"validation": _all_as_json(self.validation)} if self.validation is not None else {}),
             "generation": self.generation.model_dump() if self.generation is not None else None,
             "main_metric": self.main_metric,
             "recovery": self.recovery,
@@ -142,6 +149,11 @@ class RunResult:
             "vocabulary": self.vocabulary,
             "seconds": self.seconds,
         }
+
+
+def _all_as_json(metrics: Mapping[str, dict[str, float] | None]) -> dict[str, dict[str, float | None] | None]:
+    """The metrics of several models, as `_as_json` gives them."""
+    return {model: _as_json(values) for model, values in metrics.items()}
 
 
 def _as_json(metrics: Mapping[str, float] | None) -> dict[str, float | None] | None:
@@ -186,29 +198,27 @@ def write_record(
         )
     if scores.run is not None:
         record = record.model_copy(update=_of_pruning(prepared, configs, target_sparsity, scores.run))
-    tested = _describe_data(prepared, "test")
     evaluations = [
-        Evaluation(
-            metrics=_finite(metrics),
-            part="test",
-            main_metric=next((name for name in list(metrics)[:1] if is_number(metrics[name])), None),
-            not_finite=[name for name, value in metrics.items() if not is_number(value)],
-            dense_metrics=_finite(dense[group]) if dense is not None else None,
-            base_metrics=_finite(scores.base[group]) if scores.base is not None else None,
-            at_once_metrics=_finite(scores.at_once[group]) if scores.at_once is not None else None,
-            samples=prepared.task.group_sizes.get(group, len(prepared.data["test"])),
-            dataset=_only(tested, recipe, group),
+        evaluation_of(
+            prepared,
+            metrics,
+            group=group,
+            dense=dense[group] if dense is not None else None,
+            base=scores.base[group] if scores.base is not None else None,
+            at_once=scores.at_once[group] if scores.at_once is not None else None,
         )
         for group, metrics in scores.pruned.items()
     ]
+    if scores.validation is not None:
+        evaluations.append(evaluation_of(prepared, scores.validation, "validation", dense=scores.dense_validation))
     record = record.model_copy(
         update={
-            "base_model": _describe_model(prepared, say),
-            "training_data": _describe_data(prepared, "train") if record.steps or record.dense_steps else None,
+            "base_model": describe_model(prepared, say),
+            "training_data": describe_data(prepared, "train") if record.steps or record.dense_steps else None,
             "evaluations": evaluations,
             "generation": generation,
             "removed_tokens": prepared.removed_tokens,
-            "recipe": without_paths(without_tokens(_as_written(recipe))),
+            "recipe": without_paths(without_tokens(as_written(recipe))),
         }
     )
     save_record(saved, record)
@@ -223,7 +233,7 @@ def _of_pruning(
     config = prepared.recipe.calibration_config
     assert config is not None
     assert run.pruned is not None
-    source = _describe_data(prepared, "train")
+    source = describe_data(prepared, "train")
     return {
         "pruning": [config.to_dict() for config in configs],
         "methods": describe_methods(configs),
@@ -239,7 +249,31 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if is_number(value)}
 
 
-def _as_written(recipe: Recipe) -> dict[str, Any]:
+def evaluation_of(
+    prepared: Prepared,
+    metrics: Mapping[str, float],
+    part: str = "test",
+    group: str = "",
+    dense: Mapping[str, float] | None = None,
+    base: Mapping[str, float] | None = None,
+    at_once: Mapping[str, float] | None = None,
+) -> Evaluation:
+    """The evaluation on a split or a group of the rows of the test split, with the metrics of other models on it."""
+    rows = len(prepared.data[part])
+    return Evaluation(
+        metrics=_finite(metrics),
+        part=part,
+        main_metric=next((name for name in list(metrics)[:1] if is_number(metrics[name])), None),
+        not_finite=[name for name, value in metrics.items() if not is_number(value)],
+        dense_metrics=_finite(dense) if dense is not None else None,
+        base_metrics=_finite(base) if base is not None else None,
+        at_once_metrics=_finite(at_once) if at_once is not None else None,
+        samples=prepared.task.group_sizes.get(group, rows) if part == "test" else rows,
+        dataset=_only(describe_data(prepared, part), prepared.recipe, group),
+    )
+
+
+def as_written(recipe: Recipe) -> dict[str, Any]:
     """The content of a file that gives this recipe."""
     content = recipe.model_dump(exclude_unset=True)
     return {key: value for key, value in content.items() if key != "distillation" or value is not None}
@@ -253,7 +287,8 @@ def _only(source: Source, recipe: Recipe, group: str) -> Source:
     return source.model_copy(update={"rows": f"{source.rows}, {taken}" if source.rows else taken})
 
 
-def _describe_model(prepared: Prepared, say: Say) -> Source | None:
+def describe_model(prepared: Prepared, say: Say) -> Source | None:
+    """The source of the base model; None for a new one."""
     section = prepared.recipe.model
     if section.name is None:
         return None
@@ -264,7 +299,7 @@ def _describe_model(prepared: Prepared, say: Say) -> Source | None:
     return source
 
 
-def _describe_data(prepared: Prepared, part: str) -> Source:
+def describe_data(prepared: Prepared, part: str) -> Source:
     """The source of a split: the data set, and in words which of its rows."""
     section = prepared.recipe.dataset
     known = describe_dataset(prepared.data[part])

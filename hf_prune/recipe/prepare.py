@@ -48,13 +48,37 @@ from .schema import Recipe
 from .tasks import TASKS, Task, TextGeneration
 
 
+@dataclass(frozen=True)
+class Examples:
+    """The tokenized data of a run, for others with the same data: `rows` before and `data` after it, and the tokenizer.
+
+    `tokenizer` is as tokenizing left it, and no run has it: each gets a copy.
+    """
+
+    recipe: Recipe
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    rows: datasets.DatasetDict
+    data: datasets.DatasetDict
+
+    def fit(self, recipe: Recipe) -> bool:
+        """Whether another recipe has the same data, tokenized in the same way."""
+        other = self.recipe
+        names = ("task", "dataset", "metrics", "generation")
+        fields = ("name", "gguf_file", "config", "tokenizer")
+        return all(getattr(recipe, name) == getattr(other, name) for name in names) and all(
+            getattr(recipe.model, name) == getattr(other.model, name) for name in fields
+        )
+
+
 @dataclass
 class Prepared:
     """Everything that a run needs, loaded. `new_weights` are not in the model's file and were drawn at random.
 
     `rows` are the rows of `data` before they were tokenized; `vocabulary` is what is left of the tokenizer for the
     pruned run, where tokens are removed. Once they are, `teacher` and `removed_tokens` are there, and `dense_fields`:
-    the field of the dense model's configuration that counts its tokens.
+    the field of the dense model's configuration that counts its tokens. `dense_folder` is where the dense model is
+    saved.
     """
 
     recipe: Recipe
@@ -64,6 +88,7 @@ class Prepared:
     data: datasets.DatasetDict
     new_weights: list[str]
     rows: datasets.DatasetDict
+    dense_folder: Path
     vocabulary: SmallerVocabulary | None = None
     teacher: PreTrainedModel | None = None
     removed_tokens: RemovedTokens | None = None
@@ -109,26 +134,36 @@ class Prepared:
         return dict(self.task.collator(self.tokenizer, self.model)(samples))
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, examples: Examples | None = None) -> Prepared:
     """Load and check everything that a recipe names. Raises RecipeError if the data or the model do not fit it.
 
-    Raises LaunchError if several processes were launched and do not train together as requested.
+    `examples` are the tokenized data of another run, which are used again if the recipe has the same. Raises
+    LaunchError if several processes were launched and do not train together as requested.
     """
     try:
-        return _prepare(recipe)
+        return _prepare(recipe, examples if examples is not None and examples.fit(recipe) else None)
     except RecipeError as error:
         raise recipe.place(error) from error
 
 
-def _prepare(recipe: Recipe) -> Prepared:
+def examples_of(prepared: Prepared) -> Examples:
+    """The tokenized data of a run that has not begun, for other runs."""
+    tokenizer = copy.deepcopy(prepared.tokenizer)
+    return Examples(prepared.recipe, prepared.task, tokenizer, prepared.rows, prepared.data)
+
+
+def _prepare(recipe: Recipe, examples: Examples | None) -> Prepared:
     if recipe.model.name is not None:
         resolve_name("model.name", recipe.model.name)
-    task = TASKS[recipe.task](recipe)
+    task = TASKS[recipe.task](recipe) if examples is None else examples.task
     _check_output(Path(recipe.output_dir))
     args = recipe.training_arguments()
-    with args.main_process_first():  # the other processes find what it has put into the cache
-        data = task.read(load_data(recipe.dataset, task.columns))
-    tokenizer = load_tokenizer(recipe.model)
+    if examples is None:
+        with args.main_process_first():  # the other processes find what it has put into the cache
+            data = task.read(load_data(recipe.dataset, task.columns))
+        tokenizer = load_tokenizer(recipe.model)
+    else:
+        data, tokenizer = examples.rows, copy.deepcopy(examples.tokenizer)
     set_seed(args.seed)  # what is new in the model is drawn at random
     with opened_whole():  # every process needs the weights to plan the pruning
         model, new_weights = load_model(recipe.model, task, tokenizer)
@@ -138,10 +173,14 @@ def _prepare(recipe: Recipe) -> Prepared:
     set_generation(model, recipe)
     _check_expressions(recipe, model)
     freeze(model, recipe.model.freeze)
-    with args.main_process_first():
-        tokenized = task.tokenize(data, tokenizer, model)
+    if examples is None:
+        with args.main_process_first():
+            tokenized = task.tokenize(data, tokenizer, model)
+    else:
+        tokenized = examples.data
     vocabulary = _smaller_vocabulary(recipe, model, tokenizer, task.texts(data))
-    prepared = Prepared(recipe, task, model, tokenizer, tokenized, new_weights, data, vocabulary)
+    dense_folder = Path(recipe.output_dir, "dense")
+    prepared = Prepared(recipe, task, model, tokenizer, tokenized, new_weights, data, dense_folder, vocabulary)
     for dense in (False, True):
         _try_trainer(prepared, dense)
     if recipe.calibration_config is not None:
@@ -215,7 +254,7 @@ def with_smaller_vocabulary(prepared: Prepared) -> Prepared:
     teacher = None
     if recipe.distillation_config is not None and (recipe.teacher is not None or recipe.dense is not None):
         wait_for_all()  # the first process saves the dense model
-        given = recipe.teacher or Path(recipe.output_dir, "dense")
+        given = recipe.teacher or prepared.dense_folder
         with opened_whole():
             teacher = cast(PreTrainedModel, find_teacher(given, prepared.model))
     return replace(_without_tokens(prepared, vocabulary, teacher), teacher=teacher)
@@ -277,7 +316,7 @@ def make_trainer(prepared: Prepared, dense: bool) -> Trainer:
     if not dense and prepared.recipe.distillation_config is not None:
         wait_for_all()  # the first process saves the dense model
         extra |= {
-            "teacher_model": prepared.teacher or prepared.recipe.teacher or Path(prepared.recipe.output_dir, "dense"),
+            "teacher_model": prepared.teacher or prepared.recipe.teacher or prepared.dense_folder,
             "distillation_config": prepared.recipe.distillation_config,
         }
     return _make(prepared, stock if dense else pruning, prepared.recipe.training_arguments(dense), **extra)

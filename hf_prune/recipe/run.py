@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,12 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from ..config.calibration import CalibrationConfig
 from ..config.pruning import PruningConfig
 from ..engines.launched import is_first_process
-from ..engines.processes import all_reduce, wait_for_all
+from ..engines.processes import all_reduce
 from ..errors import CalibrationError, CheckpointError, PushError, RecipeError, one_line
-from ..foreign.transformers import keep_origin, opened_whole
 from ..masking.plan import Plan
 from ..masking.searching import lines_about
-from ..model.names import shape_of
 from ..oneshot.planning import OneShotPlan
 from ..oneshot.prune import Progress, Pruned, prune
 from ..oneshot.quality import Trial, prune_to_quality
@@ -33,18 +30,20 @@ from ..publish.redact import without_tokens
 from ..saved.model import SavedModel
 from ..saved.report import make_report
 from ..trainer.claims import claimed
-from ..trainer.saving import whole_state_dict
-from .models import freeze
+from .dense_run import Shared, as_text, open_saved, train, train_dense, with_dense_model
 from .outcome import AllScores, AtOnce, RunResult, Say, write_record
 from .prepare import Prepared, calibration_data, make_evaluator, make_trainer, prepare, with_smaller_vocabulary
+from .reports import close_reports, log_result
 from .schema import Recipe
-from .tasks import Generated, Scores, Task, generate
+from .tasks import Generated, Scores, generate
 
 # Shows how layers are pruned at once: entered before the first, and given to `prune`.
 ShowLayers = Callable[[], AbstractContextManager[Progress | None]]
 
 
-def run(recipe: Recipe, say: Say = print, show_layers: ShowLayers = nullcontext) -> RunResult | None:
+def run(
+    recipe: Recipe, say: Say = print, show_layers: ShowLayers = nullcontext, shared: Shared | None = None
+) -> RunResult | None:
     """Fine-tune dense, prune from there, evaluate both on the test split, and write everything into `output_dir`.
 
     With a `calibration`, the model is pruned at once, evaluated, and trained on with its zeros kept.
@@ -54,13 +53,16 @@ def run(recipe: Recipe, say: Say = print, show_layers: ShowLayers = nullcontext)
     pushed at the end. If several processes were launched, each
     must call this function: the first one prints, writes files and returns the result, the others return None.
 
+    With `shared`, the run is one of a sweep: the dense model is not trained, but that of `shared` is used, wherever it
+    lies. The pruned model has the same weights, bit for bit.
+
     Raises RecipeError, before anything is written, if recipe, model and data do not fit together; LaunchError likewise
     if the processes do not train together as requested; and PushError, at the start or at the end.
     """
     if not is_first_process():
         say = _say_nothing
     _check_push(recipe)
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, shared.examples if shared is not None else None)
     if recipe.calibration is not None:
         plan: Plan | OneShotPlan | None = prepared.plan_at_once()
     else:
@@ -70,11 +72,16 @@ def run(recipe: Recipe, say: Say = print, show_layers: ShowLayers = nullcontext)
             stack.enter_context(claimed(Path(recipe.output_dir), writes=is_first_process()))
         except CheckpointError as error:
             raise recipe.place(RecipeError(problems=error.problems)) from error
-        return _run(recipe, prepared, plan, say, show_layers)
+        return _run(recipe, prepared, plan, say, show_layers, shared)
 
 
 def _run(
-    recipe: Recipe, prepared: Prepared, plan: Plan | OneShotPlan | None, say: Say, show_layers: ShowLayers
+    recipe: Recipe,
+    prepared: Prepared,
+    plan: Plan | OneShotPlan | None,
+    say: Say,
+    show_layers: ShowLayers,
+    shared: Shared | None,
 ) -> RunResult | None:
     dtype = prepared.model.dtype
     output = Path(recipe.output_dir)
@@ -90,26 +97,19 @@ def _run(
 
     at_once = AtOnce() if recipe.calibration is not None else None
     dense: Scores | None = None
-    dense_parameters: dict[str, int] = {}
-    if recipe.dense is not None:
-        say("Fine-tuning the dense model")
-        start = time.perf_counter()
-        trainer = make_trainer(prepared, dense=True)
-        if at_once is not None and not prepared.new_weights:
-            at_once.base = prepared.task.evaluate(trainer, prepared.data["test"])
-            say(f"Model without training on the test split: {_as_text(at_once.base[''])}")
-        _train(trainer, recipe, dense=True)
-        dense = prepared.task.evaluate(trainer, prepared.data["test"])
-        shapes = [shape_of(parameter) for parameter in cast(PreTrainedModel, trainer.model).parameters()]
-        dense_parameters["dense"] = sum(map(math.prod, shapes))
-        with whole_state_dict(trainer.accelerator):
-            trainer.save_model(str(output / "dense"))
+    dense_run = shared.dense if shared is not None else None
+    if dense_run is not None:
+        say(f"The dense model is the one in {dense_run.folder}")
+        prepared = with_dense_model(prepared, dense_run.folder, dtype)
+    elif recipe.dense is not None:
+        dense_run, trainer = train_dense(prepared, say)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            prepared = _with_saved_model(prepared, output / "dense", dtype)
-        seconds["dense"] = time.perf_counter() - start
+            prepared = with_dense_model(prepared, dense_run.folder, dtype)
+    if dense_run is not None:
+        dense = dense_run.scores
+        seconds["dense"] = dense_run.seconds
         if at_once is not None:
-            at_once.dense_steps = trainer.state.global_step
-        say(f"Dense model on the test split: {_as_text(dense[''])}")
+            at_once.base, at_once.dense_steps = dense_run.base, dense_run.steps
 
     whole = prepared
     prepared = with_smaller_vocabulary(prepared)
@@ -136,33 +136,34 @@ def _run(
         say("\n".join(lines_about(chosen)))
         say(f"Fine-tuning and pruning for {chosen.target.words}")
     if recipe.trains_on:
-        _train(trainer, recipe, dense=False)
+        train(trainer, recipe, dense=False)
     pruned = prepared.task.evaluate(trainer, prepared.data["test"])
+    validation = _validate(prepared, trainer) if shared is not None else None
     trainer.save_model(str(output / "model"), _internal_call=True)
     if at_once is not None and at_once.pruned is not None:
         at_once.pruned.save(output / "model")
     seconds["pruned"] = time.perf_counter() - start
-    say(f"Pruned model on the test split: {_as_text(pruned[''])}")
+    say(f"Pruned model on the test split: {as_text(pruned[''])}")
     if not is_first_process():
         return None
 
     # From here on no process waits for another.
     alone = trainer.args.world_size == 1  # or what a forward pass costs is not measured
-    has_dense = recipe.dense is not None
-    dense_model = _open(prepared.task, output / "dense", dtype) if has_dense and alone else None
+    dense_folder = whole.dense_folder if dense_run is not None else None
+    dense_model = open_saved(prepared.task, dense_folder, dtype) if dense_folder is not None and alone else None
     generation = None
     if alone:
-        pruned_model = _open(prepared.task, output / "model", dtype)
+        pruned_model = open_saved(prepared.task, output / "model", dtype)
         generation = _generate(prepared, trainer, pruned_model, dense_model, whole.tokenizer)
     saved = SavedModel(output / "model")
     if at_once is not None and at_once.pruned is not None and recipe.target_quality is not None:
         target_sparsity = at_once.pruned.sparsity
     else:
         target_sparsity = plan.final_sparsity if plan is not None else cast(Any, pruner).target_sparsity
-    scores = AllScores(pruned, dense, at_once)
+    scores = AllScores(pruned, dense, at_once, validation, dense_run.validation if dense_run is not None else None)
     record = write_record(saved, prepared, trainer, target_sparsity, scores, dense_model, generation, say)
-    file_bytes = {"dense": SavedModel(output / "dense").file_bytes} if has_dense else {}
-    files = [output / name for name in (*(["dense"] if has_dense else []), "model", "results.json")]
+    file_bytes = {"dense": SavedModel(dense_folder).file_bytes} if dense_folder is not None else {}
+    files = [*([dense_folder] if dense_folder is not None else []), output / "model", output / "results.json"]
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
         dense=dense[""] if dense is not None else None,
@@ -177,10 +178,17 @@ def _run(
         seconds=seconds,
         files=files,
         costs=record.costs,
-        parameters={**dense_parameters, "pruned": sum(tensor.weights for tensor in saved.tensors)},
+        parameters={
+            **({"dense": dense_run.parameters} if dense_run is not None else {}),
+            "pruned": sum(tensor.weights for tensor in saved.tensors),
+        },
         file_bytes={**file_bytes, "pruned": saved.file_bytes},
         vocabulary={"dense": tokens.before, "pruned": tokens.after} if tokens is not None else {},
+        validation=scores.of_validation,
     )
+    if shared is not None and recipe.trains_on:
+        log_result(trainer, result)
+        close_reports(trainer)
     (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     args = trainer.args
     if args.push_to_hub:
@@ -199,7 +207,7 @@ def _prune_at_once(prepared: Prepared, at_once: AtOnce, say: Say, show_layers: S
     model = cast(Any, prepared.model).to(args.device)
     if recipe.dense is None and not prepared.new_weights:
         at_once.base = prepared.task.evaluate(make_evaluator(prepared), prepared.data["test"])
-        say(f"Model before pruning on the test split: {_as_text(at_once.base[''])}")
+        say(f"Model before pruning on the test split: {as_text(at_once.base[''])}")
     if recipe.distillation is not None and recipe.teacher is None and recipe.dense is None:
         prepared = dataclasses.replace(prepared, teacher=copy.deepcopy(model))
     [config] = recipe.pruning_configs
@@ -213,7 +221,7 @@ def _prune_at_once(prepared: Prepared, at_once: AtOnce, say: Say, show_layers: S
         say(note)
     if recipe.trains_on:
         at_once.scores = prepared.task.evaluate(make_evaluator(prepared), prepared.data["test"])
-        say(f"Pruned model before it is trained on, on the test split: {_as_text(at_once.scores[''])}")
+        say(f"Pruned model before it is trained on, on the test split: {as_text(at_once.scores[''])}")
     return prepared
 
 
@@ -230,10 +238,10 @@ def _prune_to_quality(
     assert target is not None
     evaluator = make_evaluator(prepared)
     validation = prepared.data["validation"]
-    name, dense_value = next(iter(prepared.task.evaluate(evaluator, validation)[""].items()))
+    name, dense_value = next(iter(prepared.task.evaluate(evaluator, validation, "validation")[""].items()))
 
     def value_of(model: PreTrainedModel) -> float:
-        return prepared.task.evaluate(evaluator, validation)[""][name]
+        return prepared.task.evaluate(evaluator, validation, "validation")[""][name]
 
     def tried(trial: Trial) -> None:
         say(f"Sparsity {trial.sparsity:.4g}: {name} {trial.value:.4f} on validation data, quality {trial.quality:.3f}")
@@ -256,14 +264,8 @@ def _prune_to_quality(
     return pruned
 
 
-def _train(trainer: Trainer, recipe: Recipe, dense: bool) -> None:
-    """Train. Raises RecipeError for a best model chosen by a metric that evaluations do not have."""
-    try:
-        trainer.train()
-    except KeyError as error:  # only the first evaluation shows which metrics there are
-        if "metric_for_best_model" not in str(error):
-            raise
-        raise recipe.place(recipe.argument_error(dense, error)) from error
+def _validate(prepared: Prepared, trainer: Trainer) -> dict[str, float]:
+    return prepared.task.evaluate(trainer, prepared.data["validation"], "validation")[""]
 
 
 def _repo_id(args: TrainingArguments) -> str:
@@ -314,23 +316,5 @@ def _generate(
     )
 
 
-def _open(task: Task, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    return task.auto_class.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
-
-
-def _with_saved_model(prepared: Prepared, folder: Path, dtype: torch.dtype) -> Prepared:
-    """The same with the saved model: one that an engine has sharded cannot be trained again."""
-    wait_for_all()  # the first process saves
-    with opened_whole():
-        model = _open(prepared.task, folder, dtype)
-    keep_origin(model.config, prepared.model.config)  # its base model is still the one that the recipe names
-    freeze(model, prepared.recipe.model.freeze)
-    return dataclasses.replace(prepared, model=model)
-
-
 def _say_nothing(text: str) -> None:
     """The `say` of processes other than the first."""
-
-
-def _as_text(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -117,10 +117,12 @@ class TextClassification:
             values.update(metric.compute(predictions=guesses, references=labels))
         return values
 
-    def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
-        """The metrics on the test split, and on each group of its rows."""
-        output = trainer.predict(data, metric_key_prefix="test")
-        scores = {"": _unprefixed(output.metrics or {})}
+    def evaluate(self, trainer: Trainer, data: datasets.Dataset, part: str = "test") -> Scores:
+        """The metrics on a split, and on each group of the rows of the test split."""
+        output = trainer.predict(data, metric_key_prefix=part)
+        scores = {"": _unprefixed(output.metrics or {}, part)}
+        if part != "test":
+            return scores
         groups, guesses = np.array(self._groups), _guesses(output.predictions)
         for group in dict.fromkeys(self._groups):
             rows = groups == group
@@ -199,9 +201,9 @@ class TextGeneration:
         """None: only the loss is needed, and the logits would not fit into memory."""
         return None
 
-    def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
-        """Perplexity and loss on the test split."""
-        loss = trainer.evaluate(data, metric_key_prefix="test")["test_loss"]
+    def evaluate(self, trainer: Trainer, data: datasets.Dataset, part: str = "test") -> Scores:
+        """Perplexity and loss on a split."""
+        loss = trainer.evaluate(data, metric_key_prefix=part)[f"{part}_loss"]
         perplexity = math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf  # of a training that has diverged
         return {"": {"perplexity": perplexity, "loss": loss}}
 
@@ -295,9 +297,9 @@ class Summarization:
 
         return compute
 
-    def evaluate(self, trainer: Trainer, data: datasets.Dataset) -> Scores:
-        """The metrics on the test split."""
-        return {"": _unprefixed(trainer.predict(data, metric_key_prefix="test").metrics or {})}
+    def evaluate(self, trainer: Trainer, data: datasets.Dataset, part: str = "test") -> Scores:
+        """The metrics on a split."""
+        return {"": _unprefixed(trainer.predict(data, metric_key_prefix=part).metrics or {}, part)}
 
     def samples(self, data: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """The recipe's prompts, and the first texts of the test split."""
@@ -385,7 +387,8 @@ def _guesses(predictions: Any) -> Any:
     return np.argmax(logits, axis=-1)
 
 
-def _unprefixed(values: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a test without the prefix and without the Trainer's timings."""
-    names = {name.removeprefix("test_"): value for name, value in values.items() if name.startswith("test_")}
+def _unprefixed(values: Mapping[str, float], part: str) -> dict[str, float]:
+    """The metrics of a split without the prefix and without the Trainer's timings."""
+    prefix = f"{part}_"
+    names = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
     return {name: value for name, value in names.items() if name not in _SPEED}

@@ -19,6 +19,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from browser import browser  # noqa: E402, F401
 from hub_client import HubClient  # noqa: E402
 from hub_server import WRITE_TOKEN, HubServer  # noqa: E402
 from transformers import PreTrainedConfig, set_seed  # noqa: E402

@@ -1,7 +1,7 @@
 """The page of an explanation, its pictures and its Markdown, made of `explanation.json` alone and written beside it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,10 @@ def write_page(folder: Path, explanation: Explanation) -> list[Path]:
     Pictures of an earlier explanation are deleted.
     """
     plots = make_plots(explanation)
-    values = _values(explanation) | {"pictures": [name for name, content in plots.items() if content is not None]}
+    pictures = [name for name, content in plots.items() if content is not None]
     files: dict[str, bytes | None] = {
-        "index.html": _render("page_template.html", True, values),
-        "explanation.md": _render("page_template.md", False, values),
+        "index.html": make_page(explanation),
+        "explanation.md": make_markdown(explanation, pictures),
     }
     paths = []
     for name, content in (files | plots).items():
@@ -69,6 +69,16 @@ def write_page(folder: Path, explanation: Explanation) -> list[Path]:
         write_file(path, content)
         paths.append(path)
     return paths
+
+
+def make_page(explanation: Explanation) -> bytes:
+    """The HTML page: one file that asks for no other, and has no script."""
+    return _render("page_template.html", True, _values(explanation))
+
+
+def make_markdown(explanation: Explanation, pictures: Collection[str]) -> bytes:
+    """The same in Markdown, which shows the `pictures` beside it."""
+    return _render("page_template.md", False, _values(explanation) | {"pictures": pictures})
 
 
 def _render(template: str, is_html: bool, values: Mapping[str, Any]) -> bytes:

@@ -122,8 +122,9 @@ def drift_bars(drift: Sequence[Drift]) -> DriftBars | None:
         else:
             rows.append((str(one.layer), number(one.moved), _share(one.moved, scale.high)))
     farthest = max((one for one in drift if one.moved is not None), key=lambda one: one.moved or 0.0)
+    how = " or, where their widths differ, ".join(_MEASURES[one] for one in measures)
     words = (
-        f"After each layer of the dense model: {' or, where their widths differ, '.join(map(_MEASURES.get, measures))}."
+        f"After each layer of the dense model: {how}."
         f" They moved most after layer {farthest.layer}: {number(farthest.moved or 0.0)}."
     )
     ticks = [(tick, text) for tick, text in _ticks(scale.high)]

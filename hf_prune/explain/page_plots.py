@@ -25,8 +25,8 @@ _LONGEST_NAME = 34
 # The page has all of them.
 _MOST_SLICES, _MOST_ROWS, _MOST_COLUMNS = 25, 60, 100
 
-# Wider cells hold their figures.
-_MOST_COLUMNS_WITH_TEXT = 16
+# Fewer and wider cells have their figures in them.
+_MOST_COLUMNS_WITH_TEXT, _MOST_CELLS_WITH_TEXT = 16, 300
 
 
 def make_plots(explanation: Explanation) -> dict[str, bytes | None]:
@@ -60,6 +60,7 @@ def _draw_heat(axis: Axes, map: Heat, title: str) -> None:
     rows = map.rows[:_MOST_ROWS]
     columns = map.columns[:_MOST_COLUMNS]
     colors = palette(is_dark=False)
+    with_text = len(columns) <= _MOST_COLUMNS_WITH_TEXT and len(columns) * len(rows) <= _MOST_CELLS_WITH_TEXT
     values = np.full((len(rows), len(columns)), np.nan)
     for down, (_, cells) in enumerate(rows):
         for across, cell in enumerate(cells[: len(columns)]):
@@ -67,7 +68,7 @@ def _draw_heat(axis: Axes, map: Heat, title: str) -> None:
                 continue
             step = step_of(cell.value)
             values[down, across] = step
-            if len(columns) <= _MOST_COLUMNS_WITH_TEXT:
+            if with_text:
                 text = _drawable(cell.text)
                 axis.text(across, down, text, ha="center", va="center", fontsize=7, color=colors[step][1])
     axis.imshow(values, cmap=ListedColormap([color for color, _ in colors]), vmin=0, vmax=STEPS, aspect="auto")

@@ -90,20 +90,27 @@ def scale_of(values: Iterable[float], as_percent: bool) -> Scale:
             low, high = max(low, 0.0), min(high, max(1.0, found[0]))
     ticks = [float(tick) for tick in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
     scale = Scale(min(ticks[0], low), max(ticks[-1], high), [])
-    decimals = 0 if all(abs(100 * tick - round(100 * tick)) < 1e-6 for tick in ticks) else 1
-    texts = [f"{tick:.{decimals}%}" if as_percent else f"{tick:g}" for tick in ticks]
+    texts = _tick_texts(ticks, as_percent)
     every = 1 if len(ticks) <= 5 else 2
     shown = [(scale.at(tick), text.replace("-", "−")) for tick, text in zip(ticks, texts, strict=True)]
     return Scale(scale.low, scale.high, shown[::every])
+
+
+def _tick_texts(ticks: Sequence[float], as_percent: bool) -> list[str]:
+    """The texts of ticks, with as few decimals as tell them apart."""
+    if not as_percent:
+        return [f"{tick:g}" for tick in ticks]
+    exact = (places for places in range(4) if all(abs(tick - round(tick, places + 2)) < 1e-9 for tick in ticks))
+    decimals = next(exact, None)
+    return [f"{100 * tick:g}%" if decimals is None else f"{tick:.{decimals}%}" for tick in ticks]
 
 
 def metric_tables(metrics: Sequence[Compared]) -> list[Rows]:
     """The metrics, in a table of shares and, where there are others, a table for each of those."""
     shares = [one for one in metrics if is_share(one.name, one.pruned.value)]
     others = [one for one in metrics if one not in shares]
-    return [
-        compared([(one.name, one, None, "") for one in some]) for some in (shares, *[[one] for one in others]) if some
-    ]
+    tables = (compared([(one.name, one, None, "") for one in some]) for some in (shares, *[[one] for one in others]))
+    return [table for table in tables if table is not None]
 
 
 def class_rows(explanation: Explanation) -> Rows | None:

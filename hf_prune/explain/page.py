@@ -102,6 +102,7 @@ def _values(explanation: Explanation) -> dict[str, Any]:
         "style": _style(),
         "steps": STEPS,
         "is_language": is_of_language(explanation),
+        "unit": "tokens" if is_of_language(explanation) else "samples",
         "is_compared": explanation.dense_model is not None,
         "data": source_words(explanation.data),
         "sentences": summary(explanation),

@@ -79,6 +79,11 @@ def _draw_heat(axis: Axes, map: Heat, title: str) -> None:
     axis.tick_params(length=0)
     axis.set_xlabel("head" if "head" in map.corner else "layer", fontsize=8)
     axis.spines[:].set_visible(False)
+    if with_text:
+        axis.set_xticks(np.arange(1, len(columns)) - 0.5, minor=True)
+        axis.set_yticks(np.arange(1, len(rows)) - 0.5, minor=True)
+        axis.grid(which="minor", color="white", linewidth=1.5)
+        axis.tick_params(which="minor", length=0)
 
 
 def _slices(explanation: Explanation) -> bytes | None:

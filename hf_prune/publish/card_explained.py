@@ -143,7 +143,8 @@ def _picture(explanation: Explanation, names: Collection[str]) -> tuple[str | No
 
 def _more(explanation: Explanation, names: Collection[str]) -> str:
     """How many samples it was measured on, and where the rest is."""
-    told = f"Measured on {explanation.samples:,} samples of {inline(explanation.data.name)}"
+    unit = "texts" if is_of_language(explanation) else "samples"
+    told = f"Measured on {explanation.samples:,} {unit} of {inline(explanation.data.name)}"
     told += "; brackets have 95% intervals." if explanation.resamples else "."
     if PAGE_NAME in names:
         told += f" All figures and pictures are in [`{PAGE_NAME}`]({PAGE_NAME}), which opens without a network"

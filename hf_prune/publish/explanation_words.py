@@ -192,7 +192,7 @@ def slices_words(explanation: Explanation, most: int = 2) -> str:
     if not worse:
         return f"Of {_slices(explanation)}, none is worse than chance explains."
     told = ", ".join(map(_slice_words, worst_first(explanation)[: min(most, len(worse))]))
-    return f"Worse on {len(worse)} of {_slices(explanation)}; worst: {told}."
+    return f"Worse on {len(worse)} of {_slices(explanation)}; worst {explanation.metric}: {told}."
 
 
 def _slices(explanation: Explanation) -> str:

@@ -73,8 +73,8 @@ def test_the_page_says_first_what_changed():
     page = make_page(classifier()).decode()
     assert (
         '<p class="lead">Of 1,500 answers 3.1% (2.2 to 4.0) changed: 1.9% from right to wrong, 1.2% from wrong to '
-        "right. Worse on 2 of 8 slices; worst: “with negations” 74.0% (dense 81.0%), “length: 23 to 52 tokens” 76.3% "
-        "(dense 81.5%).</p>"
+        "right. Worse on 2 of 8 slices; worst accuracy: “with negations” 74.0% (dense 81.0%), “length: 23 to 52 "
+        "tokens” 76.3% (dense 81.5%).</p>"
     ) in page
 
 

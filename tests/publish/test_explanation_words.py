@@ -96,7 +96,7 @@ def test_the_worst_slices_are_first_and_of_losses_the_highest():
 def test_the_summary_of_a_classifier():
     assert summary(classifier()) == [
         "Of 1,500 answers 3.1% (2.2 to 4.0) changed: 1.9% from right to wrong, 1.2% from wrong to right.",
-        "Worse on 2 of 8 slices; worst: “with negations” 74.0% (dense 81.0%), “length: 23 to 52 tokens” 76.3% "
+        "Worse on 2 of 8 slices; worst accuracy: “with negations” 74.0% (dense 81.0%), “length: 23 to 52 tokens” 76.3% "
         "(dense 81.5%).",
         "Accuracy is 81.3% (79.2 to 83.4), of the dense model 83.1% (81.0 to 85.2): −1.8 points (−3.9 to +0.3), which "
         "chance alone may explain.",
@@ -121,7 +121,9 @@ def test_the_summary_of_a_language_model_and_of_a_smaller_one():
         "For 14.2% (13.9 to 14.5) of the tokens the most likely next token changed; KL(dense || pruned) is 0.213 "
         "(0.208 to 0.218) nats."
     )
-    assert told[1].startswith("Worse on 3 of 12 slices; worst: “token frequency: the rarest tenth” 7.100 (dense 6.200)")
+    assert told[1].startswith(
+        "Worse on 3 of 12 slices; worst loss: “token frequency: the rarest tenth” 7.100 (dense 6.200)"
+    )
     assert "may explain" not in told[2]
     assert summary(smaller())[-1] == "4,608 of 9,216 neurons and layers 2 and 4 of 6 were removed."
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from ..publish.explanation import Calibration, Explanation, Slice
-from ..publish.explanation_words import estimate_ends, is_of_language, is_share, slice_name, worst_first
+from ..publish.explanation_words import by_kind, estimate_ends, is_of_language, is_share, slice_name, worst_first
 from ..publish.markdown import single_line
 from .page_colors import STEPS, palette, step_of
 from .page_heat import Heat, heads_by_layer, shapes_by_layer, zeros_by_layer
@@ -88,7 +88,8 @@ def _draw_heat(axis: Axes, map: Heat, title: str) -> None:
 
 def _slices(explanation: Explanation) -> bytes | None:
     """The metric of both models on each slice, the worst first; for language models in their order."""
-    some = list(explanation.slices) if is_of_language(explanation) else worst_first(explanation)
+    kinds = by_kind(explanation) if is_of_language(explanation) else [worst_first(explanation)]
+    some = [one for kind in kinds for one in kind]
     if not some:
         return None
     shown = some[:_MOST_SLICES]

@@ -10,6 +10,7 @@ from ..publish.card_measured import cost_rows
 from ..publish.explanation import Compared, Complexity, Estimate, Explanation, FlippedSample, Slice, UnitGroup
 from ..publish.explanation_words import (
     as_share,
+    by_kind,
     change,
     complement,
     estimate_ends,
@@ -119,16 +120,13 @@ def class_rows(explanation: Explanation) -> Rows | None:
 
 
 def slice_tables(explanation: Explanation) -> list[Rows]:
-    """The slices, worst first; for language models as they are in order, with a table for each kind of slice."""
+    """The slices, worst first; for language models in their order, with a table for each kind of slice."""
     if not explanation.slices:
         return []
     if not is_of_language(explanation):
         found = compared([_of_slice(one) for one in worst_first(explanation)], explanation.metric)
         return [found] if found is not None else []
-    groups: dict[str, list[Slice]] = {}
-    for one in explanation.slices:
-        groups.setdefault(one.by, []).append(one)
-    tables = [compared([_of_slice(one) for one in some], explanation.metric) for some in groups.values()]
+    tables = [compared([_of_slice(one) for one in some], explanation.metric) for some in by_kind(explanation)]
     return [table for table in tables if table is not None]
 
 

@@ -132,6 +132,21 @@ def worst_first(explanation: Explanation) -> list[Slice]:
     return sorted(explanation.slices, key=key)
 
 
+def by_kind(explanation: Explanation) -> list[list[Slice]]:
+    """The slices by what they have in common; in each, those whose values are or begin with numbers in their order."""
+    groups: dict[str, list[Slice]] = {}
+    for one in explanation.slices:
+        groups.setdefault(one.by, []).append(one)
+    ordered = []
+    for some in groups.values():
+        numbers = [re.search(r"\d+", one.value) for one in some]
+        if all(numbers):
+            found = {id(one): int(number[0]) for one, number in zip(some, numbers, strict=True) if number}
+            some = sorted(some, key=lambda one: found[id(one)])
+        ordered.append(some)
+    return ordered
+
+
 def worse_slices(explanation: Explanation) -> list[Slice]:
     """The slices on which the pruned model is worse than the dense one by more than chance explains, worst first."""
     return [one for one in worst_first(explanation) if one.is_worse]

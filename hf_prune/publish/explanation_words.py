@@ -178,6 +178,8 @@ def answers_words(explanation: Explanation) -> str:
     if answers.other is not None and answers.other.value > 0:
         flips["from one wrong answer to another"] = answers.other
     parts = [f"{percent(share.value)} {direction}" for direction, share in flips.items() if share is not None]
+    if answers.agreement.value == 1:
+        return f"Of {explanation.samples:,} answers none changed: {changed}."
     told = f"Of {explanation.samples:,} answers {changed} changed"
     return f"{told}: {', '.join(parts)}." if parts else f"{told}."
 
@@ -192,7 +194,8 @@ def metric_words(explanation: Explanation) -> str:
     if metric.dense is None or metric.difference is None:
         return f"{told}."
     told += f", of the dense model {figure(metric.name, metric.dense)}: {difference(metric)}"
-    return f"{told}, which chance alone may explain." if may_be_chance(metric.difference) else f"{told}."
+    is_explained = metric.difference.value != 0 and may_be_chance(metric.difference)
+    return f"{told}, which chance alone may explain." if is_explained else f"{told}."
 
 
 def slices_words(explanation: Explanation, most: int = 2) -> str:

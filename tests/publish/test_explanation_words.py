@@ -136,3 +136,13 @@ def test_a_long_name_of_a_slice_is_shortened_in_a_sentence():
 def test_flips_between_wrong_answers_are_told_where_there_are_any():
     answers = classifier().answers.model_copy(update={"other": estimate(0.004, 0.002)})
     assert summary(classifier(answers=answers))[0].endswith("0.4% from one wrong answer to another.")
+
+
+def test_nothing_changed_is_told_as_such():
+    whole = classifier()
+    alike = whole.answers.model_copy(update={"agreement": Estimate(value=1.0, low=0.94, high=1.0)})
+    same = Estimate(value=0.0, low=-0.06, high=0.06)
+    metric = whole.metrics[0].model_copy(update={"difference": same})
+    told = summary(classifier(answers=alike, metrics=(metric,)))
+    assert told[0] == "Of 1,500 answers none changed: 0.0% (0.0 to 6.0)."
+    assert told[2].endswith(": 0.0 points (−6.0 to +6.0).")

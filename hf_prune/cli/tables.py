@@ -52,6 +52,8 @@ def print_push_plan(plan: "PushPlan") -> None:
         console.print(f"\n{plan.sparsity:.2%} of all weights are zero, counted in these files.")
     else:
         console.print("\nThe zeros in these files could not be counted; the card says why.")
+    if plan.shown_texts:
+        console.print(f"explain/ shows the texts of {plan.shown_texts} samples of the data.", soft_wrap=True)
 
 
 def print_push(result: "PushResult") -> None:

@@ -19,6 +19,7 @@ from ..methods.table import ENTRY_POINTS, method_of
 from ..saved.files import check_inside, saved_files, write_file
 from ..saved.model import SavedModel
 from ..structure.chosen import SEARCH_NAME, read_chosen
+from .card_explained import EXPLAIN_NAMES, explained_in, warn_if_stale
 from .card_merge import Existing, merge_cards
 from .card_metadata import generated_metadata
 from .card_text import render_card
@@ -49,6 +50,8 @@ def make_files(
 ) -> dict[str, bytes]:
     """The card of a saved model and its other files, path -> content; nothing is written.
 
+    It has a summary of `explain/explanation.json` if that explains the weights that are in the folder now.
+
     `repo_id` is the repository that the usage in the card names; `on_hub` is the card that is there, `pushed` the one
     that was last pushed there from here. What people wrote into the card on the Hub or in the folder is kept.
 
@@ -57,7 +60,7 @@ def make_files(
     from .plots import plot_layers, plot_schedule, plot_search, plot_units  # matplotlib is loaded when a card is made
 
     saved = SavedModel.of(folder)
-    check_inside(saved.folder, (RECORD_NAME, CARD_NAME, FIGURES_NAME, SEARCH_NAME, *PLOTS))
+    check_inside(saved.folder, (RECORD_NAME, CARD_NAME, FIGURES_NAME, SEARCH_NAME, *PLOTS, *EXPLAIN_NAMES))
     record = load_record(saved)
     figures = count_figures(saved, record)
     if repo_id is not None:
@@ -65,9 +68,10 @@ def make_files(
     chosen = read_chosen(saved.folder) if figures.removed is not None else None
     known = record if record is not None else RunRecord(name=figures.model)
     _warn_of_unknown_methods(figures, known)
+    warn_if_stale(saved)
     figures = figures.model_copy(update={"metadata": generated_metadata(figures, known)})
     card = merge_cards(
-        render_card(figures, known, repo_id or _shown_path(saved.folder), chosen),
+        render_card(figures, known, repo_id or _shown_path(saved.folder), chosen, explained_in(saved)),
         here=read_card(saved),
         on_hub=on_hub,
         pushed=pushed,

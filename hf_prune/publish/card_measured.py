@@ -213,3 +213,23 @@ def _shapes_of(cost: Cost) -> str:
     for name, shape in cost.shapes.items():
         shapes.setdefault("×".join(map(str, shape)), []).append(code(name))
     return "; ".join(f"{', '.join(names)} {shape}" for shape, names in shapes.items())
+
+
+def limits(record: RunRecord, is_explained: bool) -> list[str]:
+    """What was not measured; `is_explained` says that the card has a section of what pruning changed."""
+    lines = []
+    if is_explained:
+        lines.append(
+            "Only what is under Evaluation and What pruning changed was measured. Groups and inputs that are not among "
+            "those slices may have lost more."
+        )
+    elif record.evaluation is None:
+        lines.append("The model was not evaluated before this card was made; its quality is unknown.")
+    else:
+        lines.append(
+            "Only the metrics under Evaluation were measured. Pruned models can lose more on rare groups and unusual "
+            "inputs than an average shows; this was not examined."
+        )
+    if record.base_model is not None:
+        lines.append(f"The limitations of {code(record.base_model.name)} apply to this model, too.")
+    return lines

@@ -17,12 +17,14 @@ from ..methods.table import words_of
 from ..saved.report import totals_of
 from ..structure.chosen import Chosen
 from ..structure.units import words_for
+from .card_explained import Explained, explained_section
 from .card_measured import (
     cost_note,
     cost_rows,
     evaluated_on,
     generation_rows,
     headline,
+    limits,
     metric_columns,
     metric_rows,
     models_note,
@@ -45,11 +47,17 @@ _TEMPLATE = Path(__file__).with_name("card_template.md")
 _MOST_ROWS = 500
 
 
-def render_card(figures: Figures, record: RunRecord | None, location: str, chosen: Chosen | None = None) -> str:
+def render_card(
+    figures: Figures,
+    record: RunRecord | None,
+    location: str,
+    chosen: Chosen | None = None,
+    explained: Explained | None = None,
+) -> str:
     """The text of a card, with its metadata, from figures and record alone.
 
     `location` is the model's name on the Hub or its folder, for the usage section; `chosen` the structure that was
-    chosen for a target, if there was one.
+    chosen for a target, and `explained` what was measured of these weights, if there is one.
     """
     record = record if record is not None else RunRecord(name=figures.model)
     values: dict[str, Any] = {
@@ -86,6 +94,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         ],
         "models_note": models_note(record),
         "recovery_note": recovery_note(record.evaluations),
+        "explained": explained_section(explained),
         "samples": sample_rows(record.generation),
         "samples_dense": record.generation is not None and record.generation.dense_tokens_per_second is not None,
         "samples_note": samples_note(record.generation),
@@ -104,7 +113,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "recipe": fence(_as_yaml(record.recipe), "yaml") if record.recipe else None,
         "pruning_yaml": fence(_as_yaml({"pruning": figures.pruning}), "yaml") if figures.pruning else None,
         "arguments": list(record.training_arguments.items()),
-        "limits": _limits(record),
+        "limits": limits(record, explained is not None),
         "citations": _citations(figures, record),
         "cell": code,
         "number": lambda value: f"{value:,}",
@@ -268,20 +277,6 @@ def _pattern_note(pruning: Sequence[Mapping[str, Any]]) -> str:
 
 def _as_yaml(content: Any) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _limits(record: RunRecord) -> list[str]:
-    lines = []
-    if record.evaluation is None:
-        lines.append("The model was not evaluated before this card was made; its quality is unknown.")
-    else:
-        lines.append(
-            "Only the metrics under Evaluation were measured. Pruned models can lose more on rare groups and unusual "
-            "inputs than an average shows; this was not examined."
-        )
-    if record.base_model is not None:
-        lines.append(f"The limitations of {code(record.base_model.name)} apply to this model, too.")
-    return lines
 
 
 def _as_block(text: str) -> str:

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -228,7 +229,8 @@ def save_explanation(folder: str | os.PathLike, explanation: Explanation) -> Pat
     """Write `explain/explanation.json` into a saved model's folder. Returns its path."""
     path = Path(folder, EXPLANATION_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(explanation.model_dump(), indent=1, allow_nan=False)
+    text = json.dumps(explanation.model_dump(), indent=1, allow_nan=False, ensure_ascii=False)
+    text = re.sub("[\ud800-\udfff]", " ", text)  # halves of pairs of surrogates, which UTF-8 cannot hold
     write_file(path, f"{text}\n".encode())
     return path
 

@@ -20,6 +20,7 @@ from ..saved.unit_scores import UNIT_SCORES_NAME
 from ..structure.chosen import SEARCH_NAME
 from ..structure.record import STRUCTURE_NAME
 from .card import CARD_NAME, PLOTS, make_files
+from .card_explained import EXPLAIN_NAMES, explained_in, shown_texts
 from .card_merge import Existing
 from .record import RECORD_NAME
 from .redact import find_secret, is_password_file
@@ -42,10 +43,14 @@ _OWN_FILES = (CARD_NAME, FIGURES_NAME, RECORD_NAME, CONFIG_NAME, STRUCTURE_NAME,
 
 _SEARCHED_BYTES = 100 << 20
 
-_NOT_WEIGHTS = (STATE_NAME, UNIT_SCORES_NAME, STRUCTURE_NAME, SEARCH_NAME, RECORD_NAME, *sorted(PLOTS))
+_NOT_WEIGHTS = (
+    *(STATE_NAME, UNIT_SCORES_NAME, STRUCTURE_NAME, SEARCH_NAME, RECORD_NAME),
+    *sorted(PLOTS),
+    *sorted(EXPLAIN_NAMES),
+)
 
 # Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, what was cut out,
-# and our own plots.
+# our own plots, and what explains them.
 _REPLACED = re.compile(
     r"(model|adapter_model)[\w.-]*\.safetensors(\.index\.json)?|pytorch_model[\w.-]*\.bin(\.index\.json)?"
     r"|pruning_masks[\w.-]*\.safetensors|" + "|".join(map(re.escape, _NOT_WEIGHTS))
@@ -82,7 +87,8 @@ class PushPlan:
     """The files that a push uploads, path -> file or content; those that it leaves out, with the reason, and removes.
 
     `weights` are the weight files, under any path, as they were when zeros were counted; `is_new` is None if it is
-    unknown whether the repository exists. `repo_type` is `model` or `space`.
+    unknown whether the repository exists. `repo_type` is `model` or `space`. `shown_texts` is the number of samples of
+    the data whose texts are among the files, in `explain/`.
     """
 
     repo_id: str
@@ -94,6 +100,7 @@ class PushPlan:
     is_new: bool | None
     sparsity: float | None
     repo_type: str = "model"
+    shown_texts: int = 0
 
     def size_of(self, name: str) -> int:
         """The size of a file in bytes."""
@@ -134,6 +141,7 @@ def make_push_plan(
         removed=sorted(name for name in remote.files if _REPLACED.fullmatch(name) and name not in files),
         is_new=remote.head is None if remote is not UNKNOWN else None,
         sparsity=figures.overall_sparsity,
+        shown_texts=shown_texts(explained_in(saved)) if EXPLAIN_NAMES & files.keys() else 0,
     )
 
 
@@ -167,12 +175,16 @@ def choose_files(
     """The files of a folder that belong to the model, and why others are left out; folders are named with a slash.
 
     Chosen are the weights, what the model's own classes read, card, license and images that the card shows, and what
-    the patterns of `include` match; masks only `with_masks`, never hidden files, and nothing outside the folder.
+    the patterns of `include` match, and `explain/` if it explains the weights that are there now; masks only
+    `with_masks`, never hidden files, and nothing outside the folder.
 
     Raises PushError for a pattern that matches no file, and ReportError for an invalid list of modules.
     """
-    folder = SavedModel.of(folder).folder
+    saved = SavedModel.of(folder)
+    folder = saved.folder
     wanted = {*weights, *files_of_classes(folder), *_images_in(card), *_OWN_FILES}
+    explained = explained_in(saved)
+    wanted |= explained.names if explained is not None else set()
     wanted |= {INDEX_NAME} if weights and WEIGHTS_NAME not in weights else set()
     wanted |= {path.name for pattern in _DOCUMENTS for path in folder.glob(pattern)}
     if with_masks:
@@ -204,6 +216,8 @@ def _why_left_out(path: Path, folder: Path) -> str:
         return "masks, uploaded with --with-masks"
     if path.suffix == ".safetensors" or name == INDEX_NAME:
         return "weights that the model does not load"
+    if {path.relative_to(folder).as_posix(), f"{path.relative_to(folder)}/explanation.json"} & EXPLAIN_NAMES:
+        return "explains other weights"
     return "a folder that is not part of the model" if path.is_dir() else "not read by the model's classes"
 
 

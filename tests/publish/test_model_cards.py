@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from hf_prune.publish.card import read_card
+from hf_prune.publish.card_explained import EXPLAIN_NAMES, Explained
 from hf_prune.publish.card_merge import merge_cards
 from hf_prune.publish.card_metadata import generated_metadata
 from hf_prune.publish.card_text import render_card
+from hf_prune.publish.explanation import load_explanation
 from hf_prune.publish.plots import plot_layers, plot_schedule, plot_units
 from hf_prune.publish.record import load_record
 from hf_prune.publish.sparsity_json import Figures
@@ -41,7 +43,11 @@ def test_the_recipes_that_the_makefile_lists_have_their_cards():
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
 def test_a_card_is_the_one_that_its_record_makes(folder):
     figures, record = figures_of(folder), load_record(folder)
-    rendered = render_card(figures, record, location_of(folder))
+    explanation = load_explanation(folder)
+    if explanation is not None:
+        assert explanation.files == record.weights
+        explanation = Explained(explanation, frozenset(name for name in EXPLAIN_NAMES if (folder / name).is_file()))
+    rendered = render_card(figures, record, location_of(folder), explained=explanation)
     assert figures.metadata == generated_metadata(figures, record)
     kept = (folder / "README.md").read_text(encoding="utf-8")
     assert kept == merge_cards(rendered, here=None)

@@ -25,6 +25,7 @@ from ..errors import (
     one_line,
 )
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
+from .explain import explain_command
 from .export import export_command
 from .messages import errors_as_lines, quiet
 from .one_shot import prune_command, sensitivity_command
@@ -92,6 +93,7 @@ app.command("sensitivity")(sensitivity_command)
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)
 app.command("export")(export_command)
+app.command("explain")(explain_command)
 
 
 @app.command("plan")

@@ -42,6 +42,7 @@ from ..trainer.callback import check_needs, check_saving
 from ..trainer.latency import SAMPLES
 from ..trainer.training import training_steps
 from .data import load_data
+from .explain_data import check_explained
 from .models import check_finite, check_length, freeze, load_model, load_tokenizer, set_generation, set_padding
 from .names import resolve_name
 from .schema import Recipe
@@ -128,6 +129,7 @@ def _prepare(recipe: Recipe) -> Prepared:
     args = recipe.training_arguments()
     with args.main_process_first():  # the other processes find what it has put into the cache
         data = task.read(load_data(recipe.dataset, task.columns))
+    check_explained(recipe)
     tokenizer = load_tokenizer(recipe.model)
     set_seed(args.seed)  # what is new in the model is drawn at random
     with opened_whole():  # every process needs the weights to plan the pruning

@@ -34,6 +34,7 @@ from ..saved.model import SavedModel
 from ..saved.report import make_report
 from ..trainer.claims import claimed
 from ..trainer.saving import whole_state_dict
+from .explaining import explain_run
 from .models import freeze
 from .outcome import AllScores, AtOnce, RunResult, Say, write_record
 from .prepare import Prepared, calibration_data, make_evaluator, make_trainer, prepare, with_smaller_vocabulary
@@ -160,6 +161,7 @@ def _run(
     else:
         target_sparsity = plan.final_sparsity if plan is not None else cast(Any, pruner).target_sparsity
     scores = AllScores(pruned, dense, at_once)
+    explain_run(recipe, dtype, say)
     record = write_record(saved, prepared, trainer, target_sparsity, scores, dense_model, generation, say)
     file_bytes = {"dense": SavedModel(output / "dense").file_bytes} if has_dense else {}
     files = [output / name for name in (*(["dense"] if has_dense else []), "model", "results.json")]

@@ -77,7 +77,7 @@ def energy_of(
                 call = partial(reader.model, **reader.inputs(known, range(samples)))
                 call()
                 spent, passes, hardware = _tracked(call)
-                if spent <= 0:
+                if not spent:
                     return None, "Energy was not measured: codecarbon found none on this machine."
                 joules.append(spent / (passes * samples) * _SAMPLES)
     version = importlib.metadata.version("codecarbon")
@@ -98,9 +98,7 @@ def _tracked(call: Callable[[], Any]) -> tuple[float, int, str]:
         country_iso_code="USA",  # of the emissions, which are not used
         tracking_mode="process",
         measure_power_secs=1,
-        save_to_file=False,
-        save_to_api=False,
-        save_to_logger=False,
+        output_methods=[],
         emissions_endpoint=None,
         allow_multiple_runs=True,
         log_level="critical",
@@ -117,4 +115,5 @@ def _tracked(call: Callable[[], Any]) -> tuple[float, int, str]:
     read = ", ".join(
         sorted({type(one).__name__ + (f" ({one._mode})" if hasattr(one, "_mode") else "") for one in known})
     )
-    return float(tracker.final_emissions_data.energy_consumed) * 3.6e6, passes, read or "unknown hardware"
+    found = getattr(tracker, "final_emissions_data", None)  # codecarbon logs its own errors, and goes on without it
+    return float(found.energy_consumed) * 3.6e6 if found is not None else 0.0, passes, read or "unknown hardware"

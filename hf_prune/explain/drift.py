@@ -26,7 +26,8 @@ def drift_of(
     if len(before) != 1 or len(after) != 1:
         return [], [f"Drift is of models with one stack of layers; this one has {len(before) or 'none'}."]
     (path, depth), (own_path, own_depth) = next(iter(before.items())), next(iter(after.items()))
-    kept = next((one.kept for one in removed if one.path == own_path), tuple(range(own_depth)))
+    whole = tuple(range(depth)) if own_depth == depth else ()
+    kept = next((one.kept for one in removed if one.path == own_path), whole)
     if len(kept) != own_depth or (kept and kept[-1] >= depth):
         return [], [f"Drift is not known: {own_depth} layers are left of {depth}, and it is not known which."]
     rows, own_rows = dense.rows(samples), pruned.rows(samples)

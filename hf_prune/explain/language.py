@@ -68,12 +68,13 @@ def ask_tokens(pruned: Reader, dense: Reader | None, rows: Sequence[Row], batch_
 
 
 def _targets(batch: Mapping[str, Any]) -> torch.Tensor:
-    """The token at each place of a batch; IGNORED for padding, and where the batch's labels say so."""
-    if isinstance(batch.get("labels"), torch.Tensor):
-        return batch["labels"].cpu()
-    tokens = batch["input_ids"].cpu()
-    mask = batch.get("attention_mask")
-    return tokens if mask is None else tokens.masked_fill(mask.cpu() == 0, IGNORED)
+    """The token at each place of a batch; IGNORED for padding and what follows it, and where labels say so."""
+    labels, mask = batch.get("labels"), batch.get("attention_mask")
+    tokens = (labels if isinstance(labels, torch.Tensor) else batch["input_ids"]).cpu().clone()
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        tokens[mask.cpu() == 0] = IGNORED
+        tokens[:, 1:][mask.cpu()[:, :-1] == 0] = IGNORED
+    return tokens
 
 
 def _positions(batch: Mapping[str, Any], place: int, positions: torch.Tensor) -> np.ndarray:
@@ -169,7 +170,7 @@ def count_tokens(rows: Sequence[Row]) -> Counter[int]:
 def groups_of_frequency(tokens: np.ndarray, counts: Mapping[int, int]) -> list[Group]:
     """About tenths of the tokens, by how often each occurs in what was counted; the most frequent ones first."""
     often = np.array([counts.get(int(token), 0) for token in tokens])
-    ends = np.unique(np.quantile(often, np.linspace(0.1, 1, 10), method="higher"))
+    ends = np.unique(np.quantile(often, np.linspace(0.1, 1, 10), method="inverted_cdf"))
     found = []
     for place, high in enumerate(ends):
         inside = (often <= high) & (often > ends[place - 1] if place else True)

@@ -43,7 +43,7 @@ def groups_of_values(by: str, values: Sequence[object]) -> list[Group]:
 
 def quarters(by: str, numbers: np.ndarray, unit: str = "") -> list[Group]:
     """The samples in each quarter of a number's values; fewer groups where many values are equal."""
-    ends = np.unique(np.quantile(numbers, [0.25, 0.5, 0.75, 1.0], method="higher"))
+    ends = np.unique(np.quantile(numbers, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf"))
     found, low = [], numbers.min()
     for place, high in enumerate(ends):
         inside = (numbers <= high) & (numbers > ends[place - 1] if place else True)

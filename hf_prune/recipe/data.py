@@ -52,6 +52,7 @@ def load_texts(section: DatasetSection) -> datasets.Dataset:
 
 def load_rows(section: DatasetSection, columns: Mapping[str, str]) -> datasets.Dataset:
     """The rows of the split `train_split` with only these columns, among them the texts. Raises RecipeError."""
+    _check_columns_differ(columns)
     rows = _rows(_part(_load(section), "train_split", section.train_split), "train", section, columns)
     check_texts(datasets.DatasetDict(train=rows), "text_column", section.text_column)
     return rows

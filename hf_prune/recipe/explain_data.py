@@ -160,6 +160,10 @@ def read_samples(rows: datasets.Dataset, section: DatasetSection, model: PreTrai
     )
 
 
+def _is_label(value: Any, text: str, names: Sequence[str]) -> bool:
+    return text in names or (type(value) is int and 0 <= value < len(names))
+
+
 def _labels(rows: datasets.Dataset, column: str, names: list[str]) -> np.ndarray:
     """The index of each row's label among the names of a model's labels.
 
@@ -174,7 +178,8 @@ def _labels(rows: datasets.Dataset, column: str, names: list[str]) -> np.ndarray
         return np.array([known[text] for text in texts])
     if all(type(value) is int and 0 <= value < len(names) for value in values):
         return np.array(values)
-    wrong = next(value for value, text in zip(values, texts, strict=True) if text not in known)
+    pairs = zip(values, texts, strict=True)
+    wrong = next((value for value, text in pairs if not _is_label(value, text, names)), values[0])
     raise RecipeError(
         "dataset.label_column", f"expected the labels of the model ({', '.join(names)}), got {wrong!r} in {column!r}"
     )

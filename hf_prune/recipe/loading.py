@@ -331,7 +331,8 @@ def _key_in(content: Any, entry: Any) -> tuple:
 def _fields_at(key: tuple) -> list[str]:
     model: type[BaseModel] = Recipe
     for part in key:
-        model = typing.cast(type[BaseModel], model.model_fields[part].annotation)
+        annotation = model.model_fields[part].annotation
+        model = next(one for one in (annotation, *typing.get_args(annotation)) if hasattr(one, "model_fields"))
     return list(model.model_fields)
 
 

@@ -149,13 +149,16 @@ def _plain(value: Any) -> Any:
 
 
 def _tokenizing(tokenizer: PreTrainedTokenizerBase | None, samples: Samples) -> Any:
-    """What makes rows of texts that were changed: the tokenizer, with the length of the longest sample."""
-    if tokenizer is None:
+    """What makes rows of texts that were changed: the tokenizer, with the length of the longest sample.
+
+    All are padded to it, for collators that do not pad.
+    """
+    if tokenizer is None or tokenizer.pad_token is None:
         return None
     longest = max(len(row["input_ids"]) for row in samples.rows or ())
 
     def tokenize(texts: Sequence[str]) -> list[Row]:
-        found = tokenizer(list(texts), truncation=True, max_length=longest)
+        found = tokenizer(list(texts), truncation=True, padding="max_length", max_length=longest)
         return [{name: found[name][index] for name in found} for index in range(len(texts))]
 
     return tokenize

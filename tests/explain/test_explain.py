@@ -94,7 +94,7 @@ def test_an_explanation_of_a_classifier_is_complete(classified):
     )
     assert found.complexity.parameters - found.complexity.nonzero >= sum(one.zeros for one in found.matrices)
     assert [one.layer for one in found.drift] == [0, 1]
-    assert found.notes == ("How rare tokens are was counted in the training texts.",)
+    assert found.notes[0] == "How rare tokens are was counted in the training texts."
 
 
 def test_a_model_with_units_cut_out_is_explained(tmp_path):

@@ -46,6 +46,7 @@ OPTIONAL = {
     "runtimes.exporters": {"onnxruntime"},  # `find_format` says what is missing
     "runtimes.gguf": {"gguf"},
     "runtimes.litert": {"ai_edge_litert", "litert_torch"},
+    "explain.complexity": {"codecarbon"},  # energy is left out without it
     "recipe.metrics": {"rouge_score"},  # the metric of one task says that it needs its package
 }
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..errors import ExplainError
 from ..publish.explanation import Answers, Compared, FlippedSample
 from .calibration import calibration_of
 from .resampling import Bootstrap, compared, estimate, ratio
@@ -26,6 +27,8 @@ def ask(reader: Reader, samples: Samples, batch_size: int) -> np.ndarray:
                 found = np.empty((len(rows), answers.shape[1]))
             found[indices] = answers
     assert found is not None  # there are samples
+    if not np.isfinite(found).all():
+        raise ExplainError("model", "expected finite logits, got NaN or infinite ones; its training may have diverged")
     return found
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..distillation.losses import IGNORED
+from ..errors import ExplainError
 from ..publish.explanation import Answers, Compared
 from ..structure.batches import on_model
 from .resampling import Bootstrap, compared, estimate, ratio
 from .samples import Reader, Row, asked, batches_of, lengths_of
 from .slices import Group, Measured
+
+IGNORED = -100  # where labels of transformers have no token
 
 _LARGEST_EXPONENT = 709.0  # beyond it, exp overflows
 
@@ -63,6 +65,8 @@ def ask_tokens(pruned: Reader, dense: Reader | None, rows: Sequence[Row], batch_
                 for name, values in told.items():
                     found.setdefault(name, []).append(values)
     whole = {name: np.concatenate(parts) for name, parts in found.items()}
+    if not all(np.isfinite(whole[name]).all() for name in ("pruned", "dense") if name in whole):
+        raise ExplainError("model", "expected finite losses, got NaN or infinite ones; its training may have diverged")
     order = np.lexsort((whole["position"], whole["text"]))
     return Tokens(**{name: values[order] for name, values in whole.items()})
 

@@ -62,8 +62,6 @@ def estimate(values: np.ndarray, share_of: int | None = None, least: float = 0.0
     interval ends where Wilson's (1927) does for none or all of so many samples, within `least` and `most`.
     """
     value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(value):
-        raise ValueError(f"expected a figure that is finite, got {value}")
     if not len(draws):
         return Estimate(value=value)
     if share_of and draws.min() == draws.max() == value:

@@ -130,6 +130,10 @@ class PruningStateError(HfPruneError, RuntimeError):
     """Weights cannot be ranked, or saved masks cannot be used."""
 
 
+class ExplainError(HfPruneError, ValueError):
+    """A model cannot be explained, or not on these samples."""
+
+
 class RecipeError(HfPruneError, ValueError):
     """A recipe is invalid. `places` has the line of each problem, where it is known."""
 

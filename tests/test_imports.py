@@ -51,6 +51,7 @@ OPTIONAL = {
     "runtimes.litert": {"ai_edge_litert", "litert_torch"},
     "space.app": {"gradio"},  # the page itself, which runs elsewhere
     "sweep.study": {"optuna"},  # it says what to install
+    "explain.complexity": {"codecarbon"},  # energy is left out without it
     "recipe.metrics": {"rouge_score"},  # the metric of one task says that it needs its package
 }
 

@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..recipe.shipped import TEMPLATES, find_recipe, shipped_recipes, summary, template
 from .compare import compare_command
+from .explain import explain_command
 from .export import export_command
 from .messages import errors_as_lines, quiet
 from .one_shot import prune_command, sensitivity_command
@@ -98,6 +99,7 @@ app.command("export")(export_command)
 app.command("space")(space_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
+app.command("explain")(explain_command)
 
 
 @app.command("plan")

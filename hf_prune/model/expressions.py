@@ -27,11 +27,11 @@ for expression in expressions:
 """
 
 
-def refuse_slow(field: str, expressions: Iterable[str], names: Collection[str]) -> None:
+def refuse_slow(field: str, expressions: Iterable[str], names: Collection[str], what: str = "parameter names") -> None:
     """Raise TargetError unless all these expressions can be matched with all the names within two seconds, or some more
     for very many.
 
-    They are matched in an interpreter of their own, which is ended then.
+    `what` says what the names are. They are matched in an interpreter of their own, which is ended then.
     """
     unlike = [expression for expression in dict.fromkeys(expressions) if not _is_plain(expression)]
     if not unlike:
@@ -42,7 +42,7 @@ def refuse_slow(field: str, expressions: Iterable[str], names: Collection[str]) 
         last = json.loads(begun[-1]) if begun else unlike[0]
         raise TargetError(
             field,
-            f"expected regular expressions that match {len(names)} parameter names within {seconds:.0f} seconds, got "
+            f"expected regular expressions that match {len(names)} {what} within {seconds:.0f} seconds, got "
             f"{shown(last)}, which does not; write it without repetitions inside repetitions",
         )
 

@@ -32,6 +32,8 @@ class Estimate(Frozen):
 class Compared(Frozen):
     """One figure of both models on the same samples; `difference` is pruned - dense, its interval from pairs.
 
+    For language models, `samples` are tokens, and the intervals are over texts.
+
     `dense` and `difference` are None where there is no dense model.
     """
 

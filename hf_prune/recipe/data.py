@@ -1,6 +1,6 @@
 """Data sets of recipes: loaded, checked, and split for training, validation and test."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from .names import data_format, resolve_name
 from .schema import DatasetSection
 
 
-def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.DatasetDict:
-    """The splits `train`, `validation` and `test` of a data set, as the recipe's section describes them.
+def load_data(
+    section: DatasetSection, columns: Mapping[str, str], others: Sequence[str] = ("validation", "test")
+) -> datasets.DatasetDict:
+    """The split `train` and `others`, `validation` and `test`, of a data set, as the recipe's section describes them.
 
     `columns` maps the recipe's fields (such as `text_column`) to the columns that they name; others are dropped.
     """
@@ -21,7 +23,7 @@ def load_data(section: DatasetSection, columns: Mapping[str, str]) -> datasets.D
     _check_columns_differ(columns)
     train = _part(loaded, "train_split", section.train_split)
     parts = datasets.DatasetDict(train=_rows(train, "train", section, columns))
-    for part in ("validation", "test"):
+    for part in others:
         split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
         if (split is None) == (size is None):
             came = "neither" if split is None else "both"
@@ -50,6 +52,7 @@ def load_texts(section: DatasetSection) -> datasets.Dataset:
 
 def load_rows(section: DatasetSection, columns: Mapping[str, str]) -> datasets.Dataset:
     """The rows of the split `train_split` with only these columns, among them the texts. Raises RecipeError."""
+    _check_columns_differ(columns)
     rows = _rows(_part(_load(section), "train_split", section.train_split), "train", section, columns)
     check_texts(datasets.DatasetDict(train=rows), "text_column", section.text_column)
     return rows

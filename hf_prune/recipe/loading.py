@@ -1,5 +1,6 @@
 """Reading recipes: YAML -> validated objects. Models and data are not loaded here."""
 
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ..config.calibration import CalibrationConfig, check_quality, highest_sparsity
 from ..config.distillation import DistillationConfig
 from ..config.pruning import PruningConfig
-from ..errors import PruningConfigError, RecipeError, nearest
+from ..errors import PruningConfigError, RecipeError, nearest, shown
 from .schema import COMMAND_LINE, Places, Recipe, arguments_of, as_key, trains_not
 from .values import check_config, check_values, expectation
 from .yaml12 import parse, read_recipe
@@ -50,7 +51,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 # Sections that a recipe may leave out, and what it does without them.
-_OPTIONAL = {"distillation": "train without distillation", "calibration": "prune while the model is trained"}
+_OPTIONAL = {
+    "distillation": "train without distillation",
+    "calibration": "prune while the model is trained",
+    "explain": "leave the model unexplained",
+}
 
 
 def parse_pruning(overrides: Sequence[str]) -> PruningConfig:
@@ -161,6 +166,7 @@ def _problems(content: dict) -> list[tuple[tuple, str]]:
             problems.update(check_config(key, values, PruningConfig))
     problems.update(_check_calibration(content))
     problems.update(_check_distillation(content))
+    problems.update(_check_explain(content))
     problems.update(_check_metrics(content) or _check_best_model(content))
     inner = {key[:length] for key in problems for length in range(len(key))}
     return [(key, message) for key, message in problems.items() if key not in inner]
@@ -265,6 +271,34 @@ def _check_distillation(content: dict) -> dict[tuple, str]:
     return problems
 
 
+def _check_explain(content: dict) -> dict[tuple, str]:
+    section, task = content.get("explain"), content.get("task")
+    if not isinstance(section, dict):
+        return {}
+    problems: dict[tuple, str] = {}
+    if task == "summarization":
+        problems["explain",] = "must not be set for summarization; expected text-classification or text-generation"
+    expressions = section.get("expressions")
+    for name, expression in expressions.items() if isinstance(expressions, dict) else ():
+        why = why_no_slice(name, expression)
+        if why is not None:
+            problems["explain", "expressions", name] = why
+    return problems
+
+
+def why_no_slice(name: Any, expression: Any) -> str | None:
+    """Why a name and a regular expression give no slice of texts, or None."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        return f"expected a name, got {name!r}"
+    if not isinstance(expression, str):
+        return f"expected a regular expression, got {expression!r}"
+    try:
+        re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"{shown(expression)} is not a regular expression: {error}"
+    return None
+
+
 def _explain(error: ValidationError, content: Any) -> dict[tuple, str]:
     """pydantic's errors as our messages, one for each key."""
     entries: dict[tuple, list[Any]] = {}
@@ -297,7 +331,8 @@ def _key_in(content: Any, entry: Any) -> tuple:
 def _fields_at(key: tuple) -> list[str]:
     model: type[BaseModel] = Recipe
     for part in key:
-        model = typing.cast(type[BaseModel], model.model_fields[part].annotation)
+        annotation = model.model_fields[part].annotation
+        model = next(one for one in (annotation, *typing.get_args(annotation)) if hasattr(one, "model_fields"))
     return list(model.model_fields)
 
 

@@ -42,6 +42,7 @@ from ..trainer.callback import check_needs, check_saving
 from ..trainer.latency import SAMPLES
 from ..trainer.training import training_steps
 from .data import load_data
+from .explain_data import check_explained
 from .models import check_finite, check_length, freeze, load_model, load_tokenizer, set_generation, set_padding
 from .names import resolve_name
 from .schema import Recipe
@@ -164,6 +165,7 @@ def _prepare(recipe: Recipe, examples: Examples | None) -> Prepared:
         tokenizer = load_tokenizer(recipe.model)
     else:
         data, tokenizer = examples.rows, copy.deepcopy(examples.tokenizer)
+    check_explained(recipe)
     set_seed(args.seed)  # what is new in the model is drawn at random
     with opened_whole():  # every process needs the weights to plan the pruning
         model, new_weights = load_model(recipe.model, task, tokenizer)

@@ -31,6 +31,7 @@ from ..saved.model import SavedModel
 from ..saved.report import make_report
 from ..trainer.claims import claimed
 from .dense_run import Shared, as_text, open_saved, train, train_dense, with_dense_model
+from .explaining import explain_run
 from .outcome import AllScores, AtOnce, RunResult, Say, write_record
 from .prepare import Prepared, calibration_data, make_evaluator, make_trainer, prepare, with_smaller_vocabulary
 from .reports import close_reports, log_result
@@ -161,6 +162,7 @@ def _run(
     else:
         target_sparsity = plan.final_sparsity if plan is not None else cast(Any, pruner).target_sparsity
     scores = AllScores(pruned, dense, at_once, validation, dense_run.validation if dense_run is not None else None)
+    explain_run(recipe, dense_folder, dtype, say)
     record = write_record(saved, prepared, trainer, target_sparsity, scores, dense_model, generation, say)
     file_bytes = {"dense": SavedModel(dense_folder).file_bytes} if dense_folder is not None else {}
     files = [*([dense_folder] if dense_folder is not None else []), output / "model", output / "results.json"]

@@ -124,6 +124,25 @@ class GenerationSection(_Section):
         return options if self.do_sample else {**options, "temperature": None, "top_p": None}
 
 
+class ExplainSection(_Section):
+    """How the pruned model is explained beside the dense one, see `hf-prune explain`: on the test split.
+
+    `slices` are columns whose values are compared, `expressions` names of regular expressions that texts of a slice
+    have somewhere. `texts` allows texts of the data in the files that are written. At most `samples` of the test split
+    are used, drawn with `seed`, and `training_samples` of the training split for the gap between both. `resamples` is
+    how many times the bootstrap draws, `batch_size` how many samples pass through a model together.
+    """
+
+    samples: PositiveInt | None = None
+    slices: list[str] = []
+    expressions: dict[str, str] = {}
+    texts: bool = False
+    training_samples: NonNegativeInt = 1000
+    batch_size: PositiveInt = 32
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    seed: NonNegativeInt = 0
+
+
 class Recipe(_Section):
     """A whole run: fine-tune dense, then prune from there.
 
@@ -137,6 +156,8 @@ class Recipe(_Section):
     `num_train_epochs: 0`. Without a dense run, the default teacher is then the model before it was pruned. With
     `target_quality` there, the highest sparsity up to that of `pruning` is searched at which the pruned model keeps
     that share of the main metric on the validation split.
+
+    With `explain`, the pruned model is explained at the end, which may be `{}`.
     """
 
     task: Literal["text-classification", "text-generation", "summarization"]
@@ -150,6 +171,7 @@ class Recipe(_Section):
     pruning: dict[str, Any] | Annotated[list[dict[str, Any]], Field(min_length=1)]
     calibration: dict[str, Any] | None = None
     distillation: dict[str, Any] | None = None
+    explain: ExplainSection | None = None
     _places: Places | None = PrivateAttr(default=None)
 
     def place(self, error: RecipeError) -> RecipeError:

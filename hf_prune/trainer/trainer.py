@@ -19,6 +19,7 @@ from ..masking.finding import as_configs
 from ..masking.pruner import Pruner
 from .callback import PruningCallback, check_needs, check_saving
 from .distilling import DistillingMixin
+from .explaining import ExplainingMixin
 from .latency import example_of
 from .measuring import MeasuringMixin
 from .publishing import PublishingMixin
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
     )
 
 
-class PruningMixin(TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, PublishingMixin, MeasuringMixin):
+class PruningMixin(
+    TrainingMixin, SavingMixin, DistillingMixin, PushesMixin, PublishingMixin, MeasuringMixin, ExplainingMixin
+):
     """Adds pruning to a Trainer class: `class PruningSFTTrainer(PruningMixin, SFTTrainer): ...`.
 
     Beyond what `PruningCallback` does, gradients are masked once per step, before they are clipped; `sparsity` and

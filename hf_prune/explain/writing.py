@@ -1,0 +1,11 @@
+"""Writing an explanation beside a saved model."""
+
+import os
+from pathlib import Path
+
+from ..publish.explanation import Explanation, save_explanation
+
+
+def write_explanation(folder: str | os.PathLike, explanation: Explanation) -> list[Path]:
+    """Write an explanation into `explain/` of a folder. Returns the files; others are left as they are."""
+    return [save_explanation(folder, explanation)]

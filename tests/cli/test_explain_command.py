@@ -1,0 +1,120 @@
+"""`hf-prune explain`: a saved model explained from the command line, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from models import bert, llama, t5
+from test_commands import invoke, refused, words
+from test_run import tree, write_csv
+from text_models import save_text_model, texts
+
+from hf_prune import Pruner, PruningConfig
+from hf_prune.publish.explanation import load_explanation
+
+pytestmark = pytest.mark.usefixtures("eighty_columns")
+
+QUICK = ("--max-length", 16, "--resamples", 100, "--without-costs")
+
+
+def save_pruned(folder, build):
+    """A random model, dense and pruned, each with its tokenizer."""
+
+    def scattered():
+        model = build()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.copy_(torch.randn_like(parameter) / 2)
+        return model
+
+    def pruned():
+        model = scattered()
+        pruner = Pruner(model, PruningConfig(sparsity=0.7, begin=0, end=1, frequency=1), total_steps=2)
+        pruner.step()
+        return model
+
+    save_text_model(folder / "dense", scattered)
+    save_text_model(folder / "pruned", pruned)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """Models and data sets; tests write only where they say."""
+    folder = tmp_path_factory.mktemp("material")
+    save_pruned(folder / "bert", bert)
+    save_pruned(folder / "llama", llama)
+    save_text_model(folder / "t5", t5)
+    rows = [
+        {"text": f"{text}{' not' if number % 3 == 0 else ''}", "label": number % 2, "kind": "ab"[number % 2]}
+        for number, text in enumerate(texts(90))
+    ]
+    write_csv(folder / "texts.csv", rows)
+    write_csv(folder / "three.csv", [row | {"label": number % 3} for number, row in enumerate(rows)])
+    return folder
+
+
+def explained(*arguments):
+    """What the command prints; the path of a temporary folder may be long."""
+    result = invoke("explain", *arguments, *QUICK)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def test_a_classifier_is_explained_beside_the_dense_model(material, tmp_path):
+    pruned, dense = material / "bert/pruned", material / "bert/dense"
+    before = tree(pruned)
+    arguments = [pruned, "--dense", dense, "--data", material / "texts.csv", "--test-size", 50, "--slice", "kind"]
+    said = words(explained(*arguments, "--expression", "ones=w1", "--show-texts", "--output", tmp_path))
+    assert "pruned, beside bert/dense, on 50 samples" in said
+    assert "Right to wrong" in said
+    assert tree(pruned) == before
+    found = load_explanation(tmp_path)
+    assert {one.by for one in found.slices} >= {"kind", "negations", "ones", "rarity", "length", "label"}
+    assert found.answers.flipped[0].text
+    assert [one.training_samples for one in found.gaps] == [40, 40]
+    assert str(tmp_path.parent) not in found.model_dump_json()
+    assert found.command == (
+        "hf-prune explain bert/pruned --dense bert/dense --data texts.csv --max-length 16 --test-size 50 --slice kind "
+        "--expression ones=w1 --show-texts --resamples 100"
+    )
+
+
+def test_a_language_model_is_explained_and_printed_as_json(material, tmp_path):
+    arguments = [material / "llama/pruned", "--dense", material / "llama/dense", "--data", material / "texts.csv"]
+    found = json.loads(explained(*arguments, "--split", "train", "--source", "kind", "--output", tmp_path, "--json"))
+    assert {one["by"] for one in found["slices"]} >= {"kind", "position", "token frequency"}
+    assert found["answers"]["flipped"] == []
+    assert found == json.loads((tmp_path / "explain/explanation.json").read_text())
+
+
+def test_texts_are_not_written_unless_they_may_be(material, tmp_path):
+    arguments = [material / "bert/pruned", "--dense", material / "bert/dense", "--data", material / "texts.csv"]
+    explained(*arguments, "--split", "train", "--output", tmp_path)
+    flipped = load_explanation(tmp_path).answers.flipped
+    assert flipped
+    assert {one.text for one in flipped} == {None}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("bert/pruned", ["--data", "texts.csv"], "dataset.test_split: expected one of train, got 'test'"),
+        ("bert/pruned", ["--data", "three.csv"], "expected the labels of the model (LABEL_0, LABEL_1), got 2"),
+        ("bert/pruned", ["--data", "texts.csv", "--slice", "nope"], "--slice: expected one of text, label, kind"),
+        ("bert/pruned", ["--data", "texts.csv", "--label-column", "text"], "dataset.text_column: must differ from"),
+        ("bert/pruned", ["--data", "texts.csv", "--expression", "w1"], "--expression: expected NAME=REGEX, got 'w1'"),
+        ("bert/pruned", ["--data", "texts.csv", "--expression", "a=("], "'(' is not a regular expression"),
+        ("bert/pruned", ["--data", "texts.csv", "--resamples", 3], "--resamples: input should be greater than"),
+        ("bert/pruned", ["--data", "texts.csv", "--validation-size", 3], "must not be set without --test-size"),
+        ("bert/pruned", ["--data", "texts.csv", "--dense", "llama/dense"], "dense: expected a model like Bert"),
+        ("t5", ["--data", "texts.csv"], "text-classification or text-generation"),
+        ("nothing", ["--data", "texts.csv"], "expected a folder with a saved model, found nothing"),
+    ],
+)
+def test_what_does_not_fit_is_refused(material, monkeypatch, model, options, message):
+    monkeypatch.chdir(material)
+    before = tree(material)
+    split = [] if message.startswith("dataset.test_split") else ["--split", "train"]
+    assert message in "\n".join(refused("explain", model, *split, *QUICK, *options))
+    assert tree(material) == before

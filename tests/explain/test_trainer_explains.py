@@ -1,0 +1,82 @@
+"""`trainer.explain()`: the model in memory, on tokenized data, beside a dense model or the teacher."""
+
+import pytest
+import torch
+from models import bert, bert_examples, llama, training_arguments
+from text_models import texts, tokenizer
+from transformers import default_data_collator
+
+from hf_prune import PruningConfig, PruningTrainer
+from hf_prune.errors import ExplainError
+from hf_prune.explain.settings import Settings
+from hf_prune.publish.explanation import load_explanation
+from hf_prune.saved.model import SavedModel
+
+SETTINGS = Settings(resamples=100, costs=False, training_samples=20)
+
+
+def trainer_of(folder, model=None, data=None, **changes):
+    data = bert_examples() if data is None else data
+    options = {"pruning_config": PruningConfig(sparsity=0.7), "processing_class": tokenizer()} | changes
+    return PruningTrainer(
+        model=model or bert(),
+        args=training_arguments(folder, max_steps=2),
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=default_data_collator,
+        **options,
+    )
+
+
+def test_a_trained_model_is_explained_beside_its_teacher_and_saved(tmp_path):
+    dense = bert()
+    trainer = trainer_of(tmp_path / "run", teacher_model=dense)
+    trainer.train()
+    kinds = {"half": [index % 2 for index in range(40)]}
+    found = trainer.explain(slices=kinds, settings=SETTINGS, output_dir=tmp_path / "model")
+    assert load_explanation(tmp_path / "model") == found
+    assert found.files == SavedModel(tmp_path / "model").hashes
+    assert found.dense_model == "the teacher"
+    assert found.answers.agreement is not None
+    assert {one.by for one in found.slices} >= {"half", "label"}
+    assert found.complexity.file_bytes == SavedModel(tmp_path / "model").file_bytes
+    assert [one.training_samples for one in found.gaps] == [20, 20]
+    with torch.no_grad():
+        batch = default_data_collator(bert_examples())
+        answers = trainer.model.eval()(input_ids=batch["input_ids"]).logits.argmax(-1)
+    accuracy = float((answers == batch["labels"]).double().mean())
+    assert found.metrics[0].pruned.value == pytest.approx(accuracy)
+
+
+def test_a_language_model_and_a_dense_one_that_was_given(tmp_path):
+    rows = [tokenizer()(text, padding="max_length", max_length=10) for text in texts(20)]
+    data = [dict(row) | {"labels": [token or -100 for token in row["input_ids"]]} for row in rows]
+    for row in data:
+        row.pop("token_type_ids", None)
+    dense = llama().train()
+    trainer = trainer_of(tmp_path / "run", llama(), data)
+    found = trainer.explain(dense, settings=SETTINGS)
+    assert dense.training
+    assert all(parameter.requires_grad for parameter in dense.parameters())
+    assert found.task == "text-generation"
+    assert found.dense_model == "the given dense model"
+    assert list((tmp_path / "run").rglob("*")) == []
+    assert "not saved" in found.notes[0]
+    trainer.model.eval()
+    with torch.no_grad():
+        batch = default_data_collator(data)
+        loss = trainer.model(**batch).loss
+    assert found.metrics[0].pruned.value == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_what_cannot_be_explained_is_refused(tmp_path):
+    trainer = trainer_of(tmp_path)
+    with pytest.raises(ExplainError, match="eval_dataset: expected samples with labels"):
+        trainer.explain(eval_dataset=[{"input_ids": [1, 2]}] * 12, settings=SETTINGS)
+    with pytest.raises(ExplainError, match="eval_dataset: expected tokenized samples"):
+        trainer.explain(eval_dataset=[{"text": "a"}] * 12, settings=SETTINGS)
+    with pytest.raises(ExplainError, match="slices: expected 40 values for 'kind', got 2"):
+        trainer.explain(slices={"kind": [1, 2]}, settings=SETTINGS)
+    trainer.eval_dataset = {"a": bert_examples()}
+    with pytest.raises(ExplainError, match="expected one data set with a length, got dict"):
+        trainer.explain(settings=SETTINGS)

@@ -1,0 +1,82 @@
+"""`explain:` in a recipe: checked first, and written beside the pruned model before its card is."""
+
+import pytest
+from test_run import TEST_SIZE, reviews, save_tiny_bert, tree, write_csv, write_recipe
+
+from hf_prune.errors import RecipeError
+from hf_prune.publish.explanation import load_explanation
+from hf_prune.recipe.explaining import find_dense
+from hf_prune.recipe.loading import load_recipe
+from hf_prune.recipe.prepare import prepare
+from hf_prune.recipe.run import run
+from hf_prune.saved.model import SavedModel
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("material")
+    save_tiny_bert(folder / "model")
+    write_csv(folder / "reviews.csv", reviews())
+    return folder
+
+
+def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_prune.explain.complexity._SECONDS", 0.1)
+    section = {"slices": ["source"], "expressions": {"praise": "good|great"}, "texts": True, "resamples": 100}
+    recipe = load_recipe(write_recipe(tmp_path, material, dense={}, explain=section))
+    said = []
+    result = run(recipe, say=said.append)
+    assert "Explaining the pruned model" in said
+    found = load_explanation(tmp_path / "out/model")
+    assert found.samples == TEST_SIZE
+    assert found.files == SavedModel(tmp_path / "out/model").hashes
+    assert found.metrics[0].pruned.value == pytest.approx(result.pruned["accuracy"])
+    assert found.metrics[0].dense.value == pytest.approx(result.dense["accuracy"])
+    assert {one.by for one in found.slices} <= {"source", "praise", "length", "rarity", "label", "negations"}
+    assert found.gaps[0].training_samples == 80 - TEST_SIZE - 8
+    assert found.command == (
+        "hf-prune explain out/model --dense out/dense --data reviews.csv --max-length 16 --test-size 20 "
+        "--validation-size 8 --slice source --expression 'praise=good|great' --show-texts --resamples 100"
+    )
+    assert find_dense(tmp_path / "out/model") == (tmp_path / "out/dense").resolve()
+    assert find_dense(material / "model") is None
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({"expressions": {"a": "("}}, "explain.expressions.a: '(' is not a regular expression"),
+        ({"slice": ["source"]}, "explain.slice: unknown key; did you mean 'slices'?"),
+        ({"resamples": 3}, "explain.resamples: "),
+        (None, "explain: has no value; set {} for the defaults, or remove the line"),
+    ],
+)
+def test_validation_refuses_what_is_no_section(material, tmp_path, section, problem):
+    path = write_recipe(tmp_path, material, explain=section)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({"slices": ["nope"]}, "explain.slices: expected one of text, label, answer, source"),
+        ({"expressions": {"a": "(\\w+\\s?)+!"}}, "explain.expressions: expected regular expressions that match"),
+    ],
+)
+def test_what_the_data_do_not_have_is_refused_before_anything_is_written(material, tmp_path, section, problem):
+    recipe = load_recipe(write_recipe(tmp_path, material, explain=section))
+    before = tree(tmp_path, material)
+    with pytest.raises(RecipeError) as raised:
+        prepare(recipe)
+    assert problem in str(raised.value)
+    assert tree(tmp_path, material) == before
+
+
+def test_other_tasks_are_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("task: summarization\nexplain: {}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert "explain: must not be set for summarization" in str(raised.value)

@@ -19,7 +19,7 @@ def calibration_of(log_probabilities: np.ndarray, is_right: np.ndarray, bootstra
     inside = places[:, None] == np.arange(BINS)
     columns = np.concatenate([inside, inside * confidence[:, None], inside & is_right[:, None]], axis=1)
     numbers, confidences, hits = np.split(bootstrap.sums(columns), 3, axis=1)
-    error = estimate(np.abs(confidences - hits).sum(axis=1) / len(is_right))
+    error = estimate(np.abs(confidences - hits).sum(axis=1) / len(is_right), corrects_bias=True)
     bins = [
         Bin(
             low=place / BINS,

@@ -53,11 +53,19 @@ def ratio(sums: np.ndarray, of: np.ndarray) -> np.ndarray:
     return np.divide(sums, of, out=np.full(np.broadcast_shapes(sums.shape, of.shape), np.nan), where=of != 0)
 
 
-def estimate(values: np.ndarray, share_of: int | None = None, least: float = 0.0, most: float = 1.0) -> Estimate:
+def estimate(
+    values: np.ndarray,
+    share_of: int | None = None,
+    least: float = 0.0,
+    most: float = 1.0,
+    corrects_bias: bool = False,
+) -> Estimate:
     """A figure, the first of the values, and its 95% interval from the others: the same figure on resamples.
 
-    The interval is the bias-corrected percentile interval (Efron, 1981). Resamples on which the figure does not exist
-    are left out. `share_of` is the number of samples that the figure is a share of, or the difference of two shares:
+    The interval is the percentile interval, or with `corrects_bias`, for figures that are larger on resamples, the
+    bias-corrected one (Efron, 1981). Resamples on which the figure does not exist are left out.
+
+    `share_of` is the number of samples that the figure is a share of, or the difference of two shares:
     where all resamples give the same, as where no sample was answered wrong, the bootstrap knows nothing, and the
     interval ends where Wilson's (1927) does for none or all of so many samples, within `least` and `most`.
     """
@@ -67,6 +75,9 @@ def estimate(values: np.ndarray, share_of: int | None = None, least: float = 0.0
     if share_of and draws.min() == draws.max() == value:
         width = _Z**2 / (share_of + _Z**2)
         return Estimate(value=value, low=max(value - width, least), high=min(value + width, most))
+    if not corrects_bias:
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return Estimate(value=value, low=float(low), high=float(high))
     below = np.mean(draws < value) + np.mean(draws == value) / 2
     shift = _NORMAL.inv_cdf(float(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws))))
     ends = np.quantile(draws, [_NORMAL.cdf(2 * shift - _Z), _NORMAL.cdf(2 * shift + _Z)])

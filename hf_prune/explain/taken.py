@@ -44,6 +44,7 @@ def matrices_of(
     Layers that are removed are skipped in finding the tensor of the dense model, whose effective rank is beside.
     """
     targets = find_targets(model) if names is None else targets_named(model, names)
+    targets = [target for target in targets if len(target.shape) > 1]  # without the biases of units
     parameters = dict(named_parameters(model))
     before = dict(named_parameters(dense)) if dense is not None else {}
     blocks = blocks_of(model, [target.name for target in targets])

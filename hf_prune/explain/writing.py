@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from ..publish.explanation import Explanation, save_explanation
+from .page import write_page
 
 
 def write_explanation(folder: str | os.PathLike, explanation: Explanation) -> list[Path]:
     """Write an explanation into `explain/` of a folder. Returns the files; others are left as they are."""
-    return [save_explanation(folder, explanation)]
+    return [save_explanation(folder, explanation), *write_page(Path(folder), explanation)]

@@ -69,7 +69,8 @@ def classified():
 def test_a_classifier_is_explained_the_same_every_time(classified, tmp_path):
     first, again = classified
     assert first == again
-    [path] = write_explanation(tmp_path, first)
+    path, *page = write_explanation(tmp_path, first)
+    assert {one.name for one in page} >= {"index.html", "explanation.md"}
     assert json.loads(path.read_text())["samples"] == 60
     assert load_explanation(tmp_path) == first
 

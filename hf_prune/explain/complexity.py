@@ -85,12 +85,12 @@ def energy_of(
         samples=_SAMPLES,
         pruned=joules[0],
         dense=joules[1] if dense is not None else None,
-        method=f"codecarbon {version}, of this process: {hardware}",
+        method=f"codecarbon {version}, of this process ({hardware}); an estimate without hardware counters",
     ), None
 
 
 def _tracked(call: Callable[[], Any]) -> tuple[float, int, str]:
-    """The joules of calls for three seconds, how many calls these were, and what codecarbon read."""
+    """The joules of calls for three seconds, how many calls these were, and the processor."""
     from codecarbon import OfflineEmissionsTracker
 
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # importing it has set another one
@@ -111,9 +111,7 @@ def _tracked(call: Callable[[], Any]) -> tuple[float, int, str]:
             torch.accelerator.synchronize()
         passes += 1
     tracker.stop()
-    known = getattr(tracker, "_hardware", [])
-    read = ", ".join(
-        sorted({type(one).__name__ + (f" ({one._mode})" if hasattr(one, "_mode") else "") for one in known})
-    )
     found = getattr(tracker, "final_emissions_data", None)  # codecarbon logs its own errors, and goes on without it
-    return float(found.energy_consumed) * 3.6e6 if found is not None else 0.0, passes, read or "unknown hardware"
+    if found is None:
+        return 0.0, passes, ""
+    return float(found.energy_consumed) * 3.6e6, passes, found.gpu_model or found.cpu_model

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..errors import ArgumentError
-from ..saved.files import find_model
+from ..errors import ArgumentError, PushError
+from ..saved.files import INDEX_NAME, find_model
 from ..saved.model import SavedModel
-from ..saved.packing import PackedSizes, complete_folder, pack_into, unpack_into
+from ..saved.packing import PackedSizes, complete_folder, model_folders, pack_into, unpack_into
 from .card import forget_measurements, write_card
 from .record import load_record, save_record
-from .sparsity_json import FIGURES_NAME
+from .sparsity_json import FIGURES_NAME, PACKED_FOLDER
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,28 @@ def _convert(
     if (output / FIGURES_NAME).exists():
         write_card(output)
     return PackedModel(output, files)
+
+
+@contextmanager
+def packed_beside(folder: str | os.PathLike, wanted: bool = True) -> Iterator[dict[str, Path]]:
+    """A model's packed weights, to be pushed beside the dense ones: path in the repository -> a temporary file.
+
+    With its configuration, so that `from_pretrained(..., subfolder="packed")` opens them. Nothing unless `wanted`.
+    Raises PackedError for weights that are packed already, and PushError for a sentence-transformers model, which has
+    no such argument.
+    """
+    if not wanted:
+        yield {}
+        return
+    folder = Path(folder)
+    if model_folders(folder) != [folder]:
+        raise PushError(
+            "with_packed",
+            "expected weights in the folder itself, got modules of sentence-transformers, which do not open from a "
+            "folder within a repository; pack the model and push that",
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        sizes = pack_into(folder, place)
+        names = [*(file.name for file in sizes), "config.json", "generation_config.json", INDEX_NAME]
+        yield {f"{PACKED_FOLDER}/{name}": place / name for name in names if (place / name).exists()}

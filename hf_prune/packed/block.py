@@ -6,6 +6,7 @@ A block never stands for more than 1024 times its own size, so that a small file
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ _LARGEST_RANK = 16
 # More bytes than a block has beside its content.
 LARGEST_HEAD = 1024
 
-# Weights by which the coding of the mask is chosen.
+# Weights by which the coding of the mask is chosen, and whose signs are set at a time.
 _SAMPLE = 1 << 19
 
 
@@ -194,14 +195,14 @@ class _Streams:
         self._at = begin + size
         return coding, self._block[begin : self._at]
 
-    def take(self, size: int, what: str) -> np.ndarray:
+    def next(self, size: int, what: str) -> streams.Stream:
         """The next stream, which has `size` bytes when decoded."""
-        return streams.decode(*self._next(), size, what)
+        return streams.Stream(*self._next(), size, what)
 
     def take_or_none(self, size: int, what: str) -> np.ndarray | None:
-        """The next stream, or None if it is empty."""
+        """The content of the next stream, or None if it is empty."""
         coding, stored = self._next()
-        return streams.decode(coding, stored, size, what) if len(stored) else None
+        return streams.Stream(coding, stored, size, what).take_all() if len(stored) else None
 
     def end(self) -> None:
         """Raise PackedError if anything but zeros is left."""
@@ -219,39 +220,46 @@ def unpack_tensor(block: bytes | memoryview) -> tuple[np.ndarray, Head]:
     if struct.unpack_from("<I", content, _CHECKSUM_AT)[0] != _checksum(content):
         raise PackedError("its checksum is wrong; the file is damaged, download or copy it again")
     reader = _Streams(content, head.size)
+    patterns = np.empty(head.weights, head.patterns)
     if head.mask == masks.ALL:
-        patterns = _take_values(reader, head)
+        _fill_values(reader, head, patterns)
     else:
-        where = _take_mask(reader, head)
+        parts = _parts_of_mask(reader, head)
         signs = reader.take_or_none(-(-(head.weights - head.stored) // 8), "signs of zeros")
-        kept = _take_values(reader, head)
-        patterns = np.zeros(head.weights, head.patterns)
-        patterns[where] = kept
+        _fill_values(reader, head, patterns[head.weights - head.stored :])
+        masks.spread(patterns, head.stored, parts)
         if signs is not None:
-            _set_signs(patterns, where, signs)
+            _set_signs(patterns, head, signs)
     reader.end()
     return patterns, head
 
 
-def _take_mask(reader: _Streams, head: Head) -> np.ndarray:
-    """Where the stored weights are: their positions, or a bool for each weight."""
+def _parts_of_mask(reader: _Streams, head: Head) -> Iterator[masks.Part]:
     if head.mask == masks.BITS:
-        return masks.bits_decode(reader.take(-(-head.weights // 8), "a mask"), head.stored, head.weights)
-    return masks.gaps_decode(reader.take(head.gap_bytes, "gaps"), head.stored, head.weights)
+        return masks.bits_parts(reader.next(-(-head.weights // 8), "a mask").take_all(), head.stored, head.weights)
+    return masks.gaps_parts(reader.next(head.gap_bytes, "gaps").take_all(), head.stored, head.weights)
 
 
-def _take_values(reader: _Streams, head: Head) -> np.ndarray:
+def _fill_values(reader: _Streams, head: Head, kept: np.ndarray) -> None:
+    """Decode the stored values, in parts, so that little but them is in memory."""
     if head.coding == values.CODEBOOK:
-        codebook = reader.take(head.codebook * head.patterns.itemsize, "a codebook").view(head.patterns)
-        codes = reader.take(head.stored if head.codebook > 1 else 0, "codes")
-        return values.from_codes(codes, codebook, head.stored)
+        codebook = reader.next(head.codebook * head.patterns.itemsize, "a codebook").take_all().view(head.patterns)
+        values.from_codes(reader.next(head.stored if head.codebook > 1 else 0, "codes"), codebook, kept)
+        return
     sizes = values.sizes_of_histogram(head.stored, head.low)
-    return values.from_histogram(head.base, head.low, [reader.take(size, "values") for size in sizes], head.patterns)
+    values.from_histogram(head.base, head.low, [reader.next(size, "values") for size in sizes], kept)
 
 
-def _set_signs(patterns: np.ndarray, where: np.ndarray, signs: np.ndarray) -> None:
-    zeros = np.ones(patterns.size, np.bool_)
-    zeros[where] = False
-    positions = np.flatnonzero(zeros)
-    negative = np.unpackbits(signs, count=positions.size).view(np.bool_)
-    patterns[positions[negative]] = patterns.dtype.type(1 << 8 * patterns.itemsize - 1)
+def _set_signs(patterns: np.ndarray, head: Head, signs: np.ndarray) -> None:
+    """Set the signs of the zeros. Raises PackedError if there are more or fewer than weights that are not stored."""
+    magnitude, sign = _magnitude(patterns.dtype), patterns.dtype.type(1 << 8 * patterns.itemsize - 1)
+    negative = np.unpackbits(signs, count=head.weights - head.stored).view(np.bool_)
+    found = 0
+    for start in range(0, patterns.size, _SAMPLE):
+        part = patterns[start : start + _SAMPLE]
+        positions = np.flatnonzero(part & magnitude == 0)
+        found += positions.size
+        if found <= negative.size:
+            part[positions[negative[found - positions.size : found]]] = sign
+    if found != negative.size:
+        raise PackedError(f"expected {negative.size} zeros, got {found}")

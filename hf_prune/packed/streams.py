@@ -21,6 +21,9 @@ _SHORT_SAMPLE = 1 << 12
 
 _LEVEL = 6
 
+# Stored bytes that are given to the decoder at a time: it copies those that it leaves.
+_FED = 1 << 14
+
 _RAW_DEFLATE = -15  # the window bits by which zlib writes no header and no checksum of its own
 
 
@@ -49,19 +52,64 @@ def _deflate(content: bytes | memoryview, strategy: int) -> bytes:
     return coder.compress(content) + coder.flush()
 
 
-def decode(coding: int, stored: memoryview, size: int, what: str) -> np.ndarray:
-    """The `size` bytes of a stream, as uint8. Raises PackedError for any other number, and never makes more."""
-    if coding == RAW:
-        if len(stored) != size:
+class Stream:
+    """A stored stream of `size` bytes when decoded, read in parts: no more than is asked for is decoded.
+
+    Raises PackedError, naming `what` it has, for any other number of bytes.
+    """
+
+    def __init__(self, coding: int, stored: memoryview, size: int, what: str):
+        if coding not in (RAW, DEFLATE):
+            raise PackedError(f"expected {what} coded as {RAW} or {DEFLATE}, got {coding}")
+        if coding == RAW and len(stored) != size:
             raise PackedError(f"expected {size} bytes of {what}, got {len(stored)}")
-        return np.frombuffer(stored, np.uint8)
-    if coding != DEFLATE:
-        raise PackedError(f"expected {what} coded as {RAW} or {DEFLATE}, got {coding}")
-    decoder = zlib.decompressobj(_RAW_DEFLATE)
-    try:
-        content = decoder.decompress(stored, size + 1)
-    except zlib.error as error:
-        raise PackedError(f"{what} cannot be decompressed: {error}") from error
-    if len(content) != size or not decoder.eof or decoder.unused_data:
-        raise PackedError(f"expected {size} bytes of {what}, got {'more' if len(content) > size else len(content)}")
-    return np.frombuffer(content, np.uint8)
+        self._stored, self._size, self._what, self._at = stored, size, what, 0
+        self._decoder = zlib.decompressobj(_RAW_DEFLATE) if coding == DEFLATE else None
+
+    def take(self, number: int) -> np.ndarray:
+        """The next `number` bytes, as uint8."""
+        if self._decoder is None:
+            self._at += number
+            return np.frombuffer(self._stored[self._at - number : self._at], np.uint8)
+        content, found = np.empty(number, np.uint8), 0
+        while found < number:
+            piece = self._decode(number - found)
+            content[found : found + len(piece)] = np.frombuffer(piece, np.uint8)
+            found += len(piece)
+            if not piece and self._is_read:
+                raise PackedError(f"expected {self._size} bytes of {self._what}, got fewer")
+        return content
+
+    def take_all(self) -> np.ndarray:
+        """All bytes, of which none was taken before, as uint8."""
+        content = self.take(self._size)
+        self.end()
+        return content
+
+    def end(self) -> None:
+        """Raise PackedError if there is more than was taken."""
+        if self._decoder is None:
+            return
+        more, is_stuck = b"", False
+        while not (more or is_stuck or self._decoder.eof):
+            is_stuck = self._is_read
+            more = self._decode(1)
+        if more or not self._is_read or not self._decoder.eof or self._decoder.unused_data:
+            raise PackedError(f"expected {self._size} bytes of {self._what}, got more")
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether the decoder has had all stored bytes."""
+        return self._at == len(self._stored) and not (self._decoder and self._decoder.unconsumed_tail)
+
+    def _decode(self, most: int) -> bytes:
+        """The next decoded bytes, at most so many; perhaps none while there is more to read."""
+        assert self._decoder is not None
+        fed: bytes | memoryview = self._decoder.unconsumed_tail
+        if not fed:
+            fed = self._stored[self._at : self._at + _FED]
+            self._at += len(fed)
+        try:
+            return self._decoder.decompress(fed, most)
+        except zlib.error as error:
+            raise PackedError(f"{self._what} cannot be decompressed: {error}") from error

@@ -84,14 +84,18 @@ def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> byt
         dtype: the data type, as safetensors calls it.
         shape: the shape of the tensor.
     """
-    positions = np.flatnonzero(patterns & _magnitude(patterns.dtype) != 0)
-    kept = patterns if positions.size == patterns.size else patterns[positions]
+    is_kept = masks.nonzero(patterns, _magnitude(patterns.dtype))
+    stored = int(np.count_nonzero(is_kept))
     coding_of_mask, gap_bytes = masks.ALL, 0
     parts: list[tuple[int, bytes | memoryview]] = []
-    if positions.size < patterns.size:
-        coding_of_mask, mask = _pack_mask(positions, patterns.size)
+    kept = patterns
+    if stored < patterns.size:
+        coding_of_mask = _coding_of_mask(is_kept[:_SAMPLE])
+        where = np.flatnonzero(is_kept) if coding_of_mask == masks.GAPS else is_kept
+        mask = masks.gaps_encode(where) if coding_of_mask == masks.GAPS else np.packbits(is_kept)
         gap_bytes = mask.size if coding_of_mask == masks.GAPS else 0
-        parts += [streams.encode(mask, repeats=coding_of_mask == masks.BITS), _pack_signs(patterns, positions)]
+        parts += [streams.encode(mask, repeats=coding_of_mask == masks.BITS), _pack_signs(patterns[~is_kept])]
+        kept = patterns[where]
     codebook = values.find_codebook(kept)
     base, low = 0, 0
     if codebook is not None:
@@ -99,13 +103,13 @@ def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> byt
         parts.append(streams.encode(values.to_codes(kept, codebook)))
     else:
         base, low, contents = values.to_histogram(kept)
-        parts += map(streams.encode, contents)
+        parts += [streams.encode(content, is_low=place > 1) for place, content in enumerate(contents)]
     size = codebook.size if codebook is not None else 0
     codings = (DTYPES[dtype][0], coding_of_mask, values.HISTOGRAM if codebook is None else values.CODEBOOK)
-    head = (MAGIC, VERSION, *codings, size, len(shape), low, 0, positions.size, gap_bytes, base)
+    head = (MAGIC, VERSION, *codings, size, len(shape), low, 0, stored, gap_bytes, base)
     pieces: list[bytes | memoryview] = [_HEAD.pack(*head), struct.pack(f"<{len(shape)}Q", *shape)]
-    for coding, stored in parts:
-        pieces += [_STREAM.pack(coding, len(stored)), stored]
+    for coding, content in parts:
+        pieces += [_STREAM.pack(coding, len(content)), content]
     length = max(sum(map(len, pieces)), -(-patterns.nbytes // LARGEST_RATIO))
     if shape == (length,):  # so that a reader that takes the block for the tensor sees another shape
         length += 1
@@ -117,15 +121,11 @@ def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> byt
     return block
 
 
-def _pack_mask(positions: np.ndarray, weights: int) -> tuple[int, np.ndarray]:
-    """The coding of the mask that takes the fewest bytes, judged by a sample, and the bytes to be stored."""
-    end = min(weights, _SAMPLE)
-    sample = positions[: int(np.searchsorted(positions, end))]
-    as_bits = streams.encode(masks.bits_encode(sample, end), repeats=True)
-    as_gaps = streams.encode(masks.gaps_encode(sample))
-    if sample.size and len(as_gaps[1]) < len(as_bits[1]):
-        return masks.GAPS, masks.gaps_encode(positions)
-    return masks.BITS, masks.bits_encode(positions, weights)
+def _coding_of_mask(sample: np.ndarray) -> int:
+    """The coding of a mask that takes the fewest bytes for a sample of it."""
+    as_bits = streams.encode(np.packbits(sample), repeats=True)
+    as_gaps = streams.encode(masks.gaps_encode(np.flatnonzero(sample)))
+    return masks.GAPS if sample.any() and len(as_gaps[1]) < len(as_bits[1]) else masks.BITS
 
 
 def _magnitude(patterns: np.dtype) -> np.unsignedinteger:
@@ -133,10 +133,9 @@ def _magnitude(patterns: np.dtype) -> np.unsignedinteger:
     return patterns.type((1 << 8 * patterns.itemsize - 1) - 1)
 
 
-def _pack_signs(patterns: np.ndarray, positions: np.ndarray) -> tuple[int, bytes | memoryview]:
+def _pack_signs(zeros: np.ndarray) -> tuple[int, bytes | memoryview]:
     """The stream with a bit for each weight that is not stored: 1 for -0.0; nothing if there is none."""
-    negative = patterns == patterns.dtype.type(1 << 8 * patterns.itemsize - 1)
-    return streams.encode(np.packbits(np.delete(negative, positions))) if negative.any() else (streams.RAW, b"")
+    return streams.encode(np.packbits(zeros != 0)) if zeros.any() else (streams.RAW, b"")
 
 
 def _checksum(block: bytes | bytearray | memoryview) -> int:

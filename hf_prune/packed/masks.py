@@ -19,6 +19,15 @@ _FULL = 255  # a byte that a gap does not end with
 _AT_A_TIME = 1 << 18
 
 
+def nonzero(patterns: np.ndarray, magnitude: np.unsignedinteger) -> np.ndarray:
+    """A bool for each weight: whether any bit but its sign is set."""
+    found = np.empty(patterns.size, np.bool_)
+    for start in range(0, patterns.size, _AT_A_TIME):  # in parts that stay in the cache
+        part = slice(start, start + _AT_A_TIME)
+        np.not_equal(patterns[part] & magnitude, 0, out=found[part])
+    return found
+
+
 def gaps_encode(positions: np.ndarray) -> np.ndarray:
     """The gaps before each of these ascending positions, as uint8."""
     gaps = np.diff(positions, prepend=-1) - 1
@@ -54,13 +63,6 @@ def gaps_parts(content: np.ndarray, stored: int, weights: int) -> Iterator[Part]
     if found != stored:
         raise PackedError(f"expected {stored} gaps between weights, got {found}")
     yield begin, weights, np.empty(0, np.int64), 0
-
-
-def bits_encode(positions: np.ndarray, weights: int) -> np.ndarray:
-    """One bit a weight, the first in the highest bit of the first byte: 1 where the weight is stored."""
-    bits = np.zeros(weights, np.uint8)
-    bits[positions] = 1
-    return np.packbits(bits)
 
 
 def bits_parts(bits: np.ndarray, stored: int, weights: int) -> Iterator[Part]:

@@ -6,8 +6,9 @@ A block never stands for more than 1024 times its own size, so that a small file
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,8 @@ _HEAD = struct.Struct("<4sBBBBHBBIQQQ")
 _CHECKSUM_AT = 12
 _STREAM = struct.Struct("<BQ")
 _LARGEST_RANK = 16
+_CODINGS = (values.HISTOGRAM, values.CODEBOOK, values.ROWS)
+_OF_ROWS = ("F32", "BF16")  # data types of matrices whose rows have a scale
 
 # More bytes than a block has beside its content.
 LARGEST_HEAD = 1024
@@ -107,10 +110,28 @@ def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> byt
     size = codebook.size if codebook is not None else 0
     codings = (DTYPES[dtype][0], coding_of_mask, values.HISTOGRAM if codebook is None else values.CODEBOOK)
     head = (MAGIC, VERSION, *codings, size, len(shape), low, 0, stored, gap_bytes, base)
+    return _put_together(head, shape, parts, patterns.nbytes)
+
+
+def pack_rows(scales: np.ndarray, numbers: np.ndarray, dtype: str) -> bytearray:
+    """The block of a matrix of scale * number, with a scale (float32) for each row of numbers (int8)."""
+    code, patterns = DTYPES[dtype]
+    parts = [
+        (streams.RAW, scales.astype("<f4").view(np.uint8).data),
+        streams.encode(numbers.reshape(-1).view(np.uint8)),
+    ]
+    head = (MAGIC, VERSION, code, masks.ALL, values.ROWS, 0, 2, 0, 0, numbers.size, 0, 0)
+    return _put_together(head, numbers.shape, parts, numbers.size * patterns.itemsize)
+
+
+def _put_together(
+    head: Sequence[Any], shape: tuple[int, ...], parts: Sequence[tuple[int, bytes | memoryview]], dense_bytes: int
+) -> bytearray:
+    """A block of a head and streams, each with its coding."""
     pieces: list[bytes | memoryview] = [_HEAD.pack(*head), struct.pack(f"<{len(shape)}Q", *shape)]
     for coding, content in parts:
         pieces += [_STREAM.pack(coding, len(content)), content]
-    length = max(sum(map(len, pieces)), -(-patterns.nbytes // LARGEST_RATIO))
+    length = max(sum(map(len, pieces)), -(-dense_bytes // LARGEST_RATIO))
     if shape == (length,):  # so that a reader that takes the block for the tensor sees another shape
         length += 1
     block, at = bytearray(length), 0  # filled once: a copy of large tensors would take as long as coding them
@@ -167,10 +188,12 @@ def _problem(head: Head, size: int) -> str | None:
         return f"more than {LARGEST_RATIO} times the bytes of its block"
     if head.stored > head.weights or (head.mask == masks.ALL and head.stored != head.weights):
         return f"{head.stored} stored weights"
-    if head.mask not in (masks.ALL, masks.BITS, masks.GAPS) or head.coding not in (values.HISTOGRAM, values.CODEBOOK):
+    if head.mask not in (masks.ALL, masks.BITS, masks.GAPS) or head.coding not in _CODINGS:
         return f"codings {head.mask} and {head.coding}"
     if head.gap_bytes > (head.stored + head.weights // 255 if head.mask == masks.GAPS else 0):
         return f"{head.gap_bytes} bytes of gaps"
+    if head.coding == values.ROWS and (head.mask != masks.ALL or len(head.shape) != 2 or head.dtype not in _OF_ROWS):
+        return f"rows of {head.dtype}"
     if head.coding == values.CODEBOOK and not 0 < head.codebook <= values.LARGEST_CODEBOOK:
         return f"{head.codebook} values in its codebook"
     if head.low + 8 > max(8 * head.patterns.itemsize, 8) or head.base > int(_magnitude(head.patterns)):
@@ -244,6 +267,10 @@ def _fill_values(reader: _Streams, head: Head, kept: np.ndarray) -> None:
     if head.coding == values.CODEBOOK:
         codebook = reader.next(head.codebook * head.patterns.itemsize, "a codebook").take_all().view(head.patterns)
         values.from_codes(reader.next(head.stored if head.codebook > 1 else 0, "codes"), codebook, kept)
+        return
+    if head.coding == values.ROWS:
+        scales = reader.next(4 * head.shape[0], "scales").take_all().view("<f4")
+        values.from_rows(scales, reader.next(head.stored, "rows"), kept)
         return
     sizes = values.sizes_of_histogram(head.stored, head.low)
     values.from_histogram(head.base, head.low, [reader.next(size, "values") for size in sizes], kept)

@@ -10,7 +10,10 @@ import numpy as np
 from ..errors import PackedError
 from .streams import Stream
 
-HISTOGRAM, CODEBOOK = 0, 1
+HISTOGRAM, CODEBOOK, ROWS = 0, 1, 2
+
+# The largest whole number of a row of a rounded matrix, by what it is rounded to.
+ROUNDED_TO = {"int8": 127, "int4": 7}
 
 LARGEST_CODEBOOK = 256
 
@@ -113,3 +116,44 @@ def _shifted(content: np.ndarray, places: int, dtype: np.dtype) -> np.ndarray:
     shifted = content.astype(dtype)
     shifted <<= dtype.type(places)
     return shifted
+
+
+# ---- Rows of whole numbers with a scale each ----
+
+
+def to_rows(weights: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """The scale of each row of a float32 matrix (float32), and its weights as whole numbers up to `largest` (int8).
+
+    A row's scale is its largest magnitude / `largest`, and 1 for a row of zeros; numbers are rounded to the nearest.
+    """
+    scales = np.abs(weights).max(1) / np.float32(largest)
+    scales[scales == 0] = 1
+    return scales, np.rint(weights / scales[:, None]).astype(np.int8)
+
+
+def from_rows(scales: np.ndarray, numbers: Stream, values: np.ndarray) -> None:
+    """Fill in scale * number, row by row: in float32, then rounded if the values are bfloat16."""
+    width = values.size // max(scales.size, 1)
+    rows = max(_AT_A_TIME // max(width, 1), 1)
+    for start in range(0, scales.size, rows):
+        part = scales[start : start + rows]
+        found = numbers.take(part.size * width).view(np.int8).reshape(part.size, width)
+        values[start * width : (start + part.size) * width] = row_patterns(part, found, values.dtype)
+    numbers.end()
+
+
+def row_patterns(scales: np.ndarray, numbers: np.ndarray, patterns: np.dtype) -> np.ndarray:
+    """scale * number of each row, as patterns of float32 or bfloat16 in one dimension."""
+    found = (scales[:, None] * numbers.astype(np.float32)).reshape(-1).view("<u4")
+    return found if patterns.itemsize == 4 else round_to_bfloat16(found)
+
+
+def round_to_bfloat16(patterns: np.ndarray) -> np.ndarray:
+    """Patterns of float32 as those of bfloat16: to the nearest, ties to even; NaN stays NaN."""
+    rounded = np.empty(patterns.size, "<u2")
+    for start in range(0, patterns.size, _AT_A_TIME):
+        part = patterns[start : start + _AT_A_TIME]
+        near = part + (0x7FFF + (part >> np.uint32(16) & np.uint32(1)))
+        is_nan = part & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000)
+        rounded[start : start + _AT_A_TIME] = np.where(is_nan, part | np.uint32(0x400000), near) >> np.uint32(16)
+    return rounded

@@ -92,6 +92,7 @@ def render_card(figures: Figures, record: RunRecord | None, location: str, chose
         "file_bytes": figures.file_bytes,
         "dense_bytes": figures.dense_bytes,
         "packed_bytes": figures.packed_bytes,
+        "rounded_embeddings": figures.rounded_embeddings,
         "generation_speed": generation_rows(record.generation),
         "costs": cost_rows(record.costs, figures.removed is not None),
         "costs_dense": any(cost.dense is not None for cost in record.costs),

@@ -39,7 +39,10 @@ class PackedModel:
 
 
 def save_packed(
-    model: PreTrainedModel | str | os.PathLike, output: str | os.PathLike, dtype: str | torch.dtype | None = None
+    model: PreTrainedModel | str | os.PathLike,
+    output: str | os.PathLike,
+    dtype: str | torch.dtype | None = None,
+    embeddings: str | None = None,
 ) -> PackedModel:
     """Save a model with packed weights: sparse tensors as entropy-coded masks and values, from which nothing is lost.
 
@@ -53,17 +56,21 @@ def save_packed(
         output: the folder to write, new or empty. It is complete when it appears.
         dtype: "bfloat16", or torch.bfloat16, rounds float32 weights to it first; what was measured with the weights is
             then no longer said in the card. None keeps the weights as they are.
+        embeddings: "int8" or "int4" rounds embeddings to whole numbers with a scale for each row first. The model then
+            opens, and is unpacked, with these rounded embeddings; measurements are left out of the card, too.
 
     Raises PackedError for weights that are quantised or packed already, and for an output folder with files in it.
     """
-    write = partial(pack_into, dtype=str(dtype).removeprefix("torch.") if dtype is not None else None)
+    name = str(dtype).removeprefix("torch.") if dtype is not None else None
+    write = partial(pack_into, dtype=name, embeddings=embeddings)
+    is_other = dtype is not None or embeddings is not None
     if isinstance(model, PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            return _convert(Path(folder), Path(output), write, dtype is not None)
+            return _convert(Path(folder), Path(output), write, is_other)
     if not isinstance(model, (str, os.PathLike)):
         raise ArgumentError("model", f"expected a model, a folder or a name on the Hub, got {type(model).__name__}")
-    return _convert(find_model(model), Path(output), write, dtype is not None)
+    return _convert(find_model(model), Path(output), write, is_other)
 
 
 def unpack(packed: str | os.PathLike, output: str | os.PathLike) -> PackedModel:

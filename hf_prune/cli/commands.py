@@ -189,7 +189,7 @@ def validate_command(
 
 @app.command("report")
 def report_command(
-    model: Annotated[str, typer.Argument(help="A folder with a saved model, or a model name on the Hub.")],
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, package:NAME/PATH, or a name on the Hub.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count the zeros in a saved model, tensor by tensor.

@@ -15,7 +15,7 @@ Output = Annotated[Path, typer.Argument(help="The folder to write; new or empty.
 
 
 def pack_command(
-    model: Annotated[str, typer.Argument(help="A folder with a saved model, or a model name on the Hub.")],
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, package:NAME/PATH, or a name on the Hub.")],
     output: Output,
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16: round float32 weights first (default: the weights as they are).")

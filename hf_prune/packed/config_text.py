@@ -35,9 +35,14 @@ def with_entry(text: str, dtype: str | None = None, embeddings: str | None = Non
 
 def rounded_embeddings(content: dict) -> str | None:
     """What a configuration says that embeddings were rounded to; None if it says nothing of it."""
-    entry = content.get(_KEY)
-    said = entry.get("embeddings") if isinstance(entry, dict) and entry.get("quant_method") == METHOD else None
+    said = content[_KEY].get("embeddings") if says_packed(content) else None
     return said if said in ROUNDED_TO else None
+
+
+def says_packed(content: dict) -> bool:
+    """Whether a configuration says that the weights are packed."""
+    entry = content.get(_KEY)
+    return isinstance(entry, dict) and entry.get("quant_method") == METHOD
 
 
 def without_entry(text: str) -> str:

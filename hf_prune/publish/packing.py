@@ -69,8 +69,10 @@ def save_packed(
             model.save_pretrained(folder)
             return _convert(Path(folder), Path(output), write, is_other)
     if not isinstance(model, (str, os.PathLike)):
-        raise ArgumentError("model", f"expected a model, a folder or a name on the Hub, got {type(model).__name__}")
-    return _convert(find_model(model), Path(output), write, is_other)
+        advice = "; save it, and give the folder" if hasattr(model, "save_pretrained") else ""
+        found = f"{type(model).__name__}{advice}"
+        raise ArgumentError("model", f"expected a model, a folder or a name on the Hub, got {found}")
+    return _convert(find_model(model, with_texts=True), Path(output), write, is_other)
 
 
 def unpack(packed: str | os.PathLike, output: str | os.PathLike) -> PackedModel:
@@ -82,7 +84,7 @@ def unpack(packed: str | os.PathLike, output: str | os.PathLike) -> PackedModel:
 
     Raises PackedError for a folder whose weights are not packed, or not those that were.
     """
-    return _convert(find_model(packed), Path(output), unpack_into, is_other=False)
+    return _convert(find_model(packed, with_texts=True), Path(output), unpack_into, is_other=False)
 
 
 def _convert(

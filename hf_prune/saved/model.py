@@ -15,7 +15,7 @@ from ..methods.patterns import Pattern
 from ..model.expressions import refuse_slow
 from ..model.names import every_name
 from ..model.targets import find_targets
-from ..packed.config_text import rounded_embeddings
+from ..packed.config_text import rounded_embeddings, says_packed
 from ..packed.files import PackedReader, is_packed
 from . import files
 from .removed import Removed, removed_from
@@ -97,6 +97,11 @@ class SavedModel(os.PathLike):
         return sum(
             PackedReader(file).dense_bytes if is_packed(file) else file.stat().st_size for file in self.weight_files
         )
+
+    @property
+    def says_packed(self) -> bool:
+        """Whether config.json says that the weights are packed."""
+        return says_packed(read_object(self.folder / "config.json"))
 
     @cached_property
     def rounded_embeddings(self) -> str | None:

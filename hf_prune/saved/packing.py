@@ -12,11 +12,11 @@ from pathlib import Path
 from torch.nn import Embedding
 
 from ..config.safe_json import read_json
-from ..errors import PackedError
+from ..errors import PackedError, one_line
 from ..packed.config_text import with_entry, without_entry
 from ..packed.files import PackedReader, is_packed, pack_file, read_header, unpack_file
 from ..packed.values import ROUNDED_TO
-from .files import INDEX_NAME, MODULES_NAME, WEIGHTS_NAME, check_inside, lies_inside, weight_files
+from .files import INDEX_NAME, MODULES_NAME, WEIGHTS_NAME, check_inside, lies_inside, weight_files, why_not_written
 from .model import SavedModel
 from .parts import files_of_classes, module_folders
 
@@ -42,11 +42,15 @@ class PackedSizes:
 @contextmanager
 def complete_folder(output: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is written. Raises PackedError for one with files."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise PackedError(f"{output}: expected a new or empty folder to write into, found one with files, or a file")
-    output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.parent / f".{output.name}.incomplete-{os.getpid()}"
-    unfinished.mkdir()
+    try:
+        found = why_not_written(output)
+        if found is not None:
+            raise PackedError(f"{output}: expected a new or empty folder to write into, found {found}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir()
+    except OSError as error:
+        raise PackedError(f"{output}: cannot be written: {one_line(error)}") from error
     try:
         yield unfinished
         if output.exists():

@@ -128,6 +128,7 @@ def _check_class(model: PreTrainedModel, entry: ExportFormat, to: str) -> None:
         wanted = ", ".join(entry.model_types)
         raise ExportError("--to", f"{to} is written for models of the type {wanted}, got {model.config.model_type}")
     if model.config.is_encoder_decoder:
+        # transformers 5.23 exports their decoder alone: both of its graphs take `encoder_outputs`, which none computes.
         raise ExportError(f"{name}: encoder-decoders are not exported")
     if model.can_generate() and not entry.generates:
         raise ExportError(f"{name}: language models are not exported to {to}; use onnx or openvino")

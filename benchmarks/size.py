@@ -52,6 +52,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "zeros, 85%, 16 values": {"pruning": [zeros(0.85, 0.05, shared_values=16)]},
     "units, fewer tokens": {"pruning": UNITS, **TOKENS},
     "all: recipes/tiny.yaml": {"pruning": TINY, **TOKENS},
+    "4 layers, 32 values, fewer tokens": {
+        "pruning": [
+            UNITS[0],
+            UNITS[1] | {"sparsity": 0.34},
+            {"method": "keep", "shared_values": 32},
+            TINY[3] | {"shared_values": 32},
+        ],
+        **TOKENS,
+    },
     "all, 40% zeros and 64 values in embeddings": {
         "pruning": [*TINY[:2], TINY[2] | {"sparsity": 0.4}, TINY[3] | {"shared_values": 64}],
         **TOKENS,

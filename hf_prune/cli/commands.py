@@ -197,7 +197,7 @@ def validate_command(
 
 @app.command("report")
 def report_command(
-    model: Annotated[str, typer.Argument(help="A folder with a saved model, or a model name on the Hub.")],
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, package:NAME/PATH, or a name on the Hub.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count the zeros in a saved model, tensor by tensor.
@@ -275,6 +275,9 @@ def push_command(
     revision: Annotated[str | None, typer.Option(help="Branch to commit to; created if it does not exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     with_masks: Annotated[bool, typer.Option("--with-masks", help="Also upload masks, to resume training.")] = False,
+    with_packed: Annotated[
+        bool, typer.Option("--with-packed", help="Also upload the weights packed, in the folder packed.")
+    ] = False,
     include: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Also upload these files of the folder, such as '*.csv'."),
@@ -294,36 +297,47 @@ def push_command(
     with errors_as_lines():
         _check_folder(model)
         quiet(progress=True)
+        from ..publish.packing import packed_beside
+
         page = read_page(model, repo, space, dense, example or [], revision, create_pr)
-        if page is not None and not dry_run:
-            page.check(private)
         if dry_run:
-            print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks, include or []))
+            with packed_beside(model, with_packed) as also:
+                print_push_plan(_plan_of_dry_run(model, repo, private, revision, with_masks, also, include or []))
             if page is not None:
                 page.print_plan(private)
             console.print("\nDry run: nothing was uploaded.")
             return
+        if page is not None:
+            page.check(private)
         from ..publish.push import push_model
 
-        result = push_model(
-            model,
-            repo,
-            private=private or None,
-            revision=revision,
-            create_pr=create_pr,
-            with_masks=with_masks,
-            message=message,
-            include=include or [],
-            show=print_push_plan,
-            say=console.print,
-        )
+        with packed_beside(model, with_packed) as also:
+            result = push_model(
+                model,
+                repo,
+                private=private or None,
+                revision=revision,
+                create_pr=create_pr,
+                with_masks=with_masks,
+                also=also,
+                message=message,
+                include=include or [],
+                show=print_push_plan,
+                say=console.print,
+            )
         print_push(result)
         if page is not None:
             page.push(private)
 
 
 def _plan_of_dry_run(
-    model: Path, repo: str, private: bool, revision: str | None, with_masks: bool, include: list[str]
+    model: Path,
+    repo: str,
+    private: bool,
+    revision: str | None,
+    with_masks: bool,
+    also: dict[str, Path],
+    include: list[str],
 ) -> "PushPlan":
     """The plan of a push; if the Hub cannot be read, that of a push to an empty repository, with a note."""
     from ..publish.push import plan_push
@@ -332,12 +346,12 @@ def _plan_of_dry_run(
 
     saved = SavedModel(model)
     try:
-        return plan_push(saved, repo, private, revision, with_masks, include=include)
+        return plan_push(saved, repo, private, revision, with_masks, include=include, also=also)
     except PushError as error:
         if error.problems[0][0]:  # an argument is wrong, whatever the Hub has
             raise
         console.print(f"The state of the repository on the Hub is unknown. {error}", soft_wrap=True)
-        return make_push_plan(saved, repo, UNKNOWN, with_masks, include=include)
+        return make_push_plan(saved, repo, UNKNOWN, with_masks, also, include=include)
 
 
 def _read_first(recipe: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def export_command(
-    model: Annotated[str, typer.Argument(help="A folder with a saved model, or a model name on the Hub.")],
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, package:NAME/PATH, or a name on the Hub.")],
     output: Annotated[Path, typer.Argument(help="The folder to write; new or empty.")],
     to: Annotated[str, typer.Option(help="onnx, openvino, litert, executorch or gguf.")],
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8 as well (onnx, openvino, gguf).")] = False,
@@ -28,7 +28,7 @@ def export_command(
     dense: Annotated[
         str | None, typer.Option(help="The dense model to compare with (default: a new one of the original sizes).")
     ] = None,
-    samples: Annotated[int, typer.Option(help="How many of the texts.")] = 64,
+    samples: Annotated[int | None, typer.Option(help="How many of the texts (default 64).")] = None,
     length: Annotated[int, typer.Option(help="The most tokens of a text.")] = 128,
     data_config: Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
@@ -49,17 +49,18 @@ def export_command(
         from ..runtimes.exporters import find_format
 
         find_format(to, int8)
-        if samples < 1 or length < 2:
-            name, least, value = ("--samples", 1, samples) if samples < 1 else ("--length", 2, length)
-            raise ExportError(name, f"expected {least} or more, got {value}")
-        if label_column is not None and data is None:
-            raise ExportError("--label-column", "must not be set without --data")
+        for name, least, value in (("--samples", 1, samples), ("--length", 2, length)):
+            if value is not None and value < least:
+                raise ExportError(name, f"expected {least} or more, got {value}")
+        for name, given in (("--label-column", label_column), ("--samples", samples)):
+            if given is not None and data is None:
+                raise ExportError(name, "must not be set without --data")
         quiet(data=True)
         from ..runtimes.export import export_model
 
         texts = None
         if data is not None:
-            texts = _texts(data, data_config, split, text_column, label_column, where or [], samples)
+            texts = _texts(data, data_config, split, text_column, label_column, where or [], samples or 64)
         say = print_line if not as_json else lambda _: None
         report = export_model(model, output, to, int8, texts, dense, length, say)
     if as_json:

@@ -15,10 +15,14 @@ Output = Annotated[Path, typer.Argument(help="The folder to write; new or empty.
 
 
 def pack_command(
-    model: Annotated[str, typer.Argument(help="A folder with a saved model, or a model name on the Hub.")],
+    model: Annotated[str, typer.Argument(help="A folder with a saved model, package:NAME/PATH, or a name on the Hub.")],
     output: Output,
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16: round float32 weights first (default: the weights as they are).")
+    ] = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(help="int8 or int4: round embeddings first, with a scale for each row (default: as they are)."),
     ] = None,
 ) -> None:
     """Write a model with packed weights: smaller, lossless.
@@ -31,9 +35,13 @@ def pack_command(
         from ..packed.bound import entropy_bytes
         from ..publish.packing import save_packed
 
-        packed = save_packed(model, output, dtype)
-        bounds = [entropy_bytes(packed.folder / file.name) for file in packed.files]
+        packed = save_packed(model, output, dtype, embeddings)
+        # The bound is one of single weights, and those of a row share its scale.
+        bounds = [entropy_bytes(packed.folder / file.name) for file in packed.files] if embeddings is None else None
     _print_sizes(packed, bounds)
+    for what, kind in (("Float32 weights", dtype), ("Embeddings", embeddings)):
+        if kind is not None:
+            console.print(f"{what} were rounded to {kind}: the model that opens is not the one that was packed.")
 
 
 def unpack_command(

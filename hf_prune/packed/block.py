@@ -6,7 +6,9 @@ A block never stands for more than 1024 times its own size, so that a small file
 import math
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,11 +39,13 @@ _HEAD = struct.Struct("<4sBBBBHBBIQQQ")
 _CHECKSUM_AT = 12
 _STREAM = struct.Struct("<BQ")
 _LARGEST_RANK = 16
+_CODINGS = (values.HISTOGRAM, values.CODEBOOK, values.ROWS)
+_OF_ROWS = ("F32", "BF16")  # data types of matrices whose rows have a scale
 
 # More bytes than a block has beside its content.
 LARGEST_HEAD = 1024
 
-# Weights by which the coding of the mask is chosen.
+# Weights by which the coding of the mask is chosen, and whose signs are set at a time.
 _SAMPLE = 1 << 19
 
 
@@ -83,14 +87,18 @@ def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> byt
         dtype: the data type, as safetensors calls it.
         shape: the shape of the tensor.
     """
-    positions = np.flatnonzero(patterns & _magnitude(patterns.dtype) != 0)
-    kept = patterns if positions.size == patterns.size else patterns[positions]
+    is_kept = masks.nonzero(patterns, _magnitude(patterns.dtype))
+    stored = int(np.count_nonzero(is_kept))
     coding_of_mask, gap_bytes = masks.ALL, 0
     parts: list[tuple[int, bytes | memoryview]] = []
-    if positions.size < patterns.size:
-        coding_of_mask, mask = _pack_mask(positions, patterns.size)
+    kept = patterns
+    if stored < patterns.size:
+        coding_of_mask = _coding_of_mask(is_kept[:_SAMPLE])
+        where = np.flatnonzero(is_kept) if coding_of_mask == masks.GAPS else is_kept
+        mask = masks.gaps_encode(where) if coding_of_mask == masks.GAPS else np.packbits(is_kept)
         gap_bytes = mask.size if coding_of_mask == masks.GAPS else 0
-        parts += [streams.encode(mask, repeats=coding_of_mask == masks.BITS), _pack_signs(patterns, positions)]
+        parts += [streams.encode(mask, repeats=coding_of_mask == masks.BITS), _pack_signs(patterns[~is_kept])]
+        kept = patterns[where]
     codebook = values.find_codebook(kept)
     base, low = 0, 0
     if codebook is not None:
@@ -98,14 +106,32 @@ def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> byt
         parts.append(streams.encode(values.to_codes(kept, codebook)))
     else:
         base, low, contents = values.to_histogram(kept)
-        parts += map(streams.encode, contents)
+        parts += [streams.encode(content, is_low=place > 1) for place, content in enumerate(contents)]
     size = codebook.size if codebook is not None else 0
     codings = (DTYPES[dtype][0], coding_of_mask, values.HISTOGRAM if codebook is None else values.CODEBOOK)
-    head = (MAGIC, VERSION, *codings, size, len(shape), low, 0, positions.size, gap_bytes, base)
+    head = (MAGIC, VERSION, *codings, size, len(shape), low, 0, stored, gap_bytes, base)
+    return _put_together(head, shape, parts, patterns.nbytes)
+
+
+def pack_rows(scales: np.ndarray, numbers: np.ndarray, dtype: str) -> bytearray:
+    """The block of a matrix of scale * number, with a scale (float32) for each row of numbers (int8)."""
+    code, patterns = DTYPES[dtype]
+    parts = [
+        (streams.RAW, scales.astype("<f4").view(np.uint8).data),
+        streams.encode(numbers.reshape(-1).view(np.uint8)),
+    ]
+    head = (MAGIC, VERSION, code, masks.ALL, values.ROWS, 0, 2, 0, 0, numbers.size, 0, 0)
+    return _put_together(head, numbers.shape, parts, numbers.size * patterns.itemsize)
+
+
+def _put_together(
+    head: Sequence[Any], shape: tuple[int, ...], parts: Sequence[tuple[int, bytes | memoryview]], dense_bytes: int
+) -> bytearray:
+    """A block of a head and streams, each with its coding."""
     pieces: list[bytes | memoryview] = [_HEAD.pack(*head), struct.pack(f"<{len(shape)}Q", *shape)]
-    for coding, stored in parts:
-        pieces += [_STREAM.pack(coding, len(stored)), stored]
-    length = max(sum(map(len, pieces)), -(-patterns.nbytes // LARGEST_RATIO))
+    for coding, content in parts:
+        pieces += [_STREAM.pack(coding, len(content)), content]
+    length = max(sum(map(len, pieces)), -(-dense_bytes // LARGEST_RATIO))
     if shape == (length,):  # so that a reader that takes the block for the tensor sees another shape
         length += 1
     block, at = bytearray(length), 0  # filled once: a copy of large tensors would take as long as coding them
@@ -116,15 +142,11 @@ def pack_tensor(patterns: np.ndarray, dtype: str, shape: tuple[int, ...]) -> byt
     return block
 
 
-def _pack_mask(positions: np.ndarray, weights: int) -> tuple[int, np.ndarray]:
-    """The coding of the mask that takes the fewest bytes, judged by a sample, and the bytes to be stored."""
-    end = min(weights, _SAMPLE)
-    sample = positions[: int(np.searchsorted(positions, end))]
-    as_bits = streams.encode(masks.bits_encode(sample, end), repeats=True)
-    as_gaps = streams.encode(masks.gaps_encode(sample))
-    if sample.size and len(as_gaps[1]) < len(as_bits[1]):
-        return masks.GAPS, masks.gaps_encode(positions)
-    return masks.BITS, masks.bits_encode(positions, weights)
+def _coding_of_mask(sample: np.ndarray) -> int:
+    """The coding of a mask that takes the fewest bytes for a sample of it."""
+    as_bits = streams.encode(np.packbits(sample), repeats=True)
+    as_gaps = streams.encode(masks.gaps_encode(np.flatnonzero(sample)))
+    return masks.GAPS if sample.any() and len(as_gaps[1]) < len(as_bits[1]) else masks.BITS
 
 
 def _magnitude(patterns: np.dtype) -> np.unsignedinteger:
@@ -132,10 +154,9 @@ def _magnitude(patterns: np.dtype) -> np.unsignedinteger:
     return patterns.type((1 << 8 * patterns.itemsize - 1) - 1)
 
 
-def _pack_signs(patterns: np.ndarray, positions: np.ndarray) -> tuple[int, bytes | memoryview]:
+def _pack_signs(zeros: np.ndarray) -> tuple[int, bytes | memoryview]:
     """The stream with a bit for each weight that is not stored: 1 for -0.0; nothing if there is none."""
-    negative = patterns == patterns.dtype.type(1 << 8 * patterns.itemsize - 1)
-    return streams.encode(np.packbits(np.delete(negative, positions))) if negative.any() else (streams.RAW, b"")
+    return streams.encode(np.packbits(zeros != 0)) if zeros.any() else (streams.RAW, b"")
 
 
 def _checksum(block: bytes | bytearray | memoryview) -> int:
@@ -167,10 +188,12 @@ def _problem(head: Head, size: int) -> str | None:
         return f"more than {LARGEST_RATIO} times the bytes of its block"
     if head.stored > head.weights or (head.mask == masks.ALL and head.stored != head.weights):
         return f"{head.stored} stored weights"
-    if head.mask not in (masks.ALL, masks.BITS, masks.GAPS) or head.coding not in (values.HISTOGRAM, values.CODEBOOK):
+    if head.mask not in (masks.ALL, masks.BITS, masks.GAPS) or head.coding not in _CODINGS:
         return f"codings {head.mask} and {head.coding}"
     if head.gap_bytes > (head.stored + head.weights // 255 if head.mask == masks.GAPS else 0):
         return f"{head.gap_bytes} bytes of gaps"
+    if head.coding == values.ROWS and (head.mask != masks.ALL or len(head.shape) != 2 or head.dtype not in _OF_ROWS):
+        return f"rows of {head.dtype}"
     if head.coding == values.CODEBOOK and not 0 < head.codebook <= values.LARGEST_CODEBOOK:
         return f"{head.codebook} values in its codebook"
     if head.low + 8 > max(8 * head.patterns.itemsize, 8) or head.base > int(_magnitude(head.patterns)):
@@ -194,14 +217,14 @@ class _Streams:
         self._at = begin + size
         return coding, self._block[begin : self._at]
 
-    def take(self, size: int, what: str) -> np.ndarray:
+    def next(self, size: int, what: str) -> streams.Stream:
         """The next stream, which has `size` bytes when decoded."""
-        return streams.decode(*self._next(), size, what)
+        return streams.Stream(*self._next(), size, what)
 
     def take_or_none(self, size: int, what: str) -> np.ndarray | None:
-        """The next stream, or None if it is empty."""
+        """The content of the next stream, or None if it is empty."""
         coding, stored = self._next()
-        return streams.decode(coding, stored, size, what) if len(stored) else None
+        return streams.Stream(coding, stored, size, what).take_all() if len(stored) else None
 
     def end(self) -> None:
         """Raise PackedError if anything but zeros is left."""
@@ -219,39 +242,50 @@ def unpack_tensor(block: bytes | memoryview) -> tuple[np.ndarray, Head]:
     if struct.unpack_from("<I", content, _CHECKSUM_AT)[0] != _checksum(content):
         raise PackedError("its checksum is wrong; the file is damaged, download or copy it again")
     reader = _Streams(content, head.size)
+    patterns = np.empty(head.weights, head.patterns)
     if head.mask == masks.ALL:
-        patterns = _take_values(reader, head)
+        _fill_values(reader, head, patterns)
     else:
-        where = _take_mask(reader, head)
+        parts = _parts_of_mask(reader, head)
         signs = reader.take_or_none(-(-(head.weights - head.stored) // 8), "signs of zeros")
-        kept = _take_values(reader, head)
-        patterns = np.zeros(head.weights, head.patterns)
-        patterns[where] = kept
+        _fill_values(reader, head, patterns[head.weights - head.stored :])
+        masks.spread(patterns, head.stored, parts)
         if signs is not None:
-            _set_signs(patterns, where, signs)
+            _set_signs(patterns, head, signs)
     reader.end()
     return patterns, head
 
 
-def _take_mask(reader: _Streams, head: Head) -> np.ndarray:
-    """Where the stored weights are: their positions, or a bool for each weight."""
+def _parts_of_mask(reader: _Streams, head: Head) -> Iterator[masks.Part]:
     if head.mask == masks.BITS:
-        return masks.bits_decode(reader.take(-(-head.weights // 8), "a mask"), head.stored, head.weights)
-    return masks.gaps_decode(reader.take(head.gap_bytes, "gaps"), head.stored, head.weights)
+        return masks.bits_parts(reader.next(-(-head.weights // 8), "a mask").take_all(), head.stored, head.weights)
+    return masks.gaps_parts(reader.next(head.gap_bytes, "gaps").take_all(), head.stored, head.weights)
 
 
-def _take_values(reader: _Streams, head: Head) -> np.ndarray:
+def _fill_values(reader: _Streams, head: Head, kept: np.ndarray) -> None:
+    """Decode the stored values, in parts, so that little but them is in memory."""
     if head.coding == values.CODEBOOK:
-        codebook = reader.take(head.codebook * head.patterns.itemsize, "a codebook").view(head.patterns)
-        codes = reader.take(head.stored if head.codebook > 1 else 0, "codes")
-        return values.from_codes(codes, codebook, head.stored)
+        codebook = reader.next(head.codebook * head.patterns.itemsize, "a codebook").take_all().view(head.patterns)
+        values.from_codes(reader.next(head.stored if head.codebook > 1 else 0, "codes"), codebook, kept)
+        return
+    if head.coding == values.ROWS:
+        scales = reader.next(4 * head.shape[0], "scales").take_all().view("<f4")
+        values.from_rows(scales, reader.next(head.stored, "rows"), kept)
+        return
     sizes = values.sizes_of_histogram(head.stored, head.low)
-    return values.from_histogram(head.base, head.low, [reader.take(size, "values") for size in sizes], head.patterns)
+    values.from_histogram(head.base, head.low, [reader.next(size, "values") for size in sizes], kept)
 
 
-def _set_signs(patterns: np.ndarray, where: np.ndarray, signs: np.ndarray) -> None:
-    zeros = np.ones(patterns.size, np.bool_)
-    zeros[where] = False
-    positions = np.flatnonzero(zeros)
-    negative = np.unpackbits(signs, count=positions.size).view(np.bool_)
-    patterns[positions[negative]] = patterns.dtype.type(1 << 8 * patterns.itemsize - 1)
+def _set_signs(patterns: np.ndarray, head: Head, signs: np.ndarray) -> None:
+    """Set the signs of the zeros. Raises PackedError if there are more or fewer than weights that are not stored."""
+    magnitude, sign = _magnitude(patterns.dtype), patterns.dtype.type(1 << 8 * patterns.itemsize - 1)
+    negative = np.unpackbits(signs, count=head.weights - head.stored).view(np.bool_)
+    found = 0
+    for start in range(0, patterns.size, _SAMPLE):
+        part = patterns[start : start + _SAMPLE]
+        positions = np.flatnonzero(part & magnitude == 0)
+        found += positions.size
+        if found <= negative.size:
+            part[positions[negative[found - positions.size : found]]] = sign
+    if found != negative.size:
+        raise PackedError(f"expected {negative.size} zeros, got {found}")

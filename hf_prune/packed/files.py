@@ -19,7 +19,8 @@ import numpy as np
 
 from ..config.safe_json import parse_json
 from ..errors import PackedError, one_line
-from .block import DTYPES, LARGEST_HEAD, VERSION, pack_tensor, read_head, unpack_tensor
+from .block import DTYPES, LARGEST_HEAD, VERSION, pack_rows, pack_tensor, read_head, unpack_tensor
+from .values import ROUNDED_TO, round_to_bfloat16, row_patterns, to_rows
 
 # The entry of a file's metadata that says that it is packed.
 METADATA_KEY = "hf_prune_packed"
@@ -35,9 +36,6 @@ _LARGEST_HEADER = 100_000_000  # as in safetensors
 _BYTES = {"BOOL": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8, "C64": 8}
 _BYTES |= {"F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "F8_E8M0": 1}
 _BYTES |= {name: patterns.itemsize for name, (_, patterns) in DTYPES.items()}
-
-# Values that are rounded at a time.
-_AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -112,10 +110,12 @@ def is_packed(path: Path) -> bool:
     return METADATA_KEY in read_header(path).metadata
 
 
-def pack_file(source: Path, target: Path, to_bfloat16: bool = False) -> None:
+def pack_file(source: Path, target: Path, to_bfloat16: bool = False, rounded: Mapping[str, str] | None = None) -> None:
     """Pack a safetensors file; with `to_bfloat16`, float32 tensors are rounded first, to the nearest, ties to even.
 
-    Raises PackedError for a file that is not safetensors, or is packed already.
+    `rounded` are names of matrices that are rounded to `int8` or `int4` with a scale for each row: the dense file is
+    then that of the rounded weights. Raises PackedError for a file that is not safetensors, or is packed already, and
+    for such a matrix that is neither float32 nor bfloat16, or not finite.
     """
     header = read_header(source)
     if METADATA_KEY in header.metadata:
@@ -131,8 +131,12 @@ def pack_file(source: Path, target: Path, to_bfloat16: bool = False) -> None:
             content = _read(reading, entry)
             if wanted.dtype != entry.dtype:
                 content = round_to_bfloat16(content.view("<u4")).view(np.uint8)
+            block: bytearray | None
+            if rounded and entry.name in rounded:
+                content, block = _rounded_rows(content, wanted, rounded[entry.name])
+            else:
+                block = _block_of(content, wanted)
             digest.update(content.data)
-            block = _block_of(content, wanted)
             kept = {"dtype": wanted.dtype, "shape": list(wanted.shape)}
             stored = (kept, content.data) if block is None else ({"dtype": PACKED_DTYPE, "shape": [len(block)]}, block)
             begin, at = at, at + writing.write(stored[1])
@@ -148,6 +152,21 @@ def _block_of(content: np.ndarray, entry: Entry) -> bytearray | None:
         return None
     block = pack_tensor(content.view(DTYPES[entry.dtype][1]), entry.dtype, entry.shape)
     return block if len(block) < content.size or entry.dtype == PACKED_DTYPE else None
+
+
+def _rounded_rows(content: np.ndarray, entry: Entry, kind: str) -> tuple[np.ndarray, bytearray]:
+    """A matrix rounded by rows: its bytes, and its block."""
+    if entry.dtype not in ("F32", "BF16") or len(entry.shape) != 2:
+        raise PackedError(
+            f"{entry.name}: expected a matrix of float32 or bfloat16 to round to {kind}, got {entry.dtype}"
+        )
+    patterns = content.view(DTYPES[entry.dtype][1])
+    whole = patterns if entry.dtype == "F32" else patterns.astype("<u4") << np.uint32(16)
+    weights = whole.view("<f4").reshape(entry.shape)
+    if not np.isfinite(weights).all():
+        raise PackedError(f"{entry.name}: expected finite weights to round to {kind}, got others")
+    scales, numbers = to_rows(weights, ROUNDED_TO[kind])
+    return row_patterns(scales, numbers, patterns.dtype).view(np.uint8), pack_rows(scales, numbers, entry.dtype)
 
 
 def _header_text(dense: Header, digest: str, listed: Mapping[str, Any]) -> bytes:
@@ -178,17 +197,6 @@ def _rounded_header(header: Header) -> Header:
         listed[entry.name] = {"dtype": dtype, "shape": list(entry.shape), "data_offsets": [begin, at]}
     text = json.dumps(listed, separators=(",", ":"), ensure_ascii=False).encode()
     return _parse_header(text.ljust(-(-len(text) // 8) * 8), None)
-
-
-def round_to_bfloat16(patterns: np.ndarray) -> np.ndarray:
-    """Patterns of float32 as those of bfloat16: to the nearest, ties to even; NaN stays NaN."""
-    rounded = np.empty(patterns.size, "<u2")
-    for start in range(0, patterns.size, _AT_A_TIME):
-        part = patterns[start : start + _AT_A_TIME]
-        near = part + (0x7FFF + (part >> np.uint32(16) & np.uint32(1)))
-        is_nan = part & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000)
-        rounded[start : start + _AT_A_TIME] = np.where(is_nan, part | np.uint32(0x400000), near) >> np.uint32(16)
-    return rounded
 
 
 # ---- Reading ----

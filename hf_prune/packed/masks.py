@@ -5,6 +5,8 @@ the gap goes on. With Huffman codes, this is the optimal prefix code of each gap
 the entropy of random masks, where Rice codes (powers of two) take 1.02 to 1.03.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from ..errors import PackedError
@@ -12,6 +14,18 @@ from ..errors import PackedError
 ALL, BITS, GAPS = 0, 1, 2
 
 _FULL = 255  # a byte that a gap does not end with
+
+# Weights or gaps that are decoded at a time. A multiple of 8.
+_AT_A_TIME = 1 << 18
+
+
+def nonzero(patterns: np.ndarray, magnitude: np.unsignedinteger) -> np.ndarray:
+    """A bool for each weight: whether any bit but its sign is set."""
+    found = np.empty(patterns.size, np.bool_)
+    for start in range(0, patterns.size, _AT_A_TIME):  # in parts that stay in the cache
+        part = slice(start, start + _AT_A_TIME)
+        np.not_equal(patterns[part] & magnitude, 0, out=found[part])
+    return found
 
 
 def gaps_encode(positions: np.ndarray) -> np.ndarray:
@@ -24,30 +38,57 @@ def gaps_encode(positions: np.ndarray) -> np.ndarray:
     return content
 
 
-def gaps_decode(content: np.ndarray, stored: int, weights: int) -> np.ndarray:
-    """The positions of the `stored` weights. Raises PackedError for another number, or one beyond `weights`."""
-    positions = np.cumsum(content, dtype=np.int64)
-    if content.size > stored:
-        positions = positions[content != _FULL]
-    if positions.size != stored:
-        raise PackedError(f"expected {stored} gaps between weights, got {positions.size}")
-    positions += np.arange(stored)
-    if stored and positions[-1] >= weights:
-        raise PackedError(f"expected positions below {weights}, got {positions[-1]}")
-    return positions
+# A part of a tensor: [begin, end) of its weights, where the stored ones are in it (positions from `begin`, or a bool
+# for each weight), and how many they are.
+Part = tuple[int, int, np.ndarray, int]
 
 
-def bits_encode(positions: np.ndarray, weights: int) -> np.ndarray:
-    """One bit a weight, the first in the highest bit of the first byte: 1 where the weight is stored."""
-    bits = np.zeros(weights, np.uint8)
-    bits[positions] = 1
-    return np.packbits(bits)
-
-
-def bits_decode(bits: np.ndarray, stored: int, weights: int) -> np.ndarray:
-    """A bool for each weight; raises PackedError if other than `stored` are true."""
-    mask = np.unpackbits(bits, count=weights).view(np.bool_)
-    found = int(np.count_nonzero(mask))
+def gaps_parts(content: np.ndarray, stored: int, weights: int) -> Iterator[Part]:
+    """The parts of a tensor whose mask is in gaps. Raises PackedError for other than `stored`, or beyond `weights`."""
+    begin = found = reached = 0
+    for start in range(0, content.size, _AT_A_TIME):
+        gaps = content[start : start + _AT_A_TIME]
+        sums = np.cumsum(gaps, dtype=np.int64) + reached
+        reached = int(sums[-1])
+        positions = sums[gaps != _FULL]
+        if not positions.size:
+            continue
+        positions += np.arange(found, found + positions.size)
+        found += positions.size
+        end = int(positions[-1]) + 1
+        if found > stored or end > weights:
+            raise PackedError(f"expected {stored} positions below {weights}, got more, or {end - 1}")
+        yield begin, end, positions - begin, positions.size
+        begin = end
     if found != stored:
-        raise PackedError(f"expected {stored} weights in the mask, got {found}")
-    return mask
+        raise PackedError(f"expected {stored} gaps between weights, got {found}")
+    yield begin, weights, np.empty(0, np.int64), 0
+
+
+def bits_parts(bits: np.ndarray, stored: int, weights: int) -> Iterator[Part]:
+    """The parts of a tensor whose mask is in bits. Raises PackedError if other than `stored` are set."""
+    found = 0
+    for begin in range(0, weights, _AT_A_TIME):
+        end = min(begin + _AT_A_TIME, weights)
+        mask = np.unpackbits(bits[begin // 8 : -(-end // 8)], count=end - begin).view(np.bool_)
+        number = int(np.count_nonzero(mask))
+        found += number
+        if found > stored:
+            break
+        yield begin, end, mask, number
+    if found != stored:
+        raise PackedError(f"expected {stored} weights in the mask, got {found if found < stored else 'more'}")
+
+
+def spread(patterns: np.ndarray, stored: int, parts: Iterable[Part]) -> None:
+    """Move the stored values, the last of `patterns`, to their places in it, and set all others to zero, in place.
+
+    From the front: a value never moves to a place that a later one is still read from.
+    """
+    at = patterns.size - stored
+    for begin, end, where, number in parts:
+        kept = patterns[at : at + number].copy()
+        at += number
+        part = patterns[begin:end]
+        part[:] = 0
+        part[where] = kept

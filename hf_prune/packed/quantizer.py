@@ -24,13 +24,14 @@ def register(quantizers: ModuleType) -> None:
 class PackedConfig(QuantizationConfigMixin):
     """The `quantization_config` of a packed model. Raises PackedError for a format of another version."""
 
-    def __init__(self, format_version: int = VERSION, **others: Any):
+    def __init__(self, format_version: int = VERSION, embeddings: str | None = None, **others: Any):
         if format_version != VERSION:
             raise PackedError(
                 f"expected packed weights of version {VERSION}, got {format_version!r}; update hf-prune to open them"
             )
         self.quant_method = METHOD
         self.format_version = format_version
+        self.embeddings = embeddings  # what they were rounded to, before they were packed
         self.dequantize = True  # what transformers calls a model that is dense once it is open
 
 

@@ -8,8 +8,12 @@ bits, a histogram with at most 256 bins whose entropy coding pays, and below the
 import numpy as np
 
 from ..errors import PackedError
+from .streams import Stream
 
-HISTOGRAM, CODEBOOK = 0, 1
+HISTOGRAM, CODEBOOK, ROWS = 0, 1, 2
+
+# The largest whole number of a row of a rounded matrix, by what it is rounded to.
+ROUNDED_TO = {"int8": 127, "int4": 7}
 
 LARGEST_CODEBOOK = 256
 
@@ -40,13 +44,17 @@ def to_codes(values: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     return np.searchsorted(codebook, values).astype(np.uint8)
 
 
-def from_codes(codes: np.ndarray, codebook: np.ndarray, number: int) -> np.ndarray:
-    """The values of the codes. Raises PackedError for a code beyond the codebook."""
+def from_codes(codes: Stream, codebook: np.ndarray, values: np.ndarray) -> None:
+    """Fill in the values of the codes. Raises PackedError for a code beyond the codebook."""
     if codebook.size == 1:
-        return np.full(number, codebook[0])
-    if codes.size and int(codes.max()) >= codebook.size:
-        raise PackedError(f"expected codes below {codebook.size}, got {int(codes.max())}")
-    return codebook[codes]
+        values[:] = codebook[0]
+    for start in range(0, values.size if codebook.size > 1 else 0, _AT_A_TIME):
+        part = values[start : start + _AT_A_TIME]
+        found = codes.take(part.size)
+        if int(found.max()) >= codebook.size:
+            raise PackedError(f"expected codes below {codebook.size}, got {int(found.max())}")
+        part[:] = codebook[found]
+    codes.end()
 
 
 def to_histogram(values: np.ndarray) -> tuple[int, int, list[np.ndarray]]:
@@ -83,25 +91,69 @@ def sizes_of_histogram(number: int, low: int) -> list[int]:
     return [number, of_bits, *[number] * (low // 8), low % 8 * of_bits]
 
 
-def from_histogram(base: int, low: int, streams: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """The values of the streams: of each value a bin, a sign, whole bytes of its low bits, and the bits above those."""
+def from_histogram(base: int, low: int, streams: list[Stream], values: np.ndarray) -> None:
+    """Fill in the values of the streams: of each a bin, a sign, whole bytes of low bits, and the bits above those."""
+    dtype = values.dtype
     bins, signs, *planes, bits = streams
-    of_bits = np.split(bits, low % 8) if low % 8 else []
-    values = np.empty(bins.size, dtype)
-    for start in range(0, bins.size, _AT_A_TIME):
-        part, in_bits = slice(start, start + _AT_A_TIME), slice(start // 8, (start + _AT_A_TIME) // 8)
-        found = _shifted(bins[part], low, dtype)
-        for plane, content in enumerate(planes):
-            found |= _shifted(content[part], 8 * plane, dtype)
-        for bit, content in enumerate(of_bits):
-            found |= _shifted(np.unpackbits(content[in_bits], count=found.size), low // 8 * 8 + bit, dtype)
+    of_bits = np.split(bits.take_all(), low % 8) if low % 8 else []
+    for start in range(0, values.size, _AT_A_TIME):
+        part = values[start : start + _AT_A_TIME]
+        in_bits = slice(start // 8, -(-(start + part.size) // 8))
+        found = _shifted(bins.take(part.size), low, dtype)
+        for place, plane in enumerate(planes):
+            found |= _shifted(plane.take(part.size), 8 * place, dtype)
+        for place, plane_of_bits in enumerate(of_bits, low // 8 * 8):
+            found |= _shifted(np.unpackbits(plane_of_bits[in_bits], count=part.size), place, dtype)
         found += dtype.type(base)
-        found |= _shifted(np.unpackbits(signs[in_bits], count=found.size), 8 * dtype.itemsize - 1, dtype)
-        values[part] = found
-    return values
+        negative = np.unpackbits(signs.take(in_bits.stop - in_bits.start), count=part.size)
+        found |= _shifted(negative, 8 * dtype.itemsize - 1, dtype)
+        part[:] = found
+    for stream in (bins, signs, *planes):
+        stream.end()
 
 
 def _shifted(content: np.ndarray, places: int, dtype: np.dtype) -> np.ndarray:
     shifted = content.astype(dtype)
     shifted <<= dtype.type(places)
     return shifted
+
+
+# ---- Rows of whole numbers with a scale each ----
+
+
+def to_rows(weights: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """The scale of each row of a float32 matrix (float32), and its weights as whole numbers up to `largest` (int8).
+
+    A row's scale is its largest magnitude / `largest`, and 1 for a row of zeros; numbers are rounded to the nearest.
+    """
+    scales = np.abs(weights).max(1) / np.float32(largest)
+    scales[scales == 0] = 1
+    return scales, np.rint(weights / scales[:, None]).astype(np.int8)
+
+
+def from_rows(scales: np.ndarray, numbers: Stream, values: np.ndarray) -> None:
+    """Fill in scale * number, row by row: in float32, then rounded if the values are bfloat16."""
+    width = values.size // max(scales.size, 1)
+    rows = max(_AT_A_TIME // max(width, 1), 1)
+    for start in range(0, scales.size, rows):
+        part = scales[start : start + rows]
+        found = numbers.take(part.size * width).view(np.int8).reshape(part.size, width)
+        values[start * width : (start + part.size) * width] = row_patterns(part, found, values.dtype)
+    numbers.end()
+
+
+def row_patterns(scales: np.ndarray, numbers: np.ndarray, patterns: np.dtype) -> np.ndarray:
+    """scale * number of each row, as patterns of float32 or bfloat16 in one dimension."""
+    found = (scales[:, None] * numbers.astype(np.float32)).reshape(-1).view("<u4")
+    return found if patterns.itemsize == 4 else round_to_bfloat16(found)
+
+
+def round_to_bfloat16(patterns: np.ndarray) -> np.ndarray:
+    """Patterns of float32 as those of bfloat16: to the nearest, ties to even; NaN stays NaN."""
+    rounded = np.empty(patterns.size, "<u2")
+    for start in range(0, patterns.size, _AT_A_TIME):
+        part = patterns[start : start + _AT_A_TIME]
+        near = part + (0x7FFF + (part >> np.uint32(16) & np.uint32(1)))
+        is_nan = part & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000)
+        rounded[start : start + _AT_A_TIME] = np.where(is_nan, part | np.uint32(0x400000), near) >> np.uint32(16)
+    return rounded

@@ -47,6 +47,7 @@ def make_files(
     repo_id: str | None = None,
     on_hub: Existing | None = None,
     pushed: str | None = None,
+    packed_bytes: int | None = None,
 ) -> dict[str, bytes]:
     """The card of a saved model and its other files, path -> content; nothing is written.
 
@@ -54,6 +55,7 @@ def make_files(
 
     `repo_id` is the repository that the usage in the card names; `on_hub` is the card that is there, `pushed` the one
     that was last pushed there from here. What people wrote into the card on the Hub or in the folder is kept.
+    `packed_bytes` is the size of the packed weights that are pushed beside these.
 
     Raises ReportError, RecordError, StaleRecordError, CardError, and PruningStateError for a broken file of ours.
     """
@@ -64,7 +66,7 @@ def make_files(
     record = load_record(saved)
     figures = count_figures(saved, record)
     if repo_id is not None:
-        figures = figures.model_copy(update={"model": repo_id.rsplit("/", 1)[-1]})
+        figures = figures.model_copy(update={"model": repo_id.rsplit("/", 1)[-1], "packed_bytes": packed_bytes})
     chosen = read_chosen(saved.folder) if figures.removed is not None else None
     known = record if record is not None else RunRecord(name=figures.model)
     _warn_of_unknown_methods(figures, known)

@@ -35,7 +35,7 @@ from .card_measured import (
 from .card_metadata import generated_metadata
 from .card_removed import removed_rows, removed_words, search_alt, tokens_words, units_alt
 from .card_training import training_lines
-from .card_usage import continue_code, count_code, usage_code
+from .card_usage import continue_code, count_code, packed_code, usage_code
 from .markdown import code, fence, inline, single_line
 from .record import RunRecord
 from .sources import linked
@@ -100,6 +100,8 @@ def render_card(
         "samples_note": samples_note(record.generation),
         "file_bytes": figures.file_bytes,
         "dense_bytes": figures.dense_bytes,
+        "packed_bytes": figures.packed_bytes,
+        "rounded_embeddings": figures.rounded_embeddings,
         "generation_speed": generation_rows(record.generation),
         "costs": cost_rows(record.costs, figures.removed is not None),
         "costs_dense": any(cost.dense is not None for cost in record.costs),
@@ -107,6 +109,7 @@ def render_card(
         "size_note": _size_note(figures),
         "report": f"hf-prune report {shlex.quote(single_line(location))}",
         "usage": usage_code(figures, location),
+        "usage_packed": packed_code(figures, location),
         "check": count_code(figures, location),
         "go_on": continue_code(figures),
         "training_lines": training_lines(record),

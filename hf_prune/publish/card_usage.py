@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .markdown import cleaned
-from .sparsity_json import Figures
+from .sparsity_json import PACKED_FOLDER, Figures
 from .tasks import task_of
 
 # Tasks whose pipeline takes one text, and its arguments in the usage section.
@@ -28,11 +28,17 @@ def usage_code(figures: Figures, location: str) -> str:
     return _opening(figures, location)
 
 
-def _opening(figures: Figures, location: str) -> str:
+def packed_code(figures: Figures, location: str) -> str:
+    """How to open the packed weights that lie beside these."""
+    packed = figures.model_copy(update={"dense_bytes": figures.file_bytes})
+    return _opening(packed, location, f', subfolder="{PACKED_FOLDER}"')
+
+
+def _opening(figures: Figures, location: str, arguments: str = "") -> str:
     name = figures.architecture or "AutoModel"
     return (
         f"{_first_import(figures)}from transformers import {name}\n\n"
-        f"model = {name}.from_pretrained({_as_python(location)})"
+        f"model = {name}.from_pretrained({_as_python(location)}{arguments})"
     )
 
 

@@ -197,9 +197,10 @@ def plan_push(
     with_masks: bool = False,
     token: str | None = None,
     include: Collection[str] = (),
+    also: Mapping[str, Path] | None = None,
 ) -> PushPlan:
     """What `push_model` would do; nothing is written, here or on the Hub. Raises as `push_model` does."""
-    return _prepare(api_of(token), folder, repo_id, private, revision, with_masks, {}, token, include)[0]
+    return _prepare(api_of(token), folder, repo_id, private, revision, with_masks, also or {}, token, include)[0]
 
 
 def check_push(

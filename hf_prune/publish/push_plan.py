@@ -24,7 +24,7 @@ from .card_explained import EXPLAIN_NAMES, explained_in, shown_texts
 from .card_merge import Existing
 from .record import RECORD_NAME
 from .redact import find_secret, is_password_file
-from .sparsity_json import FIGURES_NAME, Figures
+from .sparsity_json import FIGURES_NAME, PACKED_FOLDER, Figures
 
 _DOCUMENTS = ("LICENSE*", "LICENCE*", "NOTICE*", "CITATION*")
 
@@ -49,9 +49,10 @@ _NOT_WEIGHTS = (
     *sorted(EXPLAIN_NAMES),
 )
 
-# Files of an earlier push that would be wrong beside the new ones: weights under other names, masks, what was cut out,
-# our own plots, and what explains them.
+# Files of an earlier push that would be wrong beside the new ones: weights under other names or packed, masks, what was
+# cut out, our own plots, and what explains them.
 _REPLACED = re.compile(
+    rf"{PACKED_FOLDER}/((generation_)?config\.json|model[\w.-]*\.safetensors(\.index\.json)?)|"
     r"(model|adapter_model)[\w.-]*\.safetensors(\.index\.json)?|pytorch_model[\w.-]*\.bin(\.index\.json)?"
     r"|pruning_masks[\w.-]*\.safetensors|" + "|".join(map(re.escape, _NOT_WEIGHTS))
 )
@@ -123,7 +124,7 @@ def make_push_plan(
     """
     saved = SavedModel.of(folder)
     weights = {path.name for path in saved.weight_files}
-    made = make_files(saved, repo_id, remote.card, pushed)
+    made = make_files(saved, repo_id, remote.card, pushed, _packed_bytes(also or {}))
     chosen, left_out = choose_files(saved, weights, with_masks, include, made[CARD_NAME].decode())
     earlier = PLOTS - made.keys()
     files: dict[str, Path | bytes] = {name: path for name, path in chosen.items() if name not in earlier}
@@ -143,6 +144,12 @@ def make_push_plan(
         sparsity=figures.overall_sparsity,
         shown_texts=shown_texts(explained_in(saved)) if EXPLAIN_NAMES & files.keys() else 0,
     )
+
+
+def _packed_bytes(also: Mapping[str, Path]) -> int | None:
+    """The size of the packed weights that are pushed beside the model; None if there are none."""
+    found = [path for name, path in also.items() if re.fullmatch(rf"{PACKED_FOLDER}/.*\.safetensors", name)]
+    return sum(path.stat().st_size for path in found) if found else None
 
 
 def refuse_secrets(files: Mapping[str, Path | bytes]) -> None:

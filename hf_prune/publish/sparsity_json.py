@@ -16,6 +16,9 @@ from .record import RECORD_NAME, Cost, Evaluation, Frozen, RunRecord, load_recor
 
 FIGURES_NAME = "sparsity.json"
 
+# Where packed weights are in a repository whose model is dense.
+PACKED_FOLDER = "packed"
+
 FORMAT_VERSION = 1
 
 
@@ -27,6 +30,8 @@ class Figures(Frozen):
     metadata in the card that differ from it were written by a person. `removed` is what was cut out of the model;
     `needs_import`: whether it opens only after `import hf_prune`, as its layers have different widths. `dense_bytes` is
     the size of the files when they are unpacked, None if they are not packed; then it opens only after the import, too.
+    `packed_bytes` is the size of the packed weights that are pushed beside dense ones, None if none are;
+    `rounded_embeddings` says whether embeddings were rounded to int8 or int4 when the files were packed.
     """
 
     format_version: int = FORMAT_VERSION
@@ -43,6 +48,8 @@ class Figures(Frozen):
     removed: Removed | None = None
     needs_import: bool = False
     dense_bytes: int | None = None
+    packed_bytes: int | None = None
+    rounded_embeddings: str | None = None
     frozen: tuple[str, ...] = ()
     files: dict[str, SavedFile]
     evaluations: list[Evaluation]
@@ -145,6 +152,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
         removed=report.removed,
         needs_import=saved.skeleton is not None and needs_import(saved.skeleton.config),
         dense_bytes=saved.dense_bytes,
+        rounded_embeddings=saved.rounded_embeddings,
         frozen=tuple(tensor.saved_as or tensor.name for tensor in report.tensors if tensor.name in saved.frozen),
         files=saved.hashes,
         evaluations=record.evaluations if record is not None else [],

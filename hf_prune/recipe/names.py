@@ -1,11 +1,10 @@
 """Names of models and data in a recipe: paths, Hub names and `package:NAME/PATH`."""
 
-import importlib.util
+import importlib.metadata
 from pathlib import Path
 
-from ..errors import RecipeError, nearest_beside
-
-_PACKAGE_SCHEME = "package:"
+from ..errors import RecipeError, ReportError, nearest_beside
+from ..saved.packages import PACKAGE_SCHEME, path_in_package
 
 
 def resolve_name(key: str, name: str) -> str:
@@ -13,8 +12,11 @@ def resolve_name(key: str, name: str) -> str:
 
     Raises RecipeError, naming `key`, for a package that is not installed or a path that does not exist.
     """
-    if name.startswith(_PACKAGE_SCHEME):
-        return str(_path_in_package(key, name))
+    if name.startswith(PACKAGE_SCHEME):
+        try:
+            return str(path_in_package(name))
+        except ReportError as error:
+            raise RecipeError(key, str(error)) from error
     path = Path(name).expanduser()
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or bool(path.suffix in _DATA_FILES)
     if looks_like_path and not path.exists():
@@ -22,29 +24,11 @@ def resolve_name(key: str, name: str) -> str:
     return str(path) if path.exists() else name
 
 
-def _path_in_package(key: str, name: str) -> Path:
-    package, _, inside = name.removeprefix(_PACKAGE_SCHEME).partition("/")
-    if not all(part.isidentifier() for part in package.split(".")):
-        raise RecipeError(key, f"expected package:NAME/PATH with the name of a Python package, got {name!r}")
-    try:
-        spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # of the package that this one is part of
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        pip_name = package.partition(".")[0].replace("_", "-")
-        raise RecipeError(key, f"the Python package {package!r} of {name} is not installed; pip install {pip_name}")
-    path = Path(spec.submodule_search_locations[0], inside)
-    if not path.exists():
-        hint = nearest_beside(path)
-        raise RecipeError(key, f"{inside!r} does not exist in the package {package!r}{hint}")
-    return path
-
-
 def package_of(name: str) -> str | None:
     """The package of a `package:NAME/PATH`, with its version, as cards name it; None for another name."""
-    if not name.startswith(_PACKAGE_SCHEME):
+    if not name.startswith(PACKAGE_SCHEME):
         return None
-    package = name.removeprefix(_PACKAGE_SCHEME).partition("/")[0]
+    package = name.removeprefix(PACKAGE_SCHEME).partition("/")[0]
     return f"{package} (Python package, version {package_version(package)})"
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import ExportError, one_line
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..publish.measure import versions
-from ..saved.files import find_model
+from ..saved.files import find_model, why_not_written
 from ..saved.model import SavedModel
 from ..saved.report import make_report
 from ..structure.latency import build_again, build_dense
@@ -75,19 +75,21 @@ def export_model(
         ReportError: there is no saved model.
     """
     entry = find_format(to, int8)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ExportError("OUT", f"expected a new or an empty folder, got {output}")
+    found = why_not_written(output)
+    if found is not None:
+        raise ExportError("OUT", f"expected a new or an empty folder, got {found}: {output}")
     saved = SavedModel(find_model(model))
+    if saved.skeleton is not None:
+        _check_class(saved.skeleton, entry, to)
     whole = _load(saved)
-    if whole.config.is_encoder_decoder:
-        raise ExportError(f"{type(whole).__name__}: encoder-decoders are not exported")
-    if whole.can_generate() and not entry.generates:
-        raise ExportError(f"{type(whole).__name__}: language models are not exported to {to}; use onnx or openvino")
     tokenizer = _tokenizer(saved)
     samples = _samples(whole, tokenizer, texts, length)
     other = _load(SavedModel(find_model(dense))) if dense is not None else _new_dense(saved, whole)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise ExportError("OUT", f"{output} cannot be written: {one_line(error)}") from error
     try:
         rows = _write_and_measure(entry, whole, other, tokenizer, dense is not None, samples, int8, unfinished, say)
         report = ExportReport(
@@ -117,6 +119,19 @@ def export_model(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return report
+
+
+def _check_class(model: PreTrainedModel, entry: ExportFormat, to: str) -> None:
+    """Raise ExportError for a model that is not exported to a format, before its weights are read."""
+    name = type(model).__name__
+    if entry.model_types and model.config.model_type not in entry.model_types:
+        wanted = ", ".join(entry.model_types)
+        raise ExportError("--to", f"{to} is written for models of the type {wanted}, got {model.config.model_type}")
+    if model.config.is_encoder_decoder:
+        # transformers 5.23 exports their decoder alone: both of its graphs take `encoder_outputs`, which none computes.
+        raise ExportError(f"{name}: encoder-decoders are not exported")
+    if model.can_generate() and not entry.generates:
+        raise ExportError(f"{name}: language models are not exported to {to}; use onnx or openvino")
 
 
 def _write_and_measure(
@@ -194,6 +209,11 @@ def _load(saved: SavedModel) -> PreTrainedModel:
     """The model in float32, in evaluation mode."""
     if saved.skeleton is None:
         raise ExportError(f"{saved.folder}: {saved.note}")
+    if saved.dense_bytes is not None and not saved.says_packed:
+        raise ExportError(
+            f"{saved.folder}: the weights are packed, and config.json does not say so; take the config.json that "
+            "hf-prune pack wrote, or unpack the weights with hf-prune unpack"
+        )
     try:
         return type(saved.skeleton).from_pretrained(saved.folder, dtype=torch.float32).eval()
     except LOADING_ERRORS as error:

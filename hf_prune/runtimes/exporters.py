@@ -188,6 +188,7 @@ FORMATS: dict[str, ExportFormat] = {
         packages=("gguf",),
         write=write_gguf,
         open=open_gguf,
+        model_types=("llama",),
         int8="Q8_0: blocks of 32 weights with a scale each",
     ),
 }

@@ -44,6 +44,7 @@ class ExportFormat:
         int8_modules: what must be importable for int8.
         packages: those whose versions are told.
         generates: whether language models keep their cache of keys and values.
+        model_types: those of the configurations that it is written for; empty for any.
         computes_in: the data type that the runtime computes float32 models in, on this machine.
     """
 
@@ -56,4 +57,5 @@ class ExportFormat:
     int8_modules: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     generates: bool = True
+    model_types: tuple[str, ...] = ()
     computes_in: Callable[[], str] = lambda: "float32"

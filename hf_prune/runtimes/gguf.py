@@ -22,15 +22,13 @@ _BLOCK = 32
 def write_gguf(work: Work, folder: Path) -> None:
     """Write a Llama as `model.gguf`: float32, or with `int8` Q8_0 where 32 divides the inputs of a matrix.
 
-    A byte-level BPE tokenizer is written with it, which llama.cpp needs. Raises ExportError for other models, and for
+    A byte-level BPE tokenizer is written with it, which llama.cpp needs. Raises ExportError for
     layers that have sizes of their own.
     """
     import gguf
     import numpy as np
 
     model, config = work.model, work.model.config
-    if config.model_type != "llama":
-        raise ExportError("--to", f"gguf is written for Llama models, got {config.model_type}")
     if has_overrides(config):
         raise ExportError("--to", "gguf is written for models whose layers have the same sizes, which this one has not")
     writer = gguf.GGUFWriter(folder / _MODEL, "llama")

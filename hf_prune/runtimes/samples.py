@@ -54,6 +54,7 @@ def samples_of_texts(
     """
     length = min(length, _most_tokens(model))
     if model.can_generate():
+        words = f"{len(texts)} {words}, joined and cut into pieces of {length} tokens"
         return Samples(_in_batches(_pieces(tokenizer, texts, length)), words)
     batches = [
         {

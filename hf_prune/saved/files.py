@@ -14,6 +14,7 @@ from ..config.safe_json import read_json
 from ..errors import ReportError, first_line, nearest_beside
 from ..structure.chosen import SEARCH_NAME
 from ..structure.record import STRUCTURE_NAME
+from .packages import PACKAGE_SCHEME, path_in_package
 
 WEIGHTS_NAME = "model.safetensors"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -27,6 +28,10 @@ READ_NAMES = (
     *TOKENIZER_NAMES,
 )
 
+# What is downloaded of a model on the Hub: always, and to have it whole.
+_READ_ALWAYS = ["*.safetensors", "*.json"]
+_TEXTS = ["*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "LICENSE*"]
+
 
 @dataclass(frozen=True)
 class SavedFile:
@@ -38,20 +43,32 @@ class SavedFile:
     sha256: str
 
 
-def find_model(model: str | os.PathLike) -> Path:
-    """The folder of a model, downloaded from the Hub if `model` is a name there (weights and JSON files only)."""
-    folder = Path(model)
+def find_model(model: str | os.PathLike, with_texts: bool = False) -> Path:
+    """The folder of a model: a path, `package:NAME/PATH`, or a name on the Hub, from which it is downloaded.
+
+    Downloaded are weights and JSON files, and `with_texts` also vocabularies, templates and code.
+    """
+    folder = path_in_package(str(model)) if str(model).startswith(PACKAGE_SCHEME) else Path(model)
     if folder.is_dir():
         return folder
     if folder.exists() or str(model).count("/") > 1 or str(model).startswith((".", "/", "~")):
         raise ReportError(f"{model}: expected a folder with a saved model, found {_what_is_there(folder)}")
     try:
-        return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(str(model), allow_patterns=_READ_ALWAYS + (_TEXTS if with_texts else [])))
     except (OSError, ValueError) as error:  # what huggingface_hub raises: no such name, no network, no right
         raise ReportError(
             f"{model}: expected a folder or a model on the Hub; the folder does not exist, and the Hub answered: "
             f"{first_line(error)}{nearest_beside(folder)}"
         ) from error
+
+
+def why_not_written(output: Path) -> str | None:
+    """Why a folder cannot be written under this name: anything but a new one, or an empty one; None if it can be."""
+    if output.is_symlink() and not output.exists():
+        return "a link to what does not exist"
+    if output.exists() and not output.is_dir():
+        return "a file"
+    return "a folder with files" if output.exists() and any(output.iterdir()) else None
 
 
 def _what_is_there(path: Path) -> str:

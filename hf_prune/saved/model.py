@@ -9,12 +9,13 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..config.pruning import CONFIG_NAME, PruningConfig, load_frozen, load_saved_configs, written_expressions
-from ..config.safe_json import read_json
+from ..config.safe_json import read_json, read_object
 from ..errors import ReportError
 from ..methods.patterns import Pattern
 from ..model.expressions import refuse_slow
 from ..model.names import every_name
 from ..model.targets import find_targets
+from ..packed.config_text import rounded_embeddings, says_packed
 from ..packed.files import PackedReader, is_packed
 from . import files
 from .removed import Removed, removed_from
@@ -96,6 +97,16 @@ class SavedModel(os.PathLike):
         return sum(
             PackedReader(file).dense_bytes if is_packed(file) else file.stat().st_size for file in self.weight_files
         )
+
+    @property
+    def says_packed(self) -> bool:
+        """Whether config.json says that the weights are packed."""
+        return says_packed(read_object(self.folder / "config.json"))
+
+    @cached_property
+    def rounded_embeddings(self) -> str | None:
+        """What embeddings were rounded to before they were packed: int8 or int4; None if they were not."""
+        return rounded_embeddings(read_object(self.folder / "config.json"))
 
     @cached_property
     def hashes(self) -> dict[str, files.SavedFile]:

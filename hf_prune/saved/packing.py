@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from torch.nn import Embedding
+
 from ..config.safe_json import read_json
-from ..errors import PackedError
+from ..errors import PackedError, one_line
 from ..packed.config_text import with_entry, without_entry
 from ..packed.files import PackedReader, is_packed, pack_file, read_header, unpack_file
-from .files import INDEX_NAME, MODULES_NAME, WEIGHTS_NAME, check_inside, lies_inside, weight_files
+from ..packed.values import ROUNDED_TO
+from .files import INDEX_NAME, MODULES_NAME, WEIGHTS_NAME, check_inside, lies_inside, weight_files, why_not_written
+from .model import SavedModel
 from .parts import files_of_classes, module_folders
 
 # What a folder may have beside a model, and a packed copy does not take along: training state, other formats.
@@ -38,11 +42,15 @@ class PackedSizes:
 @contextmanager
 def complete_folder(output: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is written. Raises PackedError for one with files."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise PackedError(f"{output}: expected a new or empty folder to write into, found one with files, or a file")
-    output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.parent / f".{output.name}.incomplete-{os.getpid()}"
-    unfinished.mkdir()
+    try:
+        found = why_not_written(output)
+        if found is not None:
+            raise PackedError(f"{output}: expected a new or empty folder to write into, found {found}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir()
+    except OSError as error:
+        raise PackedError(f"{output}: cannot be written: {one_line(error)}") from error
     try:
         yield unfinished
         if output.exists():
@@ -70,22 +78,42 @@ def model_folders(folder: Path) -> list[Path]:
     return [folder]
 
 
-def pack_into(folder: Path, output: Path, dtype: str | None = None) -> list[PackedSizes]:
+def pack_into(folder: Path, output: Path, dtype: str | None = None, embeddings: str | None = None) -> list[PackedSizes]:
     """Write a folder's files into an empty folder, with packed weights. Returns the sizes of the weight files.
 
     Args:
         dtype: "bfloat16" rounds float32 weights first, which loses what bfloat16 does not hold. None loses nothing.
+        embeddings: "int8" or "int4" rounds embeddings to whole numbers with a scale for each row. None leaves them.
 
     Raises PackedError for a model that is quantised or packed, ReportError for a folder without weights.
     """
     if dtype is not None and dtype not in DTYPES:
         raise PackedError(f"dtype: expected {' or '.join(DTYPES)}, or None for the weights as they are, got {dtype!r}")
 
-    def write(source: Path, target: Path) -> None:
-        pack_file(source, target, to_bfloat16=dtype is not None)
+    if embeddings is not None and embeddings not in ROUNDED_TO:
+        raise PackedError(f"embeddings: expected {' or '.join(ROUNDED_TO)}, or None, got {embeddings!r}")
+    rounded = dict.fromkeys(_embeddings_of(folder), embeddings) if embeddings is not None else {}
 
-    found = _convert(folder, output, write, lambda text: with_entry(text, dtype))
+    def write(source: Path, target: Path) -> None:
+        pack_file(source, target, to_bfloat16=dtype is not None, rounded=rounded)
+
+    found = _convert(folder, output, write, lambda text: with_entry(text, dtype, embeddings))
     return [PackedSizes(name, source.stat().st_size, target.stat().st_size) for name, source, target in found]
+
+
+def _embeddings_of(folder: Path) -> set[str]:
+    """The names in the weight files of a model's embeddings. Raises PackedError if none are known."""
+    found: set[str] = set()
+    for place in model_folders(folder):
+        saved = SavedModel(place)
+        if saved.skeleton is None:
+            raise PackedError(f"embeddings: expected a model whose class is known; {saved.note}")
+        modules = [f"{name}.weight" for name, one in saved.skeleton.named_modules() if isinstance(one, Embedding)]
+        listed = [entry.name for path in weight_files(place) for entry in read_header(path).entries]
+        found |= {name for name in listed if any(one.endswith(name) or name.endswith(one) for one in modules)}
+    if not found:
+        raise PackedError(f"embeddings: expected some in {folder}, found none")
+    return found
 
 
 def unpack_into(folder: Path, output: Path) -> list[PackedSizes]:

@@ -18,6 +18,7 @@ from ..engines.choose import is_shared_model
 from ..engines.processes import all_reduce
 from ..foreign.transformers import finish_current_push
 from ..publish.card import keep_generation_config, write_card
+from ..publish.packing import packed_beside
 from ..publish.push import push_model
 from ..publish.record import Cost, RunRecord, load_record, save_record
 from ..saved.files import SavedFile
@@ -163,6 +164,7 @@ class PublishingMixin(TrainerBase):
         *,
         create_pr: bool = False,
         with_masks: bool = False,
+        with_packed: bool = False,
         include: Collection[str] = (),
         **kwargs: Any,
     ) -> Any:
@@ -173,6 +175,7 @@ class PublishingMixin(TrainerBase):
             **kwargs: arguments of `create_model_card`.
             create_pr: whether to open a pull request with the commit.
             with_masks: whether to push masks and pruning state as well, so that training can be resumed from them.
+            with_packed: whether to push the weights packed as well, in the folder `packed`.
             include: names, or patterns such as `*.csv`, of further files in `output_dir` to push.
 
         Returns: the commit, or its future if not `blocking`; None on processes other than the first.
@@ -189,16 +192,18 @@ class PublishingMixin(TrainerBase):
         saved = self._saved or str(self.args.output_dir)
 
         def push() -> CommitInfo:
-            return push_model(
-                saved,
-                self._repo_id,
-                private=private if private is not None else self.args.hub_private_repo,
-                revision=revision if revision is not None else self.args.hub_revision,
-                create_pr=create_pr,
-                with_masks=with_masks,
-                message=commit_message or "End of training",
-                token=token if token is not None else self.args.hub_token,
-                include=include,
-            ).commit
+            with packed_beside(saved, with_packed) as also:
+                return push_model(
+                    saved,
+                    self._repo_id,
+                    private=private if private is not None else self.args.hub_private_repo,
+                    revision=revision if revision is not None else self.args.hub_revision,
+                    create_pr=create_pr,
+                    with_masks=with_masks,
+                    also=also,
+                    message=commit_message or "End of training",
+                    token=token if token is not None else self.args.hub_token,
+                    include=include,
+                ).commit
 
         return push() if blocking else self._hub.run_as_future(push)

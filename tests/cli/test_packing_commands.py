@@ -6,6 +6,7 @@ from models import bert
 from test_commands import printed, refused
 
 import hf_prune
+from hf_prune.errors import ArgumentError
 from hf_prune.packed.bound import entropy_bytes
 
 pytestmark = pytest.mark.usefixtures("eighty_columns")
@@ -58,3 +59,32 @@ def test_mistakes_are_lines(dense, tmp_path):
         [line] = refused(*arguments)
         assert message in line
     assert not (tmp_path / "x").exists()
+
+
+def test_a_model_in_a_package_is_packed_and_counted(dense, tmp_path, monkeypatch):
+    package = tmp_path / "some_packed_models"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "model").symlink_to(dense)
+    monkeypatch.syspath_prepend(tmp_path)
+    printed("pack", "package:some_packed_models/model", tmp_path / "packed", "--embeddings", "int4")
+    assert "90" in printed("report", "package:some_packed_models/model")
+    [line] = refused("report", "package:some_packed_models/modle")
+    assert "'modle' does not exist in the package 'some_packed_models'; did you mean 'model'" in line
+
+
+def test_places_that_cannot_be_written_are_lines(dense, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    for message, output in (("found a link to what does not exist", "link"), ("cannot be written: ", "file/inner")):
+        [line] = refused("pack", dense, tmp_path / output)
+        assert message in line
+
+
+def test_a_sentence_transformer_is_to_be_saved_first(dense, tmp_path):
+    class SentenceTransformer:
+        def save_pretrained(self, folder):
+            raise AssertionError("it is not saved for the user")
+
+    with pytest.raises(ArgumentError, match="got SentenceTransformer; save it, and give the folder"):
+        hf_prune.save_packed(SentenceTransformer(), tmp_path / "packed")

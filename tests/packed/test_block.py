@@ -175,8 +175,10 @@ def test_a_small_block_does_not_stand_for_a_large_tensor():
 def test_a_stream_that_decompresses_to_more_is_cut_off():
     bomb = zlib.compressobj(9, zlib.DEFLATED, -15)
     stream = bomb.compress(bytes(200_000_000)) + bomb.flush()
-    head = bytearray(BLOCKS["dense"][: read_head(memoryview(BLOCKS["dense"])).size])
-    lying = with_checksum(bytes(head) + struct.pack("<BQ", 1, len(stream)) + stream)
+    honest = BLOCKS["dense"]
+    at = read_head(memoryview(honest)).size
+    after = at + 9 + struct.unpack_from("<BQ", honest, at)[1]
+    lying = with_checksum(bytes(honest[:at]) + struct.pack("<BQ", 1, len(stream)) + stream + bytes(honest[after:]))
     tracemalloc.start()
     with pytest.raises(PackedError, match="expected 1500 bytes of values, got more"):
         unpack_tensor(lying)

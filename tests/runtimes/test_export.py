@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 
 import pytest
 import tokenizers
@@ -12,6 +13,7 @@ from models import bert, llama, t5
 from shrunk import save_shrunk
 from text_models import save_text_model, texts, tokenizer
 
+import hf_prune
 from hf_prune.cli.commands import app
 from hf_prune.cli.tables import print_export
 from hf_prune.errors import ExportError
@@ -212,9 +214,13 @@ def test_a_byte_level_tokenizer_is_written_into_the_gguf_file(tmp_path, monkeypa
 
 @needs("gguf")
 def test_what_gguf_cannot_hold_is_refused(saved, tmp_path):
-    with pytest.raises(ExportError, match="gguf is written for Llama models, got bert"):
+    with pytest.raises(ExportError, match="gguf is written for models of the type llama, got bert"):
         export_model(saved, tmp_path / "out", "gguf")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "bare").mkdir()
+    shutil.copy(saved / "config.json", tmp_path / "bare")  # without weights: the class alone decides
+    with pytest.raises(ExportError, match="gguf is written for models of the type llama"):
+        export_model(tmp_path / "bare", tmp_path / "out", "gguf")
 
 
 @needs("litert")
@@ -264,6 +270,15 @@ def test_a_folder_with_files_and_models_that_are_no_are_refused(saved, tmp_path)
     (tmp_path / "out" / "file").touch()
     with pytest.raises(ExportError, match="OUT: expected a new or an empty folder"):
         export_model(saved, tmp_path / "out", "onnx")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(ExportError, match="OUT: expected a new or an empty folder, got a link to what does not exist"):
+        export_model(saved, tmp_path / "link", "onnx")
+    with pytest.raises(ExportError, match=r"OUT: .* cannot be written: "):
+        export_model(saved, tmp_path / "out" / "file" / "inner", "onnx")
+    hf_prune.save_packed(saved, tmp_path / "packed")
+    shutil.copy(saved / "config.json", tmp_path / "packed")
+    with pytest.raises(ExportError, match=r"the weights are packed, and config\.json does not say so"):
+        export_model(tmp_path / "packed", tmp_path / "other", "onnx")
     save_text_model(tmp_path / "t5", t5)
     with pytest.raises(ExportError, match="T5ForConditionalGeneration"):
         export_model(tmp_path / "t5", tmp_path / "other", "onnx")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..publish.explanation import Matrix, UnitGroup
 
@@ -63,7 +63,13 @@ def ranks_by_layer(matrices: Sequence[Matrix]) -> list[Heat]:
         told = "; ".join(f"{rank:,.1f}, {of} {whole:,.1f}" for rank, whole in pairs[:4])
         return Cell(min(share, 1.0), _hundredths(share), told)
 
-    return [heat for heat in _maps(matrices, cell) if any(one is not None for _, cells in heat.rows for one in cells)]
+    maps = [_without_empty_rows(heat) for heat in _maps(matrices, cell)]
+    return [heat for heat in maps if heat.rows]
+
+
+def _without_empty_rows(heat: Heat) -> Heat:
+    rows = [(name, cells) for name, cells in heat.rows if any(cell is not None for cell in cells)]
+    return replace(heat, rows=rows)
 
 
 def shapes_by_layer(matrices: Sequence[Matrix]) -> list[Heat]:

@@ -157,6 +157,7 @@ def test_ranks_are_shares_of_the_dense_models_or_of_the_shorter_side():
     assert ranks_by_layer([one])[0].rows[0][1][0].text == "50"
     assert ranks_by_layer([one.model_copy(update={"dense_effective_rank": None})])[0].rows[0][1][0].text == "25"
     assert ranks_by_layer([matrix("a", 0, 0)]) == []
+    assert [name for name, _ in ranks_by_layer([one, matrix("a.bias", 0, 0)])[0].rows] == ["a"]
 
 
 def test_dead_heads_are_marked():

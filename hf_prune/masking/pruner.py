@@ -22,7 +22,7 @@ from ..structure.chosen import Chosen
 from ..structure.proof import Example
 from ..structure.shrink import Cut
 from .filing import Filing
-from .finding import as_configs, check_model, find_groups, identities
+from .finding import as_configs, check_model, counted_targets, find_groups, identities
 from .masks import Masks
 from .notices import (
     tell_of_few_units,
@@ -32,7 +32,7 @@ from .notices import (
     tell_of_zeros,
 )
 from .penalty_terms import WeightPenalties
-from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_plan, make_windows
+from .plan import Group, Plan, Window, as_steps, make_plan, make_windows, plan_tensor, sharing_window
 from .readings import Readings
 from .resuming import state_of_what_is_left
 from .searching import Searching
@@ -87,7 +87,8 @@ class Pruner:
         configs: the configurations. In place of one with a target there are, once the structure is chosen, those of the
             structures that are removed.
         codebooks: parameter name -> the values that its weights share, ascending (float32, on the CPU); empty before
-            they do, and for a tensor whose configuration has no `shared_values`.
+            they do. A tensor whose configuration has no `shared_values` has none, nor has one of which groups of
+            weights, such as rows, have values of their own.
         penalties: name such as `l1_penalty` -> what was added to the loss in the current optimizer step, for the
             weights that this process counts.
 
@@ -137,6 +138,7 @@ class Pruner:
         self._masks = Masks(self.targets, self.parameters, self._engine, from_zero, found.of_units)
         self._structures.mask_zero_units(self._groups, self._masks)
         self._structures.pass_by(self._groups, self._masks, model)
+        self._counted = counted_targets(found, self.masked)
         self._fresh = [name for name in self._masks.fresh if name not in found.adapters]
         self._state = PruningState(self.completed_steps)
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
@@ -274,6 +276,7 @@ class Pruner:
         self._state = state_of_what_is_left(state, before, shapes, self._groups)
         self._masks.take({name: masks[name] for name in self.parameters})
         self._sharing.take(*shared)
+        self._sharing.set_window(*sharing_window(self._groups, self._windows, self.total_steps or 0))
         self._expect()
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
@@ -316,6 +319,7 @@ class Pruner:
         if self.left_out != told:
             tell_of_left_out(self.left_out)
         self._windows = make_windows(self.configs, self._groups, total_steps)
+        self._sharing.set_window(*sharing_window(self._groups, self._windows, total_steps))
         self.total_steps = self._state.total_steps = total_steps
         self._state.completed_steps = completed_steps
         self.target_sparsity = self.plan().final_sparsity
@@ -355,6 +359,7 @@ class Pruner:
         self._attach(model if model is not None else self.model, optimizer)
         self.cut_as_saved(directory)
         self._windows = make_windows(self.configs, self._groups, total_steps)
+        self._sharing.set_window(*sharing_window(self._groups, self._windows, total_steps))
         self.total_steps = total_steps
         self._load(directory, zeros_loaded)
         self._expect()
@@ -376,12 +381,11 @@ class Pruner:
         total_steps = as_steps(next((steps for steps in known if steps is not None), None))
         self.search()
         windows = make_windows(self.configs, self._groups, total_steps)
-        tensors = [PlannedTensor(one.name, one.shape, one.weights, self.masked[one.name], None) for one in self.targets]
+        tensors = [plan_tensor(one, self.masked[one.name], one in self._counted) for one in self.targets]
         all_weights = sum(math.prod(shape_of(parameter)) for parameter in self.model.parameters())
         plan = make_plan(self._groups, windows, tensors, total_steps, all_weights, self._state.allotted)
-        shared = self._sharing.numbers
-        begin = max((windows[group.config_index].end for group in self._groups), default=0) if shared else None
-        return replace(plan, left_out=self.left_out, shared_values=shared, shared_from=begin)
+        begin = sharing_window(self._groups, windows, total_steps)[0]
+        return replace(plan, left_out=self.left_out).with_sharing(self._sharing.forms, begin)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Count one completed optimizer step, and update masks if due; call it right after `optimizer.step()`.
@@ -411,7 +415,7 @@ class Pruner:
         """
         self._sharing.check_optimizer(optimizer)
         self._zeroing.after_optimizer_step(optimizer)
-        self._sharing.step()
+        self._sharing.step(self.completed_steps + 1)
         self._penalties.start_step()
 
     def update(self, completed_steps: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
@@ -432,7 +436,7 @@ class Pruner:
         """Let weights share values, where a configuration says so, once no mask will change any more."""
         if self.at_final_sparsity:
             self._engine.prepare(self.model)
-            self._sharing.begin()
+            self._sharing.begin(self.completed_steps)
 
     def _due(self, step: int) -> list[int]:
         due = (index for index in self._unfinished() if self._window(self._groups[index]).due(step))
@@ -520,8 +524,9 @@ class Pruner:
 
     @property
     def sparsity(self) -> float:
-        """The share of masked weights among all targets, now."""
-        return self._structures.with_removed(sum(self.masked.values()), sum(target.weights for target in self.targets))
+        """The share of masked weights, now, in the tensors that weights or units are taken of."""
+        masked = sum(self.masked[target.name] for target in self._counted)
+        return self._structures.with_removed(masked, sum(target.weights for target in self._counted))
 
     @torch.no_grad()
     def mask_gradients(self, loss_scale: float = 1.0) -> None:

@@ -276,7 +276,6 @@ class Pruner:
         self._state = state_of_what_is_left(state, before, shapes, self._groups)
         self._masks.take({name: masks[name] for name in self.parameters})
         self._sharing.take(*shared)
-        self._sharing.set_window(*sharing_window(self._groups, self._windows, self.total_steps or 0))
         self._expect()
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
@@ -319,7 +318,6 @@ class Pruner:
         if self.left_out != told:
             tell_of_left_out(self.left_out)
         self._windows = make_windows(self.configs, self._groups, total_steps)
-        self._sharing.set_window(*sharing_window(self._groups, self._windows, total_steps))
         self.total_steps = self._state.total_steps = total_steps
         self._state.completed_steps = completed_steps
         self.target_sparsity = self.plan().final_sparsity
@@ -359,7 +357,6 @@ class Pruner:
         self._attach(model if model is not None else self.model, optimizer)
         self.cut_as_saved(directory)
         self._windows = make_windows(self.configs, self._groups, total_steps)
-        self._sharing.set_window(*sharing_window(self._groups, self._windows, total_steps))
         self.total_steps = total_steps
         self._load(directory, zeros_loaded)
         self._expect()
@@ -415,7 +412,7 @@ class Pruner:
         """
         self._sharing.check_optimizer(optimizer)
         self._zeroing.after_optimizer_step(optimizer)
-        self._sharing.step(self.completed_steps + 1)
+        self._sharing.step(self.completed_steps + 1, self._sharing_window())
         self._penalties.start_step()
 
     def update(self, completed_steps: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
@@ -436,7 +433,10 @@ class Pruner:
         """Let weights share values, where a configuration says so, once no mask will change any more."""
         if self.at_final_sparsity:
             self._engine.prepare(self.model)
-            self._sharing.begin(self.completed_steps)
+            self._sharing.begin(self.completed_steps, self._sharing_window())
+
+    def _sharing_window(self) -> tuple[int, int]:
+        return sharing_window(self._groups, self._windows, self.total_steps or 0)
 
     def _due(self, step: int) -> list[int]:
         due = (index for index in self._unfinished() if self._window(self._groups[index]).due(step))
@@ -466,11 +466,8 @@ class Pruner:
 
     def _summing(self) -> list[int]:
         """The groups of units whose scores are added up over steps, because an update follows at or after the next."""
-        return [
-            index
-            for index in self._unfinished()
-            if self._groups[index].coupled and "gradients" in self._groups[index].reads and self._windows
-        ]
+        of_units = (index for index in self._unfinished() if self._groups[index].coupled and self._windows)
+        return [index for index in of_units if "gradients" in self._groups[index].reads]
 
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         if due:
@@ -541,11 +538,8 @@ class Pruner:
         """
         if self._engine.steps_in_backward or is_micro_batch():
             return
-        gradients = {
-            name: self._engine.part(parameter.grad)
-            for name, parameter in self.parameters.items()
-            if parameter.grad is not None
-        }
+        whole = {name: one.grad for name, one in self.parameters.items() if one.grad is not None}
+        gradients = {name: self._engine.part(gradient) for name, gradient in whole.items()}
         self._readings.see_gradients(gradients, loss_scale)
         summing = [self._groups[index] for index in self._summing()]
         self._structures.add_gradients(summing, self._masks, gradients, loss_scale)

@@ -76,7 +76,7 @@ class Sharing:
         self._parameters, self._masks, self._engine = parameters, masks, engine
         self.codebooks: dict[str, torch.Tensor] = {}
         self._residuals: dict[str, torch.Tensor] = {}  # of this process's shards
-        self._window = (0, 0)
+        self._now: tuple[int, int, int] | None = None  # completed steps, and between which values become fewer
         if self.forms and not engine.writes_weights:
             raise PruningConfigError(
                 "shared_values",
@@ -96,30 +96,29 @@ class Sharing:
 
     # ---- In training ----
 
-    def set_window(self, begin: int, end: int) -> None:
-        """Say between which steps values become fewer, where there are more of them at first."""
-        self._window = (begin, end)
-
-    def _number(self, name: str, step: int) -> int:
-        """How many values the weights of a tensor may have after so many completed steps."""
-        return self.forms[name].number_at(step, *self._window)
+    def _number(self, name: str) -> int:
+        """How many values the weights of a tensor may have now."""
+        form = self.forms[name]
+        return form.number_at(*self._now) if self._now is not None else form.first or form.number
 
     @torch.no_grad()
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, window: tuple[int, int]) -> None:
         """After so many completed steps: cluster the weights that are kept, and give each its value.
 
-        Values that they share already stay. Nothing is done if sharing has begun.
+        Between the steps of the window values become fewer, where there are more at first. Values that they share
+        already stay. Nothing is done if sharing has begun.
         """
         if self._residuals or not self.forms:
             return
+        self._now = (step, *window)
         found = self._values_there()
         for name, codebook in found.items():
-            number = self._number(name, step)
+            number = self._number(name)
             if codebook is None or len(codebook) > number:
                 codebook = kmeans(self._kept(name, self._weight(name)), number, self._masks.all_reduce)
             self._write(name, self._weight(name), codebook)
         for name in self._in_groups:
-            self._write_in_groups(name, self._weight(name), self._number(name, step))
+            self._write_in_groups(name, self._weight(name), self._number(name))
         values = sum(map(len, self.codebooks.values()))
         logger.info(
             "The weights of %d tensors share values from now on: %d in %d codebooks.",
@@ -129,20 +128,21 @@ class Sharing:
         )
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
+    def step(self, step: int, window: tuple[int, int]) -> None:
         """After an optimizer step, the `step`-th: cluster the weights anew, starting from the values that they had.
 
         Where no weight has one of the values any more, and where there are to be fewer from now on, all values of the
         tensor are found from the start.
         """
+        self._now = (step, *window)
         names = list(self.codebooks)
         number = _TENSORS_AT_ONCE if self._masks.sharded else 1
         for start in range(0, len(names), number):
-            self._step(names[start : start + number], step)
+            self._step(names[start : start + number])
         if self._residuals:
-            self._step_in_groups(step)
+            self._step_in_groups()
 
-    def _step(self, names: Sequence[str], step: int) -> None:
+    def _step(self, names: Sequence[str]) -> None:
         """Cluster the weights of some tensors anew."""
         weights = {name: self._weight(name) for name in names}
         wanted = {name: weight + self._residuals[name].view_as(weight) for name, weight in weights.items()}
@@ -157,12 +157,12 @@ class Sharing:
         for name, codebook in zip(wanted, means, strict=True):
             _check_finite(name, not len(codebook) or not bool(codebook.isnan().all()))
         for (name, weight), codebook in zip(wanted.items(), means, strict=True):
-            number = self._number(name, step)
+            number = self._number(name)
             if bool(codebook.isnan().any()) or len(codebook) > number:
                 codebook = kmeans(kept[name], number, self._masks.all_reduce)
             self._write(name, weight, codebook)
 
-    def _step_in_groups(self, step: int) -> None:
+    def _step_in_groups(self) -> None:
         """Find the values of groups of weights anew."""
         wanted = {name: self._weight(name) for name in self._in_groups}
         wanted = {name: weight + self._residuals[name].view_as(weight) for name, weight in wanted.items()}
@@ -172,7 +172,7 @@ class Sharing:
         for name, is_bad in zip(wanted, bad, strict=True):
             _check_finite(name, not is_bad)
         for name, weight in wanted.items():
-            self._write_in_groups(name, weight, self._number(name, step))
+            self._write_in_groups(name, weight, self._number(name))
 
     def _write(self, name: str, wanted: torch.Tensor, codebook: torch.Tensor) -> None:
         """Give each weight the value that is nearest to what is wanted, and keep the difference."""
@@ -265,8 +265,7 @@ class Sharing:
         for name in self._in_groups:
             weight = self._weight(name)
             mask = self._masks.for_tensor(name, weight).view_as(weight)
-            number = self.forms[name].first or self.forms[name].number
-            shared = self._shared_in_groups(name, weight[mask], self._groups_of(name, mask), number)
+            shared = self._shared_in_groups(name, weight[mask], self._groups_of(name, mask), self._number(name))
             changed.append(int(not torch.equal(shared, weight[mask])))
         for name, is_changed in zip(self._in_groups, self._masks.add_up(changed), strict=True):
             if is_changed:
@@ -276,7 +275,7 @@ class Sharing:
                     name,
                     self.forms[name].words,
                 )
-                self._write_in_groups(name, self._weight(name), self.forms[name].number)
+                self._write_in_groups(name, self._weight(name), self._number(name))
 
     def _values_there(self) -> dict[str, torch.Tensor | None]:
         """The distinct values of the kept weights of tensors with one codebook, on all processes; None for too many."""

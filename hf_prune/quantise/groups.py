@@ -5,8 +5,9 @@ Everything is computed for all groups at once. `groups` are the indices of the g
 
 import torch
 
-# Iterations of Lloyd's algorithm, and after how many of them a cluster moves to where another one is divided.
-_ITERATIONS, _MOVES_EVERY, _LAST_MOVE = 24, 2, 18
+# Iterations of Lloyd's algorithm, and before how many of them a cluster moves to where another one is divided. More of
+# either gained nothing; without moves, the sum of squared differences was 1.16 times as large for 16 values.
+_ITERATIONS, _MOVES = 6, 5
 
 # Bits of a number when numbers are added up as whole ones.
 _BITS = 40
@@ -42,7 +43,7 @@ def cluster_in_groups(values: torch.Tensor, groups: torch.Tensor, clusters: int)
     sums = _Sums(ordered, of_group, sizes)
     edges = _first_edges(ordered, of_group, starts, sizes, numbers)
     for iteration in range(_ITERATIONS):
-        if clusters > 1 and iteration % _MOVES_EVERY == 0 and iteration <= _LAST_MOVE:
+        if clusters > 1 and iteration < _MOVES:
             edges = _move_one(ordered, sums, edges)
         # A cluster without numbers has the mean of the one before it, and stays empty.
         ascending = sums.means(edges[:, :-1], edges[:, 1:]).nan_to_num(nan=-torch.inf).cummax(1).values
@@ -51,7 +52,7 @@ def cluster_in_groups(values: torch.Tensor, groups: torch.Tensor, clusters: int)
     means = sums.means(edges[:, :-1], edges[:, 1:])
     shared = torch.empty_like(ordered)
     shared[order] = means.float().reshape(-1).repeat_interleave((edges[:, 1:] - edges[:, :-1]).reshape(-1))
-    few = distinct_in_groups(ordered, of_group) <= clusters
+    few = _count_distinct(ordered, of_group) <= clusters
     return torch.where(few[groups], values, shared)
 
 
@@ -136,7 +137,11 @@ def distinct_in_groups(values: torch.Tensor, groups: torch.Tensor) -> torch.Tens
     values = values.float()
     order = values.argsort(stable=True)
     order = order[groups[order].argsort(stable=True)]
-    ordered, of_group = values[order], groups[order]
+    return _count_distinct(values[order], groups[order])
+
+
+def _count_distinct(ordered: torch.Tensor, of_group: torch.Tensor) -> torch.Tensor:
+    """The same for numbers in ascending order, group by group."""
     is_new = torch.ones_like(of_group, dtype=torch.bool)
     is_new[1:] = (ordered[1:] != ordered[:-1]) | (of_group[1:] != of_group[:-1])
     return torch.bincount(of_group[is_new])

@@ -290,7 +290,7 @@ def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], tota
 
 def sharing_window(groups: Sequence[Group], windows: Sequence[Window], total_steps: int) -> tuple[int, int]:
     """The steps from which on weights share values, and from which on they share as few as they were asked to."""
-    begin = max((windows[group.config_index].end for group in groups), default=0)
+    begin = max((windows[group.config_index].end for group in groups if windows), default=0)  # none before the start
     return begin, (begin + total_steps) // 2
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..runtimes.export_report import ExportReport
     from ..saved.removed import Removed
     from ..saved.report import Report
+    from ..saved.zeros import TensorReport
     from ..structure.chosen import Chosen
 
 # How many tensors are named of those that add most to the loss.
@@ -110,16 +111,21 @@ def print_plan(plan: "Plan") -> None:
     if plan.units:
         _print_planned_units(plan)
     of_model = plan.final_sparsity * plan.weights / max(plan.all_weights, 1)
+    tensors = sum(tensor.counted for tensor in plan.tensors)
     console.print(
-        f"{_number(len(plan.tensors), 'tensor')} with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
+        f"{_number(tensors, 'tensor')} with {plan.weights:,} of the model's {plan.all_weights:,} weights; "
         f"{_number(len(plan.updates), 'mask update')} in {_number(plan.total_steps, 'step')}; final sparsity "
         f"{plan.final_sparsity:.2%} of these tensors, {of_model:.2%} of the model."
     )
-    if plan.shared_values:
-        numbers = sorted(set(plan.shared_values.values()))
+    if plan.sparsity_left is not None:
         console.print(
-            f"From step {plan.shared_from} on, the weights that are kept share at most "
-            f"{' or '.join(map(str, numbers))} values in {_number(len(plan.shared_values), 'tensor')}."
+            f"That is of removed units and masked weights together; of the weights that are left once the units are "
+            f"cut out, {plan.sparsity_left:.2%} are masked."
+        )
+    if plan.shared_values:
+        console.print(
+            f"From step {plan.shared_from} on, the weights that are kept in "
+            f"{_number(len(plan.shared_values), 'tensor')} share values: {'; '.join(plan.shared_as)}."
         )
 
 
@@ -271,11 +277,11 @@ def _print_removed(removed: "Removed") -> None:
 
 
 def _print_zeros(report: "Report") -> None:
-    shown = [tensor for tensor in report.tensors if tensor.prunable or tensor.prunable is None]
+    shown = [tensor for tensor in report.tensors if tensor.prunable or tensor.prunable is None or tensor.group]
     with_values = any(tensor.shares_values for tensor in shown)
     table = make_table(report.model, "tensor", "shape", "zeros", "sparsity", *(["values"] if with_values else []))
     for tensor in shown:
-        values = [str(tensor.distinct_values) if tensor.shares_values else ""] if with_values else []
+        values = [_values(tensor)] if with_values else []
         figures = [f"{tensor.zeros:,}", f"{tensor.sparsity:.2%}", *values]
         table.add_row(_name(tensor.name), _shape(tensor.shape), *figures)
     console.print(table)
@@ -289,11 +295,19 @@ def _print_zeros(report: "Report") -> None:
         totals.add_row(name, f"{weights:,}", f"{zeros:,}", f"{zeros / max(weights, 1):.2%}")
     console.print(totals)
     if with_values:
-        console.print("\nvalues: the number of distinct values other than zero, where there are few.")
+        groups = sorted({str(tensor.group) for tensor in shown if tensor.values_in_group is not None})
+        where = f", at most, in each {' or '.join(groups)}" if groups else ""
+        console.print(f"\nvalues: the number of distinct values other than zero{where}, where there are few.")
     if report.two_of_four:
         _print_two_of_four(report)
     if report.note:
         console.print(f"\nIt is unknown which tensors are prunable: {report.note}.")
+
+
+def _values(tensor: "TensorReport") -> str:
+    """The number of distinct values of a tensor, or of a group of its weights, where they are few."""
+    number = tensor.distinct_values if tensor.values_in_group is None else tensor.values_in_group
+    return str(number) if tensor.shares_values else ""
 
 
 def _print_two_of_four(report: "Report") -> None:

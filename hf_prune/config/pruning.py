@@ -17,7 +17,7 @@ from ..methods.schedules import SCHEDULES, resolve_step
 from ..methods.scopes import SCOPES
 from ..methods.solvers import SOLVERS
 from ..methods.table import ENTRY_POINTS, find_in_packages, method_names, needs_a_step
-from ..quantise.codebooks import FEWEST_VALUES, MOST_VALUES
+from ..quantise.forms import GRANULARITIES, VALUES, SharedValues, parse_values, shared_values_of
 from .checks import (
     Problem,
     as_path,
@@ -29,6 +29,7 @@ from .checks import (
     why_no_expression,
 )
 from .safe_json import parse_json, read_json
+from .shared_values import problems_of_sharing
 
 CONFIG_NAME = "pruning_config.json"
 
@@ -127,7 +128,14 @@ class PruningConfig:
             and time that a model with enough training may not need.
         shared_values: how many values other than zero the weights of a tensor may have once the last masks are made, 2
             to 256: the weights that are kept are clustered, and trained on as values that they share
-            (docs/shared_values.md). Default None: each keeps a value of its own.
+            (docs/shared_values.md). `int8` and `int4`: the values are -127 to 127, or -7 to 7, times a scale for each
+            row. Default None: each keeps a value of its own.
+        initial_shared_values: how many values weights share at first, up to 256: the number is halved at equal
+            intervals, and is `shared_values` once half of the training that is left is over. Default None:
+            `shared_values` from the start.
+        shared_values_granularity: which weights have values, or a scale, of their own: all of a `tensor`, each `row`
+            (the weights of one output), `rows:R` (R neighbouring rows) or `group:G` (G neighbouring weights of a row).
+            Default None: `tensor`, and `row` for int8 and int4, as most runtimes have it.
         target_speedup: how many times faster than the dense model a forward pass is to be, above 1.
         target_parameters: how many parameters are to be left, or which share of them (below 1).
         target_latency: how many milliseconds a forward pass is to take.
@@ -161,7 +169,11 @@ class PruningConfig:
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
     structure: str | None = field(default=None, metadata={"help": f"None, or one of {', '.join(STRUCTURES)}."})
     reconstruction: str | None = field(default=None, metadata={"help": f"One of {', '.join(RECONSTRUCTIONS)}."})
-    shared_values: int | None = field(default=None, metadata={"help": "Values that the weights of a tensor share."})
+    shared_values: int | str | None = field(default=None, metadata={"help": f"Values of a tensor: {VALUES}."})
+    initial_shared_values: int | None = field(default=None, metadata={"help": "Values that are shared at first."})
+    shared_values_granularity: str | None = field(
+        default=None, metadata={"help": f"What shares values: {GRANULARITIES}."}
+    )
     target_speedup: float | None = field(default=None, metadata={"help": "Times the speed of the dense model."})
     target_parameters: float | None = field(default=None, metadata={"help": "Parameters to be left, or their share."})
     target_latency: float | None = field(default=None, metadata={"help": "Milliseconds of a forward pass."})
@@ -170,6 +182,8 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         numbers_as_floats(self, "sparsity", "initial_sparsity", "begin", "end", "frequency", "penalty_weight", *TARGETS)
+        if (values := parse_values(self.shared_values)) is not None:
+            object.__setattr__(self, "shared_values", values)
         if self.method == "auto":
             object.__setattr__(self, "method", "taylor" if self._given_targets else "magnitude")
         problems = [
@@ -180,7 +194,14 @@ class PruningConfig:
             *self._check_times(),
             *self._check_penalty(),
             *self._check_reconstruction(),
-            *self._check_shared_values(),
+            *problems_of_sharing(
+                self.shared_values,
+                self.initial_shared_values,
+                self.shared_values_granularity,
+                self.structure,
+                bool(self._given_targets),
+                self.adapters,
+            ),
             *self._check_expressions(),
         ]
         if problems:
@@ -377,20 +398,12 @@ class PruningConfig:
                 f"{self.reconstruction!r} with {self.structure!r}",
             )
 
-    def _check_shared_values(self) -> Iterator[Problem]:
-        value = self.shared_values
-        if value is None:
-            return
-        if type(value) is not int or not FEWEST_VALUES <= value <= MOST_VALUES:
-            allowed = f"a whole number from {FEWEST_VALUES} to {MOST_VALUES}, or None"
-            yield "shared_values", f"expected {allowed}, got {value!r}"
-            return
-        beside = "a structure" if self.structure is not None else "a target" if self._given_targets else None
-        if beside is not None:
-            other = "add a configuration for single weights, or one with method 'keep'"
-            yield "shared_values", f"must not be set with {beside}, got {value!r}; {other}"
-        elif self.adapters in ("sparse_base", "sparse_merge"):
-            yield "shared_values", f"must not be set with adapters={self.adapters!r}, got {value!r}"
+    @property
+    def sharing(self) -> SharedValues | None:
+        """Which values the weights that are kept share; None without `shared_values`."""
+        if self.shared_values is None:
+            return None
+        return shared_values_of(self.shared_values, self.shared_values_granularity, self.initial_shared_values)
 
     def _check_expressions(self) -> Iterator[Problem]:
         expressions: list[tuple[str, Any]] = []

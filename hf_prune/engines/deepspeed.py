@@ -24,7 +24,6 @@ class ZeroTwo(Engine):
 
     steps_in_backward = True
     reaches_moments = False
-    writes_weights = False  # they lie in the parameters and in the master weights
 
     def weight(self, parameter: nn.Parameter) -> torch.Tensor:
         """The whole parameter as it is trained: its master weights, or the parameter itself if it is frozen."""
@@ -44,6 +43,20 @@ class ZeroTwo(Engine):
             master = self.weight(parameter)
             zero_masked(master, mask, positions)
             safe_set_full_fp32_param(parameter, master)
+
+    @torch.no_grad()
+    def write_weight(self, parameter: nn.Parameter, values: torch.Tensor, mask: torch.Tensor) -> None:
+        """Set the weights to new values, and to zero where they are masked, in the parameter and in its master weights.
+
+        Values that the parameter's type cannot have are rounded in the parameter, but not in its master weights.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        values = values.detach().float().reshape(parameter.shape).clone()
+        zero_masked(values, mask.view_as(values))
+        parameter.detach().copy_(values)
+        if has_master_of_two(parameter):
+            safe_set_full_fp32_param(parameter, values)
 
     @torch.no_grad()
     def mask_moments(
@@ -128,6 +141,20 @@ class ZeroThree(ZeroTwo):
             safe_set_local_fp32_param(parameter, master)
         if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # type: ignore[attr-defined]
             parameter.partition()  # type: ignore[attr-defined]  # it is gathered, and would be used unmasked
+
+    @torch.no_grad()
+    def write_weight(self, parameter: nn.Parameter, values: torch.Tensor, mask: torch.Tensor) -> None:
+        """Set the weights of this process's range to new values (flat), and to zero where they are masked."""
+        from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
+
+        part = self.part(parameter)
+        part.copy_(values.view_as(part))
+        if has_master_of_three(parameter):
+            master = safe_get_local_fp32_param(parameter)
+            valid = _valid(parameter, master)
+            valid.copy_(values.view_as(valid))
+            safe_set_local_fp32_param(parameter, master)
+        self.mask_weight(parameter, mask)
 
     @torch.no_grad()
     def mask_moments(

@@ -28,7 +28,7 @@ class Engine:
     # Whether moments can be zeroed before the first optimizer step.
     reaches_moments = True
 
-    # Whether weights can be set to other values than zero.
+    # Whether weights can be set to other values than zero, by `write_weight`.
     writes_weights = True
 
     def prepare(self, model: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """What configurations prune in a model: the tensors, and the groups in which their weights or units are ranked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..model.adapters import mask_additions
 from ..model.anatomy import has_adapters
 from ..model.layouts import Target
 from ..model.targets import find_targets, left_out_of
+from ..quantise.forms import SharedValues
+from ..saved.zeros import LEAST_ZEROS
 from .plan import Group, make_groups
 from .structures import Structures
 
@@ -30,7 +32,10 @@ class Found:
         kept: names of tensors whose zeros a configuration keeps.
         of_units: names of tensors that only units are removed from, no single weights.
         left_out: parameter name -> why it is not pruned, for weights of layers that are not targets by default.
-        shared_values: parameter name -> how many values the weights share that are kept, where they do.
+        uncounted: names of tensors that the sparsity that is told does not count: none of their weights is asked to be
+            zero. Those are biases and norms of which units are removed, where single weights of other tensors are
+            masked, and, where others are pruned, tensors whose zeros are kept; of these not those that have some.
+        shared_values: parameter name -> which values the weights share that are kept, where they do.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -39,7 +44,8 @@ class Found:
     kept: set[str] = field(default_factory=set)
     of_units: set[str] = field(default_factory=set)
     left_out: dict[str, str] = field(default_factory=dict)
-    shared_values: dict[str, int] = field(default_factory=dict)
+    uncounted: set[str] = field(default_factory=set)
+    shared_values: dict[str, SharedValues] = field(default_factory=dict)
 
 
 def find_groups(model: nn.Module, configs: Sequence[PruningConfig], structures: Structures) -> Found:
@@ -48,7 +54,8 @@ def find_groups(model: nn.Module, configs: Sequence[PruningConfig], structures: 
     Raises TargetError or StructureError if a configuration does not fit the model.
     """
     found = Found()
-    by_weight: set[str] = set()  # names of tensors whose single weights are pruned
+    by_weight: set[str] = set()  # names of tensors whose single weights are pruned, or kept as they are
+    pruned: set[str] = set()  # names of tensors that lose weights or units
     for index, config in enumerate(configs):
         if config.has_target:
             continue
@@ -66,16 +73,29 @@ def find_groups(model: nn.Module, configs: Sequence[PruningConfig], structures: 
             found.adapters.update(target.name for target in targets)
         if config.method == "keep":
             found.kept.update(target.name for target in targets)
+        else:
+            pruned.update(target.name for target in targets)
         if config.shared_values is not None:
             _check_sharing(model, config)
-            most = config.shared_values
-            found.shared_values |= {one.name: min(found.shared_values.get(one.name, most), most) for one in targets}
+            for target in targets:
+                found.shared_values[target.name] = _fewer(found.shared_values.get(target.name), config, target)
         if config.adapters == "sparse_merge":
             mask_additions(model, {target.name for target in targets})
     found.of_units -= by_weight
+    found.uncounted = {name for name in found.of_units if by_weight and len(found.targets[name].shape) == 1}
+    found.uncounted |= found.kept - pruned if pruned else set()
     reasons = left_out_of(model) if any(map(_is_by_default, configs)) else {}
     found.left_out = {name: reason for name, reason in reasons.items() if name not in found.targets}
     return found
+
+
+def counted_targets(found: Found, masked: Mapping[str, int]) -> list[Target]:
+    """The tensors that sparsities count, given their numbers of masked weights.
+
+    A tensor whose zeros are kept counts if so many are zero that it was pruned: an unused row of an embedding does not.
+    """
+    pruned_before = {name for name in found.kept if masked[name] >= found.targets[name].weights * LEAST_ZEROS}
+    return [one for name, one in found.targets.items() if name not in found.uncounted or name in pruned_before]
 
 
 def check_in_training(config: PruningConfig) -> None:
@@ -102,6 +122,21 @@ def _check_sharing(model: nn.Module, config: PruningConfig) -> None:
             "cannot be used for the weights under adapters, which are saved without them, got "
             f"{config.shared_values!r}; merge the adapters first, or use adapters='sparse_adapters'",
         )
+
+
+def _fewer(form: SharedValues | None, config: PruningConfig, target: Target) -> SharedValues:
+    """The values of a configuration for a tensor, or, if fewer, those of the configurations before it."""
+    other = config.sharing
+    assert other is not None
+    if form is None:
+        return other
+    if (form.levels, form.rows, form.columns) != (other.levels, other.rows, other.columns):
+        raise PruningConfigError(
+            "shared_values",
+            f"expected the same kind of values from all configurations of a tensor, got two for {target.name}: those "
+            f"of each {form.words} and of each {other.words}, or whole numbers and others; exclude it from one",
+        )
+    return min(form, other, key=lambda one: one.number)
 
 
 def _is_by_default(config: PruningConfig) -> bool:

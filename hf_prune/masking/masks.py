@@ -30,6 +30,8 @@ class Masks:
             a fused tensor of experts, each expert that is.
 
     Attributes:
+        targets: parameter name -> the tensor, in the model's order.
+        parameters, engine: as above.
         parts: parameter name -> bool tensor, True where a weight is kept: the mask of this process's shard.
         masked: parameter name -> number of masked weights, on all processes together.
         holdings: parameter name -> how this process holds it.
@@ -48,9 +50,8 @@ class Masks:
         trained: Collection[str] = (),
         by_unit: Collection[str] = (),
     ):
-        self._targets = {target.name: target for target in targets}
-        self._parameters = parameters
-        self._engine = engine
+        self.targets = {target.name: target for target in targets}
+        self.parameters, self.engine = parameters, engine
         self.holdings = {name: engine.holding(name, parameter) for name, parameter in parameters.items()}
         self.sharded = any(holding.sharded for holding in self.holdings.values())
         self.all_reduce = all_reduce if self.sharded else alone
@@ -70,16 +71,16 @@ class Masks:
 
     def take(self, parts: Mapping[str, torch.Tensor]) -> None:
         """Replace the masks with these."""
-        self.parts = {name: parts[name].to(parameter.device) for name, parameter in self._parameters.items()}
+        self.parts = {name: parts[name].to(parameter.device) for name, parameter in self.parameters.items()}
         self._masked_here = {name: _count_masked(mask) for name, mask in self.parts.items()}
         self.count(self.parts)
 
     def _unmask_fresh(self, trained: Sequence[str]) -> list[str]:
         """Unmask the tensors and experts of these that are all zeros; returns what is to be said of them."""
         matrices = {
-            name: self.holdings[name].region.slices(self._targets[name].experts)
+            name: self.holdings[name].region.slices(self.targets[name].experts)
             for name in trained
-            if self.masked[name] and self.masked[name] >= self._targets[name].weights // self._targets[name].experts
+            if self.masked[name] and self.masked[name] >= self.targets[name].weights // self.targets[name].experts
         }
         kept = [
             _count_kept(self.parts[name].view(-1)[one]) * self.counts(name)
@@ -120,10 +121,20 @@ class Masks:
         """Raise PruningStateError if processes that hold the same weights have different masks of these tensors."""
         compare_replicas({name: self.parts[name] for name in names}, self.holdings)
 
+    def not_zero(self, masks: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """How many weights are not zero where these masks are False, by tensor, on all processes together."""
+        here = []
+        for name, parameter in self.parameters.items():
+            part = self.engine.part(parameter).reshape(-1)
+            mask = masks[name].to(part.device).reshape(-1)
+            here.append(int(((part != 0) & ~mask).sum()) if self.counts(name) and not part.is_meta else 0)
+        counts = dict(zip(self.parameters, self.add_up(here), strict=True))
+        return {name: count for name, count in counts.items() if count}
+
     def check_finite(self, names: Iterable[str], completed_steps: int) -> None:
         """Raise PruningStateError, naming the tensor, if a weight is NaN or infinite on any process."""
         names = list(dict.fromkeys(names))
-        bad = self.add_up([int(not _is_finite(self._engine.part(self._parameters[name]))) for name in names])
+        bad = self.add_up([int(not _is_finite(self.engine.part(self.parameters[name]))) for name in names])
         for name, is_bad in zip(names, bad, strict=True):
             if is_bad:
                 raise PruningStateError(
@@ -135,7 +146,7 @@ class Masks:
         """A tensor as this process holds it."""
         weight = self._weight(name).reshape(-1)
         return LocalTensor(
-            target=self._targets[name],
+            target=self.targets[name],
             holding=self.holdings[name],
             weight=weight,
             mask=self.for_tensor(name, weight).reshape(-1),
@@ -153,7 +164,7 @@ class Masks:
         return {name: holding.region for name, holding in self.holdings.items()}
 
     def _weight(self, name: str) -> torch.Tensor:
-        return self._engine.weight(self._parameters[name])
+        return self.engine.weight(self.parameters[name])
 
     def add_up(self, numbers: Sequence[int]) -> list[int]:
         """The sums of numbers over all processes, if tensors are sharded; else the numbers."""
@@ -161,7 +172,7 @@ class Masks:
 
     def _check_holdings(self) -> None:
         held = [holding.region.weights * self.counts(name) for name, holding in self.holdings.items()]
-        for target, weights in zip(self._targets.values(), self.add_up(held), strict=True):
+        for target, weights in zip(self.targets.values(), self.add_up(held), strict=True):
             if weights != target.weights:
                 raise PlacementError(
                     f"{target.name}: expected {target.weights} weights on all processes together, got {weights}; this "

@@ -1,6 +1,6 @@
 """`WeightPenalties`: adds the gradients of penalties to those of the weights to prune, shard by shard."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -9,12 +9,10 @@ from ..engines.engine import Engine
 from ..errors import PruningConfigError
 from ..methods.penalties import PENALTIES
 from ..model.layouts import Target
+from ..saved.pruning_state import PruningState
 from .masks import Masks
-from .plan import Group
+from .plan import Group, Window
 from .units import divide, share_units
-
-# The current factor of a group's penalty, from the group's index.
-FactorOf = Callable[[int], float]
 
 
 class WeightPenalties:
@@ -60,16 +58,21 @@ class WeightPenalties:
         self._added.clear()
 
     @torch.no_grad()
-    def add(self, name: str, gradient: torch.Tensor, factor_of: FactorOf, loss_scale: float) -> None:
+    def add(
+        self, name: str, gradient: torch.Tensor, windows: Sequence[Window], state: PruningState, loss_scale: float
+    ) -> None:
         """Add the gradient of a tensor's penalties, times `loss_scale`, to its own, once in an optimizer step.
 
-        `gradient` is of this process's shard; it is changed in place.
+        `gradient` is of this process's shard; it is changed in place. Nothing is done without windows, before the
+        start.
         """
-        if name in self._added:
+        if name in self._added or not windows:
             return
         self._added.add(name)
         for index, group, target in self._members.get(name, ()):
-            factor = factor_of(index)
+            factor = group.penalty_weight(
+                windows[group.config_index], state.completed_steps, state.starts.get(index, 0.0)
+            )
             if factor:
                 added, value = self._penalty(group, target)
                 gradient.add_(added.mul_(factor * loss_scale).to(gradient.device, gradient.dtype).view_as(gradient))

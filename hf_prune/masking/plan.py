@@ -23,6 +23,7 @@ from ..methods.table import needs_a_step, reads_of
 from ..model.layouts import Target
 from ..model.names import named_parameters, plain_model, shape_of
 from ..model.targets import check_expressions
+from ..quantise.forms import SharedValues
 from ..structure.shrink import cut_of
 from ..structure.units import CoupledUnits, Family
 from .selection import alone
@@ -287,10 +288,17 @@ def make_windows(configs: Sequence[PruningConfig], groups: Sequence[Group], tota
     return windows
 
 
+def sharing_window(groups: Sequence[Group], windows: Sequence[Window], total_steps: int) -> tuple[int, int]:
+    """The steps from which on weights share values, and from which on they share as few as they were asked to."""
+    begin = max((windows[group.config_index].end for group in groups if windows), default=0)  # none before the start
+    return begin, (begin + total_steps) // 2
+
+
 @dataclass(frozen=True)
 class PlannedTensor:
     """One tensor of a plan. `masked` is its number of masked weights now; `final_sparsity` is None if a ranking across
-    several tensors will decide it, or what training shows until the update after `decided_at` completed steps."""
+    several tensors will decide it, or what training shows until the update after `decided_at` completed steps.
+    `counted` is whether sparsities count it: not where its weights only share values, for example."""
 
     name: str
     shape: tuple[int, ...]
@@ -298,6 +306,12 @@ class PlannedTensor:
     masked: int
     final_sparsity: float | None
     decided_at: int | None = None
+    counted: bool = True
+
+
+def plan_tensor(target: Target, masked: int, counted: bool) -> PlannedTensor:
+    """A tensor before its final sparsity is planned."""
+    return PlannedTensor(target.name, target.shape, target.weights, masked, None, counted=counted)
 
 
 @dataclass(frozen=True)
@@ -326,11 +340,15 @@ class PlannedUnits:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be pruned, how much and when. `weights` counts those of the targets, `all_weights` the model's.
+    """What would be pruned, how much and when. `weights` counts those of the targets that sparsities count,
+    `all_weights` the model's.
 
     `left_out` maps the names of weights of layers that are not pruned by default to the reason. `units` are those of
-    structures; `weights_left` is the number of parameters of the model without them, see `of_model`. `shared_values`
-    maps the names of tensors to the number of values that their weights share, after the step `shared_from`.
+    structures; `weights_left` is the number of parameters of the model without them, see `of_model`. `sparsity_left` is
+    the share of masked weights of what is left once they are cut out, where single weights are masked too; sparsities
+    are those of removed and masked weights together. `shared_values`
+    maps the names of tensors to the number of values that their weights share, after the step `shared_from`; of each
+    row, or other group, where the words of `shared_as` say so.
     """
 
     tensors: list[PlannedTensor]
@@ -342,7 +360,9 @@ class Plan:
     units: list[PlannedUnits] = field(default_factory=list)
     weights_left: int | None = None
     shared_values: dict[str, int] = field(default_factory=dict)
+    sparsity_left: float | None = None
     shared_from: int | None = None
+    shared_as: Sequence[str] = ()
     _groups: tuple[Group, ...] = field(default=(), repr=False, compare=False)
 
     def of_model(self, model: nn.Module) -> "Plan":
@@ -371,7 +391,16 @@ class Plan:
         """The share of masked weights of all targets after the last update."""
         if self.updates:
             return self.updates[-1].sparsity
-        return sum(tensor.masked for tensor in self.tensors) / max(self.weights, 1)
+        return sum(tensor.masked for tensor in self.tensors if tensor.counted) / max(self.weights, 1)
+
+    def with_sharing(self, forms: Mapping[str, SharedValues], begin: int) -> "Plan":
+        """The same plan with the values that weights of tensors share after `begin` completed steps."""
+        return replace(
+            self,
+            shared_values={name: form.number for name, form in forms.items()},
+            shared_from=begin if forms else None,
+            shared_as=sorted({form.told for form in forms.values()}),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -398,7 +427,9 @@ def make_plan(
     decided_at: dict[str, int] = {}
     starts: dict[int, float] = {}
     updates = []
-    weights = sum(tensor.weights for tensor in tensors)
+    counted = {tensor.name for tensor in tensors if tensor.counted}
+    weights = sum(tensor.weights for tensor in tensors if tensor.counted)
+    asked: dict[str, Fraction] = {}  # the share of masked weights that the last update of a tensor asks for
     dropped_of = {_units_of(group): _dropped_now(group, masked) for group in groups if group.coupled}
     planned_units: dict[_Units, list[PlannedUnits]] = {}
     gone: dict[str, dict[_Units, Fraction]] = {}  # the share of a tensor that goes with the units of each group
@@ -425,6 +456,8 @@ def make_plan(
             starts.setdefault(index, group.share_dropped(dropped))
             if group.allots and index not in allotted:
                 decided_at |= {target.name: window.begin for target in group.members}
+            if step >= window.end:
+                asked |= _shares_asked_for(group, window, tensors, allotted.get(index))
             for pool in group.pools(window, step, starts[index], dropped, allotted=allotted.get(index)):
                 members = [group.members[member] for member in pool.members]
                 of = sum(group.units_of(target) for target in members)
@@ -434,7 +467,8 @@ def make_plan(
                     masked[target.name] = share if len(members) > 1 else max(masked[target.name], share)
                 if len(members) > 1:
                     ranked.update(target.name for target in members)
-        updates.append(PlannedUpdate(step, float(sum(masked.values(), Fraction(0)) / max(weights, 1))))
+        all_masked = sum((masked[name] for name in counted), Fraction(0))
+        updates.append(PlannedUpdate(step, float(all_masked / max(weights, 1))))
     planned = [
         replace(
             tensor,
@@ -444,9 +478,37 @@ def make_plan(
         for tensor in tensors
     ]
     by_unit = tuple(group for group in groups if group.coupled)
+    left = {
+        name: weights_of[name] * math.prod((1 - one for one in gone.get(name, {}).values()), start=Fraction(1))
+        for name in asked.keys() & counted
+    }
+    masked_of_left = sum((asked[name] * of for name, of in left.items()), Fraction(0))
     return Plan(
-        planned, updates, total_steps, weights, all_weights, units=list(chain(*planned_units.values())), _groups=by_unit
+        planned,
+        updates,
+        total_steps,
+        weights,
+        all_weights,
+        units=list(chain(*planned_units.values())),
+        sparsity_left=float(masked_of_left / sum(left.values())) if gone and left else None,
+        _groups=by_unit,
     )
+
+
+def _shares_asked_for(
+    group: Group, window: Window, tensors: Sequence[PlannedTensor], allotted: Sequence[int] | None
+) -> dict[str, Fraction]:
+    """For each tensor of a group of weights the share that is masked in the end, if no units are removed from it."""
+    masked = {tensor.name: tensor.masked for tensor in tensors}
+    weights_a_unit = group.pattern.unit_size * group.pattern.unit_sparsity
+    there = [int(masked[target.name] / weights_a_unit) for target in group.members]
+    shares: dict[str, Fraction] = {}
+    for pool in group.pools(window, window.end, group.share_dropped(there), there, allotted=allotted):
+        members = [group.members[member] for member in pool.members]
+        of = sum(group.units_of(target) for target in members)
+        share = Fraction(pool.count, max(of, 1)) * group.pattern.unit_sparsity
+        shares |= dict.fromkeys((target.name for target in members), share)
+    return shares
 
 
 def _units_of(group: Group) -> _Units:

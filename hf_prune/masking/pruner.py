@@ -3,9 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,20 +13,16 @@ from torch import nn
 from ..config.checks import as_path
 from ..config.pruning import PruningConfig
 from ..engines.choose import engine_of
-from ..engines.optimizers import is_at_step, is_micro_batch, leaves_zeros, zero_masked
-from ..engines.processes import rank
+from ..engines.optimizers import is_at_step, is_micro_batch, zero_masked
 from ..errors import PlacementError, PruningStateError
-from ..methods.scopes import Pool
-from ..model.anatomy import blocks_of
 from ..model.names import named_parameters, shape_of
-from ..model.targets import FROZEN, refuse_reparametrised
-from ..saved.pruning_state import PruningState, load_pruning, save_pruning
-from ..structure.chosen import Chosen, write_chosen
+from ..model.targets import refuse_reparametrised
+from ..saved.pruning_state import PruningState
+from ..structure.chosen import Chosen
 from ..structure.proof import Example
 from ..structure.shrink import Cut
-from .allotting import allot
-from .finding import as_configs, check_model, find_groups, identities
-from .local import LocalTensor
+from .filing import Filing
+from .finding import as_configs, check_model, counted_targets, find_groups, identities
 from .masks import Masks
 from .notices import (
     tell_of_few_units,
@@ -37,21 +32,19 @@ from .notices import (
     tell_of_zeros,
 )
 from .penalty_terms import WeightPenalties
-from .plan import Group, Plan, PlannedTensor, Window, as_steps, make_plan, make_windows
-from .ranking import Change, update_masks
+from .plan import Group, Plan, Window, as_steps, make_plan, make_windows, plan_tensor, sharing_window
 from .readings import Readings
-from .resuming import check_state, check_zeros, continue_schedule
+from .resuming import state_of_what_is_left
 from .searching import Searching
-from .sharing import Sharing, split_residuals
-from .solving import biases_of
+from .sharing import Sharing
 from .structures import SmallerModel, Structures
-from .unit_ranking import update_units
-from .watch import Watch, warn_of_changes
+from .updating import Updates
+from .watch import Watch
+from .zeroing import Zeroing
 
 logger = logging.getLogger(__name__)
 
-# Groups that are ranked at once if tensors are sharded: they share the all-reduces.
-_GROUPS_AT_ONCE = 64
+_NOT_STARTED = "The pruner has not been started: pass total_steps to Pruner, or call start(total_steps)."
 
 
 class Pruner:
@@ -94,7 +87,8 @@ class Pruner:
         configs: the configurations. In place of one with a target there are, once the structure is chosen, those of the
             structures that are removed.
         codebooks: parameter name -> the values that its weights share, ascending (float32, on the CPU); empty before
-            they do, and for a tensor whose configuration has no `shared_values`.
+            they do. A tensor whose configuration has no `shared_values` has none, nor has one of which groups of
+            weights, such as rows, have values of their own.
         penalties: name such as `l1_penalty` -> what was added to the loss in the current optimizer step, for the
             weights that this process counts.
 
@@ -119,7 +113,6 @@ class Pruner:
         self._search = Searching(as_configs(config), get_example)
         self.configs = self._search.configs
         self._state = PruningState()
-        self._told_of_changes = False
         self.total_steps: int | None = None
         self.expected_steps: int | None = None
         self.target_sparsity: float | None = None
@@ -138,7 +131,6 @@ class Pruner:
         self._groups, self.left_out = found.groups, found.left_out
         self._engine = engine_of(model, optimizer)
         self._engine.prepare(model)
-        self._moments_known = self._engine.reaches_moments
         self.parameters = {name: parameter for name, parameter in named_parameters(model) if name in found.targets}
         self.targets = [found.targets[name] for name in self.parameters]
         trained = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
@@ -146,15 +138,21 @@ class Pruner:
         self._masks = Masks(self.targets, self.parameters, self._engine, from_zero, found.of_units)
         self._structures.mask_zero_units(self._groups, self._masks)
         self._structures.pass_by(self._groups, self._masks, model)
+        self._counted = counted_targets(found, self.masked)
         self._fresh = [name for name in self._masks.fresh if name not in found.adapters]
         self._state = PruningState(self.completed_steps)
-        self._gradients_masked: set[str] = set()  # names, since the last optimizer step
         self._readings = Readings(model, self._groups, self.parameters, self._masks, self._engine)
-        self._biases = biases_of(model, self._groups)
+        self._updates = Updates(
+            model, self._groups, self.parameters, self._masks, self._engine, self._readings, self._structures
+        )
         self._penalties = WeightPenalties(self._groups, self.parameters, self._masks, self._engine)
         self._sharing = Sharing(found.shared_values, self.parameters, self._masks, self._engine)
         self._sharing.check_optimizer(optimizer)
         self._watch = Watch()
+        self._zeroing = Zeroing(self.parameters, self._masks, self._engine, self._watch)
+        self._filing = Filing(
+            self._groups, self.left_out, self._masks, self._readings, self._sharing, self._structures, self._watch
+        )
         if not self.targets and self.removed is None and not self._search.waits:
             tell_of_nothing_to_prune()
 
@@ -204,10 +202,7 @@ class Pruner:
         that will be saved is timed, with new weights.
         """
         smaller = self.smaller_model() if self.sharded and self.chosen is not None else None
-        if smaller is not None:
-            self._search.time_as_saved(smaller, next(self.model.parameters()).device)
-        else:
-            self._search.time_again(self.model, self.removed)
+        self._search.time_again(self.model, self.removed, smaller)
         return self.chosen
 
     # ---- The smaller model ----
@@ -215,9 +210,12 @@ class Pruner:
     @property
     def can_shrink(self) -> bool:
         """Whether a structure is pruned whose last units are masked, and which is not cut out yet."""
-        unfinished = set(self._unfinished())
+        return self.total_steps is not None and self._units_are_masked() and not self.sharded
+
+    def _units_are_masked(self) -> bool:
+        """Whether there are units to cut out: a structure is pruned, and its last units are masked."""
         groups = [index for index, group in enumerate(self._groups) if group.coupled]
-        return self.total_steps is not None and bool(groups) and unfinished.isdisjoint(groups) and not self.sharded
+        return bool(groups) and set(self._unfinished()).isdisjoint(groups)
 
     def shrink(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Cut the masked units of structures out of the model, in place: it is smaller and faster from then on.
@@ -238,7 +236,7 @@ class Pruner:
                 "The pruner has not masked all units yet: shrink the model when can_shrink is true, which it is after "
                 f"step {self.last_update_step} at the latest."
                 if self._windows
-                else "The pruner has not been started: pass total_steps to Pruner, or call start(total_steps)."
+                else _NOT_STARTED
             )
         self._go_on_with(*self._structures.cut(self._groups, self._masks, self.model, optimizer))
         self._begin_step()
@@ -264,34 +262,18 @@ class Pruner:
 
         None if no structure is pruned, if it is not finished, or if its units were cut out already.
         """
-        groups = [index for index, group in enumerate(self._groups) if group.coupled]
-        if not groups or not set(self._unfinished()).isdisjoint(groups):
+        if not self._units_are_masked():
             return None
         return self._structures.smaller_model(self._groups, self._masks, self.configs, self.chosen)
 
     def _go_on_with(self, masks: Mapping[str, torch.Tensor], cut: Cut) -> None:
         """Go on with a model out of which units were cut, with these masks."""
-        state, before = self._state, identities(self._groups, cut.name_of)
-        shared = self._sharing.cut(cut)
+        before = identities(self._groups, cut.name_of)
         shapes = {cut.name_of(target.name): target.shape for target in self.targets}
+        state, shared = self._state, self._sharing.cut(cut)
         self.stop_collecting()
         self._attach(self.model)
-        places = {identity: index for index, identity in enumerate(identities(self._groups))}
-        moved = {index: places[identity] for index, identity in enumerate(before) if identity in places}
-        starts = {moved[index]: share for index, share in state.starts.items() if index in moved}
-        allotted = {moved[index]: counts for index, counts in state.allotted.items() if index in moved}
-        for index, group in enumerate(self._groups):
-            if any(shapes.get(target.name) != target.shape for target in group.members):
-                starts.pop(index, None)  # the share of what is left is counted anew
-            if index not in starts or len(allotted.get(index, ())) != len(group.members):
-                allotted.pop(index, None)
-        self._state = replace(
-            state,
-            starts=starts,
-            allotted=allotted,
-            owed={moved[index] for index in state.owed if index in moved},
-            finished={moved[index] for index in state.finished or () if index in moved},
-        )
+        self._state = state_of_what_is_left(state, before, shapes, self._groups)
         self._masks.take({name: masks[name] for name in self.parameters})
         self._sharing.take(*shared)
         self._expect()
@@ -309,12 +291,7 @@ class Pruner:
         A layer that is kept is compared with the same one of the teacher, the last with the last; 0 are the embeddings.
         None where layers are no structure that is pruned, or if the teacher has another number of layers.
         """
-        are_kept = self._structures.layers
-        if are_kept is None or len(are_kept) != layers:
-            return None
-        kept = [index for index, is_kept in enumerate(are_kept) if is_kept]
-        own = list(range(len(kept))) if self.removed is not None else kept
-        return [[0, 0], *([one + 1, other + 1] for one, other in zip(own, [*kept[:-1], layers - 1], strict=True))]
+        return self._structures.layer_pairs(layers)
 
     # ---- When ----
 
@@ -347,8 +324,8 @@ class Pruner:
         tell_of_zeros(self._groups, self.masked, self._fresh)
         tell_of_few_units(self._groups, self._window)
         tell_of_weaker(self._groups)
-        self._masks.check_finite(self._names(range(len(self._groups))), completed_steps)
-        self._mask_moments(optimizer, self.parameters)
+        self._masks.check_finite(self._updates.names(range(len(self._groups))), completed_steps)
+        self._zeroing.mask_moments(optimizer, self.parameters)
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
         self._masks.compare(self.parameters)
@@ -387,7 +364,7 @@ class Pruner:
     def _expect(self) -> None:
         """Compute the target sparsity anew."""
         plan = self.plan()
-        self.target_sparsity = self._with_removed(plan.final_sparsity * plan.weights, plan.weights)
+        self.target_sparsity = self._structures.with_removed(plan.final_sparsity * plan.weights, plan.weights)
 
     def plan(self, total_steps: int | None = None) -> Plan:
         """What would be pruned, how much and when, starting from the current masks. Changes nothing.
@@ -401,15 +378,11 @@ class Pruner:
         total_steps = as_steps(next((steps for steps in known if steps is not None), None))
         self.search()
         windows = make_windows(self.configs, self._groups, total_steps)
-        tensors = [
-            PlannedTensor(target.name, target.shape, target.weights, self.masked[target.name], None)
-            for target in self.targets
-        ]
+        tensors = [plan_tensor(one, self.masked[one.name], one in self._counted) for one in self.targets]
         all_weights = sum(math.prod(shape_of(parameter)) for parameter in self.model.parameters())
         plan = make_plan(self._groups, windows, tensors, total_steps, all_weights, self._state.allotted)
-        shared = self._sharing.numbers
-        begin = max((windows[group.config_index].end for group in self._groups), default=0) if shared else None
-        return replace(plan, left_out=self.left_out, shared_values=shared, shared_from=begin)
+        begin = sharing_window(self._groups, windows, total_steps)[0]
+        return replace(plan, left_out=self.left_out).with_sharing(self._sharing.forms, begin)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Count one completed optimizer step, and update masks if due; call it right after `optimizer.step()`.
@@ -438,22 +411,8 @@ class Pruner:
         Weights that share values get those of the clusters that they are in now.
         """
         self._sharing.check_optimizer(optimizer)
-        names = list(self.parameters)
-        if optimizer is not None and leaves_zeros(optimizer) and self._moments_known:
-            safe = self._engine.trained_by(optimizer, self.parameters.values())
-            names = [
-                name
-                for name, parameter in self.parameters.items()
-                if parameter.requires_grad and not (name in self._gradients_masked and parameter in safe)
-            ]
-            unsafe = set(names)
-            names += self._came_back([name for name in self.parameters if name not in unsafe])
-        if not getattr(optimizer, "step_was_skipped", False):  # by accelerate, for gradients that are not finite
-            self._moments_known = True
-        self.mask_weights(names)
-        self._mask_moments(optimizer, names)
-        self._sharing.step()
-        self._gradients_masked.clear()
+        self._zeroing.after_optimizer_step(optimizer)
+        self._sharing.step(self.completed_steps + 1, self._sharing_window())
         self._penalties.start_step()
 
     def update(self, completed_steps: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
@@ -462,9 +421,7 @@ class Pruner:
         New masks are applied to the weights, and to the moments in the optimizer's state.
         """
         if self.total_steps is None:
-            raise PruningStateError(
-                "The pruner has not been started: pass total_steps to Pruner, or call start(total_steps)."
-            )
+            raise PruningStateError(_NOT_STARTED)
         due = self._due(completed_steps)
         self._readings.end_step(due)
         changed = self._update_groups(due, completed_steps, optimizer)
@@ -476,7 +433,10 @@ class Pruner:
         """Let weights share values, where a configuration says so, once no mask will change any more."""
         if self.at_final_sparsity:
             self._engine.prepare(self.model)
-            self._sharing.begin()
+            self._sharing.begin(self.completed_steps, self._sharing_window())
+
+    def _sharing_window(self) -> tuple[int, int]:
+        return sharing_window(self._groups, self._windows, self.total_steps or 0)
 
     def _due(self, step: int) -> list[int]:
         due = (index for index in self._unfinished() if self._window(self._groups[index]).due(step))
@@ -506,64 +466,18 @@ class Pruner:
 
     def _summing(self) -> list[int]:
         """The groups of units whose scores are added up over steps, because an update follows at or after the next."""
-        return [
-            index
-            for index in self._unfinished()
-            if self._groups[index].coupled and "gradients" in self._groups[index].reads and self._windows
-        ]
+        of_units = (index for index in self._unfinished() if self._groups[index].coupled and self._windows)
+        return [index for index in of_units if "gradients" in self._groups[index].reads]
 
     def _update_groups(self, due: Sequence[int], completed_steps: int, optimizer: torch.optim.Optimizer | None) -> bool:
         if due:
             self._engine.prepare(self.model)
-        self._masks.check_finite(self._names(due), completed_steps)
+        self._masks.check_finite(self._updates.names(due), completed_steps)
         self._state.completed_steps = completed_steps
-        due = self._take_readings(due)
-        changed: list[str] = []
-        for batch in self._batches(due):
-            names = self._update_batch(batch, completed_steps, optimizer)
-            self._masks.count(names)
-            changed += names
-        self._state.finished = (self._state.finished or set()).union(
-            index for index in due if completed_steps >= self._window(self._groups[index]).end
-        )
-        if any(self._groups[index].config.structure in ("layers", "experts", "hidden") for index in due):
-            self._structures.pass_by(self._groups, self._masks, self.model)
+        changed = self._updates.make(due, self._state, self._windows, optimizer, self._zeroing.moments_known)
         self._watch.sample(self.masks, changed)
         self._masks.compare(changed)
         return bool(changed)
-
-    def _take_readings(self, due: Sequence[int]) -> list[int]:
-        """The groups for which all that their methods read was collected; the update of the others is owed."""
-        missing = {index: self._readings.missing(index) for index in due}
-        for index in due:
-            if self._structures.lacks_scores(self._groups[index]):
-                missing[index].update(self._groups[index].read_names)
-        owed = {index for index, names in missing.items() if names}
-        self._state.owed = (self._state.owed - set(due)) | owed
-        if owed:
-            logger.warning(
-                "%s: what the method reads is missing or not finite in this step; its mask is updated in a later one.",
-                min(name for names in missing.values() for name in names),
-            )
-        return [index for index in due if index not in owed]
-
-    def _batches(self, due: Sequence[int]) -> Iterator[list[int]]:
-        """Groups that are ranked at once: one without sharding, several with; never two with a tensor in common."""
-        batch: list[int] = []
-        names: set[str] = set()
-        for index in due:
-            members = set(self._names([index]))
-            if batch and (not self.sharded or len(batch) == _GROUPS_AT_ONCE or names & members):
-                yield batch
-                batch, names = [], set()
-            batch.append(index)
-            names |= members
-        if batch:
-            yield batch
-
-    def _names(self, due: Iterable[int]) -> list[str]:
-        """The names of the tensors in groups."""
-        return [target.name for index in due for target in self._groups[index].members]
 
     def _window(self, group: Group) -> Window:
         return self._windows[group.config_index]
@@ -607,15 +521,9 @@ class Pruner:
 
     @property
     def sparsity(self) -> float:
-        """The share of masked weights among all targets, now."""
-        return self._with_removed(sum(self.masked.values()), sum(target.weights for target in self.targets))
-
-    def _with_removed(self, masked: float, weights: int) -> float:
-        """The share of masked weights, with those that were cut out."""
-        if self.removed is not None:
-            before, left = self.removed["weights"]
-            masked, weights = masked + before - left, max(weights, left) + before - left
-        return masked / max(weights, 1)
+        """The share of masked weights, now, in the tensors that weights or units are taken of."""
+        masked = sum(self.masked[target.name] for target in self._counted)
+        return self._structures.with_removed(masked, sum(target.weights for target in self._counted))
 
     @torch.no_grad()
     def mask_gradients(self, loss_scale: float = 1.0) -> None:
@@ -630,27 +538,16 @@ class Pruner:
         """
         if self._engine.steps_in_backward or is_micro_batch():
             return
-        gradients = {
-            name: self._engine.part(parameter.grad)
-            for name, parameter in self.parameters.items()
-            if parameter.grad is not None
-        }
+        whole = {name: one.grad for name, one in self.parameters.items() if one.grad is not None}
+        gradients = {name: self._engine.part(gradient) for name, gradient in whole.items()}
         self._readings.see_gradients(gradients, loss_scale)
         summing = [self._groups[index] for index in self._summing()]
         self._structures.add_gradients(summing, self._masks, gradients, loss_scale)
         for name, gradient in gradients.items():
             zero_masked(gradient, self._masks.for_tensor(name, gradient))
             self._readings.keep_gradient(name, gradient)  # of the loss, without penalties
-            self._add_penalties(name, gradient, loss_scale)  # zero where weights are masked, thus zero
-        self._gradients_masked.update(self.parameters)
-
-    def _add_penalties(self, name: str, gradient: torch.Tensor, loss_scale: float) -> None:
-        def factor_of(index: int) -> float:
-            group, start = self._groups[index], self._state.starts.get(index, 0.0)
-            return group.penalty_weight(self._window(group), self.completed_steps, start)
-
-        if self._windows:
-            self._penalties.add(name, gradient, factor_of, loss_scale)
+            self._penalties.add(name, gradient, self._windows, self._state, loss_scale)  # zero where masked
+        self._zeroing.gradients_masked.update(self.parameters)
 
     @property
     def penalties(self) -> dict[str, torch.Tensor]:
@@ -673,9 +570,9 @@ class Pruner:
             if name in self._readings.whole_gradients:
                 return  # `mask_gradients` masks it, after it was read
             if self._engine.steps_in_backward:
-                self._add_penalties(name, gradient, loss_scale)
+                self._penalties.add(name, gradient, self._windows, self._state, loss_scale)
             zero_masked(gradient, self._masks.for_tensor(name, gradient))
-            self._gradients_masked.add(name)
+            self._zeroing.gradients_masked.add(name)
 
         return list(self._engine.hook_gradients(self.parameters, edit, optimizer))
 
@@ -688,9 +585,7 @@ class Pruner:
         """Set masked weights to exactly +0.0, in the named tensors or in all."""
         if names is None:
             self._engine.prepare(self.model)
-        for name in self.parameters if names is None else names:
-            parameter = self.parameters[name]
-            self._engine.mask_weight(parameter, self._masks.for_tensor(name, self._engine.part(parameter)))
+        self._zeroing.mask_weights(self.parameters if names is None else names)
 
     def hold_zeros(self) -> int:
         """Set masked weights to zero that something has changed since the last step, such as an EMA, with a warning.
@@ -699,107 +594,9 @@ class Pruner:
         processes together if tensors are sharded. Weights that share values get these again, too.
         """
         self._engine.prepare(self.model)
-        found = self._masked_values(self.masks)
-        if found:
-            self.mask_weights()
-            warn_of_changes(found)
+        found = self._zeroing.hold()
         self._sharing.hold()
-        return sum(found.values())
-
-    def _masked_values(self, masks: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """How many weights are not zero where these masks are False, by tensor, on all processes together."""
-        here = []
-        for name, parameter in self.parameters.items():
-            part = self._engine.part(parameter).reshape(-1)
-            mask = masks[name].to(part.device).reshape(-1)
-            here.append(int(((part != 0) & ~mask).sum()) if self._masks.counts(name) and not part.is_meta else 0)
-        counts = dict(zip(self.parameters, self._masks.add_up(here), strict=True))
-        return {name: count for name, count in counts.items() if count}
-
-    def _came_back(self, names: Iterable[str]) -> list[str]:
-        """Which of these tensors have masked weights that are not zero, in a sample."""
-        if self._engine.steps_in_backward:  # DeepSpeed writes its own master weights into the parameters
-            return []
-        found = self._watch.changed(lambda name: self._engine.part(self.parameters[name]), names)
-        if found and not self._told_of_changes:
-            self._told_of_changes = True
-            parts = {name: self._engine.part(self.parameters[name]) for name in found}
-            warn_of_changes(
-                {name: int(((part != 0) & ~self._masks.for_tensor(name, part)).sum()) for name, part in parts.items()}
-            )
         return found
-
-    def _mask_moments(self, optimizer: torch.optim.Optimizer | None, names: Iterable[str]) -> None:
-        for name in names if self._moments_known else ():
-            parameter = self.parameters[name]
-            self._engine.mask_moments(optimizer, parameter, self._masks.for_tensor(name, self._engine.part(parameter)))
-
-    # ---- How masks are decided ----
-
-    @torch.no_grad()
-    def _update_batch(self, due: Sequence[int], step: int, optimizer: torch.optim.Optimizer | None) -> list[str]:
-        """Update masks, weights and moments of groups; returns the names of the tensors that were ranked."""
-        index_of = {target.name: index for index in due for target in self._groups[index].members}
-        local = {name: self._readings.local(index, name) for name, index in index_of.items()}
-
-        def pools_of(index: int, gone: Sequence[int]) -> list[Pool]:
-            group = self._groups[index]
-            start = self._state.starts.setdefault(index, group.share_dropped(gone))
-            inputs = None if group.coupled else [local[target.name].inputs for target in group.members]
-            if group.allots and index not in self._state.allotted:
-                collected, blocks = self._readings.collected, blocks_of(self.model, [one.name for one in group.members])
-                self._state.allotted[index] = allot(group, local, gone, collected, blocks, self._masks.all_reduce)
-            return group.pools(self._window(group), step, start, gone, inputs, self._state.allotted.get(index))
-
-        changed = []
-        for change in self._changes(due, local, pools_of):
-            name = change.target.name
-            changed.append(name)
-            parameter, mask = self.parameters[name], self.masks[name]
-            self._readings.keep_masked_values(index_of[name], local[name])  # before they are zero
-            if change.values is None:
-                self._engine.mask_weight(parameter, mask, change.positions)
-            else:
-                self._engine.write_weight(parameter, change.values, mask)
-            if change.shift is not None:
-                self._shift_bias(name, change.shift)
-            if self._moments_known:
-                self._engine.mask_moments(optimizer, parameter, mask, change.positions)
-            self._masks.note_change(name, change.positions)
-        return changed
-
-    def _changes(
-        self,
-        due: Sequence[int],
-        local: Mapping[str, LocalTensor],
-        pools_of: Callable[[int, Sequence[int]], list[Pool]],
-    ) -> Iterator[Change]:
-        """Update the masks of groups: of weights, and of units."""
-        of_weights = [index for index in due if not self._groups[index].coupled]
-        groups = [self._groups[index] for index in of_weights]
-        if groups:
-            yield from update_masks(
-                groups, local, lambda place, gone: pools_of(of_weights[place], gone), self._masks.all_reduce
-            )
-        for index in due:
-            if self._groups[index].coupled:
-                given = self._readings.similarity_scores(self._groups[index]) or self._structures.sums
-                yield from update_units(
-                    self._groups[index],
-                    local,
-                    partial(pools_of, index),
-                    self._masks.all_reduce,
-                    given,
-                    biased=self._biases,
-                )
-
-    def _shift_bias(self, name: str, shift: torch.Tensor) -> None:
-        """Add to the bias of the layer that has this weight; masked values stay zero."""
-        bias_name, bias = self._biases[name]
-        part = self._engine.part(bias)
-        part.add_(shift.to(part))
-        if bias_name in self.masks:
-            self._engine.mask_weight(bias, self.masks[bias_name])
 
     # ---- Files ----
 
@@ -820,29 +617,8 @@ class Pruner:
         self._save(directory)
 
     def _save(self, directory: str | os.PathLike) -> None:
-        changed = self._watch.changed(lambda name: self._engine.part(self.parameters[name]), self.parameters)
-        if changed and not self._engine.steps_in_backward:
-            logger.warning(
-                "%s: masked weights of %s are not zero: something has changed them since the last step. Call "
-                "hold_zeros() and save the model again, or it is less sparse than the masks that are saved here.",
-                directory,
-                changed[0],
-            )
-        weights = sum(target.weights for target in self.targets)
-        notes = {"sparsity": sum(self.masked.values()) / max(weights, 1)}  # of the masks, without what was cut out
-        masks, regions = self.masks, None
-        if self.sharded:
-            masks = {name: mask for name, mask in self.masks.items() if self._masks.counts(name) and mask.numel()}
-            regions = self._masks.regions
-        memory = self._readings.memory.saved(masks) if self._remembering() else {}
-        if self.total_steps is not None and self.completed_steps < self.total_steps:
-            memory |= self._sharing.saved_residuals(masks)
-        if not self.sharded or rank() == 0:
-            self._structures.save(as_path(directory))
-            write_chosen(as_path(directory), self.chosen)
-        frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
-        state = replace(self._state, codebooks=self.codebooks)
-        save_pruning(directory, self.configs, state, masks, regions, notes, memory, frozen)
+        goes_on = self.total_steps is not None and self.completed_steps < self.total_steps
+        self._filing.save(directory, self.configs, self._state, self.chosen, bool(self._remembering()), goes_on)
 
     def save_from_all(self, directory: str | os.PathLike, should_save: bool) -> None:
         """Save when all processes call this: every process if tensors are sharded, else those with `should_save`."""
@@ -861,23 +637,9 @@ class Pruner:
         self._load(directory, zeros_loaded=False)
 
     def _load(self, directory: str | os.PathLike, zeros_loaded: bool) -> None:
-        shapes = {target.name: target.shape for target in self.targets}
-        masks, memory, state, sparsity = load_pruning(directory, self.configs, shapes, self._masks.regions)
-        here = sum(mask.numel() - int(mask.sum()) for name, mask in masks.items() if self._masks.counts(name))
-        share = self._masks.add_up([here])[0] / max(sum(target.weights for target in self.targets), 1)
-        check_state(directory, state, sparsity, share, self._groups)
-        self._sharing.check_saved(directory, state.codebooks)
-        if self.total_steps is not None:
-            state = continue_schedule(state, self.configs, self._groups, self._windows, self.total_steps, directory)
-        if zeros_loaded:
-            check_zeros(directory, self._masked_values(masks))
-        self._state = state
-        self._masks.take(masks)
-        residuals, memory = split_residuals(memory)
-        self._readings.memory.take(memory, self.parameters)
-        self._sharing.take(state.codebooks, residuals)
-        self._structures.load(as_path(directory), self._groups)
-        self._structures.pass_by(self._groups, self._masks, self.model)
+        self._state = self._filing.load(
+            directory, self.configs, self._windows, self.total_steps, zeros_loaded, self.model
+        )
         self.mask_weights()
         self._watch.sample(self.masks, self.parameters)
         self._masks.compare(self.parameters)

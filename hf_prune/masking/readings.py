@@ -243,7 +243,7 @@ def _check(group: Group, parameters: Mapping[str, nn.Parameter], masks: Masks, e
     if group.coupled and group.config.reconstruction is not None:
         _check_reconstruction(group, masks, engine)
     solves = group.criterion is None and group.config.structure is None
-    if (solves or group.regrows) and not engine.writes_weights:
+    if (solves or group.regrows) and not _writes_between_steps(engine):
         raise PruningConfigError(
             "method",
             f"methods that write weights cannot be used with DeepSpeed or adapters='sparse_merge', got {method!r}; "
@@ -280,8 +280,13 @@ def check_reads(config: PruningConfig, shows_gradients: bool = True, shows_input
 
 def _check_reconstruction(group: Group, masks: Masks, engine: Engine) -> None:
     """Raise PruningConfigError where the layers that read removed units cannot be solved anew."""
-    if not engine.writes_weights or masks.sharded:
-        way = "where weights are sharded; use DDP" if engine.writes_weights else "with DeepSpeed"
+    if not _writes_between_steps(engine) or masks.sharded:
+        way = "where weights are sharded; use DDP" if _writes_between_steps(engine) else "with DeepSpeed"
         raise PruningConfigError(
             "reconstruction", f"cannot be used {way}, or set none; got {group.config.reconstruction!r}"
         )
+
+
+def _writes_between_steps(engine: Engine) -> bool:
+    """Whether methods may write weights: they read the parameters, and DeepSpeed trains other weights."""
+    return engine.writes_weights and not engine.steps_in_backward

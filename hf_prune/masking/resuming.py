@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..config.pruning import PruningConfig
 from ..errors import PruningStateError
 from ..saved.pruning_state import STATE_NAME, PruningState
+from .finding import identities
 from .plan import Group, Window, make_windows
 
 
@@ -83,3 +85,35 @@ def continue_schedule(
         )
         owed.update(begun)
     return replace(state, total_steps=total_steps, owed=owed, finished=finished)
+
+
+def state_of_what_is_left(
+    state: PruningState,
+    before: Sequence[tuple[Any, ...]],
+    shapes: Mapping[str | None, tuple[int, ...]],
+    groups: Sequence[Group],
+) -> PruningState:
+    """A state after units were cut out of the model, for the groups that are left.
+
+    Args:
+        state: the state until now.
+        before: what the groups were then, as `identities` has it, by the names that tensors have now.
+        shapes: the name that a tensor has now -> the shape that it had.
+        groups: the groups that are left.
+    """
+    places = {identity: index for index, identity in enumerate(identities(groups))}
+    moved = {index: places[identity] for index, identity in enumerate(before) if identity in places}
+    starts = {moved[index]: share for index, share in state.starts.items() if index in moved}
+    allotted = {moved[index]: counts for index, counts in state.allotted.items() if index in moved}
+    for index, group in enumerate(groups):
+        if any(shapes.get(target.name) != target.shape for target in group.members):
+            starts.pop(index, None)  # the share of what is left is counted anew
+        if index not in starts or len(allotted.get(index, ())) != len(group.members):
+            allotted.pop(index, None)
+    return replace(
+        state,
+        starts=starts,
+        allotted=allotted,
+        owed={moved[index] for index in state.owed if index in moved},
+        finished={moved[index] for index in state.finished or () if index in moved},
+    )

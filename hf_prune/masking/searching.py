@@ -122,25 +122,25 @@ class Searching:
             )
         return batch
 
-    def time_again(self, model: nn.Module, removed: dict[str, Any] | None) -> None:
-        """Time the model that is left in turns with a dense one, on the first process; every process must call it."""
-        before = self.chosen
-        if before is None or removed is None:
-            return
-        small = cast(PreTrainedModel, plain_model(model))
-        self._note_times(lambda: time_again(before, small, removed, self._batch()))
+    def time_again(self, model: nn.Module, removed: dict[str, Any] | None, smaller: SmallerModel | None) -> None:
+        """Time the model that is left in turns with a dense one, on the first process; every process must call it.
 
-    def time_as_saved(self, smaller: SmallerModel, device: torch.device) -> None:
-        """The same for a model that is sharded, and becomes smaller when it is saved: one of its sizes is timed."""
+        Of a model that is sharded, and becomes `smaller` when it is saved, one of the sizes is timed.
+        """
         before = self.chosen
         if before is None:
             return
+        if smaller is not None:
+            device = next(model.parameters()).device
 
-        def measure() -> Chosen:
-            small = build_again(smaller.skeleton, before.conditions["dtype"], device)
-            return time_again(before, small, smaller.removed, self._batch())
+            def measure() -> Chosen:
+                small = build_again(smaller.skeleton, before.conditions["dtype"], device)
+                return time_again(before, small, smaller.removed, self._batch())
 
-        self._note_times(measure)
+            self._note_times(measure)
+        elif removed is not None:
+            small = cast(PreTrainedModel, plain_model(model))
+            self._note_times(lambda: time_again(before, small, removed, self._batch()))
 
     def _note_times(self, measure: Callable[[], Chosen]) -> None:
         before = self.chosen

@@ -289,6 +289,21 @@ class Structures:
 
     # ---- Files ----
 
+    def layer_pairs(self, layers: int) -> list[list[int]] | None:
+        """Pairs of hidden states of this model and of one with all layers, as `Pruner.layer_pairs` tells."""
+        if self.layers is None or len(self.layers) != layers:
+            return None
+        kept = [index for index, is_kept in enumerate(self.layers) if is_kept]
+        own = list(range(len(kept))) if self.removed is not None else kept
+        return [[0, 0], *([one + 1, other + 1] for one, other in zip(own, [*kept[:-1], layers - 1], strict=True))]
+
+    def with_removed(self, masked: float, weights: int) -> float:
+        """The share of masked weights, with those that were cut out."""
+        if self.removed is not None:
+            before, left = self.removed["weights"]
+            masked, weights = masked + before - left, max(weights, left) + before - left
+        return masked / max(weights, 1)
+
     def save(self, directory: Path) -> None:
         """Write what was cut out, and the scores."""
         directory.mkdir(parents=True, exist_ok=True)

@@ -164,3 +164,21 @@ def ravel(coordinates: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Te
     for coordinate, size in zip(coordinates, shape, strict=True):
         flat = flat * size + coordinate
     return flat
+
+
+def group_indices(indices: torch.Tensor, target: Target, rows: int | None, columns: int | None) -> torch.Tensor:
+    """The index of the group of each weight of a tensor, given by its flat index (both int64).
+
+    A group is `rows` neighbouring rows of a matrix, `columns` neighbouring weights of each, and all of them for None.
+    Groups end with their matrix; they are numbered matrix by matrix, from top to bottom and left to right.
+    """
+    if rows is None:
+        return torch.zeros_like(indices)
+    _, height, width = target.matrices
+    coordinates = torch.unravel_index(indices, target.shape)
+    if len(target.shape) == 1:
+        batch, row, column = torch.zeros_like(indices), torch.zeros_like(indices), indices
+    else:
+        batch, row, column = matrix_coordinates(coordinates, target)
+    down, across = -(-height // rows), 1 if columns is None else -(-width // columns)
+    return (batch * down + row // rows) * across + (0 if columns is None else column // columns)

@@ -27,6 +27,7 @@ from ..model.anatomy import blocks_of
 from ..model.layouts import Target
 from ..model.names import named_parameters
 from ..model.targets import find_targets
+from ..quantise.forms import SharedValues
 from ..saved.pruning_state import PruningState, save_pruning
 from ..structure.batches import rows_of
 from .counts import counts_of, split_count
@@ -274,6 +275,12 @@ def _checked_run(
     run = _Run(model, config, calibration, batches, targets, groups)
     run.check_reached(leave_unreached)
     fused = [layer.target.name for layer in run.layers.values() if layer.parts > 1]
+    if config.sharing is not None and config.sharing != SharedValues(config.sharing.number):
+        raise PruningConfigError(
+            "shared_values",
+            f"expected a number of values for each tensor at once, got {config.sharing.told}; train on with "
+            "PruningConfig(method='keep', shared_values=...) for others",
+        )
     if config.shared_values is not None and fused:
         raise PruningConfigError(
             "shared_values",

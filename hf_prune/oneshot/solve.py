@@ -12,7 +12,7 @@ from ..methods.damping import Damping, full_precision
 from ..methods.scopes import SCOPES
 from ..methods.solvers import SOLVERS, Problem
 from ..methods.survivors import solve_survivors, wanted_weights
-from ..quantise.codebooks import share
+from ..quantise.codebooks import not_zero, share
 from ..quantise.feeding import share_with_feedback
 from ..quantise.kmeans import kmeans
 from .grams import Moments
@@ -88,7 +88,7 @@ def solve(matrix: Matrix, moments: Moments, config: PruningConfig, calibration: 
         kept, values = _pruned(matrix, wanted, moments, config, damping)
         values = values.masked_fill_(~kept, 0)
         if config.shared_values is not None:
-            values = _shared(values, kept, moments, config.shared_values, damping).masked_fill_(~kept, 0)
+            values = _shared(values, kept, moments, int(config.shared_values), damping).masked_fill_(~kept, 0)
         return Solved(kept, values, _error(values, wanted, moments))
 
 
@@ -125,7 +125,7 @@ def _shared(values: torch.Tensor, kept: torch.Tensor, moments: Moments, number: 
     """The weights with few values: with the products of inputs, later columns make up for what earlier ones lose."""
     if moments.gram is not None:
         return share_with_feedback(values, moments.gram, kept, number, damping)
-    codebook = kmeans(values[kept], number, importance=moments.squares.expand_as(values)[kept])
+    codebook = not_zero(kmeans(values[kept], number, importance=moments.squares.expand_as(values)[kept]))
     return share(values, kept, codebook)
 
 

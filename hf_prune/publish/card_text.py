@@ -15,6 +15,7 @@ from ..methods.reconstructions import RECONSTRUCTIONS
 from ..methods.scopes import SCOPES
 from ..methods.table import words_of
 from ..saved.report import totals_of
+from ..saved.zeros import TensorReport
 from ..structure.chosen import Chosen
 from ..structure.units import words_for
 from .card_explained import Explained, explained_section
@@ -177,7 +178,7 @@ def _method(config: Mapping[str, Any], recorded: Mapping[str, str]) -> str:
 def _how_pruned(figures: Figures, at_once: bool) -> list[str]:
     """A line for each configuration: its method and its target tensors; without a schedule if pruned at once."""
     lines = [_configuration(config, at_once) for config in figures.pruning]
-    lines += [_values_line(figures)] if any(tensor.shares_values for tensor in figures.prunable) else []
+    lines += [_values_line(figures)] if _sharing_tensors(figures) else []
     if not lines and figures.prunable:
         lines.append(f"Prunable tensors: {_DEFAULT_TARGETS}.")
     if figures.frozen:
@@ -191,11 +192,19 @@ def _how_pruned(figures: Figures, at_once: bool) -> list[str]:
 
 
 def _values_line(figures: Figures) -> str:
-    """How many distinct values were counted in the tensors that have few."""
-    sharing = [tensor for tensor in figures.prunable if tensor.shares_values]
-    most = max(tensor.distinct_values or 0 for tensor in sharing)
-    where = "each prunable tensor" if len(sharing) == len(figures.prunable) else f"{len(sharing)} prunable tensors"
+    """How many distinct values were counted in the tensors that have few, or in their groups of weights."""
+    sharing = _sharing_tensors(figures)
+    kind = "prunable tensor" if all(tensor.prunable for tensor in sharing) else "tensor"
+    where = f"each {kind}" if sharing == figures.prunable else f"{len(sharing)} {kind}s"
+    groups = sorted({str(tensor.group) for tensor in sharing if tensor.values_in_group is not None})
+    where = f"each {' or '.join(groups)} of {where}" if groups else where
+    most = max(tensor.values_in_group or tensor.distinct_values or 0 for tensor in sharing)
     return f"Distinct values: at most {most} other than zero in {where}, counted in the saved files."
+
+
+def _sharing_tensors(figures: Figures) -> list[TensorReport]:
+    """The tensors with few values, among the prunable ones and those whose weights were made to share values."""
+    return [tensor for tensor in figures.tensors if (tensor.prunable or tensor.group) and tensor.shares_values]
 
 
 _DEFAULT_TARGETS = (

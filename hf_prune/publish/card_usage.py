@@ -64,10 +64,14 @@ def count_code(figures: Figures, location: str) -> str:
     )
 
 
+# The fields of a configuration that a training which goes on takes over.
+_GO_ON = ("targets", "exclude", "shared_values", "shared_values_granularity")
+
+
 def continue_code(figures: Figures) -> str:
     """How to train on and keep the zeros, and the shared values."""
     choices = [
-        {"method": "keep"} | {name: config.get(name) for name in ("targets", "exclude", "shared_values")}
+        {"method": "keep"} | {name: config.get(name) for name in _GO_ON}
         for config in figures.pruning
         if figures.removed is None or not config.get("structure")
     ] or [{"method": "keep"}]

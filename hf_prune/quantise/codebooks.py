@@ -42,6 +42,14 @@ def share(weight: torch.Tensor, mask: torch.Tensor, codebook: torch.Tensor) -> t
     return shared
 
 
+def not_zero(codebook: torch.Tensor) -> torch.Tensor:
+    """The codebook with the smallest normal number of its type in place of a zero, so that no kept weight becomes zero.
+
+    Numbers stay in ascending order, and no value is added.
+    """
+    return torch.where(codebook == 0, torch.finfo(codebook.dtype).tiny, codebook)
+
+
 def cluster_means(
     values: Sequence[torch.Tensor],
     indices: Sequence[torch.Tensor],

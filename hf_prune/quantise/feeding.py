@@ -3,7 +3,7 @@
 import torch
 
 from ..methods.damping import Damping, factor
-from .codebooks import nearest
+from .codebooks import nearest, not_zero
 from .kmeans import kmeans
 
 # Columns after which those right of them are updated together.
@@ -35,7 +35,7 @@ def share_with_feedback(
         number: how many values there are, at most.
         damping: what is added to the diagonal of the gram matrix.
     """
-    codebook = kmeans(weight[kept], number, importance=gram.diagonal().expand_as(weight)[kept])
+    codebook = not_zero(kmeans(weight[kept], number, importance=gram.diagonal().expand_as(weight)[kept]))
     codebook = codebook.to(weight.device)
     upper = factor(gram.flip(0, 1), damping)[0].flip(0, 1)
     inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper)).to(upper), upper=True)

@@ -2,8 +2,10 @@
 
 import os
 import re
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import transformers
 from transformers import PreTrainedModel
@@ -20,7 +22,16 @@ from ..packed.files import PackedReader, is_packed
 from . import files
 from .removed import Removed, removed_from
 from .skeleton import build_skeleton
-from .zeros import IN_FIRST_MODULE, TensorReport, count_tensors, has_groups, prunable_names, tensors_with_groups
+from .zeros import (
+    IN_FIRST_MODULE,
+    LEAST_ZEROS,
+    TensorReport,
+    count_tensors,
+    has_groups,
+    prunable_names,
+    tensors_with_groups,
+    values_in_groups,
+)
 
 _TWO_OF_FOUR = Pattern("n:m", 2, 4)
 
@@ -130,9 +141,48 @@ class SavedModel(os.PathLike):
         if self.skeleton is not None:
             in_first_module = (self.folder / files.MODULES_NAME).exists()
             prunable = prunable_names(self.skeleton, self.pruning_configs, in_first_module, self.frozen)
-        found = count_tensors(weights, self.skeleton, prunable)
+        tensors, misfit = count_tensors(weights, self.skeleton, prunable)
+        if misfit is None:
+            tensors = self._with_groups(self._without_kept(tensors))
         self._check_unchanged()
-        return found
+        return tensors, misfit
+
+    def _with_groups(self, tensors: list[TensorReport]) -> list[TensorReport]:
+        """The tensors with their numbers of values in groups of weights, where configurations say that these have some.
+
+        Those of a sentence-transformers model, whose names are others in its configurations, are left as they are.
+        """
+        in_first_module = (self.folder / files.MODULES_NAME).exists()
+        for config in self.pruning_configs if self.skeleton is not None and not in_first_module else ():
+            form = config.sharing
+            if form is None:
+                continue
+            targets = find_targets(cast(PreTrainedModel, self.skeleton), config.targets, config.exclude)
+            most: dict[str, int | None] = {target.name: None for target in targets}
+            if form.rows is not None:
+                most |= values_in_groups(self.weight_files, cast(PreTrainedModel, self.skeleton), targets, form)
+            tensors = [
+                replace(one, values_in_group=most[one.name], group=form.words) if one.name in most else one
+                for one in tensors
+            ]
+        return tensors
+
+    def _without_kept(self, tensors: list[TensorReport]) -> list[TensorReport]:
+        """The tensors; where others are pruned, those without zeros whose zeros a configuration keeps are not prunable.
+
+        Such are embeddings whose weights only share values.
+        """
+        others = [config for config in self.pruning_configs if config.method != "keep"]
+        if self.skeleton is None or not others or len(others) == len(self.pruning_configs):
+            return tensors
+        in_first_module = (self.folder / files.MODULES_NAME).exists()
+        pruned = prunable_names(self.skeleton, others, in_first_module, self.frozen)
+        return [
+            replace(one, prunable=False)
+            if one.prunable and one.name not in pruned and one.sparsity < LEAST_ZEROS
+            else one
+            for one in tensors
+        ]
 
     @cached_property
     def missed_patterns(self) -> list[str]:

@@ -16,16 +16,21 @@ from transformers import PreTrainedModel
 from ..config.pruning import PruningConfig
 from ..errors import PackedError, ReportError, StructureError, one_line
 from ..methods.patterns import Pattern
-from ..model.layouts import Target, as_matrices
+from ..model.layouts import Target, as_matrices, group_indices
 from ..model.targets import find_targets
 from ..packed.files import PackedReader, is_packed
 from ..packed.tensors import dense_tensor
-from ..quantise.codebooks import distinct_values
+from ..quantise.codebooks import MOST_VALUES, distinct_values
+from ..quantise.forms import SharedValues
+from ..quantise.groups import distinct_in_groups
 from ..structure.coupled import find_families, select_groups
 from .skeleton import owner_of, owners_of
 
 # Rows read at a time, so that a large embedding is never in memory whole.
 _VALUES_AT_A_TIME = 1 << 24
+
+# The share of zeros from which on a tensor whose zeros are kept counts as pruned.
+LEAST_ZEROS = 0.01
 
 # What parameter names begin with in the list of modules of a sentence-transformers model, for the model in the first.
 IN_FIRST_MODULE = "0.model."
@@ -37,7 +42,9 @@ class TensorReport:
 
     `prunable` is None if the model class is unknown. `saved_as` is the name in the file; of a parameter that is saved
     as several tensors, their names with `*` where they differ. `distinct_values` is the number of distinct values other
-    than zero; None if there are more than 256.
+    than zero; None if there are more than 256. Where a configuration gives groups of weights values of their own,
+    `group` says which, such as `row`, and `values_in_group` is the largest number of distinct values of one; `group` is
+    `tensor` where it gives all of the tensor values to share.
     """
 
     name: str
@@ -47,6 +54,8 @@ class TensorReport:
     prunable: bool | None
     saved_as: str = ""
     distinct_values: int | None = None
+    values_in_group: int | None = None
+    group: str | None = None
 
     @property
     def sparsity(self) -> float:
@@ -55,7 +64,12 @@ class TensorReport:
 
     @property
     def shares_values(self) -> bool:
-        """Whether the weights that are not zero have at most half as many values as there are of them, and few."""
+        """Whether the weights that are not zero have at most half as many values as there are of them, and few.
+
+        Those of a group of weights may be more than half as many: the group may be small.
+        """
+        if self.values_in_group is not None and self.values_in_group <= MOST_VALUES:
+            return True
         return self.distinct_values is not None and 2 * self.distinct_values <= self.weights - self.zeros
 
 
@@ -137,6 +151,26 @@ def _groups_fit(
                 yield target.name, not bool((groups > pattern.rows).any())
 
 
+def values_in_groups(
+    files: Sequence[Path], skeleton: PreTrainedModel, targets: Sequence[Target], form: SharedValues
+) -> dict[str, int]:
+    """For each of these tensors the largest number of distinct values other than zero in a group of weights.
+
+    Tensors that are saved in several parts are not looked at. Reads a tensor at a time.
+    """
+    owners, by_name = owners_of(skeleton), {target.name: target for target in targets}
+    most = {}
+    for file in files:
+        for key, tensor in _whole_tensors(file):
+            target = by_name.get(owner_of(key, owners, skeleton))
+            if target is not None and tuple(tensor.shape) == target.shape:
+                indices = tensor.reshape(-1).nonzero().view(-1)
+                groups = group_indices(indices, target, form.rows, form.columns)
+                numbers = distinct_in_groups(tensor.reshape(-1)[indices], groups)
+                most[target.name] = int(numbers.max()) if len(numbers) else 0
+    return most
+
+
 def _whole_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a file by name, one at a time; packed ones are unpacked."""
     if is_packed(file):
@@ -216,6 +250,8 @@ def prunable_names(
 ) -> set[str]:
     """The names of the tensors that the pruning configurations select, or without any, of the default targets.
 
+    Where single weights are masked, biases and norms of units that were removed are not among them.
+
     `in_first_module`: whether the skeleton is the first module of a sentence-transformers model; `frozen`: the names of
     weights that were left out of the default targets.
 
@@ -225,9 +261,12 @@ def prunable_names(
     if not configs:
         return {target.name for target in find_targets(skeleton)}
     found: set[str] = set()
+    of_weights = any(config.structure is None and not config.has_target for config in configs)
     for config in configs:
         if config.structure is not None:
             names = _with_units(skeleton, config.structure, config)
+            if of_weights:  # biases and norms lose no single weights
+                names = {name for name in names if skeleton.get_parameter(name).ndim > 1}
         elif in_first_module:
             names = _prunable_of_first_module(skeleton, config)
         else:

@@ -49,7 +49,12 @@ def valid_configs(draw, with_no_end=True):
         "exclude": draw(st.lists(expressions, max_size=3)),
         "pruning_seed": draw(st.integers(0, 2**64)),
     }
-    values["shared_values"] = draw(st.none() | st.integers(2, 256))
+    values["shared_values"] = draw(st.none() | st.integers(2, 256) | st.sampled_from(["int8", "int4"]))
+    if values["shared_values"] is not None:
+        granularities = st.sampled_from([None, "tensor", "row", "rows:8", "group:32"])
+        values["shared_values_granularity"] = draw(granularities)
+    if isinstance(values["shared_values"], int):
+        values["initial_shared_values"] = draw(st.none() | st.integers(values["shared_values"], 256))
     kind = draw(st.sampled_from(["keep", "n:m", "block", "unstructured"]))
     if kind == "keep":
         return PruningConfig(method="keep", **values)
@@ -91,6 +96,8 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "structure": None,
         "reconstruction": None,
         "shared_values": None,
+        "initial_shared_values": None,
+        "shared_values_granularity": None,
         "target_speedup": None,
         "target_parameters": None,
         "target_latency": None,
@@ -120,7 +127,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         ("exclude", [[], ["a"], ("a",)]),
         ("overrides", [None, {}, {"a": 0}, '{"a": 0.5}', "{}", "null"]),
         ("pruning_seed", [0, -1, 2**70]),
-        ("shared_values", [None, 2, 16, 256]),
+        ("shared_values", [None, 2, 16, 256, "int8", "int4"]),
     ],
 )
 def test_every_allowed_value_of_every_field_is_taken(field, values):
@@ -149,7 +156,7 @@ def test_every_allowed_value_of_every_field_is_taken(field, values):
         *[("exclude", value, ["list of regular expressions"]) for value in ("a", 3, None)],
         *[("overrides", value, ["mapping", "expression -> sparsity"]) for value in (["a"], 3, 0.5)],
         *[("pruning_seed", value, ["whole number"]) for value in (1.0, "1", None, True)],
-        *[("shared_values", value, ["whole number from 2 to 256"]) for value in (1, 0, 257, 16.0, "16", True)],
+        *[("shared_values", value, ["whole number from 2 to 256"]) for value in (1, 0, 257, 16.0, "1", "int2", True)],
     ],
 )
 def test_a_wrong_value_is_refused_by_field_value_and_what_is_allowed(field, value, allowed):
@@ -301,6 +308,8 @@ def test_all_errors_are_told_at_once():
         "target_parameters": -0.5,
         "target_latency": 0,
         "shared_values": 1,
+        "initial_shared_values": 1,
+        "shared_values_granularity": "column",
         "target_batch_size": 0,
         "target_length": 1.5,
     }

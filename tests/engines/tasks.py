@@ -284,6 +284,35 @@ def shared_from(batches, steps, sharded=False):
     return first, dict(pruner.codebooks), local, pruner.masked
 
 
+def shared_in_groups(fields, sharded=False):
+    """This process's shards of weights that share the values of groups, when they begin to and after a step."""
+    torch.manual_seed(0)
+    model = bert()
+    if sharded:
+        fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    pruner = Pruner(model, PruningConfig(sparsity=0.5, schedule="one_shot", begin=0, **fields), total_steps=10)
+    parts = [{name: pruner._engine.part(one).clone() for name, one in pruner.parameters.items()}]
+    for parameter in pruner.parameters.values():
+        pruner._engine.part(parameter).pow_(3)
+    pruner.after_optimizer_step()
+    parts.append({name: pruner._engine.part(one).clone() for name, one in pruner.parameters.items()})
+    return parts
+
+
+def refusal_of_cut_groups():
+    """What each process says of rows of which it has some columns."""
+    model = nn.Module()
+    torch.manual_seed(0)
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    model.weight = nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Shard(1)]))
+    config = PruningConfig(targets=["weight"], sparsity=0.5, shared_values=4, shared_values_granularity="row")
+    try:
+        Pruner(model, config)
+    except PruningConfigError as error:
+        return str(error)
+    return None
+
+
 def refusal_of_broken_shards(bad_rank):
     """What each process says of shared weights that are not finite on one of them."""
     model = nn.Module()

@@ -34,6 +34,7 @@ from launching import (
 from test_launch import launch as accelerate_launch
 from test_launch import recipe_for
 from test_run import reviews, save_tiny_bert, write_csv
+from test_sharing_on_processes import check_saved_and_resumed
 from transformers import AutoModelForSequenceClassification
 
 from hf_prune.engines.choose import engine_of
@@ -248,6 +249,16 @@ def test_checkpoints_are_complete_and_resumed(trained, stage, tmp_path):
     case = {"engine": f"zero{stage}", "model": "bert", "configs": [GLOBAL], "arguments": {}}
     resumed = launch(3, tmp_path, {"again": case | {"resume": str(directory / name / "checkpoint-5")}})["again"]
     assert_same_to_the_bit(results[name], resumed)
+
+
+@pytest.mark.parametrize(("stage", "bf16"), [(1, False), (2, True), (3, False), (3, True)])
+def test_weights_share_values_in_every_stage_and_resume_to_the_bit(stage, bf16, tmp_path):
+    """The float32 master weights are those of the file too, also where the parameters are bfloat16."""
+    arguments = SAVE | {"bf16": bf16}
+    check_saved_and_resumed({"engine": f"zero{stage}", "arguments": arguments}, tmp_path)
+    whole = torch.load(tmp_path / "whole" / "result.pt", weights_only=True)
+    for name, mask in whole["masks"].items():
+        assert len(whole["weights"][name][mask].unique()) == 4, name
 
 
 @pytest.mark.parametrize("stage", [2, 3])

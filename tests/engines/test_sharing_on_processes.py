@@ -34,6 +34,21 @@ def test_processes_come_to_the_codebooks_of_one(two, sharded):
     assert not all(torch.equal(first[name], codebook) for name, codebook in last.items())
 
 
+@pytest.mark.parametrize(
+    "fields", [{"shared_values": 4, "shared_values_granularity": "row"}, {"shared_values": "int4"}]
+)
+def test_shards_of_rows_have_the_values_of_one_process_to_the_bit(two, fields):
+    results = two.run("shared_in_groups", [[fields, True]] * 2)
+    for step, alone in enumerate(tasks.shared_in_groups(fields)):
+        for name, weight in alone.items():
+            assert torch.equal(torch.cat([of_rank[step][name] for of_rank in results]), weight), name
+
+
+def test_groups_that_are_cut_are_refused_on_every_process(two):
+    for said in two.run("refusal_of_cut_groups", [[], []]):
+        assert "shared_values_granularity: expected groups of weights that lie on one process each, got weight" in said
+
+
 def test_a_shard_that_is_not_finite_stops_every_process(two):
     for said in two.run("refusal_of_broken_shards", [[1], [1]]):
         assert "weight: expected finite weights" in said
@@ -45,23 +60,23 @@ def test_shards_resume_from_their_residuals(two, tmp_path):
         assert any_residual
 
 
+CONFIG = {"sparsity": 0.5, "scope": "global", "begin": 2, "end": 4, "frequency": 1, "shared_values": 4}
+
+
+def check_saved_and_resumed(case, directory):
+    """A training on two processes saves few values, and one that goes on from its checkpoint ends the same."""
+    case = {"model": "bert", "configs": [CONFIG], "compare": False, "arguments": SAVE, "weights_at": [5]} | case
+    launch(2, directory, {"whole": case})
+    results = launch(2, directory, {"resumed": case | {"resume": str(directory / "whole" / "checkpoint-5")}})
+    whole = torch.load(directory / "whole" / "result.pt", weights_only=True)
+    assert_same_to_the_bit(whole, results["resumed"])
+    assert_saved_as_masked(directory / "whole", whole)
+    for folder in ("saved", "checkpoint-5", "checkpoint-10"):
+        report = make_report(directory / "whole" / folder)
+        assert {tensor.distinct_values for tensor in report.prunable} == {4}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_a_trainer_on_processes_saves_few_values_and_resumes_to_the_bit(engine, tmp_path):
-    config = {"sparsity": 0.5, "scope": "global", "begin": 2, "end": 4, "frequency": 1, "shared_values": 4}
-    case = {
-        "engine": engine,
-        "model": "bert",
-        "configs": [config],
-        "compare": False,
-        "arguments": SAVE,
-        "weights_at": [5],
-    }
-    launch(2, tmp_path, {"whole": case})
-    results = launch(2, tmp_path, {"resumed": case | {"resume": str(tmp_path / "whole" / "checkpoint-5")}})
-    whole = torch.load(tmp_path / "whole" / "result.pt", weights_only=True)
-    assert_same_to_the_bit(whole, results["resumed"])
-    assert_saved_as_masked(tmp_path / "whole", whole)
-    for folder in ("saved", "checkpoint-5", "checkpoint-10"):
-        report = make_report(tmp_path / "whole" / folder)
-        assert {tensor.distinct_values for tensor in report.prunable} == {4}
+    check_saved_and_resumed({"engine": engine}, tmp_path)

@@ -417,6 +417,7 @@ def test_a_plan_can_be_written_as_json():
     assert json.loads(json.dumps(plan.to_dict())) == {
         "tensors": [
             {"name": "a", "shape": [2, 2], "weights": 4, "masked": 0, "final_sparsity": 0.5, "decided_at": None}
+            | {"counted": True}
         ],
         "updates": [{"step": 0, "sparsity": 0.0}, {"step": 1, "sparsity": 0.5}],
         "total_steps": 2,
@@ -425,8 +426,10 @@ def test_a_plan_can_be_written_as_json():
         "left_out": {},
         "units": [],
         "weights_left": None,
+        "sparsity_left": None,
         "shared_values": {},
         "shared_from": None,
+        "shared_as": [],
         "final_sparsity": 0.5,
     }
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 from hf_prune import Pruner, PruningCallback, PruningConfig, PruningConfigError, PruningStateError, PruningTrainer
 from hf_prune.masking.sharing import Sharing
 from hf_prune.quantise.codebooks import distinct_values, nearest
+from hf_prune.quantise.forms import SharedValues
 from hf_prune.quantise.kmeans import kmeans
 
 CONFIG = PruningConfig(sparsity=0.5, schedule="linear", begin=2, end=4, frequency=2, shared_values=3)
@@ -340,8 +341,8 @@ def test_an_engine_that_does_not_write_weights_is_refused():
     model, _ = stack_and_inputs()
     pruner = Pruner(model, PruningConfig(sparsity=0.5))
     pruner._engine.writes_weights = False
-    with pytest.raises(PruningConfigError, match=r"shared_values: cannot be used with DeepSpeed"):
-        Sharing({FIRST: 3}, pruner.parameters, pruner._masks, pruner._engine)
+    with pytest.raises(PruningConfigError, match=r"shared_values: cannot be used with adapters='sparse_merge'"):
+        Sharing({FIRST: SharedValues(3)}, pruner.parameters, pruner._masks, pruner._engine)
 
 
 def test_weights_that_are_not_finite_are_refused_by_name():

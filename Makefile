@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart cards test test-all test-deepspeed test-space test-oldest test-newest architectures check docs bench bench-quality bench-structure bench-oneshot bench-size format clean
+.PHONY: quickstart cards test test-all test-deepspeed test-space test-oldest test-newest architectures check docs bench bench-quality bench-structure bench-oneshot bench-size study format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,8 @@ cards: $(VENV)/installed
 		$(BIN)/hf-prune run recipes/$$recipe.yaml output_dir=outputs/$$recipe && \
 		mkdir -p model_cards/$$recipe && \
 		cd outputs/$$recipe/model && \
-		cp -r README.md sparsity.json run_record.json assets ../../../model_cards/$$recipe/ && cd ../../.. || exit 1; \
+		cp -r README.md sparsity.json run_record.json assets ../../../model_cards/$$recipe/ && \
+		{ [ ! -d explain ] || cp -r explain ../../../model_cards/$$recipe/; } && cd ../../.. || exit 1; \
 	done
 
 # Tests are tiny: two at a time on two cores take half of the time, each on one thread. tests/conftest.py has the order.
@@ -132,6 +133,11 @@ bench-oneshot: $(VENV)/installed
 # Accuracy against bytes on disk, over three seeds; continues where it was stopped. The report is in outputs/size.
 bench-size: $(VENV)/installed-optimizers
 	$(BIN)/python benchmarks/size.py
+
+# What pruning does to MiniLM on film reviews at 50 to 95%, explained: trains 21 models, and writes docs/study.md; continues
+# where it was stopped. About an hour of CPU.
+study: $(VENV)/installed
+	$(BIN)/python benchmarks/study.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -2,19 +2,25 @@
 
 All models are pruned from one dense model for each seed, with the training of recipes/quickstart.yaml:
 single weights by magnitude or neurons of feed-forward networks by Taylor scores, 50 to 95% of them, with and without
-distillation from the dense model. Models are kept in outputs/study; run it again to continue.
+distillation from the dense model. Each is explained on the test split beside its dense model. Models are kept in
+outputs/study, and run again it continues; the study is written to docs/study.md.
 """
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from structure import QUICKSTART
+from study_report import Explained, Setting, write_study
 
+from hf_prune.explain.writing import write_explanation
+from hf_prune.publish.explanation import load_explanation
+from hf_prune.recipe.explain_data import data_of
+from hf_prune.recipe.explaining import explain_saved
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.run import run
+from hf_prune.recipe.schema import ExplainSection
 
 WAYS: dict[str, dict[str, Any]] = {
     "weights": {"method": "magnitude", "scope": "global", "begin": 0.05, "end": 0.5},
@@ -24,19 +30,12 @@ WAYS: dict[str, dict[str, Any]] = {
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One pruned model: what is pruned, which share of it, and whether the dense model is its teacher."""
-
-    way: str
-    share: float
-    distilled: bool
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return f"{self.way}-{self.share:.0%}-{'distilled' if self.distilled else 'labels'}-{self.seed}"
+# Kinds of texts that may be harder than others; `negations` is built in, as are length and rarity.
+EXPRESSIONS = {
+    "contrasts": r"(?i)\b(but|however|although|though|yet|despite)\b",
+    "comparisons": r"(?i)\b(more|less|than|too|as \w+ as)\b",
+    "questions": r"\?",
+}
 
 
 def settings_of(seeds: list[int]) -> Iterator[Setting]:
@@ -85,15 +84,29 @@ def train(output: Path, setting: Setting, dense: Path) -> Path:
     return folder / "model"
 
 
+def explain(folder: Path, setting: Setting, dense: Path) -> Explained:
+    """Explain a pruned model beside its dense one on the test split, once."""
+    found = load_explanation(folder)
+    if found is None:
+        recipe = load_recipe(QUICKSTART)
+        explained = ExplainSection(expressions=EXPRESSIONS)
+        found = explain_saved(folder, lambda with_labels: data_of(recipe), explained, dense, costs=False)
+        write_explanation(folder, found)
+    return Explained(setting, found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--output", type=Path, default=Path("outputs", "study"))
+    parser.add_argument("--study", type=Path, default=Path("docs", "study.md"), help="where the study is written")
     options = parser.parse_args()
+    found = []
     for setting in settings_of(options.seeds):
         dense = train_dense(options.output, setting.seed)
-        folder = train(options.output, setting, dense)
-        print(setting.name, folder, flush=True)
+        found.append(explain(train(options.output, setting, dense), setting, dense))
+        print(setting.name, flush=True)
+    write_study(found, options.study)
 
 
 if __name__ == "__main__":

@@ -252,4 +252,4 @@ def test_weights_share_values_from_the_command_line(material, tmp_path):
     assert "at most 8 other than zero" in card
     assert "frantar2023gptq" in card
     [said] = refused(*arguments[:2], tmp_path / "other", *arguments[3:], "--shared-values", 1)
-    assert "shared_values: expected a whole number from 2 to 256, or None, got 1" in said
+    assert "shared_values: expected a whole number from 2 to 256, int8, int4, or None, got 1" in said

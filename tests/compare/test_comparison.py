@@ -2,6 +2,7 @@
 
 import json
 import os
+import os
 import re
 import shutil
 
@@ -260,13 +261,14 @@ def test_the_same_models_give_the_same_bytes(folders, tmp_path):
 def test_the_command_writes_the_page_and_names_the_best(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = tree(folders)
-    said = printed("compare", *both(folders), "--min-sparsity", 0.8)
+    said = printed("compare", *(os.path.relpath(one) for one in both(folders)), "--min-sparsity", 0.8)
     assert "Best accuracy with at least 0.8 sparsity: most, accuracy 0.6000" in said
     assert "hf-prune push" in said
     assert (tmp_path / "comparison" / "index.html").exists()
     assert tree(folders) == before
     page = (tmp_path / "comparison" / "compare.md").read_text(encoding="utf-8")
-    assert f"hf-prune compare {folders / 'half'} {folders / 'most'} --output comparison --min-sparsity 0.8" in page
+    half, most = map(os.path.relpath, both(folders))
+    assert f"hf-prune compare {half} {most} --output comparison --min-sparsity 0.8" in page
 
 
 def test_json_is_printed_and_nothing_is_written(folders, tmp_path, monkeypatch):

@@ -196,8 +196,10 @@ def test_moments_are_summed_in_float32_under_autocast():
     [moments] = statistics.finish().moments.values()
     x = torch.cat(seen)
     centred = x - x.mean(0)
+    expected = centred.T @ centred
     assert moments.tokens == len(x) == 250
-    assert torch.allclose(moments.products.double(), centred.T @ centred, rtol=1e-4, atol=1e-12)
+    rounding = 1e-5 * expected.abs().max()  # of float32; sums in bfloat16 are off by a hundred times as much
+    assert torch.allclose(moments.products.double(), expected, rtol=1e-4, atol=float(rounding))
 
 
 def test_how_many_tokens_were_read_is_logged(caplog):

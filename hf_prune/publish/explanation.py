@@ -3,18 +3,12 @@
 `hf_prune.explain` measures and writes it; pages, cards and comparisons are made from it alone.
 """
 
-import json
 import os
-import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
-from ..config.safe_json import read_json
-from ..errors import RecordError, one_line
-from ..saved.files import SavedFile, write_file
-from .record import Cost, Frozen, Source
+from ..saved.files import SavedFile
+from .record import Cost, Frozen, Source, read_frozen, write_frozen
 
 EXPLANATION_NAME = "explain/explanation.json"
 
@@ -231,29 +225,10 @@ def save_explanation(folder: str | os.PathLike, explanation: Explanation) -> Pat
     """Write `explain/explanation.json` into a saved model's folder. Returns its path."""
     path = Path(folder, EXPLANATION_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(explanation.model_dump(), indent=1, allow_nan=False, ensure_ascii=False)
-    text = re.sub("[\ud800-\udfff]", " ", text)  # halves of pairs of surrogates, which UTF-8 cannot hold
-    write_file(path, f"{text}\n".encode())
+    write_frozen(path, explanation)
     return path
 
 
 def load_explanation(folder: str | os.PathLike) -> Explanation | None:
     """The explanation in a saved model's folder, None if there is none. Raises RecordError, naming the file."""
-    path = Path(folder, EXPLANATION_NAME)
-    try:
-        content = read_json(path)
-        version = content.get("format_version", FORMAT_VERSION)
-        if version == FORMAT_VERSION:
-            return Explanation.model_validate(content)
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        why = "; ".join(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
-        raise RecordError(f"{path}: expected an explanation, got a file that cannot be used: {why}") from error
-    except (ValueError, AttributeError) as error:
-        raise RecordError(
-            f"{path}: expected an explanation, got a file that cannot be read: {one_line(error)}"
-        ) from error
-    raise RecordError(
-        f"{path}: expected format version {FORMAT_VERSION}, got {version!r}; a newer hf-prune may read it"
-    )
+    return read_frozen(Path(folder, EXPLANATION_NAME), Explanation, FORMAT_VERSION, "an explanation")

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -25,6 +25,9 @@ class Frozen(BaseModel):
     """A frozen model of plain values, validated when it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+AnyFrozen = TypeVar("AnyFrozen", bound=Frozen)
 
 
 class Source(Frozen):
@@ -281,30 +284,39 @@ def describe_methods(configs: Sequence[PruningConfig]) -> dict[str, Method]:
 
 def save_record(folder: str | os.PathLike, record: RunRecord) -> None:
     """Write `run_record.json` into the folder."""
-    text = json.dumps(record.model_dump(), indent=1, allow_nan=False, ensure_ascii=False)
-    text = re.sub("[\ud800-\udfff]", " ", text)  # halves of pairs of surrogates, which UTF-8 cannot hold
-    write_file(Path(folder, RECORD_NAME), f"{text}\n".encode())
+    write_frozen(Path(folder, RECORD_NAME), record)
 
 
 def load_record(folder: str | os.PathLike) -> RunRecord | None:
     """The record in a folder, or None if there is none. Raises RecordError, naming the file, if it cannot be used."""
-    path = Path(folder, RECORD_NAME)
+    return read_frozen(Path(folder, RECORD_NAME), RunRecord, FORMAT_VERSION, "the record of a run")
+
+
+def write_frozen(path: Path, content: Frozen) -> None:
+    """Write plain values as JSON."""
+    text = json.dumps(content.model_dump(), indent=1, allow_nan=False, ensure_ascii=False)
+    text = re.sub("[\ud800-\udfff]", " ", text)  # halves of pairs of surrogates, which UTF-8 cannot hold
+    write_file(path, f"{text}\n".encode())
+
+
+def read_frozen(path: Path, kind: type[AnyFrozen], version: int, what: str) -> AnyFrozen | None:
+    """What `write_frozen` has written; None if there is no such file.
+
+    Raises RecordError, which names the file and says `what` was expected there, if it cannot be used.
+    """
     try:
         content = read_json(path)
-        version = content.get("format_version", FORMAT_VERSION)
-        if version == FORMAT_VERSION:
-            return RunRecord.model_validate(content)
+        found = content.get("format_version", version)
+        if found == version:
+            return kind.model_validate(content)
     except FileNotFoundError:
         return None
     except ValidationError as error:
         why = "; ".join(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
-        raise RecordError(f"{path}: expected the record of a run, got a file that cannot be used: {why}") from error
+        raise RecordError(f"{path}: expected {what}, got a file that cannot be used: {why}") from error
     except (ValueError, AttributeError) as error:
-        why = one_line(error)
-        raise RecordError(f"{path}: expected the record of a run, got a file that cannot be read: {why}") from error
-    raise RecordError(
-        f"{path}: expected format version {FORMAT_VERSION}, got {version!r}; a newer hf-prune may read it"
-    )
+        raise RecordError(f"{path}: expected {what}, got a file that cannot be read: {one_line(error)}") from error
+    raise RecordError(f"{path}: expected format version {version}, got {found!r}; a newer hf-prune may read it")
 
 
 _LOWER_IS_BETTER = ("loss", "perplexity", "wer", "cer", "mae", "mse", "rmse")

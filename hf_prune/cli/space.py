@@ -145,8 +145,9 @@ def read_page(
 
 def _print_why_alone(reasons: tuple[str, ...]) -> None:
     """Say why the pruned model is shown without a dense one, and how to name one."""
-    for reason in reasons:
-        console.print(f"The page has no dense model: {reason}. Name one with --dense.", soft_wrap=True)
+    if reasons:
+        why = "; ".join(reason.rstrip(".") for reason in reasons)
+        console.print(f"The page has no dense model: {why}. Name one with --dense.", soft_wrap=True)
 
 
 def _print_plan(plan: "PushPlan") -> None:

@@ -15,6 +15,7 @@ from ..explain.settings import Known, Settings, check_model, check_pair
 from ..explain.writing import write_explanation
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..publish.explanation import Explanation
+from ..publish.explanation_words import summary
 from ..publish.record import load_record
 from ..saved.files import find_model
 from ..saved.model import SavedModel
@@ -144,6 +145,7 @@ def explain_run(recipe: Recipe, dense: Path | None, dtype: torch.dtype, say: Say
         device=str(recipe.training_arguments().device),
     )
     write_explanation(output / "model", explanation)
+    say("\n".join(summary(explanation)))
     return explanation
 
 

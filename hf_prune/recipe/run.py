@@ -24,6 +24,7 @@ from ..oneshot.planning import OneShotPlan
 from ..oneshot.prune import Progress, Pruned, prune
 from ..oneshot.quality import Trial, prune_to_quality
 from ..oneshot.windows import Batch
+from ..publish.card_explained import PAGE_NAME
 from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample, lower_is_better
 from ..publish.redact import without_tokens
@@ -166,6 +167,8 @@ def _run(
     record = write_record(saved, prepared, trainer, target_sparsity, scores, dense_model, generation, say)
     file_bytes = {"dense": SavedModel(dense_folder).file_bytes} if dense_folder is not None else {}
     files = [*([dense_folder] if dense_folder is not None else []), output / "model", output / "results.json"]
+    if recipe.explain is not None:
+        files.append(output / "model" / PAGE_NAME)
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
         dense=dense[""] if dense is not None else None,

@@ -1,5 +1,6 @@
 """The command `hf-prune explain`: what pruning took from a saved model, and what it changed."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ def explain_command(
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of the data set (default: test; train with --test-size).")
+        str | None, typer.Option(help="Split of the data set (default: test, or the only one; train with --test-size).")
     ] = None,
     test_size: Annotated[
         int | None, typer.Option(help="Instead: rows to hold out of the split, as a recipe's test_size.")
@@ -76,9 +77,10 @@ def explain_command(
     with errors_as_lines():
         if not model.is_dir():
             raise ExplainError(f"{model}: expected a folder with a saved model, found nothing")
+        _check_output(output if output is not None else model)
         quiet(data=True)
         from ..explain.writing import write_explanation
-        from ..recipe.explain_data import parse_explained, read_data, section_of
+        from ..recipe.explain_data import errors_of_options, parse_explained, read_data, section_of
         from ..recipe.explaining import explain_saved, find_dense
         from ..recipe.loading import parse_rows
 
@@ -96,38 +98,41 @@ def explain_command(
             raise RecipeError("--validation-size", f"must not be set without --test-size, got {validation_size}")
         if test_size is not None and (training_data is not None or training_split is not None):
             raise RecipeError("--training-data", "must not be set with --test-size: the training rows are the others")
-        section, training = section_of(
-            data,
-            config=data_config,
-            where=parse_rows(where or []),
-            text_column=text_column,
-            label_column=label_column,
-            split=split,
-            test_size=test_size,
-            validation_size=validation_size,
-            split_seed=split_seed,
-            max_length=max_length,
-            training_data=training_data,
-            training_split=training_split,
-        )
-        explanation = explain_saved(
-            model,
-            partial(
-                read_data,
-                section,
+        with errors_of_options():
+            section, training = section_of(
+                data,
+                config=data_config,
+                where=parse_rows(where or []),
+                text_column=text_column,
+                label_column=label_column,
+                split=split,
+                test_size=test_size,
+                validation_size=validation_size,
+                split_seed=split_seed,
+                max_length=max_length,
+                training_data=training_data,
+                training_split=training_split,
+            )
+            explanation = explain_saved(
+                model,
+                partial(read_data, section, explained, training=training, with_training=test_size is not None),
                 explained,
-                training=training,
-                with_training=test_size is not None,
-                slices_key="--slice",
-            ),
-            explained,
-            dense if dense is not None else find_dense(model),
-            dtype=dtype,
-            device=device,
-            costs=not without_costs,
-        )
+                dense if dense is not None else find_dense(model),
+                dtype=dtype,
+                device=device,
+                costs=not without_costs,
+            )
         files = write_explanation(output if output is not None else model, explanation)
     if as_json:
         print(explanation.model_dump_json())
     else:
         print_explanation(explanation, files)
+
+
+def _check_output(folder: Path) -> None:
+    """Raise ExplainError for what is no folder, and where no folder can be made or written into."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ExplainError("--output", f"expected a folder to write into, found a file at {str(nearest)!r}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ExplainError("--output", f"expected a folder to write into, {str(nearest)!r} is not writable")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..publish.explanation import Bin, Calibration
-from .resampling import Bootstrap, estimate
+from .resampling import Bootstrap, estimate, wilson_width
 
 BINS = 15
 
@@ -19,7 +19,9 @@ def calibration_of(log_probabilities: np.ndarray, is_right: np.ndarray, bootstra
     inside = places[:, None] == np.arange(BINS)
     columns = np.concatenate([inside, inside * confidence[:, None], inside & is_right[:, None]], axis=1)
     numbers, confidences, hits = np.split(bootstrap.sums(columns), 3, axis=1)
-    error = estimate(np.abs(confidences - hits).sum(axis=1) / len(is_right), corrects_bias=True)
+    # Where all answers are right, or all wrong, no resample has another accuracy, but other samples may.
+    reach = wilson_width(len(is_right)) if is_right.all() or not is_right.any() else 0.0
+    error = estimate(np.abs(confidences - hits).sum(axis=1) / len(is_right), is_distance=True, reach=reach)
     bins = [
         Bin(
             low=place / BINS,

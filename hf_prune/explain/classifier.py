@@ -12,7 +12,7 @@ from .perturbations import PERTURBATIONS, perturbed
 from .resampling import MODELS, Bootstrap, compared, estimate, gap_between
 from .samples import Reader, Samples, lengths_of
 from .settings import Settings, labels_of
-from .slices import Group, Measured, compare_slices, groups_of_rarity, groups_of_samples, words_of_left_out
+from .slices import Group, Measured, compare_slices, counted_in, groups_of_rarity, groups_of_samples, words_of_left_out
 
 
 def explain_classifier(
@@ -35,8 +35,7 @@ def explain_classifier(
         *(Group("label", name, samples.labels == index) for index, name in enumerate(names)),
     ]
     slices, left_out = compare_slices("accuracy", _measured(groups, asked.is_right), bootstrap, is_share=True)
-    where = "the training texts" if training is not None else "the texts themselves, as no training data were given"
-    notes = [f"How rare tokens are was counted in {where}.", *words_of_left_out(left_out)]
+    notes = words_of_left_out(left_out)
     if answers.agreement is not None and round((1 - answers.agreement.value) * len(samples)) > MOST_FLIPPED:
         notes.append(f"Of the samples that both models answer differently, {MOST_FLIPPED} are listed.")
     fields = {
@@ -44,6 +43,7 @@ def explain_classifier(
         "metrics": tuple(asked.metrics()),
         "answers": answers,
         "slices": tuple(slices),
+        "tokens_counted_in": counted_in(training),
         "gaps": tuple(_gaps(readers, training, asked, settings)) if training is not None else (),
     }
     if settings.perturbs and samples.texts is not None and all(reader.tokenize is not None for reader in readers):

@@ -10,14 +10,14 @@ from .language import AskedTokens, Tokens, ask_tokens, count_tokens
 from .resampling import MODELS, Bootstrap, gap_between
 from .samples import Reader, Row, Samples, lengths_of
 from .settings import Settings
-from .slices import compare_slices, groups_of_samples, words_of_left_out
+from .slices import compare_slices, counted_in, groups_of_samples, words_of_left_out
 
 
 def explain_language_model(
     pruned: Reader, dense: Reader | None, samples: Samples, training: Samples | None, settings: Settings
 ) -> tuple[dict[str, Any], list[str]]:
     """The fields of `Explanation` that are of losses, and what could not be said."""
-    notes = []
+    notes: list[str] = []
     rows = pruned.rows(samples)
     tokens = _ask(pruned, dense, samples, settings)
     bootstrap = Bootstrap(len(samples), settings.resamples, settings.seed)
@@ -25,8 +25,6 @@ def explain_language_model(
     if dense is not None and tokens.agrees is None:
         notes.append("Agreement of tokens and KL are not known: the models have different vocabularies.")
     counted = pruned.rows(training) if training is not None else rows
-    where = "the training texts" if training is not None else "the texts themselves, as no training data were given"
-    notes.append(f"How often tokens occur was counted in {where}.")
     measured = asked.measured(
         groups_of_samples(samples, lengths_of(rows), settings.expressions), asked.groups(count_tokens(counted))
     )
@@ -37,6 +35,7 @@ def explain_language_model(
         "metrics": tuple(asked.metrics()),
         "answers": asked.answers(),
         "slices": tuple(slices),
+        "tokens_counted_in": counted_in(training),
         "gaps": tuple(_gaps(pruned, dense, training, asked, settings)) if training is not None else (),
     }, notes
 

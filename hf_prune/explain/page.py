@@ -209,19 +209,21 @@ def _taken(explanation: Explanation) -> str:
 
 
 def _intervals(explanation: Explanation) -> str:
-    """How intervals were made."""
+    """How intervals were made, and where tokens were counted."""
+    counted = explanation.tokens_counted_in
+    of_tokens = f" How rare tokens are was counted in {counted}." if counted is not None else ""
     if not explanation.resamples:
-        return "There are no intervals: nothing was resampled."
+        return f"There are no intervals: nothing was resampled.{of_tokens}"
     told = (
-        f"Intervals in brackets are those that a bootstrap gives at 95%: the samples were drawn again, with "
-        f"replacement, {explanation.resamples:,} times (seed {explanation.seed})."
+        f"Brackets hold 95% bootstrap intervals: the samples were redrawn with replacement "
+        f"{explanation.resamples:,} times (seed {explanation.seed})."
     )
     if explanation.dense_model is None:
-        return told
+        return told + of_tokens
     told += " Differences are pruned − dense, and both models are compared on the same drawn samples."
     if explanation.slices:
         told += " Whether slices are worse was tested for all of them together, by Holm's method at 5%."
-    return told
+    return told + of_tokens
 
 
 def _style() -> str:

@@ -8,12 +8,10 @@ import numpy as np
 
 from ..publish.explanation import Compared, Estimate, Gap
 
-_NORMAL = NormalDist()
-
 # The order in which figures of both models come.
 MODELS: Sequence[Literal["pruned", "dense"]] = ("pruned", "dense")
 
-_Z = _NORMAL.inv_cdf(0.975)  # of the ends of a 95% interval
+_Z = NormalDist().inv_cdf(0.975)  # of the ends of a 95% interval
 
 # Numbers of a block of resamples that are in memory together.
 _NUMBERS_AT_A_TIME = 1 << 22
@@ -58,12 +56,14 @@ def estimate(
     share_of: int | None = None,
     least: float = 0.0,
     most: float = 1.0,
-    corrects_bias: bool = False,
+    is_distance: bool = False,
+    reach: float = 0.0,
 ) -> Estimate:
     """A figure, the first of the values, and its 95% interval from the others: the same figure on resamples.
 
-    The interval is the percentile interval, or with `corrects_bias`, for figures that are larger on resamples, the
-    bias-corrected one (Efron, 1981). Resamples on which the figure does not exist are left out.
+    The interval is the percentile interval. `is_distance` says that the figure is a mean distance from zero, which is
+    too large by chance, and on resamples again: its interval then reaches as far below it as above, `reach` or
+    more, within `least` and `most`. Resamples on which the figure does not exist are left out.
 
     `share_of` is the number of samples that the figure is a share of, or the difference of two shares:
     where all resamples give the same, as where no sample was answered wrong, the bootstrap knows nothing, and the
@@ -72,16 +72,17 @@ def estimate(
     value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
     if not len(draws):
         return Estimate(value=value)
-    if share_of and draws.min() == draws.max() == value:
-        width = _Z**2 / (share_of + _Z**2)
-        return Estimate(value=value, low=max(value - width, least), high=min(value + width, most))
-    if not corrects_bias:
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return Estimate(value=value, low=float(low), high=float(high))
-    below = np.mean(draws < value) + np.mean(draws == value) / 2
-    shift = _NORMAL.inv_cdf(float(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws))))
-    ends = np.quantile(draws, [_NORMAL.cdf(2 * shift - _Z), _NORMAL.cdf(2 * shift + _Z)])
-    return Estimate(value=value, low=float(ends[0]), high=float(ends[1]))
+    low, high = (float(end) for end in np.quantile(draws, [0.025, 0.975]))
+    are_equal = bool(draws.min() == draws.max() == value)
+    if not is_distance and not (share_of and are_equal):
+        return Estimate(value=value, low=low, high=high)
+    width = wilson_width(share_of) if share_of and are_equal else max(high - value, value - low, reach)
+    return Estimate(value=value, low=max(value - width, least), high=min(value + width, most))
+
+
+def wilson_width(samples: int) -> float:
+    """How far Wilson's (1927) 95% interval reaches for a share that none or all of so many samples have."""
+    return _Z**2 / (samples + _Z**2)
 
 
 def compared(name: str, samples: int, models: Sequence[np.ndarray], is_share: bool = False) -> Compared:

@@ -68,6 +68,11 @@ def groups_of_rarity(rows: Sequence[Sequence[int]], counts: Mapping[int, int]) -
     return [Group("rarity", name, group.inside) for name, group in zip(names, found, strict=True)]
 
 
+def counted_in(training: Samples | None) -> str:
+    """Where it is counted how often each token occurs."""
+    return "the training texts" if training is not None else "the texts themselves, as no training data were given"
+
+
 def groups_of_expressions(texts: Sequence[str], expressions: Mapping[str, str]) -> Iterator[Group]:
     """The samples whose text has each expression somewhere, and those whose text does not."""
     for name, expression in expressions.items():
@@ -89,7 +94,8 @@ def groups_of_samples(samples: Samples, lengths: np.ndarray, expressions: Mappin
 
 def words_of_left_out(slices: int) -> list[str]:
     """A note about slices that are too small."""
-    return [f"Nothing is said of {slices} slices with fewer than {LEAST_SAMPLES} samples."] if slices else []
+    number = f"{slices:,} slice{'' if slices == 1 else 's'}"
+    return [f"Nothing is said of {number} with fewer than {LEAST_SAMPLES} samples."] if slices else []
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,8 @@ class Explanation(Frozen):
     `task` is `text-classification` or `text-generation`. `metric` is the one that slices, gaps and perturbations have:
     `accuracy`, or `loss` (nats a token), of which lower is better. `data` is what it was measured on, `samples` of it;
     `command` measures it again. `resamples` and `seed` are those of the bootstrap. `files` are the hashes of the weight
-    files. For language models, slices are by source, token frequency and position. `notes` say what could not be said.
+    files. For language models, slices are by source, token frequency and position. `tokens_counted_in` says where it
+    was counted how rare tokens are. `notes` say what could not be said.
     """
 
     format_version: int = FORMAT_VERSION
@@ -218,6 +219,7 @@ class Explanation(Frozen):
     gaps: tuple[Gap, ...] = ()
     perturbations: tuple[Perturbed, ...] = ()
     complexity: Complexity
+    tokens_counted_in: str | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -21,7 +21,7 @@ def load_data(
     loaded = _load(section)
     _check_split_names(section)
     _check_columns_differ(columns)
-    train = _part(loaded, "train_split", section.train_split)
+    train = _part(loaded, section, "train_split")
     parts = datasets.DatasetDict(train=_rows(train, "train", section, columns))
     for part in others:
         split, size = getattr(section, f"{part}_split"), getattr(section, f"{part}_size")
@@ -29,7 +29,7 @@ def load_data(
             came = "neither" if split is None else "both"
             raise RecipeError(f"dataset.{part}_split", f"set {part}_split or {part}_size, but not both; got {came}")
         if split is not None:
-            parts[part] = _rows(_part(loaded, f"{part}_split", split), part, section, columns)
+            parts[part] = _rows(_part(loaded, section, f"{part}_split"), part, section, columns)
     if section.validation_size is not None or section.test_size is not None:
         check_texts(datasets.DatasetDict(train=parts["train"]), "text_column", section.text_column)
         parts["train"] = _drop_repeated(parts["train"], section.text_column).shuffle(seed=section.split_seed)
@@ -53,9 +53,17 @@ def load_texts(section: DatasetSection) -> datasets.Dataset:
 def load_rows(section: DatasetSection, columns: Mapping[str, str]) -> datasets.Dataset:
     """The rows of the split `train_split` with only these columns, among them the texts. Raises RecipeError."""
     _check_columns_differ(columns)
-    rows = _rows(_part(_load(section), "train_split", section.train_split), "train", section, columns)
+    rows = _rows(_part(_load(section), section, "train_split"), "train", section, columns)
     check_texts(datasets.DatasetDict(train=rows), "text_column", section.text_column)
     return rows
+
+
+def default_test_split(section: DatasetSection) -> str:
+    """The split to test on where none is named: `test`, or the only one. Raises RecipeError where there are others."""
+    splits = list(_load(section))
+    if "test" not in splits and len(splits) != 1:
+        raise RecipeError("dataset.test_split", f"expected one of {', '.join(splits)}, got none")
+    return "test" if "test" in splits else splits[0]
 
 
 def _load(section: DatasetSection) -> datasets.DatasetDict:
@@ -64,8 +72,11 @@ def _load(section: DatasetSection) -> datasets.DatasetDict:
     try:
         return _open_data(name, section.config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        path = Path(name)
+        if path.is_file() and (not path.stat().st_size or "corresponds to no data" in str(error)):
+            raise RecipeError("dataset.name", f"{path.name} has no rows") from error
         cause = error.__cause__ or error
-        hint = "" if Path(name).exists() else nearest_beside(Path(name))
+        hint = "" if path.exists() else nearest_beside(path)
         raise RecipeError("dataset.name", f"{name}: {first_line(cause)}{hint}") from error
 
 
@@ -98,9 +109,14 @@ def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
-def _part(loaded: datasets.DatasetDict, field: str, split: str) -> datasets.Dataset:
+def _part(loaded: datasets.DatasetDict, section: DatasetSection, field: str) -> datasets.Dataset:
+    """The split that a field names. Raises RecipeError where there is none of that name, or where it has no rows."""
+    split = getattr(section, field)
     if split not in loaded:
         raise RecipeError(f"dataset.{field}", f"expected one of {', '.join(loaded)}, got {split!r}")
+    if not len(loaded[split]):
+        where = f" in {split}" if len(loaded) > 1 else ""
+        raise RecipeError("dataset.name", f"{Path(section.name).name} has no rows{where}")
     return loaded[split]
 
 

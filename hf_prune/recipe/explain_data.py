@@ -1,6 +1,7 @@
 """The rows that a saved model is explained on, as a section of a recipe or the options of a command name them."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,37 @@ import numpy as np
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from ..errors import RecipeError, TargetError
+from ..errors import ExplainError, RecipeError, TargetError
 from ..explain.samples import Samples
 from ..explain.settings import labels_of
 from ..model.expressions import refuse_slow
 from ..publish.record import Source
 from ..publish.sources import describe_dataset
-from .data import check_texts, load_data, load_rows
+from .data import check_texts, default_test_split, load_data, load_rows
 from .loading import why_no_slice
 from .names import package_of
 from .schema import DatasetSection, ExplainSection, Recipe
 
 # On how many of the longest texts expressions are tried, before they are matched with all.
 _TRIED = 200
+
+# Key of a recipe, or argument -> the option of `hf-prune explain` that says the same.
+OPTIONS = {
+    "dataset.name": "--data",
+    "dataset.config": "--data-config",
+    "dataset.train_split": "--split",
+    "dataset.test_split": "--split",
+    "dataset.test_size": "--test-size",
+    "dataset.validation_size": "--validation-size",
+    "dataset.text_column": "--text-column",
+    "dataset.label_column": "--label-column",
+    "dataset.where": "--where",
+    "dataset.max_length": "--max-length",
+    "explain.slices": "--slice",
+    "explain.expressions": "--expression",
+    "data": "--data",
+    "dense": "--dense",
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,24 @@ def _of_options(error: ValidationError) -> RecipeError:
     )
 
 
+@contextlib.contextmanager
+def errors_of_options(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
+    """Name options of a command in problems of recipes and of explanations, in place of keys and fields."""
+    try:
+        yield
+    except (RecipeError, ExplainError) as error:
+        problems = [(options.get(key, key), _with_options(text, options)) for key, text in error.problems]
+        raise type(error)(problems=problems) from error
+
+
+def _with_options(text: str, options: Mapping[str, str]) -> str:
+    """A message that names a field at its beginning, with the option in its place."""
+    beginning = "must differ from "
+    field, comma, rest = text.removeprefix(beginning).partition(",")
+    option = options.get(f"dataset.{field}")
+    return f"{beginning}{option}{comma}{rest}" if text.startswith(beginning) and option is not None else text
+
+
 def section_of(
     name: str,
     *,
@@ -80,11 +117,13 @@ def section_of(
     training_split: str | None,
     **fields: Any,
 ) -> tuple[DatasetSection, DatasetSection | None]:
-    """The section of the data that is explained, and that of the training rows, where they are named by themselves."""
+    """The section of the data that is explained, and that of the training rows, where they are named by themselves.
+
+    The first has no `test_split` where none is named: `read_data` finds it.
+    """
     try:
         if test_size is not None:
             return DatasetSection(name=name, train_split=split or "train", test_size=test_size, **fields), None
-        split = split or "test"
         # Its training split is not read: it only must have another name.
         section = DatasetSection(name=name, test_split=split, train_split=training_split or "", **fields)
     except ValidationError as error:
@@ -101,13 +140,17 @@ def read_data(
     with_labels: bool,
     training: DatasetSection | None = None,
     with_training: bool = False,
-    slices_key: str = "explain.slices",
 ) -> Data:
     """The rows that sections name, with texts, labels and the columns of slices.
 
     `training` names a data set of its own for the training rows, its `train_split`; otherwise they are those of the
-    same data set, if `with_training`. Raises RecipeError as `load_data` does.
+    same data set, if `with_training`. A section of a command without `test_split` is explained on `test`, or on the
+    only split. Raises RecipeError as `load_data` does.
     """
+    if section.test_size is None and section.test_split is None:
+        section = section.model_copy(update={"test_split": default_test_split(section)})
+    if training is not None and (training.name, training.train_split) == (section.name, section.test_split):
+        raise RecipeError("--training-split", f"must differ from --split, got {section.test_split!r} for both")
     columns = {"text_column": section.text_column}
     if with_labels:
         columns["label_column"] = section.label_column
@@ -123,9 +166,10 @@ def read_data(
             test = load_rows(section.model_copy(update={"train_split": section.test_split}), columns)
             own_training = None
     except RecipeError as error:
-        raise RecipeError(problems=[(_key(key, section, slices_key), text) for key, text in error.problems]) from error
+        raise RecipeError(problems=[(_key(key, section), text) for key, text in error.problems]) from error
     if training is not None:
-        own_training = load_rows(training, plain)
+        with errors_of_options({"dataset.name": "--training-data", "dataset.train_split": "--training-split"}):
+            own_training = load_rows(training, plain)
     for part in (test, own_training):
         if part is not None:
             check_texts(datasets.DatasetDict(test=part), "text_column", section.text_column)
@@ -133,10 +177,10 @@ def read_data(
     return Data(section, test, own_training, _source(section, test), _options(section, training, with_training))
 
 
-def _key(key: str, section: DatasetSection, slices_key: str) -> str:
+def _key(key: str, section: DatasetSection) -> str:
     """The key of a problem with data, in a recipe that has the columns of slices and a split under other names."""
     if key.startswith("dataset.slice "):
-        return slices_key
+        return "explain.slices"
     return "dataset.test_split" if key == "dataset.train_split" and section.test_size is None else key
 
 

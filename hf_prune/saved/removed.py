@@ -96,9 +96,11 @@ def removed_from(folder: Path, config: PreTrainedConfig | None) -> Removed | Non
     Raises PruningStateError if the file is broken or is that of another model.
     """
     content = read_structure(folder)
-    if content is None:
-        return None
-    path = folder / STRUCTURE_NAME
+    return removed_in(content, config, folder / STRUCTURE_NAME) if content is not None else None
+
+
+def removed_in(content: Mapping[str, Any], config: PreTrainedConfig | None, path: Path) -> Removed | None:
+    """What was cut out of a model, from what `pruning_structure.json` has of it, as `removed_from`; `path` is its."""
     try:
         removed = _parsed(content)
     except (LookupError, ValueError, TypeError) as error:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..distillation.teachers import find_teacher
-from ..errors import ExplainError
+from ..errors import ExplainError, TeacherError
 from ..explain.explain import explain
 from ..explain.samples import Reader, Row, Samples
 from ..explain.settings import Known, Settings, check_model
@@ -24,6 +24,8 @@ from ..publish.explanation import Explanation
 from ..publish.record import Source
 from ..publish.sources import describe_dataset
 from ..saved.model import SavedModel
+from ..saved.removed import Removed, removed_in
+from ..structure.record import STRUCTURE_NAME
 from .base import TrainerBase
 
 _LABELS = ("labels", "label", "label_ids")
@@ -89,10 +91,11 @@ class ExplainingMixin(TrainerBase):
         known = Known(
             model=Path(str(output_dir or self.args.output_dir)).resolve().name,
             dense_model=_name_of(dense_model, self.teacher_name) if dense is not None else None,
-            data=describe_dataset(data) or Source(name="the evaluation data of the training"),
+            data=describe_dataset(data) or Source(name="the trainer's evaluation data"),
             command="trainer.explain()",
             files=saved.hashes if saved is not None else {},
             file_bytes=saved.file_bytes if saved is not None else None,
+            removed=saved.removed if saved is not None else self._removed_in_memory(model),
             notes=() if saved is not None else ("The model was not saved: bytes are those of its weights in memory.",),
         )
         found = explain(
@@ -107,11 +110,19 @@ class ExplainingMixin(TrainerBase):
             write_explanation(output_dir, found)
         return found
 
+    def _removed_in_memory(self, model: PreTrainedModel) -> Removed | None:
+        """What the pruner has cut out of the model, or read that had been cut out of it."""
+        content = self.pruner.removed if self.pruner is not None else None
+        return removed_in(content, model.config, Path(STRUCTURE_NAME)) if content is not None else None
+
     def _dense_to_explain(self, given: nn.Module | str | os.PathLike | None) -> PreTrainedModel | None:
         """The dense model, where it is: the given one, or the teacher."""
         dense = given if isinstance(given, nn.Module) else self.teacher
         if given is not None and not isinstance(given, nn.Module):
-            dense = cast(Any, find_teacher(given, cast(nn.Module, self.model))).to(self.args.device)
+            try:
+                dense = cast(Any, find_teacher(given, cast(nn.Module, self.model))).to(self.args.device)
+            except TeacherError as error:
+                raise TeacherError(problems=[("dense_model", text) for _, text in error.problems]) from error
         if dense is None:
             return None
         if not isinstance(dense, PreTrainedModel):

@@ -1,6 +1,7 @@
 """`hf-prune explain`: a saved model explained from the command line, and what is refused."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -51,6 +52,11 @@ def material(tmp_path_factory):
     ]
     write_csv(folder / "texts.csv", rows)
     write_csv(folder / "three.csv", [row | {"label": number % 3} for number, row in enumerate(rows)])
+    (folder / "empty.csv").write_text("text,label\n")
+    (folder / "nothing.csv").touch()
+    (folder / "splits").mkdir()
+    for split in ("train", "validation"):
+        write_csv(folder / f"splits/{split}.csv", rows)
     return folder
 
 
@@ -90,7 +96,8 @@ def test_a_language_model_is_explained_and_printed_as_json(material, tmp_path):
 
 def test_texts_are_not_written_unless_they_may_be(material, tmp_path):
     arguments = [material / "bert/pruned", "--dense", material / "bert/dense", "--data", material / "texts.csv"]
-    explained(*arguments, "--split", "train", "--output", tmp_path)
+    explained(*arguments, "--output", tmp_path)  # on the only split
+    assert "--split train" in load_explanation(tmp_path).command
     flipped = load_explanation(tmp_path).answers.flipped
     assert flipped
     assert {one.text for one in flipped} == {None}
@@ -99,10 +106,26 @@ def test_texts_are_not_written_unless_they_may_be(material, tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("bert/pruned", ["--data", "texts.csv"], "dataset.test_split: expected one of train, got 'test'"),
+        ("bert/pruned", ["--data", "texts.csv", "--split", "test"], "--split: expected one of train, got 'test'"),
+        ("bert/pruned", ["--data", "splits"], "--split: expected one of train, validation, got none"),
+        ("bert/pruned", ["--data", "texs.csv"], "--data: expected a file or folder, found nothing at"),
+        ("bert/pruned", ["--data", "empty.csv"], "--data: empty.csv has no rows"),
+        ("bert/pruned", ["--data", "nothing.csv"], "--data: nothing.csv has no rows"),
+        ("bert/pruned", ["--data", "texts.csv", "--training-split", "train"], "--training-split: must differ from"),
+        (
+            "bert/pruned",
+            ["--data", "texts.csv", "--training-data", "no.csv"],
+            "--training-data: expected a file or folder",
+        ),
+        ("bert/pruned", ["--data", "texts.csv", "--where", "kind=c"], "--where: no row of the"),
+        ("bert/pruned", ["--data", "texts.csv", "--text-column", "a"], "--text-column: expected one of text, label,"),
         ("bert/pruned", ["--data", "three.csv"], "expected the labels of the model (LABEL_0, LABEL_1), got 2"),
         ("bert/pruned", ["--data", "texts.csv", "--slice", "nope"], "--slice: expected one of text, label, kind"),
-        ("bert/pruned", ["--data", "texts.csv", "--label-column", "text"], "dataset.text_column: must differ from"),
+        (
+            "bert/pruned",
+            ["--data", "texts.csv", "--label-column", "text"],
+            "--text-column: must differ from --label-column",
+        ),
         ("bert/pruned", ["--data", "texts.csv", "--expression", "w1"], "--expression: expected NAME=REGEX, got 'w1'"),
         ("bert/pruned", ["--data", "texts.csv", "--expression", "a=("], "'(' is not a regular expression"),
         ("bert/pruned", ["--data", "texts.csv", "--resamples", 3], "--resamples: input should be greater than"),
@@ -115,6 +138,21 @@ def test_texts_are_not_written_unless_they_may_be(material, tmp_path):
 def test_what_does_not_fit_is_refused(material, monkeypatch, model, options, message):
     monkeypatch.chdir(material)
     before = tree(material)
-    split = [] if message.startswith("dataset.test_split") else ["--split", "train"]
-    assert message in "\n".join(refused("explain", model, *split, *QUICK, *options))
+    assert message in "\n".join(refused("explain", model, *QUICK, *options))
     assert tree(material) == before
+
+
+@pytest.mark.parametrize("output", ["texts.csv", "texts.csv/explained"])
+def test_a_file_as_output_is_refused_before_anything_is_measured(material, monkeypatch, output):
+    monkeypatch.chdir(material)
+    told = "\n".join(refused("explain", "bert/pruned", "--data", "no such data", *QUICK, "--output", output))
+    assert "--output: expected a folder to write into, found a file at " in told
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_into_is_refused(material, monkeypatch, tmp_path):
+    monkeypatch.chdir(material)
+    tmp_path.chmod(0o500)
+    told = refused("explain", "bert/pruned", "--data", "no such data", *QUICK, "--output", tmp_path / "explained")
+    tmp_path.chmod(0o700)
+    assert "is not writable" in "\n".join(told)

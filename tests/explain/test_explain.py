@@ -14,6 +14,7 @@ from hf_prune import Pruner, PruningConfig
 from hf_prune.errors import ExplainError
 from hf_prune.explain.complexity import energy_of
 from hf_prune.explain.explain import explain
+from hf_prune.explain.page import make_page
 from hf_prune.explain.perturbations import PERTURBATIONS, perturbed
 from hf_prune.explain.samples import Samples
 from hf_prune.explain.settings import Known, Settings, check_model
@@ -95,7 +96,8 @@ def test_an_explanation_of_a_classifier_is_complete(classified):
     )
     assert found.complexity.parameters - found.complexity.nonzero >= sum(one.zeros for one in found.matrices)
     assert [one.layer for one in found.drift] == [0, 1]
-    assert found.notes[0] == "How rare tokens are was counted in the training texts."
+    assert found.tokens_counted_in == "the training texts"
+    assert b"How rare tokens are was counted in the training texts." in make_page(found)
 
 
 def test_a_model_with_units_cut_out_is_explained(tmp_path):
@@ -131,7 +133,7 @@ def test_without_a_dense_model_only_what_is_known_is_said():
     assert {one.is_worse for one in found.slices} == {None}
     values = [one.metric.pruned.value for one in found.slices]
     assert values == sorted(values)
-    assert found.notes[0].endswith("as no training data were given.")
+    assert found.tokens_counted_in.endswith("as no training data were given")
 
 
 def test_other_models_and_samples_are_refused():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hf_prune.explain.calibration import calibration_of
 from hf_prune.explain.resampling import Bootstrap, compared, estimate, gap_between, ratio
 
 
@@ -57,3 +58,25 @@ def test_the_gap_has_the_noise_of_both():
     assert found.gap.value == pytest.approx(found.training.value - found.test.value)
     width = found.gap.high - found.gap.low
     assert width == pytest.approx(2 * 1.96 * np.sqrt(1 / 50 + 1 / 90), rel=0.2)
+
+
+def test_intervals_of_the_calibration_error_hold_it_and_the_true_one():
+    generator = np.random.default_rng(5)
+    held, widths = [], []
+    for _ in range(100):
+        logits = generator.normal(0, 1.5, 60)
+        is_one = generator.random(60) < 1 / (1 + np.exp(-logits))
+        log_ones, log_zeros = -np.log1p(np.exp(-3 * logits)), -np.log1p(np.exp(3 * logits))  # three times too sure
+        found = calibration_of(np.stack([log_zeros, log_ones], 1), (logits > 0) == is_one, Bootstrap(60, 200)).error
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        held.append(found.low <= 0.15 <= found.high)  # 0.15 is the error on 400,000 samples
+        widths.append(found.high - found.low)
+    assert 0.9 <= np.mean(held) <= 0.98
+    assert 0.1 < min(widths) < max(widths) < 0.35
+
+
+def test_the_calibration_error_of_a_model_that_is_always_right_may_be_as_large_as_a_share_may_be():
+    sure = np.random.default_rng(0).uniform(0.99, 0.999, 60)
+    found = calibration_of(np.log(np.stack([sure, 1 - sure], 1)), np.ones(60, bool), Bootstrap(60, 100)).error
+    assert found.low == 0
+    assert found.high == pytest.approx(found.value + 0.0602, abs=1e-4)  # Wilson's for none of 60

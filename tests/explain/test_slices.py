@@ -12,6 +12,7 @@ from hf_prune.explain.slices import (
     groups_of_rarity,
     groups_of_values,
     quarters,
+    words_of_left_out,
 )
 
 
@@ -79,3 +80,9 @@ def test_of_a_loss_more_is_worse():
     parts = [measured("a", before, before + 0.5 + generator.normal(0, 0.1, 40)), measured("b", before, before - 0.5)]
     slices, _ = compare_slices("loss", parts, Bootstrap(40, 200), is_share=False)
     assert [(one.value, one.is_worse) for one in slices] == [("a", True), ("b", False)]
+
+
+def test_one_slice_that_is_too_small_is_one_slice():
+    assert words_of_left_out(0) == []
+    assert words_of_left_out(1) == ["Nothing is said of 1 slice with fewer than 10 samples."]
+    assert words_of_left_out(2) == ["Nothing is said of 2 slices with fewer than 10 samples."]

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from models import bert, bert_examples, llama, training_arguments
+from shrunk import NEURONS
 from text_models import texts, tokenizer
 from transformers import default_data_collator
 
 from hf_prune import PruningConfig, PruningTrainer
-from hf_prune.errors import ExplainError
+from hf_prune.errors import ExplainError, TeacherError
+from hf_prune.explain.page import make_markdown
 from hf_prune.explain.settings import Settings
 from hf_prune.publish.explanation import load_explanation
 from hf_prune.saved.model import SavedModel
@@ -60,6 +62,8 @@ def test_a_language_model_and_a_dense_one_that_was_given(tmp_path):
     assert all(parameter.requires_grad for parameter in dense.parameters())
     assert found.task == "text-generation"
     assert found.dense_model == "the given dense model"
+    page = make_markdown(found, ()).decode()
+    assert "20 texts of the trainer's evaluation data, compared with the given dense model." in page
     assert list((tmp_path / "run").rglob("*")) == []
     assert "not saved" in found.notes[0]
     trainer.model.eval()
@@ -77,6 +81,17 @@ def test_what_cannot_be_explained_is_refused(tmp_path):
         trainer.explain(eval_dataset=[{"text": "a"}] * 12, settings=SETTINGS)
     with pytest.raises(ExplainError, match="slices: expected 40 values for 'kind', got 2"):
         trainer.explain(slices={"kind": [1, 2]}, settings=SETTINGS)
+    with pytest.raises(TeacherError, match=r"^dense_model: cannot open a model at '/nope'"):
+        trainer.explain("/nope", settings=SETTINGS)
     trainer.eval_dataset = {"a": bert_examples()}
     with pytest.raises(ExplainError, match="expected one data set with a length, got dict"):
         trainer.explain(settings=SETTINGS)
+
+
+def test_what_was_cut_out_of_the_model_is_said_from_memory_and_from_the_saved_folder(tmp_path):
+    trainer = trainer_of(tmp_path / "run", pruning_config=NEURONS)
+    trainer.train()
+    in_memory = trainer.explain(bert(), settings=SETTINGS)
+    assert in_memory.removed_words == "75% of the neurons of each layer"
+    saved = trainer.explain(settings=SETTINGS, output_dir=tmp_path / "model")
+    assert saved.removed_words == in_memory.removed_words

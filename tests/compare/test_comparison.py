@@ -158,6 +158,16 @@ def test_models_that_were_measured_on_other_data_are_refused(tmp_path, other, fo
     assert found in str(error.value)
 
 
+def test_models_with_other_test_data_are_refused_where_those_are_told_beside_validation_data(tmp_path):
+    validated = evaluation(0.7, "validation", samples=100)
+    models = [
+        save_compared(tmp_path / "one", 0.5, [evaluation(0.8, samples=150), validated]),
+        save_compared(tmp_path / "other", 0.5, [evaluation(0.9, samples=120), validated]),
+    ]
+    with pytest.raises(CompareError, match=r"one: 150 samples of reviews, .*; other: 120 samples of reviews"):
+        compare_models(read_models(models))
+
+
 def test_models_with_other_metrics_are_refused_unless_a_common_one_is_named(tmp_path):
     first, second = evaluation(0.8), evaluation(0.6, metric="f1")
     both_metrics = second.model_copy(update={"metrics": {"f1": 0.6, "accuracy": 0.7}})

@@ -321,7 +321,7 @@ def describe_data(prepared: Prepared, part: str) -> Source:
 
 
 def _held_out(section: DatasetSection, part: str) -> str:
-    """Which rows a size holds out; those of validation are taken after those of the test split, so they depend on it."""
+    """Which rows a size holds out; those for validation follow those for testing, and depend on them."""
     after = f" after {section.test_size} for testing" if part == "validation" and section.test_size else ""
     size = getattr(section, f"{part}_size")
     return f"{size} rows held out of {section.train_split}{after} with seed {section.split_seed}"

@@ -271,7 +271,7 @@ def test_the_command_writes_the_page_and_names_the_best(folders, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     before = tree(folders)
     said = printed("compare", *(os.path.relpath(one) for one in both(folders)), "--min-sparsity", 0.8)
-    assert "Best accuracy with at least 0.8 sparsity: most, accuracy 0.6000" in said
+    assert "Best accuracy with at least 80% sparsity: most, accuracy 0.6000" in said
     assert "hf-prune push" in said
     assert (tmp_path / "comparison" / "index.html").exists()
     assert tree(folders) == before

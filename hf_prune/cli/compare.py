@@ -25,7 +25,8 @@ MinSparsity = Annotated[
 
 def compare_command(
     models: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders with saved models, or those of recipes' runs.")
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders with saved models, or those of recipes' runs or of sweeps."),
     ],
     output: Annotated[Path, typer.Option(help="The folder to write the page into.")] = Path("comparison"),
     metric: Metric = None,
@@ -54,11 +55,13 @@ def compare_command(
         if not as_json:
             check_output(output)
         options = {"--output": output, "--metric": metric, **limit_options(limits)}
+        read = read_models(models)
+        count = len([model for model in read if model.folder is not None])
         comparison = compare_models(
-            read_models(models),
+            read,
             metric=metric,
             limits=limits,
-            title=f"Comparison of {len(models)} models",
+            title=f"Comparison of {count} models",
             command=command_of(["compare", *map(str, models)], options),
         )
         files = [] if as_json else write_comparison(comparison, output)

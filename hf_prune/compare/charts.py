@@ -1,5 +1,6 @@
 """The charts of a comparison: where each point, tick and line lies, for the page; and the same as a PNG."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from .pareto import Axis
 WIDTH, HEIGHT = 480, 340  # of a chart, in units of its picture
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 30, 24, 58
+
+_MOST_DECIMALS, _LARGE = 6, 1e6  # beyond these, ticks are written with an exponent
 
 _NEAR = 12  # points that are nearer to each other share a label
 
@@ -94,8 +97,10 @@ def _chart(comparison: Comparison, axis: Axis) -> Chart:
         title=f"{measure.name} over {axis.words}",
         x_label=f"{axis.words} ({'← lower' if axis.lower_is_better else 'higher →'} is better)",
         y_label=f"{measure.name} ({measure.part}){', lower is better' if measure.lower_is_better else ''}",
-        x_ticks=tuple((at_x(tick), f"{tick:.3g}" if not axis.is_share else f"{100 * tick:.3g}%") for tick in x_ticks),
-        y_ticks=tuple((at_y(tick), f"{tick:.4g}") for tick in y_ticks),
+        x_ticks=tuple(
+            (at_x(tick), label) for tick, label in zip(x_ticks, _labels(x_ticks, axis.is_share), strict=True)
+        ),
+        y_ticks=tuple((at_y(tick), label) for tick, label in zip(y_ticks, _labels(y_ticks), strict=True)),
         points=_labelled(
             [
                 Point(
@@ -142,6 +147,20 @@ def _ticks(values: Sequence[float], is_share: bool = False) -> list[float]:
     margin = 0.05 * (high - low)
     found = matplotlib.ticker.MaxNLocator(6).tick_values(low - margin, high + margin)
     return [float(tick) for tick in found if not is_share or -1e-9 <= tick <= 1 + 1e-9]
+
+
+def _labels(ticks: Sequence[float], is_share: bool = False) -> list[str]:
+    """What is written at ticks, with as many digits as tell them apart; shares in percent."""
+    factor, unit = (100, "%") if is_share else (1, "")
+    values = [factor * tick for tick in ticks]
+    step, largest = min(high - low for low, high in itertools.pairwise(values)), max(map(abs, values))
+    # Steps are round numbers of two digits at most, such as 2.5.
+    fits = (count for count in range(_MOST_DECIMALS + 1) if math.isclose(round(step, count), step, rel_tol=1e-6))
+    decimals = next(fits, None)
+    if decimals is None or largest >= _LARGE:
+        digits = math.ceil(math.log10(largest / step)) + 2
+        return [f"{value:.{digits}g}{unit}" for value in values]
+    return [f"{round(value, decimals) + 0.0:.{decimals}f}{unit}" for value in values]
 
 
 def draw_png(comparison: Comparison) -> bytes | None:

@@ -98,6 +98,7 @@ class Comparison:
                 for model in self.models
                 if model is not best
                 and model.is_pruned
+                and self.limits.excess(model) == 0
                 and (other := measure.value(model)) is not None
                 and abs(other - value) <= error
             ]

@@ -61,7 +61,8 @@ def find_measure(models: Sequence[ComparedModel], metric: str | None = None) -> 
 
     The metric is `metric`, or the main one of all models. The data are those of the validation split if every model
     that was measured at all was measured on it, so that the test split chooses nothing; or else those of each model's
-    main evaluation. Raises CompareError if models have different metrics or were measured on different data.
+    main evaluation. Raises CompareError if models have different metrics or were measured on different data, those of
+    the test split that are told beside it included.
     """
     measured = [model for model in models if model.evaluations]
     left_out = [model.name for model in models if not model.evaluations]
@@ -73,8 +74,24 @@ def find_measure(models: Sequence[ComparedModel], metric: str | None = None) -> 
     validated = all(evaluation_on(model, VALIDATION) is not None for model in measured)
     chosen = [(evaluation_on(model, VALIDATION) if validated else None) or model.evaluations[0] for model in measured]
     name = _metric(measured, chosen, metric)
+    _refuse_different_data(measured, chosen)
+    first = chosen[0]
+    if first.dataset is None:
+        notes.append(
+            f"The names of the data ({first.part}) are not in the records: whether all models were measured on the "
+            "same is not checked."
+        )
+    on_test = [one for model in measured if (one := evaluation_on(model, "test")) is not None]
+    tested = validated and len(on_test) == len(measured)
+    if tested:
+        _refuse_different_data(measured, on_test)
+    return Measure(name, first.part, _words(_data_of(first)), first.samples, tested), notes
+
+
+def _refuse_different_data(models: Sequence[ComparedModel], evaluations: Sequence[Evaluation]) -> None:
+    """Raise CompareError if one evaluation of each model is not on the same data for all."""
     kinds: dict[tuple, list[str]] = {}
-    for model, evaluation in zip(measured, chosen, strict=True):
+    for model, evaluation in zip(models, evaluations, strict=True):
         kinds.setdefault(_data_of(evaluation), []).append(model.name)
     if len(kinds) > 1:
         lines = [f"{', '.join(names)}: {_words(kind)}" for kind, names in kinds.items()]
@@ -83,14 +100,6 @@ def find_measure(models: Sequence[ComparedModel], metric: str | None = None) -> 
             + "; ".join(lines)
             + ". Compare those of one kind, or evaluate all on the same data"
         )
-    first = chosen[0]
-    if first.dataset is None:
-        notes.append(
-            f"The names of the data ({first.part}) are not in the records: whether all models were measured on the "
-            "same is not checked."
-        )
-    tested = validated and all(evaluation_on(model, "test") is not None for model in measured)
-    return Measure(name, first.part, _words(_data_of(first)), first.samples, tested), notes
 
 
 def _metric(models: Sequence[ComparedModel], evaluations: Sequence[Evaluation], metric: str | None) -> str:

@@ -19,6 +19,11 @@ from ..saved.model import SavedModel
 # Beside the folder `model` of a recipe's run.
 _RESULTS_NAME = "results.json"
 
+# In the folder of a sweep: what tells that it is one, and the folders of its points.
+_SWEEP_NAME, _POINTS_NAME = "sweep.json", "points"
+
+_NO_RECORD = "no record of measurements is beside it"
+
 
 @dataclass(frozen=True)
 class ComparedModel:
@@ -80,20 +85,49 @@ class ComparedModel:
 def read_models(folders: Sequence[str | os.PathLike]) -> list[ComparedModel]:
     """Read saved models, and add the dense models that their records tell of.
 
-    A folder is one of a saved model, or of a recipe's run, whose model is in `model/`. Raises CompareError for a folder
-    that is neither or given twice, ReportError and RecordError for files that cannot be used.
+    A folder is one of a saved model, of a recipe's run, whose model is in `model/`, or of a sweep, which stands for its
+    finished points. A dense model that was trained in the run of another has the measurements in that one's record, if
+    it has none of its own. Raises CompareError for a folder that is none of these or given twice, ReportError and
+    RecordError for files that cannot be used.
     """
+    folders = [one for folder in folders for one in _points_of(folder)]
     saved = [_find(Path(folder)) for folder in folders]
     real = [os.path.realpath(model.folder) for model in saved]
     for index, path in enumerate(real):
         if path in real[:index]:
             raise CompareError(f"{os.fspath(folders[index])}: expected different models, got this one twice")
     names = [_name_of(model.folder) for model in saved]
-    models = [
+    read = [
         _read(model, single_line(name if names.count(name) == 1 else os.fspath(folder)))
         for model, name, folder in zip(saved, names, folders, strict=True)
     ]
-    return [*_dense_of([model for model, _ in models], [dense for _, dense in models]), *(one for one, _ in models)]
+    dense = [one for _, one, _ in read]
+    trained = {os.path.realpath(at): one for _, one, at in read if one is not None and at is not None}
+    models = [_with_record_of(one, trained.get(path)) for (one, _, _), path in zip(read, real, strict=True)]
+    return [*_dense_of(models, dense), *models]
+
+
+def _points_of(folder: str | os.PathLike) -> list[str | os.PathLike]:
+    """The folders of the finished points of a sweep, if a folder is one; or else the folder itself."""
+    if not Path(folder, _SWEEP_NAME).is_file():
+        return [folder]
+    found = sorted(path.parent for path in Path(folder, _POINTS_NAME).glob(f"*/{_RESULTS_NAME}"))
+    if not found:
+        raise CompareError(f"{os.fspath(folder)}: expected a sweep with a finished point, found none")
+    return [*found]
+
+
+def _with_record_of(model: ComparedModel, recorded: ComparedModel | None) -> ComparedModel:
+    """A dense model without a record of its own with what the record of the model pruned from it says."""
+    if recorded is None or model.is_pruned or _NO_RECORD not in model.notes:
+        return model
+    return replace(
+        model,
+        evaluations=recorded.evaluations,
+        costs=recorded.costs,
+        hardware=recorded.hardware,
+        notes=tuple(note for note in model.notes if note != _NO_RECORD),
+    )
 
 
 def _find(folder: Path) -> SavedModel:
@@ -109,12 +143,12 @@ def _name_of(folder: Path) -> str:
     return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
 
 
-def _read(saved: SavedModel, name: str) -> tuple[ComparedModel, ComparedModel | None]:
-    """A model, and the dense model that its record compares it with, if there is one."""
+def _read(saved: SavedModel, name: str) -> tuple[ComparedModel, ComparedModel | None, Path | None]:
+    """A model, and the dense model that its record compares it with and where its run has saved that, if it has."""
     record = load_record(saved)
     notes = []
     if record is None:
-        notes.append("no record of measurements is beside it")
+        notes.append(_NO_RECORD)
     elif record.weights != saved.hashes:
         notes.append("its weights have changed since its record was written, so the measurements are not shown")
         record = None
@@ -135,7 +169,15 @@ def _read(saved: SavedModel, name: str) -> tuple[ComparedModel, ComparedModel | 
         hardware=record.hardware if record is not None else None,
         notes=tuple(notes),
     )
-    return model, _dense_from(record, saved.folder, name) if record is not None else None
+    if record is None:
+        return model, None, None
+    return model, _dense_from(record, saved.folder, name), _dense_folder(record, saved.folder)
+
+
+def _dense_folder(record: RunRecord, folder: Path) -> Path | None:
+    """Where a recipe's run has saved the dense model that it trained; None if it trained none."""
+    is_trained = record.recipe is not None and record.recipe.get("dense", {}) is not None
+    return folder.parent / "dense" if folder.name == "model" and is_trained else None
 
 
 def _dense_from(record: RunRecord, folder: Path, name: str) -> ComparedModel | None:

@@ -32,7 +32,7 @@ from ..trainer.recording import CardInput, record_of
 from .names import package_of, resolve_name
 from .one_shot import describe_calibration
 from .prepare import Prepared
-from .schema import Recipe
+from .schema import DatasetSection, Recipe
 from .tasks import Scores, TextGeneration
 
 Say = Callable[[str], None]
@@ -306,7 +306,7 @@ def describe_data(prepared: Prepared, part: str) -> Source:
     split = getattr(section, f"{part}_split")
     taken = [f"where {column} is {value}" for column, value in section.where.items()]
     if split is None:
-        taken.insert(0, f"rows held out of {section.train_split} with seed {section.split_seed}")
+        taken.insert(0, _held_out(section, part))
     elif part == "train" and (section.test_size or section.validation_size):
         taken.insert(0, f"the other rows of {split}")
     on_hub = known is not None and known.hub_name is not None
@@ -318,3 +318,10 @@ def describe_data(prepared: Prepared, part: str) -> Source:
         split=split if on_hub else None,
         rows=", ".join(taken) or None,
     )
+
+
+def _held_out(section: DatasetSection, part: str) -> str:
+    """Which rows a size holds out; those for validation follow those for testing, and depend on them."""
+    after = f" after {section.test_size} for testing" if part == "validation" and section.test_size else ""
+    size = getattr(section, f"{part}_size")
+    return f"{size} rows held out of {section.train_split}{after} with seed {section.split_seed}"

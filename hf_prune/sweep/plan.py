@@ -18,6 +18,7 @@ from ..recipe.loading import load_recipe
 from ..recipe.schema import COMMAND_LINE, Recipe
 from ..recipe.yaml12 import read_recipe
 from ..trainer.checkpoints import UNFINISHED
+from .differences import differences
 from .settings import Range, Swept, parse_settings
 
 STATE_NAME, ERROR_NAME, RESULTS_NAME = "sweep.json", "error.txt", "results.json"
@@ -129,13 +130,14 @@ class SweepPlan:
                 "--output", f"expected an empty folder or that of a sweep, got {self.output}, which has no {STATE_NAME}"
             )
         there, here = read_object(path), self.state
-        different = [name for name in here if there.get(name) != here[name]]
-        if different:
-            what = {"fixed": "other fixed settings", "trials": "other ranges, values, seed or --against of trials"}
+        if there.keys() != here.keys() or there["format_version"] != FORMAT_VERSION:
+            problem = f"expected a sweep of this version of hf-prune, got {path} of another, or damaged"
+            raise RecipeError("--output", f"{problem}; give another folder")
+        if there != here:
             raise RecipeError(
                 "--output",
-                f"expected the folder of this sweep, got {self.output}, which was begun with "
-                f"{what.get(different[0], 'another recipe')}; give another folder",
+                f"expected the folder of this sweep, got {self.output}, which was begun with other settings: "
+                f"{'; '.join(differences(there, here))}. Give those it was begun with, or another folder",
             )
 
 

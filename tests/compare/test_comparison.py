@@ -18,7 +18,8 @@ from hf_prune.compare.comparison import compare_models
 from hf_prune.compare.models import read_models
 from hf_prune.compare.page import columns_of, write_comparison
 from hf_prune.errors import CompareError
-from hf_prune.publish.record import Hardware, Source
+from hf_prune.publish.record import Hardware, RunRecord, Source, save_record
+from hf_prune.saved.model import SavedModel
 from hf_prune.saved.report import make_report
 
 
@@ -95,6 +96,33 @@ def test_the_size_of_the_dense_model_is_that_in_the_results_of_the_same_run(fold
     assert read_models([run])[0].file_bytes is None
 
 
+def test_the_dense_model_of_a_run_that_is_given_has_the_recorded_figures_and_is_shown_once(folders, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folders / "half", run / "model")
+    shutil.copytree(folders / "half", run / "dense", ignore=shutil.ignore_patterns("run_record.json"))
+    weights = load_file(run / "dense" / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, run / "dense" / "model.safetensors")
+    assert by_name(read_models([run, run / "dense"])).keys() == {"dense model", "run", "dense"}  # not of a recipe
+    record = RunRecord.model_validate_json((run / "model" / "run_record.json").read_text(encoding="utf-8"))
+    save_record(SavedModel(run / "model"), record.model_copy(update={"recipe": {"dense": {}}}))
+    models = by_name(read_models([run, run / "dense"]))
+    assert list(models) == ["run", "dense"]
+    dense = models["dense"]
+    assert [one.metrics for one in dense.evaluations] == [{"accuracy": 0.9}, {"accuracy": 0.75}]
+    assert (dense.milliseconds(1), dense.folder, dense.notes) == (5.0, run / "dense", ())
+
+
+def test_a_sweep_stands_for_its_finished_points(folders, tmp_path):
+    (tmp_path / "sweep.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CompareError, match="expected a sweep with a finished point, found none"):
+        read_models([tmp_path])
+    for name in ("half", "most", "failed"):
+        shutil.copytree(folders / "half", tmp_path / "points" / name / "model")
+        if name != "failed":
+            (tmp_path / "points" / name / "results.json").write_text("{}", encoding="utf-8")
+    assert list(by_name(read_models([tmp_path]))) == ["dense model", "half", "most"]
+
+
 def test_measurements_of_other_weights_are_not_shown(folders, tmp_path):
     changed = tmp_path / "changed"
     shutil.copytree(folders / "half", changed)
@@ -156,6 +184,16 @@ def test_models_that_were_measured_on_other_data_are_refused(tmp_path, other, fo
     with pytest.raises(CompareError, match="expected models that were measured on the same data, got one: ") as error:
         compare_models(read_models(models))
     assert found in str(error.value)
+
+
+def test_models_with_other_test_data_are_refused_where_those_are_told_beside_validation_data(tmp_path):
+    validated = evaluation(0.7, "validation", samples=100)
+    models = [
+        save_compared(tmp_path / "one", 0.5, [evaluation(0.8, samples=150), validated]),
+        save_compared(tmp_path / "other", 0.5, [evaluation(0.9, samples=120), validated]),
+    ]
+    with pytest.raises(CompareError, match=r"one: 150 samples of reviews, .*; other: 120 samples of reviews"):
+        compare_models(read_models(models))
 
 
 def test_models_with_other_metrics_are_refused_unless_a_common_one_is_named(tmp_path):
@@ -261,7 +299,7 @@ def test_the_command_writes_the_page_and_names_the_best(folders, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     before = tree(folders)
     said = printed("compare", *(os.path.relpath(one) for one in both(folders)), "--min-sparsity", 0.8)
-    assert "Best accuracy with at least 0.8 sparsity: most, accuracy 0.6000" in said
+    assert "Best accuracy with at least 80% sparsity: most, accuracy 0.6000" in said
     assert "hf-prune push" in said
     assert (tmp_path / "comparison" / "index.html").exists()
     assert tree(folders) == before

@@ -7,6 +7,7 @@ from compared_models import HARDWARE, cost, evaluation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_prune.compare.charts import charts_of
 from hf_prune.compare.comparison import compare_models
 from hf_prune.compare.models import ComparedModel
 from hf_prune.compare.pareto import Limits, axes_of, pareto_front
@@ -111,7 +112,7 @@ def test_without_a_model_within_the_limits_the_closest_is_named():
     assert (choice.best, choice.closest.name) == (None, "small")
     comparison = compare_models(MODELS, limits=Limits(max_mb=0.5, min_sparsity=0.95))
     assert comparison.verdict[0].startswith(
-        "No model has at most 0.5 MB, at least 0.95 sparsity. The closest is small, accuracy 0.7000 on 400 samples"
+        "No model has at most 0.5 MB and at least 95% sparsity. The closest is small, accuracy 0.7000 on 400 samples"
     )
     assert comparison.push_command is None
 
@@ -125,8 +126,9 @@ def test_what_a_limit_is_about_must_have_been_measured():
     ]
 
 
-def test_of_equal_metrics_the_smaller_model_is_best_and_then_the_faster():
+def test_of_equal_metrics_the_smaller_model_is_best_then_the_sparser_and_then_the_faster():
     assert chosen([model("large", 0.9, megabytes=3), model("small", 0.9)]).best.name == "small"
+    assert chosen([model("fast", 0.9, milliseconds=1), model("sparse", 0.9, sparsity=0.6)]).best.name == "sparse"
     assert chosen([model("slow", 0.9, milliseconds=9), model("fast", 0.9)]).best.name == "fast"
 
 
@@ -138,6 +140,32 @@ def test_the_verdict_says_what_stands_against_it():
         "be on new data.",
         f"The standard error of this accuracy is {100 * error:.1f} points; b is within it.",
     ]
+
+
+def test_models_beyond_the_limits_are_not_told_as_nearly_as_good():
+    models = [model("a", 0.9, sparsity=0.8), model("b", 0.89, sparsity=0.8), model("c", 0.9, sparsity=0.5)]
+    assert compare_models(models, limits=Limits(min_sparsity=0.7)).verdict[-1].endswith("points; b is within it.")
+
+
+@pytest.mark.parametrize(
+    ("times", "labels"),
+    [
+        ((4.001, 4.004), ["4.0006", "4.0012", "4.0018", "4.0024", "4.0030", "4.0036", "4.0042"]),
+        ((1, 9), ["0.0", "1.5", "3.0", "4.5", "6.0", "7.5", "9.0", "10.5"]),
+        ((1e9, 9e9), ["0", "1.5e+09", "3e+09", "4.5e+09", "6e+09", "7.5e+09", "9e+09", "1.05e+10"]),
+    ],
+)
+def test_ticks_of_charts_have_the_decimals_that_tell_them_apart(times, labels):
+    models = [model(str(milliseconds), 0.9, milliseconds=milliseconds) for milliseconds in times]
+    chart = next(one for one in charts_of(compare_models(models)) if "1 sample" in one.title)
+    assert [label for _, label in chart.x_ticks] == labels
+
+
+def test_ticks_of_shares_are_in_percent():
+    models = [model("a", 0.9, sparsity=0.5), model("b", 0.9, sparsity=0.5012)]
+    labels = [label for _, label in charts_of(compare_models(models))[0].x_ticks]
+    assert labels[:2] == ["49.975%", "50.000%"]
+    assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from hf_prune.errors import RecipeError, ReportError
 from hf_prune.publish.record import load_record
 from hf_prune.recipe import data
 from hf_prune.recipe.loading import load_recipe
-from hf_prune.recipe.outcome import RunResult
+from hf_prune.recipe.outcome import RunResult, describe_data
 from hf_prune.recipe.prepare import prepare
 from hf_prune.recipe.run import run
 from hf_prune.recipe.schema import DatasetSection, Recipe
@@ -624,6 +624,13 @@ def test_prepared_data_are_tokens_and_labels_of_the_parts(tmp_path, material):
         assert example["input_ids"] == [VOCABULARY.index(word) for word in words]
         assert example["labels"] == row["label"]
     assert "text" not in ready.data["train"].column_names
+
+
+def test_the_source_of_rows_that_are_held_out_tells_other_sizes_apart(tmp_path, material):
+    ready = prepared(tmp_path, material, dataset__test_size=20, dataset__validation_size=8, dataset__split_seed=3)
+    assert describe_data(ready, "test").rows == "20 rows held out of train with seed 3"
+    assert describe_data(ready, "validation").rows == "8 rows held out of train after 20 for testing with seed 3"
+    assert describe_data(ready, "train").rows == "the other rows of train"
 
 
 def test_class_labels_keep_their_names_and_numbers(tmp_path, material):

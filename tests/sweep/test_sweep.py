@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -229,16 +230,24 @@ def test_what_is_finished_is_not_run_again_and_a_grid_may_grow(finished):
 def test_another_recipe_is_refused_in_the_same_folder_before_anything_is_written(finished):
     before = tree(finished["out"])
     for settings, found in (
-        (["pruning.sparsity=0.5,0.9", "training.seed=7"], "other fixed settings"),
-        (["pruning.sparsity=0.5,0.9"], "other ranges, values, seed or --against of trials"),
+        (["pruning.sparsity=0.5,0.9", "training.seed=7"], "training.seed (for all points) was not set and is now 7."),
+        (["pruning.sparsity=0.5,0.9"], "the sweep was a grid and is now one with --trials; what trials draw from was"),
     ):
         trials = 2 if len(settings) == 1 else None
-        with pytest.raises(RecipeError, match=f"--output: expected the folder of this sweep, .* begun with {found}"):
+        expected = f"--output: expected the folder of this sweep, .* begun with other settings: {re.escape(found)}"
+        with pytest.raises(RecipeError, match=expected):
             plan_sweep(finished["path"], settings, finished["out"], trials)
+    state, begun = finished["out"] / "sweep.json", (finished["out"] / "sweep.json").read_bytes()
+    try:
+        state.write_text("{}", encoding="utf-8")
+        with pytest.raises(RecipeError, match="--output: expected a sweep of this version of hf-prune, got "):
+            plan_sweep(finished["path"], GRID, finished["out"])
+    finally:
+        state.write_bytes(begun)
     text = finished["path"].read_text(encoding="utf-8")
     try:
         finished["path"].write_text(text.replace("weight: 0.5", "weight: 0.25"), encoding="utf-8")
-        with pytest.raises(RecipeError, match="begun with another recipe; give another folder"):
+        with pytest.raises(RecipeError, match=r"distillation.weight \(in the recipe\) was 0.5 and is now 0.25\."):
             plan_sweep(finished["path"], GRID, finished["out"])
     finally:
         finished["path"].write_text(text, encoding="utf-8")

@@ -1,13 +1,14 @@
 """The command `hf-prune explain`: what pruning took from a saved model, and what it changed."""
 
 import os
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import ExplainError, RecipeError
+from ..errors import ExplainError, RecipeError, one_line
 from .messages import errors_as_lines, quiet
 from .one_shot import DataConfig, Device, Dtype, TextColumn, Where
 from .print_explain import print_explanation
@@ -131,8 +132,14 @@ def explain_command(
 
 def _check_output(folder: Path) -> None:
     """Raise ExplainError for what is no folder, and where no folder can be made or written into."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise ExplainError("--output", f"expected a folder to write into, found a file at {str(nearest)!r}")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ExplainError("--output", f"expected a folder to write into, {str(nearest)!r} is not writable")
+    why = None if os.access(nearest, os.W_OK | os.X_OK) else "permission denied"
+    if why is None and nearest != folder.absolute():  # a folder must be made, which file systems may forbid, too
+        try:
+            Path(tempfile.mkdtemp(dir=nearest)).rmdir()
+        except OSError as error:
+            why = one_line(error)
+    if why is not None:
+        raise ExplainError("--output", f"expected a folder to write into, {str(nearest)!r} is not writable: {why}")

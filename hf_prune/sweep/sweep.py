@@ -114,7 +114,8 @@ class _Sweep:
             return True
         of = self.plan.trials or len(self.plan.points)
         self.say(f"Point {len(self.points)} of {of}: {point.name}")
-        shutil.rmtree(point.folder, ignore_errors=True)  # what a run that was killed or failed has left
+        if point.folder.exists():
+            shutil.rmtree(point.folder)  # what a run that was killed or failed has left
         try:
             self._run(point)
         except Exception as error:  # noqa: BLE001 - whatever it was: it is recorded, and the others go on

@@ -1,7 +1,6 @@
 """`hf-prune explain`: a saved model explained from the command line, and what is refused."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -149,10 +148,7 @@ def test_a_file_as_output_is_refused_before_anything_is_measured(material, monke
     assert "--output: expected a folder to write into, found a file at " in told
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_into_is_refused(material, monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_written_into_is_refused(material, monkeypatch):
     monkeypatch.chdir(material)
-    tmp_path.chmod(0o500)
-    told = refused("explain", "bert/pruned", "--data", "no such data", *QUICK, "--output", tmp_path / "explained")
-    tmp_path.chmod(0o700)
+    told = refused("explain", "bert/pruned", "--data", "no such data", *QUICK, "--output", "/proc/explained")
     assert "is not writable" in "\n".join(told)

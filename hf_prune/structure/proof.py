@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 # Up to which difference, relative to the largest output, two models answer alike. Some classes compute in float32 only.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
-
-# The same where hidden dimensions are gone: norms compute in float32 in many classes.
-_OF_NORMS = 1e-6
+# The same in float64 where the units themselves change the outputs a hundred times as much: many classes compute norms,
+# attention or rotations in float32 whatever the weights are, and how that rounds differs between processors.
+_COMPUTED_IN_FLOAT32 = 1e-6
 
 # A batch that a model runs with, or None.
 Example = Callable[[], Mapping[str, Any] | None]
@@ -227,12 +227,12 @@ def _difference(
         whole, expected = ([_hidden_in(one, family, kept) for one in some] for some in (whole, expected))
     if not [one.shape for one in whole] == [one.shape for one in expected] == [one.shape for one in found]:
         return "the smaller model has outputs of other shapes"
-    tolerance = max(TOLERANCES[twin.dtype], _OF_NORMS if family.structure == "hidden" else 0.0)
     scale = max((float(one.abs().max()) for one in expected if one.numel()), default=0.0)
-    difference = largest_difference(expected, found)
-    if not difference <= tolerance * max(scale, 1e-30):
+    difference, change = largest_difference(expected, found), largest_difference(whole, expected)
+    rounding = TOLERANCES[twin.dtype] * max(scale, 1e-30)
+    if not difference <= max(rounding, min(_COMPUTED_IN_FLOAT32 * scale, change / 100)):
         return f"the smaller model's outputs differ by {difference / max(scale, 1e-30):.1e} of the largest"
-    if largest_difference(whole, expected) <= tolerance * scale:
+    if change <= rounding:
         return "they do not change the outputs, so nothing can be compared"
     return None
 

@@ -1,9 +1,8 @@
-"""A sample of transformers' architectures in each run, and all of them in `make test-all`.
+"""A sample of transformers' architectures in each run, and a tenth of all in `make test-all`.
 
 Models warn of their own configurations and of the inputs made here, so warnings are no errors in this file.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -90,23 +89,28 @@ def test_the_sample_has_every_task(by_class):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_all_architectures_pass_and_the_table_is_what_they_give(tmp_path):
+@pytest.mark.timeout(900)
+def test_every_tenth_class_passes_and_has_its_row_in_the_table(tmp_path):
     """In a process of its own, which forks one for each: none sees what another has left, or this run's settings."""
-    written, told = tmp_path / "architectures.md", tmp_path / "outcomes.json"
-    command = [sys.executable, TESTS / "architectures.py", "--write", written, "--json", told]
+    kept = _rows(TABLE)
+    classes = sorted(kept)[::10]
+    assert len(classes) >= 70
+    written = tmp_path / "architectures.md"
+    command = [sys.executable, TESTS / "architectures.py", "--write", written, "--only", f" ({'|'.join(classes)})$"]
     run = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
-    assert told.exists(), run.stderr
-    rows = [row for row in json.loads(told.read_text()) if "reason" not in row[-1]]
-    built = {class_name: outcome for _, class_name, _, outcome in rows}
-    failed = {class_name: outcome["error"] for class_name, outcome in built.items() if "error" in outcome}
-    assert not failed
-    assert run.returncode == 0
-    assert len({model_type for model_type, *_ in rows}) >= 250
-    assert set(SAMPLE) <= set(built)
-    assert _rows(TABLE) == _rows(written), "write it anew: make architectures"
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert _rows(written) == {class_name: kept[class_name] for class_name in classes}, "write it anew: make architectures"
+
+
+def test_the_table_has_the_sample_and_none_that_fails():
+    kept = _rows(TABLE)
+    assert set(SAMPLE) <= set(kept)
+    assert "fails" not in {cell for row in kept.values() for cell in row}
+    assert len({row[0] for row in kept.values() if row[2]}) >= 250
 
 
 def _rows(path):
-    """The text by lines, for a difference that names the lines."""
-    return re.sub(r"\n+", "\n", path.read_text()).splitlines()
+    """Class -> the cells of its row in a table of architectures: model type, class, tensors, shares and structures."""
+    lines = [line for line in path.read_text().splitlines() if re.match(r"\| [a-z0-9]", line)]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[1]: row for row in rows}

@@ -16,10 +16,8 @@ from ..explain.samples import Samples
 from ..explain.settings import labels_of
 from ..model.expressions import refuse_slow
 from ..publish.record import Source
-from ..publish.sources import describe_dataset
-from .data import check_texts, default_test_split, load_data, load_rows
+from .data import check_texts, default_test_split, load_data, load_rows, source_of
 from .loading import why_no_slice
-from .names import package_of
 from .schema import DatasetSection, ExplainSection, Recipe
 
 # On how many of the longest texts expressions are tried, before they are matched with all.
@@ -174,7 +172,8 @@ def read_data(
         if part is not None:
             check_texts(datasets.DatasetDict(test=part), "text_column", section.text_column)
     _refuse_slow(explained, list(test[section.text_column]))
-    return Data(section, test, own_training, _source(section, test), _options(section, training, with_training))
+    source = source_of(section, test, "test")
+    return Data(section, test, own_training, source, _options(section, training, with_training))
 
 
 def _key(key: str, section: DatasetSection) -> str:
@@ -239,22 +238,6 @@ def check_explained(recipe: Recipe) -> None:
     """Raise RecipeError for slices that the data of a recipe do not have."""
     if recipe.explain is not None:
         data_of(recipe)
-
-
-def _source(section: DatasetSection, rows: datasets.Dataset) -> Source:
-    known = describe_dataset(rows)
-    taken = [f"where {column} is {value}" for column, value in section.where.items()]
-    if section.test_size is not None:
-        taken.insert(0, f"{section.test_size} rows held out of {section.train_split} with seed {section.split_seed}")
-    on_hub = known is not None and known.hub_name is not None
-    return Source(
-        name=package_of(section.name) or Path(section.name).name,
-        hub_name=known.hub_name if known is not None else None,
-        revision=known.revision if known is not None else None,
-        config=section.config,
-        split=section.test_split if on_hub or section.test_split != "test" else None,
-        rows=", ".join(taken) or None,
-    )
 
 
 def _options(section: DatasetSection, training: DatasetSection | None, with_training: bool) -> list[str]:

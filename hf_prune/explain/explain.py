@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import ExplainError
-from ..publish.explanation import Complexity, Drift, Explanation
+from ..publish.explanation import Complexity, Drift, Explanation, StackLeft
 from .classifier import explain_classifier
 from .complexity import costs_of, count_weights, energy_of
 from .drift import drift_of
@@ -54,7 +54,7 @@ def explain(
     found, why = explain_answers(pruned, dense, samples, training, settings)
     notes += why
     layers = known.removed.layers if known.removed is not None else ()
-    units, why = units_of(pruned.model)
+    units, why = units_of(pruned.model, layers)
     notes += why
     drift: list[Drift] = []
     if dense is not None:
@@ -75,6 +75,7 @@ def explain(
         seed=settings.seed,
         matrices=tuple(matrices_of(pruned.model, dense.model if dense is not None else None, known.prunable, layers)),
         units=tuple(units),
+        layers_left=tuple(StackLeft(path=one.path, of=one.of, kept=one.kept) for one in layers),
         removed_words=known.removed.words if known.removed is not None else None,
         drift=tuple(drift),
         complexity=complexity,

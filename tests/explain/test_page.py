@@ -73,9 +73,16 @@ def test_the_page_says_first_what_changed():
     page = make_page(classifier()).decode()
     assert (
         '<p class="lead">Of 1,500 answers 3.1% (2.2 to 4.0) changed: 1.9% from right to wrong, 1.2% from wrong to '
-        "right. Worse on 2 of 8 slices; worst accuracy: “with negations” 74.0% (dense 81.0%), “length: 23 to 52 "
-        "tokens” 76.3% (dense 81.5%).</p>"
+        "right. The pruned model is significantly worse than the dense one on 2 of 8 slices of the data. Worst "
+        "accuracy: “with negations” 74.0% (dense 81.0%), “length: 23 to 52 tokens” 76.3% (dense 81.5%).</p>"
     ) in page
+
+
+def test_the_page_says_what_answers_stay_and_on_which_inputs_times_were_taken():
+    page = make_page(classifier()).decode()
+    assert "90.2% (88.2 to 92.2) of the pruned model&#39;s answers stay as they are on unchanged texts" in page
+    assert "The inputs are the first sample and the first 32 samples of the data of this page." in page
+    assert '<td class="n">215</td><td class="n">212</td>' in re.sub(r">\s+<", "><", page)
 
 
 def test_texts_are_shown_only_where_they_are_allowed():

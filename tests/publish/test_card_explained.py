@@ -47,7 +47,7 @@ def test_a_card_has_the_summary_of_what_pruning_changed(whole):
     assert "- Of 1,500 answers 3.1% (2.2 to 4.0) changed: 1.9% from right to wrong, 1.2% from wrong to right.\n" in part
     assert "![accuracy of each of 8 slices, with 95% intervals](explain/slices.png)" in part
     assert "[`explain/index.html`](explain/index.html)" in part
-    assert "```bash\nhf-prune explain outputs/sparse/model" in part
+    assert "```bash\nhf-prune explain . --dense" in part
     rows = rows_of(part)
     assert rows["accuracy"] == ["83.1% (81.0 to 85.2)", "81.3% (79.2 to 83.4)", "−1.8 points (−3.9 to +0.3)"]
     assert rows["answers from right to wrong"] == ["", "1.9% (1.3 to 2.5)", ""]
@@ -76,9 +76,7 @@ def test_an_explanation_of_other_weights_is_left_out_and_said(folder, caplog):
         plan = make_push_plan(folder, "a/b", NOTHING_THERE)
     assert "explained" not in parts_of(plan.files["README.md"].decode())
     (warning,) = [one.getMessage() for one in caplog.records if "explains other weights" in one.getMessage()]
-    assert warning.endswith(
-        "Measure again: hf-prune explain outputs/sparse/model --dense outputs/dense/model --data movie-reviews"
-    )
+    assert warning.endswith("Measure again, in that folder: hf-prune explain . --dense ../dense --data movie-reviews")
     assert not EXPLAIN_NAMES & plan.files.keys()
     assert plan.left_out["explain/"] == "explains other weights"
     assert plan.shown_texts == 0

@@ -155,7 +155,7 @@ def by_kind(explanation: Explanation) -> list[list[Slice]]:
 
 
 def worse_slices(explanation: Explanation) -> list[Slice]:
-    """The slices on which the pruned model is worse than the dense one by more than chance explains, worst first."""
+    """The slices on which the pruned model is significantly worse than the dense one, worst first."""
     return [one for one in worst_first(explanation) if one.is_worse]
 
 
@@ -207,7 +207,7 @@ def metric_words(explanation: Explanation) -> str:
 
 
 def slices_words(explanation: Explanation, most: int = 2) -> str:
-    """The worst slices with both metrics, or that none is worse than chance explains."""
+    """The worst slices with both metrics, or that none is significantly worse."""
     if not explanation.slices:
         return ""
     if explanation.answers.agreement is None:

@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import pytest
 from explained import HOSTILE, alone, classifier, hostile, language_model
@@ -12,6 +13,7 @@ from hf_prune.publish.card import make_files, write_card
 from hf_prune.publish.card_explained import EXPLAIN_NAMES
 from hf_prune.publish.explanation import save_explanation
 from hf_prune.publish.push_plan import NOTHING_THERE, Remote, RemoteFile, make_push_plan
+from hf_prune.publish.record import RunRecord, save_record
 from hf_prune.saved.model import SavedModel
 
 
@@ -67,6 +69,17 @@ def test_no_text_of_a_sample_is_in_the_card(whole):
 def test_without_an_explanation_there_is_no_section(folder):
     assert "explained" not in parts_of(card_of(folder))
     assert "this was not examined" in card_of(folder) or "quality is unknown" in card_of(folder)
+
+
+def test_the_card_of_an_explained_model_says_that_the_page_times_other_inputs(folder):
+    explain(folder, classifier())
+    told = "The page in `explain/` times other inputs, the first samples of its own data, so its figures differ."
+    saved = SavedModel(folder)
+    record = RunRecord(name="m", costs=list(classifier().complexity.costs), weights=saved.hashes)
+    save_record(saved, record)
+    assert told in card_of(folder)
+    Path(folder, "explain/explanation.json").unlink()
+    assert told not in card_of(folder)
 
 
 def test_an_explanation_of_other_weights_is_left_out_and_said(folder, caplog):

@@ -117,10 +117,12 @@ def _rows(explanation: Explanation) -> list[tuple[str, str, str, str]]:
         rows.append(_row(code(metric.name), metric))
     what = "next tokens" if is_of_language(explanation) else "answers"
     shares = {
-        f"{what} that are the dense model's": answers.agreement,
-        f"{what} from right to wrong": answers.to_wrong,
-        f"{what} from wrong to right": answers.to_right,
-        f"{what} from one wrong answer to another": answers.other if answers.other and answers.other.value else None,
+        f"{what} that are the same as the dense model's": answers.agreement,
+        f"{what} changed from right to wrong": answers.to_wrong,
+        f"{what} changed from wrong to right": answers.to_right,
+        f"{what} changed from one wrong answer to another": answers.other
+        if answers.other and answers.other.value
+        else None,
     }
     rows += [(name, "", as_share(share), "") for name, share in shares.items() if share is not None]
     if answers.divergence is not None:
@@ -152,7 +154,7 @@ def _more(explanation: Explanation, names: Collection[str]) -> str:
     """How many samples it was measured on, and where the rest is."""
     unit = "texts" if is_of_language(explanation) else "samples"
     told = f"Measured on {explanation.samples:,} {unit} of {inline(explanation.data.name)}"
-    told += "; brackets have 95% intervals." if explanation.resamples else "."
+    told += "; 95% intervals are in brackets." if explanation.resamples else "."
     if PAGE_NAME in names:
         told += f" All figures and pictures are in [`{PAGE_NAME}`]({PAGE_NAME}), which opens without a network"
         told += f", and in [`{MARKDOWN_NAME}`]({MARKDOWN_NAME})." if MARKDOWN_NAME in names else "."

@@ -52,7 +52,7 @@ def test_a_card_has_the_summary_of_what_pruning_changed(whole):
     assert "```bash\nhf-prune explain . --dense" in part
     rows = rows_of(part)
     assert rows["accuracy"] == ["83.1% (81.0 to 85.2)", "81.3% (79.2 to 83.4)", "−1.8 points (−3.9 to +0.3)"]
-    assert rows["answers from right to wrong"] == ["", "1.9% (1.3 to 2.5)", ""]
+    assert rows["answers changed from right to wrong"] == ["", "1.9% (1.3 to 2.5)", ""]
     assert rows["expected calibration error"] == ["3.0% (2.0 to 4.0)", "6.1% (5.1 to 7.1)", ""]
     assert [cells[1] for name, cells in rows.items() if "(worse)" in name] == [
         "74.0% (69.5 to 78.5)",

@@ -18,6 +18,7 @@ from hf_prune.publish.explanation import (
     Matrix,
     Perturbed,
     Slice,
+    StackLeft,
     UnitGroup,
 )
 from hf_prune.publish.record import Cost, PassCost, Source
@@ -197,7 +198,7 @@ def classifier(**changes):
         "data": Source(name="movie-reviews", split="test", rows="the first 1,500"),
         "samples": 1500,
         "metric": "accuracy",
-        "command": "hf-prune explain outputs/sparse/model --dense outputs/dense/model --data movie-reviews",
+        "command": "hf-prune explain . --dense ../dense --data movie-reviews",
         "resamples": 2000,
         "seed": 0,
         "metrics": (
@@ -257,7 +258,7 @@ def classifier(**changes):
                 samples=1500, pruned=212.4, dense=214.9, method="codecarbon estimates it from the CPU's load"
             ),
         ),
-        "notes": ("2 slices had fewer than 10 samples: nothing is said of them.",),
+        "notes": ("2 slices are not shown, with fewer than 10 samples.",),
     }
     return Explanation(**values | changes)
 
@@ -333,17 +334,24 @@ def language_model():
 
 def smaller(per_layer=False):
     """A classifier that structures were removed from, and one whose layers have widths of their own."""
+    kept = tuple(range(6)) if per_layer else (0, 1, 3, 5)
     found = []
     for matrix in matrices(6, 0.0):
+        if matrix.layer not in kept:
+            continue
+        name = matrix.name.replace(f".{matrix.layer}.", f".{kept.index(matrix.layer)}.")
         width = 1536 - 128 * matrix.layer if per_layer else 768
         shape = [width if side == 1536 else side for side in matrix.shape]
-        found.append(matrix.model_copy(update={"shape": shape, "weights": shape[0] * shape[1], "zeros": 0}))
+        found.append(
+            matrix.model_copy(update={"name": name, "shape": shape, "weights": shape[0] * shape[1], "zeros": 0})
+        )
     return classifier(
         matrices=tuple(found),
         units=(),
-        removed_words="4,608 of 9,216 neurons and layers 2 and 4 of 6",
+        removed_words="50% of the neurons of each layer and 2 of 6 layers" if not per_layer else "33% of the neurons",
+        layers_left=() if per_layer else (StackLeft(path="encoder.layer", of=6, kept=kept),),
         drift=tuple(
-            Drift(layer=layer, moved=None if layer in (2, 4) else 0.01 + 0.02 * layer, by="cka") for layer in range(6)
+            Drift(layer=layer, moved=0.01 + 0.02 * layer if layer in kept else None, by="cka") for layer in range(6)
         ),
         slices=slices(is_worse=False),
         complexity=classifier().complexity.model_copy(

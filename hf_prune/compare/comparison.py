@@ -152,6 +152,7 @@ class Comparison:
             "parameters": model.parameters,
             "file_bytes": model.file_bytes,
             "speedup": model.speedup(1),
+            "changed_answers": _changed_answers(model),
             "costs": [cost.model_dump() for cost in model.costs],
             "hardware": model.hardware.model_dump() if model.hardware is not None else None,
             "evaluations": [one.model_dump() for one in model.evaluations],
@@ -180,7 +181,14 @@ def compare_models(
         axes=tuple(axes_of(ordered)),
         limits=limits,
         choice=choose(ordered, measure, limits),
-        notes=(*notes, *_measured_how(measure), *found, *_timed_how(ordered), *_of_models(ordered)),
+        notes=(
+            *notes,
+            *_measured_how(measure),
+            *found,
+            *_timed_how(ordered),
+            *_explained_how(ordered),
+            *_of_models(ordered),
+        ),
         failed=failed or {},
         command=command,
     )
@@ -234,6 +242,34 @@ def _unsteady(models: Sequence[ComparedModel]) -> list[str]:
         f"The times of {', '.join(names)} differ much from pass to pass (see the quartiles in brackets): the machine "
         "was busy with something else, so do not choose by them."
     ]
+
+
+def _changed_answers(model: ComparedModel) -> dict[str, Any] | None:
+    """The shares of answers that changed and of those from right to wrong, and beside what; None if it is unknown."""
+    explanation = model.explanation
+    if explanation is None or explanation.answers.agreement is None:
+        return None
+    to_wrong = explanation.answers.to_wrong
+    return {
+        "changed": 1 - explanation.answers.agreement.value,
+        "right_to_wrong": to_wrong.value if to_wrong is not None else None,
+        "dense_model": explanation.dense_model,
+        "samples": explanation.samples,
+    }
+
+
+def _explained_how(models: Sequence[ComparedModel]) -> list[str]:
+    """Beside which dense model and on which data answers were compared: what columns of changed answers are of."""
+    told = [
+        f"{model.name} on {model.explanation.samples:,} samples of {model.explanation.data.name} beside "
+        f"{model.explanation.dense_model}"
+        for model in models
+        if model.explanation is not None and _changed_answers(model) is not None
+    ]
+    if not told:
+        return []
+    how = "Changed answers are the share that differs from the dense model's, as hf-prune explain has measured"
+    return [f"{how}: {'; '.join(told)}."]
 
 
 def _machine(hardware: Hardware | None) -> str:

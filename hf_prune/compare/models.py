@@ -11,6 +11,8 @@ from typing import Any
 from ..config.safe_json import read_object
 from ..errors import CompareError
 from ..publish.card import CARD_NAME
+from ..publish.card_explained import PAGE_NAME, explained_in
+from ..publish.explanation import Explanation
 from ..publish.markdown import single_line
 from ..publish.record import Cost, Evaluation, Hardware, PassCost, RunRecord, load_record
 from ..publish.sparsity_json import count_figures
@@ -41,6 +43,8 @@ class ComparedModel:
         evaluations: its metrics; empty if nothing was measured with these weights.
         costs: what a forward pass costs, on one sample and on several.
         hardware: the machine that the costs were measured on.
+        explanation: what pruning changed in its answers, measured with these weights beside a dense model; None if
+            that was not measured.
         notes: what is not known of it, and why.
     """
 
@@ -55,12 +59,19 @@ class ComparedModel:
     evaluations: tuple[Evaluation, ...] = ()
     costs: tuple[Cost, ...] = ()
     hardware: Hardware | None = None
+    explanation: Explanation | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def card(self) -> Path | None:
         """Its model card, if it has one."""
         path = self.folder / CARD_NAME if self.folder is not None else None
+        return path if path is not None and path.is_file() else None
+
+    @property
+    def explained_page(self) -> Path | None:
+        """The page of its explanation, if it has one."""
+        path = self.folder / PAGE_NAME if self.folder is not None and self.explanation is not None else None
         return path if path is not None and path.is_file() else None
 
     def cost_of(self, samples: int) -> PassCost | None:
@@ -135,7 +146,9 @@ def _find(folder: Path) -> SavedModel:
         found = "a file" if folder.exists() else "nothing"
         raise CompareError(f"{folder}: expected a folder with a saved model, found {found}")
     inner = folder / "model"
-    return SavedModel(inner if not (folder / "config.json").exists() and inner.is_dir() else folder)
+    saved = SavedModel(inner if not (folder / "config.json").exists() and inner.is_dir() else folder)
+    saved.check_whole()
+    return saved
 
 
 def _name_of(folder: Path) -> str:
@@ -155,6 +168,7 @@ def _read(saved: SavedModel, name: str) -> tuple[ComparedModel, ComparedModel | 
     figures = count_figures(saved, record)
     if figures.note is not None:
         notes.append(figures.note)
+    explained = explained_in(saved)
     model = ComparedModel(
         name=name,
         folder=saved.folder,
@@ -167,6 +181,7 @@ def _read(saved: SavedModel, name: str) -> tuple[ComparedModel, ComparedModel | 
         evaluations=tuple(record.evaluations) if record is not None else (),
         costs=tuple(record.costs) if record is not None else (),
         hardware=record.hardware if record is not None else None,
+        explanation=explained.explanation if explained is not None and explained.explanation.dense_model else None,
         notes=tuple(notes),
     )
     if record is None:

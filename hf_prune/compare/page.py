@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 
 from ..errors import CompareError, one_line
+from ..publish.explanation import Answers, Estimate
+from ..publish.explanation_words import complement, percent
 from ..publish.markdown import code, fence, inline, single_line
 from .charts import HEIGHT, WIDTH, charts_of, draw_png
 from .comparison import Comparison, figure, shown_with_spread
+from .models import ComparedModel
 
 PAGE_NAME, JSON_NAME, MARKDOWN_NAME, PICTURE_NAME = "index.html", "compare.json", "compare.md", "compare.png"
 
@@ -37,10 +41,26 @@ def columns_of(comparison: Comparison) -> list[str]:
     if measure is not None:
         metrics = [f"{measure.name} ({measure.part})", *([f"{measure.name} (test)"] if measure.tested else [])]
     axes = [_SHORT.get(axis.key, axis.words.replace("milliseconds", "ms")) for axis in comparison.axes]
-    return [*metrics, *axes, *(["speed"] if _has_speed(comparison) else []), "parameters"]
+    changed = [name for name in _CHANGED if _has_changed(comparison, name)]
+    return [*metrics, *axes, *(["speed"] if _has_speed(comparison) else []), "parameters", *changed]
 
 
 _SHORT = {"sparsity": "sparsity", "megabytes": "MB"}
+
+
+# The columns of what changed in the answers.
+_CHANGED: dict[str, Callable[[Answers], Estimate | None]] = {
+    "answers changed": lambda answers: complement(answers.agreement) if answers.agreement is not None else None,
+    "right to wrong": lambda answers: answers.to_wrong,
+}
+
+
+def _changed(model: ComparedModel, name: str) -> Estimate | None:
+    return _CHANGED[name](model.explanation.answers) if model.explanation is not None else None
+
+
+def _has_changed(comparison: Comparison, name: str) -> bool:
+    return any(_changed(model, name) is not None for model in comparison.models)
 
 
 def _has_speed(comparison: Comparison) -> bool:
@@ -57,7 +77,9 @@ def rows_of(comparison: Comparison) -> list[Row]:
         parameters = f"{model.parameters:,}" if model.parameters is not None else "–"
         speedup = model.speedup(1)
         speed = [f"{speedup:.2f}x" if speedup is not None else "–"] if _has_speed(comparison) else []
-        cells = (*metrics, *(shown_with_spread(axis, model) for axis in comparison.axes), *speed, parameters)
+        shares = [_changed(model, name) for name in _CHANGED if _has_changed(comparison, name)]
+        changed = [percent(share.value) if share is not None else "–" for share in shares]
+        cells = (*metrics, *(shown_with_spread(axis, model) for axis in comparison.axes), *speed, parameters, *changed)
         rows.append(Row(number, model.name, cells, model is comparison.choice.best))
     return rows
 
@@ -75,6 +97,7 @@ def render_page(comparison: Comparison, output: Path) -> str:
         width=WIDTH,
         height=HEIGHT,
         links=_links(comparison, output),
+        explained=_explained(comparison, output),
         columns=columns_of(comparison),
         rows=rows_of(comparison),
         failed={name: single_line(error) for name, error in comparison.failed.items()},
@@ -86,15 +109,21 @@ def render_page(comparison: Comparison, output: Path) -> str:
 
 def _links(comparison: Comparison, output: Path) -> dict[int, str]:
     """The relative address of each model's card, by its number; empty for a model without one."""
-    return {
-        number: quote(Path(os.path.relpath(model.card, output)).as_posix()) if model.card is not None else ""
-        for number, model in enumerate(comparison.models, start=1)
-    }
+    return {number: _address(model.card, output) for number, model in enumerate(comparison.models, start=1)}
+
+
+def _explained(comparison: Comparison, output: Path) -> dict[int, str]:
+    """The relative address of the page of each model's explanation, by its number; empty for a model without one."""
+    return {number: _address(model.explained_page, output) for number, model in enumerate(comparison.models, start=1)}
+
+
+def _address(path: Path | None, output: Path) -> str:
+    return quote(Path(os.path.relpath(path, output)).as_posix()) if path is not None else ""
 
 
 def render_markdown(comparison: Comparison, output: Path, has_picture: bool) -> str:
     """The same as Markdown, whose links lead from the folder `output` to the cards."""
-    links = _links(comparison, output)
+    links, explained = _links(comparison, output), _explained(comparison, output)
     lines = [f"# {inline(comparison.title)}", "", *(f"{inline(sentence)}\n" for sentence in comparison.verdict)]
     if comparison.push_command is not None:
         lines += ["To push it:", "", fence(comparison.push_command, ""), ""]
@@ -105,7 +134,8 @@ def render_markdown(comparison: Comparison, output: Path, has_picture: bool) -> 
     for row in rows_of(comparison):
         name = f"[{inline(row.name)}]({links[row.number]})" if links[row.number] else inline(row.name)
         best = " (best)" if row.is_best else ""
-        lines.append(f"| {row.number} | {name}{best} | {' | '.join(row.cells)} |")
+        more = f" ([what changed]({explained[row.number]}))" if explained[row.number] else ""
+        lines.append(f"| {row.number} | {name}{best}{more} | {' | '.join(row.cells)} |")
     lines += ["", *(f"- {inline(note)}" for note in comparison.notes)]
     if comparison.failed:
         lines += ["", "Failed:", ""]

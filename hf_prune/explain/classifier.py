@@ -30,7 +30,7 @@ def explain_classifier(
     rows = pruned.rows(samples)
     counted = pruned.rows(training) if training is not None else rows
     groups = [
-        *groups_of_samples(samples, lengths_of(rows), settings.expressions),
+        *groups_of_samples(samples, lengths_of(rows), settings.expressions, pruned.max_length),
         *groups_of_rarity([row["input_ids"] for row in rows], count_tokens(counted)),
         *(Group("label", name, samples.labels == index) for index, name in enumerate(names)),
     ]

@@ -85,7 +85,7 @@ def energy_of(
         samples=_SAMPLES,
         pruned=joules[0],
         dense=joules[1] if dense is not None else None,
-        method=f"codecarbon {version}, of this process ({hardware}); an estimate without hardware counters",
+        method=f"codecarbon {version}, for this process ({hardware}); estimated where the hardware has no counters",
     ), None
 
 

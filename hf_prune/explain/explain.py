@@ -1,18 +1,21 @@
 """`explain`: everything that is measured of a pruned model and of the dense one, put together."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import ExplainError
-from ..publish.explanation import Complexity, Drift, Explanation
+from ..publish.explanation import SAME_WEIGHTS, Complexity, Drift, Explanation, StackLeft
 from .classifier import explain_classifier
 from .complexity import costs_of, count_weights, energy_of
 from .drift import drift_of
 from .language_model import explain_language_model
 from .samples import Reader, Row, Samples
-from .settings import Known, Settings, check_model, check_pair
+from .settings import Known, Settings, check_model, check_pair, have_same_weights
 from .slices import LEAST_SAMPLES
 from .taken import matrices_of, units_of
+
+logger = logging.getLogger(__name__)
 
 
 def explain(
@@ -47,6 +50,9 @@ def explain(
     if len(samples) < LEAST_SAMPLES:
         raise ExplainError("data", f"expected {LEAST_SAMPLES} samples or more, got {len(samples)}")
     notes = list(known.notes)
+    if dense is not None and have_same_weights(pruned.model, dense.model):
+        logger.warning(SAME_WEIGHTS)
+        notes.append(SAME_WEIGHTS)
     rows = pruned.rows(samples)
     samples = replace(samples, rows=rows) if dense is None or dense.tokenize is None else samples
     dense_rows = dense.rows(samples) if dense is not None else rows
@@ -54,7 +60,7 @@ def explain(
     found, why = explain_answers(pruned, dense, samples, training, settings)
     notes += why
     layers = known.removed.layers if known.removed is not None else ()
-    units, why = units_of(pruned.model)
+    units, why = units_of(pruned.model, layers)
     notes += why
     drift: list[Drift] = []
     if dense is not None:
@@ -75,6 +81,7 @@ def explain(
         seed=settings.seed,
         matrices=tuple(matrices_of(pruned.model, dense.model if dense is not None else None, known.prunable, layers)),
         units=tuple(units),
+        layers_left=tuple(StackLeft(path=one.path, of=one.of, kept=one.kept) for one in layers),
         removed_words=known.removed.words if known.removed is not None else None,
         drift=tuple(drift),
         complexity=complexity,

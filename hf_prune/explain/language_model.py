@@ -26,7 +26,8 @@ def explain_language_model(
         notes.append("Agreement of tokens and KL are not known: the models have different vocabularies.")
     counted = pruned.rows(training) if training is not None else rows
     measured = asked.measured(
-        groups_of_samples(samples, lengths_of(rows), settings.expressions), asked.groups(count_tokens(counted))
+        groups_of_samples(samples, lengths_of(rows), settings.expressions, pruned.max_length),
+        asked.groups(count_tokens(counted)),
     )
     slices, left_out = compare_slices("loss", measured, bootstrap, is_share=False)
     notes += words_of_left_out(left_out)

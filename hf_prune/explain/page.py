@@ -13,10 +13,12 @@ from ..publish.explanation_words import (
     as_number,
     as_share,
     change,
+    command_words,
     complement,
     dead_units,
     figure,
     is_of_language,
+    layers_words,
     main_metric,
     percent,
     slices_words,
@@ -108,6 +110,7 @@ def _values(explanation: Explanation) -> dict[str, Any]:
         "sentences": summary(explanation),
         "key_figures": _key_figures(explanation),
         "taken": _taken(explanation),
+        "layers_words": layers_words(explanation),
         "zeros": zeros_by_layer(explanation.matrices) if has_zeros else [],
         "shapes": shapes_by_layer(explanation.matrices),
         "heads": heads_by_layer(explanation.units) if has_zeros else [],
@@ -128,6 +131,7 @@ def _values(explanation: Explanation) -> dict[str, Any]:
         "complexity": sizes,
         "is_compared_in_size": any(dense for _, dense, _, _ in sizes),
         "cost_words": cost_words(complexity.costs),
+        "command_words": command_words(explanation),
         "intervals": _intervals(explanation),
         "step": step_of,
         "percent": percent,
@@ -157,7 +161,7 @@ def _contents(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("generalisation", "Generalisation", values["it"].gaps),
         ("robustness", "Robustness", values["perturbed"]),
         ("complexity", "Size and speed", True),
-        ("notes", "What could not be said", values["it"].notes),
+        ("notes", "Notes", values["it"].notes),
         ("method", "How this was measured", True),
     ]
     return [(id, name) for id, name, is_there in sections if is_there]
@@ -178,14 +182,14 @@ def _key_figures(explanation: Explanation) -> list[tuple[str, str, list[str]]]:
     weights = sum(matrix.weights for matrix in explanation.matrices)
     zeros = sum(matrix.zeros for matrix in explanation.matrices)
     if zeros:
-        found.append(("zeros in prunable tensors", percent(zeros / weights), [f"{zeros:,} of {weights:,}"]))
+        found.append(("zeros in the prunable weights", percent(zeros / weights), [f"{zeros:,} of {weights:,}"]))
     complexity = explanation.complexity
     if complexity.dense_file_bytes and complexity.dense_file_bytes != complexity.file_bytes:
         share = percent(complexity.file_bytes / complexity.dense_file_bytes)
-        found.append(("bytes, of the dense model's", share, [f"{complexity.file_bytes / 1e6:,.1f} MB"]))
+        found.append(("size of the dense model's files", share, [f"{complexity.file_bytes / 1e6:,.1f} MB"]))
     elif (dead := [one for one in dead_units(explanation.units) if one[1]]) and zeros:
         structure, gone, of = dead[0]
-        found.append((f"{structure} with nothing but zeros", f"{gone:,}", [f"of {of:,}"]))
+        found.append((f"{structure} with only zero weights", f"{gone:,}", [f"of {of:,}"]))
     return found
 
 
@@ -203,9 +207,9 @@ def _taken(explanation: Explanation) -> str:
     told += f", of which {zeros:,} ({percent(zeros / weights)}) are zero"
     rows, columns = sum(one.zero_rows for one in matrices), sum(one.zero_columns for one in matrices)
     if not rows and not columns:
-        return f"{told}; each of their rows and columns has others."
+        return f"{told}; no row or column is entirely zero."
     none_or = [f"{number:,}" if number else "none" for number in (rows, columns)]
-    return f"{told}; {none_or[0]} of their rows and {none_or[1]} of their columns have nothing but zeros."
+    return f"{told}; {none_or[0]} of their rows and {none_or[1]} of their columns are entirely zero."
 
 
 def _intervals(explanation: Explanation) -> str:
@@ -215,14 +219,14 @@ def _intervals(explanation: Explanation) -> str:
     if not explanation.resamples:
         return f"There are no intervals: nothing was resampled.{of_tokens}"
     told = (
-        f"Brackets hold 95% bootstrap intervals: the samples were redrawn with replacement "
+        f"In brackets are 95% bootstrap intervals: the samples were redrawn with replacement "
         f"{explanation.resamples:,} times (seed {explanation.seed})."
     )
     if explanation.dense_model is None:
         return told + of_tokens
     told += " Differences are pruned − dense, and both models are compared on the same drawn samples."
     if explanation.slices:
-        told += " Whether slices are worse was tested for all of them together, by Holm's method at 5%."
+        told += " Slices were tested together, by Holm's method at a level of 5%."
     return told + of_tokens
 
 

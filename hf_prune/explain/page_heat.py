@@ -122,8 +122,8 @@ def layer_name(group: UnitGroup) -> str:
 
 def stack_of(matrix: Matrix) -> str:
     """The path of the stack of layers that a matrix is in; empty where it is in none, or it is unknown."""
-    before, found, _ = matrix.name.partition(f"{matrix.layer}.{matrix.kind}")
-    return before.rstrip(".") if found and matrix.layer is not None else ""
+    found = re.fullmatch(rf"(.*)\.\d+\.{re.escape(matrix.kind)}(?:\.weight)?", matrix.name, re.DOTALL)
+    return found[1] if found and matrix.layer is not None else ""
 
 
 def _maps(matrices: Sequence[Matrix], cell: Callable[[Sequence[Matrix]], Cell | None]) -> list[Heat]:

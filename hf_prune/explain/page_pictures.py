@@ -103,7 +103,7 @@ class DriftBars:
 
 
 _MEASURES = {
-    "distance": "the mean of |pruned − dense|² / |dense|², 0 where nothing moved",
+    "distance": "the mean of |pruned − dense|² / |dense|², 0 where nothing changed",
     "cka": "1 − linear CKA, 0 where both spaces are alike up to rotation and scale",
 }
 
@@ -124,8 +124,8 @@ def drift_bars(drift: Sequence[Drift]) -> DriftBars | None:
     farthest = max((one for one in drift if one.moved is not None), key=lambda one: one.moved or 0.0)
     how = " or, where their widths differ, ".join(_MEASURES[one] for one in measures)
     words = (
-        f"After each layer of the dense model: {how}."
-        f" They moved most after layer {farthest.layer}: {number(farthest.moved or 0.0)}."
+        "How far the hidden states of the pruned model are from those of the dense one, after each layer of the dense "
+        f"model: {how}. The largest distance is {number(farthest.moved or 0.0)}, after layer {farthest.layer}."
     )
     ticks = [(tick, text) for tick, text in _ticks(scale.high)]
     return DriftBars(words, rows, ticks)

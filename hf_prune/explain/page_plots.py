@@ -109,7 +109,7 @@ def _slices(explanation: Explanation) -> bytes | None:
     left_out = f"; {len(shown)} of {len(some)}" if len(shown) < len(some) else ""
     axis.set_title(_drawable(f"{explanation.metric} of each slice, {order}{left_out}"), fontsize=10, parse_math=False)
     if any(one.is_worse for one in shown):
-        axis.set_xlabel("95% intervals; bold: worse than chance explains", fontsize=8)
+        axis.set_xlabel("95% intervals; bold: significantly worse", fontsize=8)
     else:
         axis.set_xlabel("95% intervals", fontsize=8)
     handles, labels = axis.get_legend_handles_labels()

@@ -17,9 +17,9 @@ from ..publish.explanation_words import (
     figure,
     is_of_language,
     is_share,
-    number,
     percent,
     slice_name,
+    three_digits,
     worst_first,
 )
 from ..publish.record import Cost, Source
@@ -141,9 +141,13 @@ def perturbation_rows(explanation: Explanation) -> Rows | None:
     unchanged = [("unchanged", one, None, "") for one in explanation.metrics if one.name == explanation.metric]
     changed = []
     for one in explanation.perturbations:
-        alike = f"{as_share(one.agreement)} answered as without it" if one.agreement is not None else ""
+        alike = _stay(one.agreement) if one.agreement is not None else ""
         changed.append((one.name, one.metric, None, "; ".join(filter(None, (one.words, alike)))))
     return compared([*unchanged, *changed], explanation.metric)
+
+
+def _stay(share: Estimate) -> str:
+    return f"{as_share(share)} of the pruned model's answers stay as they are on unchanged texts"
 
 
 def compared(figures: Sequence[tuple[str, Compared, bool | None, str]], metric: str | None = None) -> Rows | None:
@@ -247,8 +251,8 @@ def complexity_rows(complexity: Complexity) -> list[tuple[str, str, str, str]]:
     energy = complexity.energy
     if energy is not None:
         share = percent(energy.pruned / energy.dense) if energy.dense else ""
-        dense_joules = number(energy.dense) if energy.dense is not None else ""
-        rows.append((f"{energy.samples:,} samples: joules", dense_joules, number(energy.pruned), share))
+        dense_joules = three_digits(energy.dense) if energy.dense is not None else ""
+        rows.append((f"{energy.samples:,} samples: joules", dense_joules, three_digits(energy.pruned), share))
     return rows
 
 
@@ -262,7 +266,12 @@ def cost_words(costs: Sequence[Cost]) -> str:
         for cost in costs
     )
     new = " The dense model was built for it, with the original sizes and new weights." if costs[0].dense_is_new else ""
-    return f"Milliseconds: median, with quartiles where they are shown, of {batches}{turns}.{new}"
+    firsts = " and the first ".join("sample" if cost.samples == 1 else f"{cost.samples:,} samples" for cost in costs)
+    return (
+        f"Milliseconds: the median, with quartiles in brackets where they are known, of {batches}{turns}. The inputs "
+        f"are the first {firsts} of the data of this page. The model card times inputs of its own, of the shapes that "
+        f"it names, so its figures differ from these.{new}"
+    )
 
 
 def shape_words(shape: Sequence[int]) -> str:

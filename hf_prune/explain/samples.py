@@ -59,11 +59,13 @@ class Reader:
         model: the model.
         collate: a padded batch of tensors, from the rows of several samples.
         tokenize: the rows of texts; None if there is no tokenizer.
+        max_length: at how many tokens `tokenize` cuts texts; None if that is unknown.
     """
 
     model: PreTrainedModel
     collate: Callable[[list[Row]], Mapping[str, Any]]
     tokenize: Callable[[Sequence[str]], list[Row]] | None = None
+    max_length: int | None = None
 
     def rows(self, samples: Samples) -> Sequence[Row]:
         """The inputs of samples."""

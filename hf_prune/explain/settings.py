@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from ..errors import ExplainError
@@ -51,7 +52,7 @@ class Known:
     Attributes:
         model: the name of the pruned model; `dense_model` that of the dense one.
         data: what the samples are.
-        command: measures the explanation again.
+        command: measures the explanation again, in the folder of the pruned model.
         files: the weight files of the pruned model; their bytes are `file_bytes`, those of the dense one
             `dense_file_bytes`.
         nonzero: how many weights in the files are not zero; None to count them in the model.
@@ -100,6 +101,15 @@ def check_model(model: PreTrainedModel) -> Task:
                 f"{len(labels_of(model))} ({problem or 'regression'})",
             )
     return task
+
+
+def have_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Whether two models have the same parameters, by name and value."""
+    weights, others = dict(one.named_parameters()), dict(other.named_parameters())
+    return weights.keys() == others.keys() and all(
+        weight.dtype == others[name].dtype and torch.equal(weight.detach().cpu(), others[name].detach().cpu())
+        for name, weight in weights.items()
+    )
 
 
 def labels_of(model: PreTrainedModel) -> list[str]:

@@ -82,9 +82,24 @@ def groups_of_expressions(texts: Sequence[str], expressions: Mapping[str, str]) 
         yield Group(name, "without", ~inside)
 
 
-def groups_of_samples(samples: Samples, lengths: np.ndarray, expressions: Mapping[str, str]) -> list[Group]:
-    """The samples by their number of tokens, by the values of each column, and by what their texts have."""
+def groups_of_lengths(lengths: np.ndarray, cut_at: int | None) -> list[Group]:
+    """The samples in quarters of their numbers of tokens; the last one says so where it has texts that may be cut."""
     found = quarters("length", lengths, " tokens")
+    if not found or lengths.max() != cut_at:
+        return found
+    low = int(lengths[found[-1].inside].min())
+    cut = f"{low} or more tokens (cut{f' at {cut_at}' if low != cut_at else ''})"
+    return [*found[:-1], Group("length", cut, found[-1].inside)]
+
+
+def groups_of_samples(
+    samples: Samples, lengths: np.ndarray, expressions: Mapping[str, str], cut_at: int | None = None
+) -> list[Group]:
+    """The samples by their number of tokens, by the values of each column, and by what their texts have.
+
+    Texts are cut at `cut_at` tokens.
+    """
+    found = groups_of_lengths(lengths, cut_at)
     for name, values in samples.columns.items():
         found += groups_of_values(name, values)
     if samples.texts is not None:
@@ -94,8 +109,8 @@ def groups_of_samples(samples: Samples, lengths: np.ndarray, expressions: Mappin
 
 def words_of_left_out(slices: int) -> list[str]:
     """A note about slices that are too small."""
-    number = f"{slices:,} slice{'' if slices == 1 else 's'}"
-    return [f"Nothing is said of {number} with fewer than {LEAST_SAMPLES} samples."] if slices else []
+    number = f"{slices:,} slice{' is' if slices == 1 else 's are'} not shown, with fewer than {LEAST_SAMPLES} samples."
+    return [number] if slices else []
 
 
 @dataclass(frozen=True)

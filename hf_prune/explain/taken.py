@@ -33,6 +33,12 @@ def dense_name(name: str, removed: Sequence[LayersLeft]) -> str:
     return name
 
 
+def layer_of(block: str, removed: Sequence[LayersLeft]) -> int | None:
+    """The number that a layer, of this path now, had before layers were removed; None for what is no layer."""
+    index = dense_name(block, removed).rpartition(".")[2]
+    return int(index) if index.isdecimal() else None
+
+
 def matrices_of(
     model: nn.Module,
     dense: nn.Module | None = None,
@@ -41,7 +47,8 @@ def matrices_of(
 ) -> list[Matrix]:
     """The prunable tensors of a model with their zeros: those with these names, or those that are pruned by default.
 
-    Layers that are removed are skipped in finding the tensor of the dense model, whose effective rank is beside.
+    Beside each is the effective rank of the dense model's tensor. Layers have the numbers of the dense model; tensors
+    the names that they have now.
     """
     targets = find_targets(model) if names is None else targets_named(model, names)
     targets = [target for target in targets if len(target.shape) > 1]  # without the biases of units
@@ -52,7 +59,7 @@ def matrices_of(
     found = []
     for target in targets:
         weight, block = parameters[target.name].detach(), blocks[target.name]
-        stack, _, index = block.rpartition(".")
+        stack = block.rpartition(".")[0]
         kind = target.name.removeprefix(f"{block}.") if block else target.name
         matrices = as_matrices(weight, target.layout) != 0
         whole = before.get(dense_name(target.name, removed))
@@ -60,7 +67,7 @@ def matrices_of(
             Matrix(
                 name=target.name,
                 kind=f"{stack}.{kind}".removesuffix(".weight") if several and block else kind.removesuffix(".weight"),
-                layer=int(index) if index.isdecimal() else None,
+                layer=layer_of(block, removed),
                 shape=list(target.shape),
                 weights=target.weights,
                 zeros=target.weights - int(matrices.sum()),
@@ -92,10 +99,11 @@ def effective_rank(matrix: torch.Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def units_of(model: nn.Module) -> tuple[list[UnitGroup], list[str]]:
+def units_of(model: nn.Module, removed: Sequence[LayersLeft] = ()) -> tuple[list[UnitGroup], list[str]]:
     """The neurons and heads of a model by layer, with the share of zeros in each one's weights; and why there are none.
 
-    A unit's weights are those that compute it and those that read it, biases too.
+    A unit's weights are those that compute it and those that read it, biases too. Layers have the numbers of the dense
+    model.
     """
     plain = plain_model(model)
     if not isinstance(plain, PreTrainedModel):
@@ -114,14 +122,13 @@ def units_of(model: nn.Module) -> tuple[list[UnitGroup], list[str]]:
             notes.append(f"The {structure} are not known: no field of {type(plain.config).__name__} counts them.")
         for group in groups:
             shares = zero_shares(group, parameters)
-            index = blocks[group.names[0]].rpartition(".")[2]
             is_long = len(shares) > MOST_UNITS
             listed = shares.quantile(torch.linspace(0, 1, 65, dtype=torch.float64)) if is_long else shares
             found.append(
                 UnitGroup(
                     structure=structure,
                     path=group.path,
-                    layer=int(index) if index.isdecimal() else None,
+                    layer=layer_of(blocks[group.names[0]], removed),
                     units=len(shares),
                     dead=int((shares == 1).sum()),
                     zeros=listed.tolist(),

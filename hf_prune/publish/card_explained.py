@@ -10,6 +10,7 @@ from .explanation import EXPLANATION_NAME, Compared, Explanation, load_explanati
 from .explanation_words import (
     as_number,
     as_share,
+    command_words,
     difference,
     figure,
     is_of_language,
@@ -60,7 +61,8 @@ def warn_if_stale(saved: SavedModel) -> None:
     explanation = load_explanation(saved.folder)
     if explanation is not None and explanation.files != saved.hashes:
         logger.warning(
-            "%s explains other weights than those in %s now: the card and a push leave it out. Measure again: %s",
+            "%s explains other weights than those in %s now: the card and a push leave it out. Measure again, in that "
+            "folder: %s",
             EXPLANATION_NAME,
             saved.folder,
             explanation.command,
@@ -74,7 +76,10 @@ def shown_texts(explained: Explained | None) -> int:
 
 @dataclass(frozen=True)
 class Section:
-    """The section of a card: sentences, rows (name, dense, pruned, difference), a picture, a link and the command."""
+    """The section of a card: sentences, rows, a picture, a link, the command and words before it.
+
+    Rows are (name, dense, pruned, difference).
+    """
 
     sentences: list[str]
     rows: list[tuple[str, str, str, str]]
@@ -82,6 +87,7 @@ class Section:
     picture: str | None
     picture_alt: str
     more: str
+    command_words: str
     command: str
 
 
@@ -98,6 +104,7 @@ def explained_section(explained: Explained | None) -> Section | None:
         picture=picture,
         picture_alt=inline(alt),
         more=_more(explanation, names),
+        command_words=inline(command_words(explanation)),
         command=fence(" ".join(explanation.command.split()), "bash"),
     )
 
@@ -110,10 +117,12 @@ def _rows(explanation: Explanation) -> list[tuple[str, str, str, str]]:
         rows.append(_row(code(metric.name), metric))
     what = "next tokens" if is_of_language(explanation) else "answers"
     shares = {
-        f"{what} as the dense model's": answers.agreement,
-        f"{what} from right to wrong": answers.to_wrong,
-        f"{what} from wrong to right": answers.to_right,
-        f"{what} from one wrong to another": answers.other if answers.other and answers.other.value else None,
+        f"{what} that are the same as the dense model's": answers.agreement,
+        f"{what} changed from right to wrong": answers.to_wrong,
+        f"{what} changed from wrong to right": answers.to_right,
+        f"{what} changed from one wrong answer to another": answers.other
+        if answers.other and answers.other.value
+        else None,
     }
     rows += [(name, "", as_share(share), "") for name, share in shares.items() if share is not None]
     if answers.divergence is not None:
@@ -145,7 +154,7 @@ def _more(explanation: Explanation, names: Collection[str]) -> str:
     """How many samples it was measured on, and where the rest is."""
     unit = "texts" if is_of_language(explanation) else "samples"
     told = f"Measured on {explanation.samples:,} {unit} of {inline(explanation.data.name)}"
-    told += "; brackets have 95% intervals." if explanation.resamples else "."
+    told += "; 95% intervals are in brackets." if explanation.resamples else "."
     if PAGE_NAME in names:
         told += f" All figures and pictures are in [`{PAGE_NAME}`]({PAGE_NAME}), which opens without a network"
         told += f", and in [`{MARKDOWN_NAME}`]({MARKDOWN_NAME})." if MARKDOWN_NAME in names else "."

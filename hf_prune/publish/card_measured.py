@@ -183,8 +183,8 @@ def _millions(value: int | None, unit: float) -> str:
     return f"{value / unit:,.1f}" if value is not None else ""
 
 
-def cost_note(record: RunRecord, is_smaller: bool) -> str:
-    """How a forward pass was measured, and on which machine."""
+def cost_note(record: RunRecord, is_smaller: bool, is_explained: bool = False) -> str:
+    """How a forward pass was measured, and on which machine; `is_explained` says that there is a page with others."""
     if not record.costs:
         return ""
     passes = " and ".join(f"{cost.passes:,} passes ({_shapes_of(cost)})" for cost in record.costs)
@@ -204,6 +204,8 @@ def cost_note(record: RunRecord, is_smaller: bool) -> str:
         note += " The dense model was built for this comparison, with the original sizes and new weights."
     if is_smaller and record.costs[0].dense is None:
         note += " The dense model was not measured."
+    if is_explained:
+        note += " The page in `explain/` times other inputs, the first samples of its own data, so its figures differ."
     return note
 
 

@@ -106,7 +106,7 @@ def render_card(
         "generation_speed": generation_rows(record.generation),
         "costs": cost_rows(record.costs, figures.removed is not None),
         "costs_dense": any(cost.dense is not None for cost in record.costs),
-        "cost_note": cost_note(record, figures.removed is not None),
+        "cost_note": cost_note(record, figures.removed is not None, explained is not None),
         "size_note": _size_note(figures),
         "report": f"hf-prune report {shlex.quote(single_line(location))}",
         "usage": usage_code(figures, location),

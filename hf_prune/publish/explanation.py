@@ -12,7 +12,16 @@ from .record import Cost, Frozen, Source, read_frozen, write_frozen
 
 EXPLANATION_NAME = "explain/explanation.json"
 
+# In the command of an explanation, before the name of a file or folder whose place is not told.
+ELSEWHERE = "path/to/"
+
 FORMAT_VERSION = 1
+
+# The note of an explanation whose dense model is none.
+SAME_WEIGHTS = (
+    "The dense model has exactly the weights of the pruned model, so nothing can differ: it is the same one. "
+    "Give the model as it was before pruning."
+)
 
 
 class Estimate(Frozen):
@@ -104,9 +113,9 @@ class Answers(Frozen):
 class Matrix(Frozen):
     """A prunable tensor: its zeros, and the rows and columns that have nothing but zeros.
 
-    `layer` is its place in its stack of layers, `kind` its name there (`attention.self.query`). `effective_rank` is the
-    exponential of the entropy of its singular values (Roy and Vetterli, 2007), of both models; None for tensors that
-    are not matrices or too large.
+    `name` is the one that it has in the files. `layer` is the number of its layer, in the dense model where layers were
+    removed; `kind` its name there (`attention.self.query`). `effective_rank` is the exponential of the entropy of its
+    singular values (Roy and Vetterli, 2007), of both models; None for tensors that are not matrices or too large.
     """
 
     name: str
@@ -124,7 +133,8 @@ class Matrix(Frozen):
 class UnitGroup(Frozen):
     """The neurons or heads of a layer: the share of zeros in each one's weights; `dead` have nothing but zeros.
 
-    For many units `zeros` has the quantiles 0, 1/64, ..., 1 instead, and `are_quantiles` is set.
+    `layer` is its number in the dense model where layers were removed, `path` where it is now. For many units `zeros`
+    has the quantiles 0, 1/64, ..., 1 instead, and `are_quantiles` is set.
     """
 
     structure: Literal["neurons", "heads"]
@@ -134,6 +144,14 @@ class UnitGroup(Frozen):
     dead: int
     zeros: list[float]
     are_quantiles: bool = False
+
+
+class StackLeft(Frozen):
+    """A stack of `of` layers out of which some were removed, and the numbers of those that are left, from 0."""
+
+    path: str
+    of: int
+    kept: tuple[int, ...]
 
 
 class Drift(Frozen):
@@ -193,9 +211,11 @@ class Explanation(Frozen):
 
     `task` is `text-classification` or `text-generation`. `metric` is the one that slices, gaps and perturbations have:
     `accuracy`, or `loss` (nats a token), of which lower is better. `data` is what it was measured on, `samples` of it;
-    `command` measures it again. `resamples` and `seed` are those of the bootstrap. `files` are the hashes of the weight
-    files. For language models, slices are by source, token frequency and position. `tokens_counted_in` says where it
-    was counted how rare tokens are. `notes` say what could not be said.
+    `command` measures it again, in the model's folder. `resamples` and `seed` are those of the bootstrap. `files` are
+    the hashes of the weight files. `removed_words` say what was cut out, `layers_left` which layers are left where some
+    were: everywhere else layers have the numbers that they have in the dense model. For language models, slices are by
+    source, token frequency and position. `tokens_counted_in` says where it was counted how rare tokens are. `notes` say
+    what could not be said.
     """
 
     format_version: int = FORMAT_VERSION
@@ -215,6 +235,7 @@ class Explanation(Frozen):
     matrices: tuple[Matrix, ...]
     units: tuple[UnitGroup, ...]
     removed_words: str | None = None
+    layers_left: tuple[StackLeft, ...] = ()
     drift: tuple[Drift, ...] = ()
     gaps: tuple[Gap, ...] = ()
     perturbations: tuple[Perturbed, ...] = ()

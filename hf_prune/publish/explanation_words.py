@@ -1,9 +1,10 @@
 """What an explanation says in words: its figures with their intervals, and the sentences that sum it up."""
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from .explanation import Compared, Estimate, Explanation, Slice, UnitGroup
+from .explanation import ELSEWHERE, SAME_WEIGHTS, Compared, Estimate, Explanation, Slice, UnitGroup
 from .record import lower_is_better
 
 # Parts of the names of metrics that are shares, and shown in percent.
@@ -37,6 +38,12 @@ def number(value: float) -> str:
     if value and not float(text.replace(",", "")):
         text = f"{abs(value):.1e}"
     return f"{MINUS if value < 0 else ''}{text}"
+
+
+def three_digits(value: float) -> str:
+    """A measured amount with three significant digits: `0.0412`, `4.12`, `41,200`."""
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{round(value, digits):,.{max(digits, 0)}f}"
 
 
 def as_share(estimate: Estimate) -> str:
@@ -148,7 +155,7 @@ def by_kind(explanation: Explanation) -> list[list[Slice]]:
 
 
 def worse_slices(explanation: Explanation) -> list[Slice]:
-    """The slices on which the pruned model is worse than the dense one by more than chance explains, worst first."""
+    """The slices on which the pruned model is significantly worse than the dense one, worst first."""
     return [one for one in worst_first(explanation) if one.is_worse]
 
 
@@ -159,7 +166,8 @@ def main_metric(explanation: Explanation) -> Compared | None:
 
 def summary(explanation: Explanation) -> list[str]:
     """The sentences that sum an explanation up: what changed in the answers, where most, and what was taken."""
-    sentences = [answers_words(explanation), slices_words(explanation), metric_words(explanation)]
+    warning = SAME_WEIGHTS if SAME_WEIGHTS in explanation.notes else ""
+    sentences = [warning, answers_words(explanation), slices_words(explanation), metric_words(explanation)]
     sentences += [calibration_words(explanation), taken_words(explanation)]
     return [sentence for sentence in sentences if sentence]
 
@@ -193,13 +201,13 @@ def metric_words(explanation: Explanation) -> str:
     told = f"{name} is {figure(metric.name, metric.pruned)}"
     if metric.dense is None or metric.difference is None:
         return f"{told}."
-    told += f", of the dense model {figure(metric.name, metric.dense)}: {difference(metric)}"
+    told += f", and {figure(metric.name, metric.dense)} with the dense model, a difference of {difference(metric)}"
     is_explained = metric.difference.value != 0 and may_be_chance(metric.difference)
-    return f"{told}, which chance alone may explain." if is_explained else f"{told}."
+    return f"{told}; it may be due to chance." if is_explained else f"{told}."
 
 
 def slices_words(explanation: Explanation, most: int = 2) -> str:
-    """The worst slices with both metrics, or that none is worse than chance explains."""
+    """The worst slices with both metrics, or that none is significantly worse."""
     if not explanation.slices:
         return ""
     if explanation.answers.agreement is None:
@@ -208,14 +216,17 @@ def slices_words(explanation: Explanation, most: int = 2) -> str:
         return f"{which} {explanation.metric} of {_slices(explanation)}: {_slice_words(lowest)}."
     worse = worse_slices(explanation)
     if not worse:
-        return f"Of {_slices(explanation)}, none is worse than chance explains."
+        return f"On none of {_slices(explanation)} is the pruned model significantly worse than the dense one."
     told = ", ".join(map(_slice_words, worst_first(explanation)[: min(most, len(worse))]))
-    return f"Worse on {len(worse)} of {_slices(explanation)}; worst {explanation.metric}: {told}."
+    return (
+        f"The pruned model is significantly worse than the dense one on {len(worse):,} of {_slices(explanation)}. "
+        f"Worst {explanation.metric}: {told}."
+    )
 
 
 def _slices(explanation: Explanation) -> str:
     number = len(explanation.slices)
-    return f"{number:,} slice{'' if number == 1 else 's'}"
+    return f"{number:,} slice{'' if number == 1 else 's'} of the data"
 
 
 def _slice_words(one: Slice) -> str:
@@ -237,8 +248,8 @@ def calibration_words(explanation: Explanation) -> str:
     pruned, dense = explanation.answers.calibration, explanation.answers.dense_calibration
     if pruned is None:
         return ""
-    told = f"The model's confidence is off by {as_share(pruned.error)} on average"
-    return f"{told}, that of the dense model by {as_share(dense.error)}." if dense is not None else f"{told}."
+    told = f"Confidence and accuracy differ by {as_share(pruned.error)} on average (expected calibration error)"
+    return f"{told}; with the dense model by {as_share(dense.error)}." if dense is not None else f"{told}."
 
 
 def taken_words(explanation: Explanation) -> str:
@@ -253,8 +264,32 @@ def taken_words(explanation: Explanation) -> str:
         parts.append(f"{percent(zeros / weights)} of the weights in {number} are zero")
     dead = [f"{gone:,} of {of:,} {structure}" for structure, gone, of in dead_units(explanation.units) if gone]
     if dead:
-        parts.append(f"{' and '.join(dead)} have nothing but zeros")
+        parts.append(f"{' and '.join(dead)} have only zero weights")
     return f"{'; '.join(parts)}." if parts else ""
+
+
+def layers_words(explanation: Explanation) -> str:
+    """How layers are numbered where some were removed; empty where none was."""
+    if not explanation.layers_left:
+        return ""
+    left = [f"Of the {one.of:,} layers in {one.path}, {_listed(one.kept)} left." for one in explanation.layers_left]
+    return " ".join(["Layers are numbered from 0, as in the dense model.", *left])
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers with their verb: `0, 2 and 5 are`."""
+    texts = [str(number) for number in numbers]
+    if len(texts) < 2:
+        return f"{texts[0]} is" if texts else "none is"
+    return f"{', '.join(texts[:-1])} and {texts[-1]} are"
+
+
+def command_words(explanation: Explanation) -> str:
+    """What is said before the command that measures an explanation again: where it is run."""
+    if not explanation.command.startswith("hf-prune "):
+        return "This call measures it again, in Python:"
+    told = "This command measures it again. Run it in the model's folder, the one that has config.json"
+    return f"{told}; put the real paths where it says {ELSEWHERE}:" if ELSEWHERE in explanation.command else f"{told}:"
 
 
 def dead_units(units: Iterable[UnitGroup]) -> list[tuple[str, int, int]]:

@@ -7,7 +7,9 @@ from typing import Any
 import datasets
 
 from ..errors import RecipeError, first_line, nearest_beside
-from .names import data_format, resolve_name
+from ..publish.record import Source
+from ..publish.sources import describe_dataset
+from .names import data_format, package_of, resolve_name
 from .schema import DatasetSection
 
 
@@ -203,3 +205,33 @@ def number_labels(data: datasets.DatasetDict, section: DatasetSection) -> tuple[
         return {"labels": [numbers[value] for value in rows[column]]}
 
     return data.map(number, batched=True, remove_columns=[column], desc="Numbering labels"), names
+
+
+def source_of(section: DatasetSection, rows: datasets.Dataset, part: str) -> Source:
+    """The source of the rows of a `part` (`train`, `validation` or `test`): the data set, and in words which rows.
+
+    The split is told where the data set is on the Hub, or where it has another name than the part.
+    """
+    known = describe_dataset(rows)
+    split = getattr(section, f"{part}_split")
+    taken = [f"where {column} is {value}" for column, value in section.where.items()]
+    if split is None:
+        taken.insert(0, _held_out(section, part))
+    elif part == "train" and (section.test_size or section.validation_size):
+        taken.insert(0, f"the other rows of {split}")
+    on_hub = known is not None and known.hub_name is not None
+    return Source(
+        name=package_of(section.name) or Path(section.name).name,
+        hub_name=known.hub_name if known is not None else None,
+        revision=known.revision if known is not None else None,
+        config=section.config,
+        split=split if on_hub or split != part else None,
+        rows=", ".join(taken) or None,
+    )
+
+
+def _held_out(section: DatasetSection, part: str) -> str:
+    """Which rows a size holds out; those for validation follow those for testing, and depend on them."""
+    after = f" after {section.test_size} for testing" if part == "validation" and section.test_size else ""
+    size = getattr(section, f"{part}_size")
+    return f"{size} rows held out of {section.train_split}{after} with seed {section.split_seed}"

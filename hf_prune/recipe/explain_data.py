@@ -1,6 +1,7 @@
 """The rows that a saved model is explained on, as a section of a recipe or the options of a command name them."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,10 @@ from ..errors import ExplainError, RecipeError, TargetError
 from ..explain.samples import Samples
 from ..explain.settings import labels_of
 from ..model.expressions import refuse_slow
+from ..publish.explanation import ELSEWHERE
 from ..publish.record import Source
-from ..publish.sources import describe_dataset
-from .data import check_texts, default_test_split, load_data, load_rows
+from .data import check_texts, default_test_split, load_data, load_rows, source_of
 from .loading import why_no_slice
-from .names import package_of
 from .schema import DatasetSection, ExplainSection, Recipe
 
 # On how many of the longest texts expressions are tried, before they are matched with all.
@@ -52,14 +52,16 @@ class Data:
         section: the data set; `test_split` or `test_size` says which rows.
         test: the rows; `training` those that the model was trained on, or None.
         source: what is said of them.
-        options: those of `hf-prune explain` that give these rows.
+        training_section: the training rows, its `train_split`, where they are of a data set of their own.
+        with_training: whether the training rows of the same data set were asked for.
     """
 
     section: DatasetSection
     test: datasets.Dataset
     training: datasets.Dataset | None
     source: Source
-    options: list[str]
+    training_section: DatasetSection | None = None
+    with_training: bool = False
 
 
 def parse_explained(expressions: Sequence[str], **fields: Any) -> ExplainSection:
@@ -174,7 +176,7 @@ def read_data(
         if part is not None:
             check_texts(datasets.DatasetDict(test=part), "text_column", section.text_column)
     _refuse_slow(explained, list(test[section.text_column]))
-    return Data(section, test, own_training, _source(section, test), _options(section, training, with_training))
+    return Data(section, test, own_training, source_of(section, test, "test"), training, with_training)
 
 
 def _key(key: str, section: DatasetSection) -> str:
@@ -241,25 +243,10 @@ def check_explained(recipe: Recipe) -> None:
         data_of(recipe)
 
 
-def _source(section: DatasetSection, rows: datasets.Dataset) -> Source:
-    known = describe_dataset(rows)
-    taken = [f"where {column} is {value}" for column, value in section.where.items()]
-    if section.test_size is not None:
-        taken.insert(0, f"{section.test_size} rows held out of {section.train_split} with seed {section.split_seed}")
-    on_hub = known is not None and known.hub_name is not None
-    return Source(
-        name=package_of(section.name) or Path(section.name).name,
-        hub_name=known.hub_name if known is not None else None,
-        revision=known.revision if known is not None else None,
-        config=section.config,
-        split=section.test_split if on_hub or section.test_split != "test" else None,
-        rows=", ".join(taken) or None,
-    )
-
-
-def _options(section: DatasetSection, training: DatasetSection | None, with_training: bool) -> list[str]:
-    """The options of `hf-prune explain` that give the rows of a section."""
-    found = ["--data", written(section.name, 1)]
+def options_of(data: Data, folder: Path) -> list[str]:
+    """The options of `hf-prune explain` that give the same rows, where it is run in a model's folder."""
+    section, training = data.section, data.training_section
+    found = ["--data", written(section.name, folder)]
     defaults = {"config": "--data-config", "text_column": "--text-column", "label_column": "--label-column"}
     defaults |= {"max_length": "--max-length"}
     for field, option in defaults.items():
@@ -276,15 +263,27 @@ def _options(section: DatasetSection, training: DatasetSection | None, with_trai
     elif section.test_split != "test":
         found += ["--split", str(section.test_split)]
     if training is not None:
-        found += ["--training-data", written(training.name, 1)]
-    if (training is not None and training.train_split != "train") or (with_training and section.test_size is None):
+        found += ["--training-data", written(training.name, folder)]
+    if (training is not None and training.train_split != "train") or (data.with_training and section.test_size is None):
         found += ["--training-split", (training or section).train_split]
     return found
 
 
-def written(name: str, parts: int) -> str:
-    """A name for a command: of an absolute path outside the working directory, only the last parts."""
-    path = Path(name)
-    if not path.is_absolute():
+def written(name: str, folder: Path) -> str:
+    """A name for a command that is run in a model's folder: of a path, the one that leads there from the folder.
+
+    So that no other folders of this machine are named, it is told only of what lies in the working directory or beside
+    the model, or beside the run whose `model` it is, and as it was given where the working directory is the model's
+    folder. Of others only the last part is told, after `path/to/`.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():  # on the Hub, or in a package
         return name
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(Path(*path.parts[-parts:]))
+    place, start = Path(os.path.abspath(path)), Path(os.path.realpath(folder))
+    if Path.cwd() == start and not path.is_absolute():
+        return name
+    beside = start.parent.parent if start.name == "model" else start.parent
+    shared = Path(os.path.commonpath([place, start]))
+    if any(shared.is_relative_to(known) for known in (Path.cwd(), beside) if known != known.parent):
+        return os.path.relpath(place, start)
+    return f"{ELSEWHERE}{place.name}"

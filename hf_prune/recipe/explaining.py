@@ -19,7 +19,7 @@ from ..publish.explanation_words import summary
 from ..publish.record import load_record
 from ..saved.files import find_model
 from ..saved.model import SavedModel
-from .explain_data import Data, data_of, read_samples, written
+from .explain_data import Data, data_of, options_of, read_samples, written
 from .models import check_length, set_padding
 from .schema import ExplainSection, Recipe
 
@@ -52,7 +52,7 @@ def make_reader(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_
             rows.append({"input_ids": whole, "attention_mask": [1] * len(whole)})
         return rows
 
-    return Reader(model, cast(Any, DataCollatorWithPadding(tokenizer)), tokenize)
+    return Reader(model, cast(Any, DataCollatorWithPadding(tokenizer)), tokenize, max_length)
 
 
 def find_dense(folder: Path) -> Path | None:
@@ -79,9 +79,11 @@ def explain_saved(
     computed, if models and data do not fit together.
     """
     saved = SavedModel(folder)
+    saved.check_whole()
     with_labels = check_model(_skeleton(saved)) == "text-classification"
     saved_dense = SavedModel(find_model(dense)) if dense is not None else None
     if saved_dense is not None:
+        saved_dense.check_whole()
         check_pair(_skeleton(saved), _skeleton(saved_dense))
     data = read(with_labels)
     section = data.section
@@ -181,14 +183,16 @@ def _name(saved: SavedModel) -> str:
     record, folder = load_record(saved.folder), saved.folder.resolve()
     if record is not None:
         return record.name
-    return f"{folder.parent.name}/{folder.name}" if folder.name in ("model", "dense") else folder.name
+    if folder.name == "model":  # of a run, whose record has the same name when it is written
+        return folder.parent.name
+    return f"{folder.parent.name}/{folder.name}" if folder.name == "dense" else folder.name
 
 
 def _command(saved: SavedModel, dense: str | Path | None, data: Data, explained: ExplainSection) -> str:
-    """The command that measures an explanation again: with relative names, never those of folders of this machine."""
-    words = ["hf-prune", "explain", written(str(saved.folder), 2)]
-    words += ["--dense", written(str(dense), 2)] if dense is not None else []
-    words += data.options
+    """The command that measures an explanation again in the model's folder, without names of folders elsewhere."""
+    words = ["hf-prune", "explain", "."]
+    words += ["--dense", written(str(dense), saved.folder)] if dense is not None else []
+    words += options_of(data, saved.folder)
     for name in explained.slices:
         words += ["--slice", name]
     for name, expression in explained.expressions.items():

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,13 +28,13 @@ from ..publish.card import write_card
 from ..publish.measure import hardware, versions
 from ..publish.plots import plot_curves, plot_layers
 from ..publish.record import Calibration, Evaluation, RunRecord, Source, describe_methods, save_record
-from ..publish.sources import describe_base, describe_dataset
+from ..publish.sources import describe_base
 from ..saved.model import SavedModel
 from ..saved.report import Report, make_report
 from ..trainer.claims import claimed
-from .data import load_texts
+from .data import load_texts, source_of
 from .models import check_finite, unquantised
-from .names import package_of, resolve_name
+from .names import resolve_name
 from .schema import DatasetSection
 
 Say = Callable[[str], None]
@@ -143,7 +142,7 @@ def prune_saved(
         tokenizer.save_pretrained(output)
         pruned.save(output)
         saved = SavedModel(output)
-        source = _describe(dataset, rows)
+        source = source_of(dataset, rows, "train")
         base, problem = describe_base(path, base_model, commit_of(model.config))
         if problem is not None:
             say(f"The model card will state no license: {problem}")
@@ -351,22 +350,6 @@ def _class_of(path: str) -> Any:
             "model", f"expected a class of transformers among the architectures of its config, got {names}"
         )
     return found
-
-
-def _describe(section: DatasetSection, rows: datasets.Dataset) -> Source:
-    """The source of the calibration texts."""
-    known = describe_dataset(rows)
-    package = package_of(section.name)
-    taken = [f"where {column} is {value}" for column, value in section.where.items()]
-    on_hub = known is not None and known.hub_name is not None
-    return Source(
-        name=package or Path(section.name).name,
-        hub_name=known.hub_name if known is not None else None,
-        revision=known.revision if known is not None else None,
-        config=section.config,
-        split=section.train_split if on_hub else None,
-        rows=", ".join(taken) or None,
-    )
 
 
 def _measure(model: PreTrainedModel, held_out: torch.Tensor | None, calibration: CalibrationConfig) -> dict[str, float]:

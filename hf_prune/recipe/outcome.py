@@ -24,15 +24,16 @@ from ..publish.record import (
     save_record,
 )
 from ..publish.redact import without_paths, without_tokens
-from ..publish.sources import describe_base, describe_dataset
+from ..publish.sources import describe_base
 from ..saved.model import SavedModel
 from ..saved.report import Report
 from ..trainer.latency import measure_trainer
 from ..trainer.recording import CardInput, record_of
-from .names import package_of, resolve_name
+from .data import source_of
+from .names import resolve_name
 from .one_shot import describe_calibration
 from .prepare import Prepared
-from .schema import DatasetSection, Recipe
+from .schema import Recipe
 from .tasks import Scores, TextGeneration
 
 Say = Callable[[str], None]
@@ -301,27 +302,4 @@ def describe_model(prepared: Prepared, say: Say) -> Source | None:
 
 def describe_data(prepared: Prepared, part: str) -> Source:
     """The source of a split: the data set, and in words which of its rows."""
-    section = prepared.recipe.dataset
-    known = describe_dataset(prepared.data[part])
-    split = getattr(section, f"{part}_split")
-    taken = [f"where {column} is {value}" for column, value in section.where.items()]
-    if split is None:
-        taken.insert(0, _held_out(section, part))
-    elif part == "train" and (section.test_size or section.validation_size):
-        taken.insert(0, f"the other rows of {split}")
-    on_hub = known is not None and known.hub_name is not None
-    return Source(
-        name=package_of(section.name) or Path(section.name).name,
-        hub_name=known.hub_name if known is not None else None,
-        revision=known.revision if known is not None else None,
-        config=section.config,
-        split=split if on_hub else None,
-        rows=", ".join(taken) or None,
-    )
-
-
-def _held_out(section: DatasetSection, part: str) -> str:
-    """Which rows a size holds out; those for validation follow those for testing, and depend on them."""
-    after = f" after {section.test_size} for testing" if part == "validation" and section.test_size else ""
-    size = getattr(section, f"{part}_size")
-    return f"{size} rows held out of {section.train_split}{after} with seed {section.split_seed}"
+    return source_of(prepared.recipe.dataset, prepared.data[part], part)

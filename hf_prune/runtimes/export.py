@@ -79,6 +79,7 @@ def export_model(
     if found is not None:
         raise ExportError("OUT", f"expected a new or an empty folder, got {found}: {output}")
     saved = SavedModel(find_model(model))
+    saved.check_whole()
     if saved.skeleton is not None:
         _check_class(saved.skeleton, entry, to)
     whole = _load(saved)

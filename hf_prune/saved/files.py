@@ -118,7 +118,8 @@ def weight_files(folder: Path) -> list[Path]:
         )
     if not index.exists():
         raise ReportError(
-            f"{folder}: contains neither {WEIGHTS_NAME} nor {INDEX_NAME}; save the model with save_pretrained"
+            f"{folder}: contains neither {WEIGHTS_NAME} nor {INDEX_NAME}; "
+            f"{where_model_is(folder) or 'save the model with save_pretrained'}"
         )
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
@@ -135,6 +136,13 @@ def weight_files(folder: Path) -> list[Path]:
         raise ReportError(f"{folder}: {INDEX_NAME} lists {name}, which does not exist")
     check_inside(folder, names)
     return [_checked(folder / name) for name in names]
+
+
+def where_model_is(folder: Path) -> str | None:
+    """What to do with the folder of a run, which has its model in `model`; None for other folders."""
+    inner = folder / "model"
+    is_run = not (folder / "config.json").exists() and (inner / "config.json").is_file()
+    return f"the folder model in it has a model: give {inner}" if is_run else None
 
 
 def _checked(path: Path) -> Path:

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from ..config.pruning import CONFIG_NAME, PruningConfig, load_frozen, load_saved_configs, written_expressions
 from ..config.safe_json import read_json, read_object
-from ..errors import ReportError
+from ..errors import PackedError, ReportError, first_line
 from ..methods.patterns import Pattern
 from ..model.expressions import refuse_slow
 from ..model.names import every_name
 from ..model.targets import find_targets
 from ..packed.config_text import rounded_embeddings, says_packed
-from ..packed.files import PackedReader, is_packed
+from ..packed.files import PackedReader, is_packed, read_header
 from . import files
 from .removed import Removed, removed_from
 from .skeleton import build_skeleton
@@ -94,6 +94,17 @@ class SavedModel(os.PathLike):
     def weight_files(self) -> list[Path]:
         """The weight files. Raises ReportError if there are none, or the index lists a file that is not there."""
         return files.weight_files(self.folder)
+
+    def check_whole(self) -> None:
+        """Raise ReportError unless there are config.json and weight files of the size that their headers tell."""
+        if not (self.folder / "config.json").exists() and not (self.folder / "adapter_config.json").exists():
+            what_to_do = files.where_model_is(self.folder) or "give a folder that save_pretrained has written"
+            raise ReportError(f"{self.folder}: expected a saved model with config.json, found none; {what_to_do}")
+        for path in self.weight_files:
+            try:
+                read_header(path)
+            except PackedError as error:
+                raise ReportError(f"{first_line(error)}; copy or download the file again, it may be cut off") from error
 
     @cached_property
     def file_bytes(self) -> int:

@@ -110,6 +110,7 @@ def task_for(folder: SavedModel) -> str:
 
     Raises SpaceError for other tasks, which it names, and for a model that a page cannot open.
     """
+    folder.check_whole()
     about, task = _about_folder(folder.folder), task_of(folder.architecture)
     if task == "text2text-generation" and "summarization" in _tasks_said(folder):
         task = "summarization"

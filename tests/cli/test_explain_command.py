@@ -10,7 +10,9 @@ from test_run import tree, write_csv
 from text_models import save_text_model, texts
 
 from hf_prune import Pruner, PruningConfig
-from hf_prune.publish.explanation import load_explanation
+from hf_prune.publish.explanation import SAME_WEIGHTS, load_explanation
+from hf_prune.publish.explanation_words import summary
+from hf_prune.recipe.explain_data import written
 
 pytestmark = pytest.mark.usefixtures("eighty_columns")
 
@@ -80,9 +82,30 @@ def test_a_classifier_is_explained_beside_the_dense_model(material, tmp_path):
     assert [one.training_samples for one in found.gaps] == [40, 40]
     assert str(tmp_path.parent) not in found.model_dump_json()
     assert found.command == (
-        "hf-prune explain bert/pruned --dense bert/dense --data texts.csv --max-length 16 --test-size 50 --slice kind "
+        "hf-prune explain . --dense ../dense --data path/to/texts.csv --max-length 16 --test-size 50 --slice kind "
         "--expression ones=w1 --show-texts --resamples 100"
     )
+    told = (tmp_path / "explain/explanation.md").read_text()
+    assert "Run it in the model's folder, the one that has config.json; put the real paths" in told
+
+
+def test_paths_are_written_from_a_models_folder_where_they_name_no_folder_elsewhere(tmp_path, monkeypatch):
+    model, home, far = tmp_path / "work/out/model", tmp_path / "work/data.csv", tmp_path / "far/data.csv"
+    for path in (model / "config.json", tmp_path / "work/out/dense/config.json", home, far):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert written(str(model.parent / "dense"), model) == "../dense"
+    assert written(str(home), model) == "../../data.csv"
+    assert written(str(far), model) == "path/to/data.csv"
+    assert written(str(home), home.parent / "out") == "../data.csv"
+    assert written("user/name", model) == "user/name"
+    assert written("package:name/data.csv", model) == "package:name/data.csv"
+    monkeypatch.chdir(tmp_path)
+    assert written("far/data.csv", model) == "../../../far/data.csv"
+    monkeypatch.chdir(model)
+    assert written("../../../far/data.csv", model) == "../../../far/data.csv"
+    monkeypatch.chdir("/")
+    assert written(str(far), model) == "path/to/data.csv"
 
 
 def test_a_language_model_is_explained_and_printed_as_json(material, tmp_path):
@@ -139,6 +162,55 @@ def test_what_does_not_fit_is_refused(material, monkeypatch, model, options, mes
     before = tree(material)
     assert message in "\n".join(refused("explain", model, *QUICK, *options))
     assert tree(material) == before
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """The folder of a run, one without config.json, and one with half of its weights."""
+    folder = tmp_path_factory.mktemp("broken")
+    for name in ("run/model", "bare", "cut", "good"):
+        save_text_model(folder / name, bert)
+    (folder / "bare/config.json").unlink()
+    weights = folder / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    return folder
+
+
+NO_CONFIG = "expected a saved model with config.json, found none; "
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ("run", f"run: {NO_CONFIG}the folder model in it has a model: give run/model"),
+        ("bare", f"bare: {NO_CONFIG}give a folder that save_pretrained has written"),
+        (
+            "cut",
+            "cut/model.safetensors: expected the bytes of the tensors that the header lists, got more or fewer; copy "
+            "or download the file again, it may be cut off",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_refused_by_every_command(broken, monkeypatch, model, problem):
+    monkeypatch.chdir(broken)
+    data = ["--data", "none.csv"]
+    commands = [["explain", model, *data], ["explain", "good", "--dense", model, *data], ["space", model, "page"]]
+    commands += [["export", model, "exported", "--to", "onnx"], *([["compare", model]] if model != "run" else [])]
+    for command in commands:
+        assert refused(*command) == [f"hf-prune: {problem}"]
+    if model == "run":
+        assert refused("report", model)[-1].endswith("; the folder model in it has a model: give run/model")
+
+
+def test_a_dense_model_with_the_same_weights_is_warned_of(material, tmp_path, caplog):
+    pruned = material / "bert/pruned"
+    said = words(explained(pruned, "--dense", pruned, "--data", material / "texts.csv", "--output", tmp_path))
+    assert SAME_WEIGHTS in said
+    assert SAME_WEIGHTS in caplog.messages
+    found = load_explanation(tmp_path)
+    assert summary(found)[0] == SAME_WEIGHTS
+    assert SAME_WEIGHTS in (tmp_path / "explain/index.html").read_text().partition("</section>")[0]
+    assert SAME_WEIGHTS not in summary(found.model_copy(update={"notes": ()}))
 
 
 @pytest.mark.parametrize("output", ["texts.csv", "texts.csv/explained"])

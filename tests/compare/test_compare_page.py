@@ -1,13 +1,17 @@
 """The page of a comparison, opened in a real browser: wide, narrow and dark."""
 
 import contextlib
+import json
 
 import pytest
 from compared_models import cost, evaluation, save_compared
+from explained import classifier
 
 from hf_prune.compare.comparison import compare_models
 from hf_prune.compare.models import read_models
 from hf_prune.compare.page import write_comparison
+from hf_prune.explain.writing import write_explanation
+from hf_prune.saved.model import SavedModel
 
 pytestmark = pytest.mark.browser
 
@@ -26,6 +30,9 @@ def path(tmp_path_factory):
         models.append(save_compared(folder / name, sparsity, evaluations, costs, with_card=True))
     models.append(save_compared(folder / "unmeasured", 0.3))
     command = f"hf-prune compare {' '.join(map(str, models))}"
+    for one, dense in ((models[1], "dense"), (models[2], None)):
+        write_explanation(one, classifier(files=SavedModel(one).hashes, dense_model=dense))
+    write_explanation(models[3], classifier())  # of other weights
     comparison = compare_models(read_models(models), title="Comparison of 6 models", command=command)
     write_comparison(comparison, folder / "out")
     return folder / "out" / "index.html"
@@ -98,6 +105,41 @@ def test_points_lead_to_the_cards_of_their_models(browser, path):
             target = path.parent / link.get_attribute("href").replace("%3D", "=").replace("%2C", ",")
             assert target.resolve().is_file()
             assert "accuracy" in link.locator("title").text_content()
+
+
+def test_flips_of_explained_models_are_columns_and_their_pages_are_linked(browser, path):
+    with shown(browser, path, "wide") as (page, _, _):
+        heads = page.locator("thead th").all_text_contents()
+        assert heads[-2:] == ["answers changed", "right to wrong"]
+        found = [row.locator("td").all_text_contents()[-2:] for row in page.locator("tbody tr").all()]
+        assert [row for row in found if row != ["–", "–"]] == [["3.1%", "1.9%"]]
+        (link,) = page.locator("td a", has_text="what changed").all()
+        link.click()
+        assert page.title().startswith("What pruning changed in ")
+    text = (path.parent / "compare.md").read_text()
+    assert "3.1% | 1.9% |" in text
+    assert "/explain/index.html))" in text
+    assert "on 1,500 samples of movie-reviews beside dense." in text
+    rows = json.loads((path.parent / "compare.json").read_text())["models"]
+    (changed,) = [row["changed_answers"] for row in rows if row["changed_answers"] is not None]
+    assert changed == {
+        "changed": pytest.approx(0.031),
+        "right_to_wrong": 0.019,
+        "dense_model": "dense",
+        "samples": 1500,
+    }
+
+
+def test_the_table_shows_that_there_is_more_of_it_on_a_narrow_screen(browser, path):
+    with shown(browser, path, "narrow") as (page, _, _):
+        table = page.locator(".wide")
+        mask = "one => getComputedStyle(one).maskImage.includes('rgba(0, 0, 0, 0)')"
+        assert table.evaluate("one => one.scrollWidth > one.clientWidth")
+        assert table.evaluate(mask)
+        table.evaluate("one => one.scrollLeft = one.scrollWidth")
+        page.wait_for_timeout(100)  # for the next frame
+        assert not table.evaluate(mask)
+        assert table.evaluate("one => getComputedStyle(one).backgroundImage").count("linear-gradient") == 4
 
 
 def test_points_that_lie_on_each_other_share_a_label(browser, path):

@@ -109,6 +109,9 @@ def test_a_model_with_units_cut_out_is_explained(tmp_path):
     found = explain(reader(pruned), samples(), known, dense=reader(dense), settings=SETTINGS)
     assert found.removed_words == "75% of the neurons of each layer and 2 of 4 layers"
     assert [one.moved is None for one in found.drift].count(True) == 2
+    left = [one.layer for one in found.drift if one.moved is not None]
+    assert left == list(found.layers_left[0].kept)
+    assert {one.layer for one in found.matrices} == {one.layer for one in found.units} == set(left)
     assert {one.units for one in found.units if one.structure == "neurons"} == {6}
 
 

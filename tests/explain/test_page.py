@@ -73,9 +73,16 @@ def test_the_page_says_first_what_changed():
     page = make_page(classifier()).decode()
     assert (
         '<p class="lead">Of 1,500 answers 3.1% (2.2 to 4.0) changed: 1.9% from right to wrong, 1.2% from wrong to '
-        "right. Worse on 2 of 8 slices; worst accuracy: “with negations” 74.0% (dense 81.0%), “length: 23 to 52 "
-        "tokens” 76.3% (dense 81.5%).</p>"
+        "right. The pruned model is significantly worse than the dense one on 2 of 8 slices of the data. Worst "
+        "accuracy: “with negations” 74.0% (dense 81.0%), “length: 23 to 52 tokens” 76.3% (dense 81.5%).</p>"
     ) in page
+
+
+def test_the_page_says_what_answers_stay_and_on_which_inputs_times_were_taken():
+    page = make_page(classifier()).decode()
+    assert "90.2% (88.2 to 92.2) of the pruned model&#39;s answers stay as they are on unchanged texts" in page
+    assert "The inputs are the first sample and the first 32 samples of the data of this page." in page
+    assert '<td class="n">215</td><td class="n">212</td>' in re.sub(r">\s+<", "><", page)
 
 
 def test_texts_are_shown_only_where_they_are_allowed():
@@ -158,6 +165,20 @@ def test_ranks_are_shares_of_the_dense_models_or_of_the_shorter_side():
     assert ranks_by_layer([one.model_copy(update={"dense_effective_rank": None})])[0].rows[0][1][0].text == "25"
     assert ranks_by_layer([matrix("a", 0, 0)]) == []
     assert [name for name, _ in ranks_by_layer([one, matrix("a.bias", 0, 0)])[0].rows] == ["a"]
+
+
+def test_layers_that_are_left_have_the_numbers_of_the_dense_model():
+    (heat,) = ranks_by_layer(smaller().matrices)
+    assert heat.columns == ["0", "1", "3", "5"]
+    told = (
+        "Layers are numbered from 0, as in the dense model. Of the 6 layers in encoder.layer, 0, 1, 3 and 5 are left."
+    )
+    for text in (make_page(smaller()).decode(), make_markdown(smaller(), []).decode()):
+        assert told in text
+    page = make_page(smaller()).decode()
+    assert '<th scope="row">encoder.<wbr>layer.<wbr>3.<wbr>output.<wbr>dense.<wbr>weight</th>' in page
+    assert "where the layers that are left are numbered anew" in page
+    assert "numbered" not in make_page(classifier()).decode()
 
 
 def test_dead_heads_are_marked():

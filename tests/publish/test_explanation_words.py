@@ -14,6 +14,7 @@ from hf_prune.publish.explanation_words import (
     number,
     percent,
     summary,
+    three_digits,
     worst_first,
 )
 
@@ -96,23 +97,29 @@ def test_the_worst_slices_are_first_and_of_losses_the_highest():
 def test_the_summary_of_a_classifier():
     assert summary(classifier()) == [
         "Of 1,500 answers 3.1% (2.2 to 4.0) changed: 1.9% from right to wrong, 1.2% from wrong to right.",
-        "Worse on 2 of 8 slices; worst accuracy: “with negations” 74.0% (dense 81.0%), “length: 23 to 52 tokens” 76.3% "
-        "(dense 81.5%).",
-        "Accuracy is 81.3% (79.2 to 83.4), of the dense model 83.1% (81.0 to 85.2): −1.8 points (−3.9 to +0.3), which "
-        "chance alone may explain.",
-        "The model's confidence is off by 6.1% (5.1 to 7.1) on average, that of the dense model by 3.0% (2.0 to 4.0).",
-        "78.6% of the weights in 36 prunable tensors are zero; 1 of 72 heads and 20 of 9,216 neurons have nothing but "
-        "zeros.",
+        "The pruned model is significantly worse than the dense one on 2 of 8 slices of the data. Worst accuracy: "
+        "“with negations” 74.0% (dense 81.0%), “length: 23 to 52 tokens” 76.3% (dense 81.5%).",
+        "Accuracy is 81.3% (79.2 to 83.4), and 83.1% (81.0 to 85.2) with the dense model, a difference of −1.8 points "
+        "(−3.9 to +0.3); it may be due to chance.",
+        "Confidence and accuracy differ by 6.1% (5.1 to 7.1) on average (expected calibration error); with the dense "
+        "model by 3.0% (2.0 to 4.0).",
+        "78.6% of the weights in 36 prunable tensors are zero; 1 of 72 heads and 20 of 9,216 neurons have only zero "
+        "weights.",
     ]
 
 
 def test_the_summary_says_what_is_not_known():
     told = summary(alone())
     assert told[0] == "No dense model was compared, so it is unknown which answers pruning changed."
-    assert told[1] == "Lowest accuracy of 8 slices: “with negations” 74.0%."
+    assert told[1] == "Lowest accuracy of 8 slices of the data: “with negations” 74.0%."
     assert told[2].startswith("Accuracy is 81.3% (79.2 to 83.4).")
-    assert "Of 8 slices, none is worse than chance explains." in summary(classifier(slices=slices(is_worse=False)))
-    assert summary(empty()) == [told[0], "The model's confidence is off by 0.0% on average."]
+    assert "On none of 8 slices of the data is the pruned model significantly worse than the dense one." in summary(
+        classifier(slices=slices(is_worse=False))
+    )
+    assert summary(empty()) == [
+        told[0],
+        "Confidence and accuracy differ by 0.0% on average (expected calibration error).",
+    ]
 
 
 def test_the_summary_of_a_language_model_and_of_a_smaller_one():
@@ -122,15 +129,21 @@ def test_the_summary_of_a_language_model_and_of_a_smaller_one():
         "(0.208 to 0.218) nats."
     )
     assert told[1].startswith(
-        "Worse on 3 of 12 slices; worst loss: “token frequency: the rarest tenth” 7.100 (dense 6.200)"
+        "The pruned model is significantly worse than the dense one on 3 of 12 slices of the data. Worst loss: “token "
+        "frequency: the rarest tenth” 7.100 (dense 6.200)"
     )
-    assert "may explain" not in told[2]
-    assert summary(smaller())[-1] == "4,608 of 9,216 neurons and layers 2 and 4 of 6 were removed."
+    assert "due to chance" not in told[2]
+    assert summary(smaller())[-1] == "50% of the neurons of each layer and 2 of 6 layers were removed."
 
 
 def test_a_long_name_of_a_slice_is_shortened_in_a_sentence():
     long = classifier(slices=(slices()[0].model_copy(update={"value": "x" * 500}),))
-    assert len(summary(long)[1]) < 150
+    assert len(summary(long)[1]) < 200
+
+
+def test_amounts_have_three_significant_digits():
+    values = (0, 0.041234, 4.1234, 41.234, 41234.5)
+    assert [three_digits(value) for value in values] == ["0", "0.0412", "4.12", "41.2", "41,200"]
 
 
 def test_flips_between_wrong_answers_are_told_where_there_are_any():
@@ -145,4 +158,4 @@ def test_nothing_changed_is_told_as_such():
     metric = whole.metrics[0].model_copy(update={"difference": same})
     told = summary(classifier(answers=alike, metrics=(metric,)))
     assert told[0] == "Of 1,500 answers none changed: 0.0% (0.0 to 6.0)."
-    assert told[2].endswith(": 0.0 points (−6.0 to +6.0).")
+    assert told[2].endswith("a difference of 0.0 points (−6.0 to +6.0).")

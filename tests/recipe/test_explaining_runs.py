@@ -1,6 +1,9 @@
 """`explain:` in a recipe: checked first, and written beside the pruned model before its card is."""
 
+import shlex
+
 import pytest
+from test_commands import invoke
 from test_run import TEST_SIZE, reviews, save_tiny_bert, tree, write_csv, write_recipe
 
 from hf_prune.errors import RecipeError
@@ -20,7 +23,14 @@ def material(tmp_path_factory):
     return folder
 
 
+def _without_costs(explanation):
+    """All but what is timed, and whether energy could be measured."""
+    complexity = explanation.complexity.model_copy(update={"costs": (), "energy": None})
+    return explanation.model_copy(update={"complexity": complexity, "notes": ()}).model_dump()
+
+
 def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)  # what lies in the working directory may be named
     monkeypatch.setattr("hf_prune.explain.complexity._SECONDS", 0.1)
     section = {"slices": ["source"], "expressions": {"praise": "good|great"}, "texts": True, "resamples": 100}
     recipe = load_recipe(write_recipe(tmp_path, material, dense={}, explain=section))
@@ -35,9 +45,15 @@ def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypa
     assert {one.by for one in found.slices} <= {"source", "praise", "length", "rarity", "label", "negations"}
     assert found.gaps[0].training_samples == 80 - TEST_SIZE - 8
     assert found.command == (
-        "hf-prune explain out/model --dense out/dense --data reviews.csv --max-length 16 --test-size 20 "
-        "--validation-size 8 --slice source --expression 'praise=good|great' --show-texts --resamples 100"
+        f"hf-prune explain . --dense ../dense --data ../../../{material.name}/reviews.csv --max-length 16 "
+        "--test-size 20 --validation-size 8 --slice source --expression 'praise=good|great' --show-texts "
+        "--resamples 100"
     )
+    monkeypatch.chdir(tmp_path / "out/model")
+    again = invoke(*shlex.split(found.command)[1:], "--json")
+    assert again.exit_code == 0, again.stderr
+    one, other = _without_costs(load_explanation(".")), _without_costs(found)
+    assert {key: (one[key], other[key]) for key in one if one[key] != other[key]} == {}
     assert find_dense(tmp_path / "out/model") == (tmp_path / "out/dense").resolve()
     assert find_dense(material / "model") is None
 

@@ -631,6 +631,14 @@ def test_the_source_of_rows_that_are_held_out_tells_other_sizes_apart(tmp_path, 
     assert describe_data(ready, "test").rows == "20 rows held out of train with seed 3"
     assert describe_data(ready, "validation").rows == "8 rows held out of train after 20 for testing with seed 3"
     assert describe_data(ready, "train").rows == "the other rows of train"
+    assert [describe_data(ready, part).split for part in ("train", "validation", "test")] == [None, None, None]
+
+
+def test_the_source_of_a_split_under_another_name_tells_it(tmp_path, material):
+    section = DatasetSection(name=str(material / "reviews.csv"), test_split="train", train_split="other")
+    rows = data.load_rows(section.model_copy(update={"train_split": "train"}), {"text_column": "text"})
+    assert data.source_of(section, rows, "test").split == "train"
+    assert data.source_of(section, rows, "train").split == "other"
 
 
 def test_class_labels_keep_their_names_and_numbers(tmp_path, material):

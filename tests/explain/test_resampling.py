@@ -60,19 +60,29 @@ def test_the_gap_has_the_noise_of_both():
     assert width == pytest.approx(2 * 1.96 * np.sqrt(1 / 50 + 1 / 90), rel=0.2)
 
 
-def test_intervals_of_the_calibration_error_hold_it_and_the_true_one():
+def answers_of(generator, samples, times_too_sure):
+    """Log-probabilities of two labels, whose logits are so many times those that the labels are drawn from."""
+    logits = generator.normal(0, 1.5, samples)
+    is_one = generator.random(samples) < 1 / (1 + np.exp(-logits))
+    given = times_too_sure * logits
+    return np.stack([-np.log1p(np.exp(given)), -np.log1p(np.exp(-given))], 1), (logits > 0) == is_one
+
+
+@pytest.mark.parametrize(
+    ("times_too_sure", "true_error", "least_held"), [(3, 0.148, 0.9), (2, 0.100, 0.9), (1.3, 0.039, 0.8)]
+)
+def test_intervals_of_the_calibration_error_hold_it_and_mostly_the_true_one(times_too_sure, true_error, least_held):
     generator = np.random.default_rng(5)
+    of_many = calibration_of(*answers_of(generator, 400_000, times_too_sure), Bootstrap(400_000, 2)).error.value
+    assert of_many == pytest.approx(true_error, abs=0.002)
     held, widths = [], []
-    for _ in range(100):
-        logits = generator.normal(0, 1.5, 60)
-        is_one = generator.random(60) < 1 / (1 + np.exp(-logits))
-        log_ones, log_zeros = -np.log1p(np.exp(-3 * logits)), -np.log1p(np.exp(3 * logits))  # three times too sure
-        found = calibration_of(np.stack([log_zeros, log_ones], 1), (logits > 0) == is_one, Bootstrap(60, 200)).error
+    for _ in range(200):
+        found = calibration_of(*answers_of(generator, 60, times_too_sure), Bootstrap(60, 200)).error
         assert 0 <= found.low <= found.value <= found.high <= 1
-        held.append(found.low <= 0.15 <= found.high)  # 0.15 is the error on 400,000 samples
+        held.append(found.low <= true_error <= found.high)
         widths.append(found.high - found.low)
-    assert 0.9 <= np.mean(held) <= 0.98
-    assert 0.1 < min(widths) < max(widths) < 0.35
+    assert least_held <= np.mean(held) <= 0.98
+    assert 0.05 < min(widths) < max(widths) < 0.35
 
 
 def test_the_calibration_error_of_a_model_that_is_always_right_may_be_as_large_as_a_share_may_be():

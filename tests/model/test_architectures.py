@@ -99,7 +99,9 @@ def test_every_tenth_class_passes_and_has_its_row_in_the_table(tmp_path):
     command = [sys.executable, TESTS / "architectures.py", "--write", written, "--only", f" ({'|'.join(classes)})$"]
     run = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert _rows(written) == {class_name: kept[class_name] for class_name in classes}, "write it anew: make architectures"
+    assert _rows(written) == {class_name: kept[class_name] for class_name in classes}, (
+        "write it anew: make architectures"
+    )
 
 
 def test_the_table_has_the_sample_and_none_that_fails():

@@ -152,6 +152,7 @@ class Comparison:
             "parameters": model.parameters,
             "file_bytes": model.file_bytes,
             "speedup": model.speedup(1),
+            "tokens_per_second": model.tokens_per_second,
             "changed_answers": _changed_answers(model),
             "costs": [cost.model_dump() for cost in model.costs],
             "hardware": model.hardware.model_dump() if model.hardware is not None else None,
@@ -220,6 +221,8 @@ def _timed_how(models: Sequence[ComparedModel]) -> list[str]:
         notes.append("Times were measured on inputs of different shapes, so they cannot be compared.")
     notes.append("They were taken when each model was saved, so what else the machine did then shows in them.")
     notes += _unsteady(timed)
+    if any(model.tokens_per_second is not None for model in models):
+        notes.append("Tokens a second are those of the texts in the card, generated one after another.")
     if any(model.speedup(1) is not None for model in models):
         notes.append("Speed is that of one sample beside the dense model, measured in turns with it.")
     return notes

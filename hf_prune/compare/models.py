@@ -43,6 +43,7 @@ class ComparedModel:
         evaluations: its metrics; empty if nothing was measured with these weights.
         costs: what a forward pass costs, on one sample and on several.
         hardware: the machine that the costs were measured on.
+        tokens_per_second: new tokens in a second, where texts were generated when the model was saved; None if not.
         explanation: what pruning changed in its answers, measured with these weights beside a dense model; None if
             that was not measured.
         notes: what is not known of it, and why.
@@ -59,6 +60,7 @@ class ComparedModel:
     evaluations: tuple[Evaluation, ...] = ()
     costs: tuple[Cost, ...] = ()
     hardware: Hardware | None = None
+    tokens_per_second: float | None = None
     explanation: Explanation | None = None
     notes: tuple[str, ...] = ()
 
@@ -137,6 +139,7 @@ def _with_record_of(model: ComparedModel, recorded: ComparedModel | None) -> Com
         evaluations=recorded.evaluations,
         costs=recorded.costs,
         hardware=recorded.hardware,
+        tokens_per_second=recorded.tokens_per_second,
         notes=tuple(note for note in model.notes if note != _NO_RECORD),
     )
 
@@ -181,6 +184,7 @@ def _read(saved: SavedModel, name: str) -> tuple[ComparedModel, ComparedModel | 
         evaluations=tuple(record.evaluations) if record is not None else (),
         costs=tuple(record.costs) if record is not None else (),
         hardware=record.hardware if record is not None else None,
+        tokens_per_second=record.generation.tokens_per_second if record is not None and record.generation else None,
         explanation=explained.explanation if explained is not None and explained.explanation.dense_model else None,
         notes=tuple(notes),
     )
@@ -217,6 +221,7 @@ def _dense_from(record: RunRecord, folder: Path, name: str) -> ComparedModel | N
             if cost.dense is not None and not cost.dense_is_new
         ),
         hardware=record.hardware,
+        tokens_per_second=record.generation.dense_tokens_per_second if record.generation else None,
     )
 
 
@@ -261,11 +266,12 @@ def _fingerprint(model: ComparedModel) -> str:
 
 
 def _merged(same: Sequence[ComparedModel]) -> ComparedModel:
-    """One dense model that several records tell of; its times are the medians of those that were measured."""
+    """One dense model that several records tell of; its times and speeds are medians of those that were measured."""
     first = same[0]
     costs = []
     for cost in first.costs:
         others = [one.cost_of(cost.samples) for one in same]
         seconds = median(one.seconds for one in others if one is not None)
         costs.append(cost.model_copy(update={"model": cost.model.model_copy(update={"seconds": seconds})}))
-    return replace(first, costs=tuple(costs))
+    speeds = [one.tokens_per_second for one in same if one.tokens_per_second is not None]
+    return replace(first, costs=tuple(costs), tokens_per_second=median(speeds) if speeds else None)

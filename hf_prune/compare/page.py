@@ -45,7 +45,7 @@ def columns_of(comparison: Comparison) -> list[str]:
     return [*metrics, *axes, *(["speed"] if _has_speed(comparison) else []), "parameters", *changed]
 
 
-_SHORT = {"sparsity": "sparsity", "megabytes": "MB"}
+_SHORT = {"sparsity": "sparsity", "megabytes": "MB", "tokens_per_second": "tokens/s"}
 
 
 # The columns of what changed in the answers.

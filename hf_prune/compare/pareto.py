@@ -47,7 +47,10 @@ class Axis:
 
 
 def axes_of(models: Sequence[ComparedModel]) -> list[Axis]:
-    """Sparsity, bytes, and the time for one sample and for the number of several that most models were timed with."""
+    """Sparsity, bytes, the times for one sample and for several, and the tokens a second of models that generate text.
+
+    Several samples are the number that most models were timed with.
+    """
     axes = [
         Axis("sparsity", "sparsity of the prunable weights", lambda model: model.sparsity, False, is_share=True),
         Axis("megabytes", "megabytes of the weight files", lambda model: model.megabytes, True),
@@ -59,6 +62,7 @@ def axes_of(models: Sequence[ComparedModel]) -> list[Axis]:
         words = f"milliseconds, {several} samples"
         key = f"milliseconds_{several}"
         axes.append(Axis(key, words, lambda model: model.milliseconds(several), True, samples=several))
+    axes.append(Axis("tokens_per_second", "generated tokens a second", lambda model: model.tokens_per_second, False))
     return [axis for axis in axes if any(axis.value(model) is not None for model in models)]
 
 

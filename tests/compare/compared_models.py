@@ -30,7 +30,9 @@ def cost(milliseconds, samples=1, dense=None, length=8):
     return Cost(shapes={"input_ids": [samples, length]}, passes=20, model=of(milliseconds), dense=dense)
 
 
-def save_compared(folder, sparsity, evaluations=(), costs=(), hardware=HARDWARE, layers=2, with_card=False):
+def save_compared(
+    folder, sparsity, evaluations=(), costs=(), hardware=HARDWARE, layers=2, with_card=False, generation=None
+):
     """A saved BERT, the first share of each of whose prunable matrices is zero, with the record of its measurements."""
     torch.manual_seed(0)
     model = bert(num_hidden_layers=layers)
@@ -47,6 +49,7 @@ def save_compared(folder, sparsity, evaluations=(), costs=(), hardware=HARDWARE,
         costs=list(costs),
         hardware=hardware,
         weights=saved.hashes,
+        generation=generation,
     )
     save_record(saved, record)
     if with_card:

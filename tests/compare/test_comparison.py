@@ -18,7 +18,7 @@ from hf_prune.compare.comparison import compare_models
 from hf_prune.compare.models import read_models
 from hf_prune.compare.page import columns_of, write_comparison
 from hf_prune.errors import CompareError
-from hf_prune.publish.record import Hardware, RunRecord, Source, save_record
+from hf_prune.publish.record import Generation, Hardware, RunRecord, Source, save_record
 from hf_prune.saved.model import SavedModel
 from hf_prune.saved.report import make_report
 
@@ -74,6 +74,29 @@ def test_the_dense_model_that_records_tell_of_is_a_model_of_its_own(folders):
     ]
     assert (dense.sparsity, dense.is_pruned, dense.folder, dense.file_bytes) == (0.0, False, None, None)
     assert [dense.milliseconds(1), dense.milliseconds(16)] == pytest.approx([6, 26])  # the medians
+
+
+def test_models_that_generate_text_are_compared_by_tokens_a_second(folders, tmp_path):
+    speeds = {"half": (20.0, 16.0), "most": (30.0, 14.0)}
+    saved = [
+        save_compared(
+            tmp_path / name,
+            sparsity,
+            [evaluation(40.0, metric="perplexity", dense=30.0)],
+            generation=Generation(samples=[], tokens_per_second=of_pruned, dense_tokens_per_second=of_dense),
+        )
+        for (name, (of_pruned, of_dense)), sparsity in zip(speeds.items(), (0.5, 0.9), strict=True)
+    ]
+    comparison = compare_models(read_models(saved))
+    axis = next(axis for axis in comparison.axes if axis.key == "tokens_per_second")
+    assert {model.name: axis.value(model) for model in comparison.models} == {
+        "dense model": 15.0,  # the median
+        "half": 20.0,
+        "most": 30.0,
+    }
+    assert [model.name for model in comparison.front(axis)] == ["most", "dense model"]
+    assert "tokens/s" in columns_of(comparison)
+    assert "tokens/s" not in columns_of(compare_models(read_models(both(folders))))
 
 
 def test_different_dense_models_are_told_apart_and_one_that_is_given_is_not_repeated(folders, tmp_path):

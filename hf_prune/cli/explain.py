@@ -81,8 +81,9 @@ def explain_command(
         _check_output(output if output is not None else model)
         quiet(data=True)
         from ..explain.writing import write_explanation
+        from ..publish.record import dense_beside, load_record
         from ..recipe.explain_data import errors_of_options, parse_explained, read_data, section_of
-        from ..recipe.explaining import explain_saved, find_dense
+        from ..recipe.explaining import explain_saved
         from ..recipe.loading import parse_rows
 
         explained = parse_explained(
@@ -118,7 +119,7 @@ def explain_command(
                 model,
                 partial(read_data, section, explained, training=training, with_training=test_size is not None),
                 explained,
-                dense if dense is not None else find_dense(model),
+                dense if dense is not None else dense_beside(model, load_record(model)),
                 dtype=dtype,
                 device=device,
                 costs=not without_costs,

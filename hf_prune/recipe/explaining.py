@@ -55,14 +55,6 @@ def make_reader(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_
     return Reader(model, cast(Any, DataCollatorWithPadding(tokenizer)), tokenize)
 
 
-def find_dense(folder: Path) -> Path | None:
-    """The dense model of the run that a folder is the pruned model of; None if its record does not say so."""
-    dense = folder.resolve().parent / "dense"
-    record = load_record(folder)
-    recorded = record is not None and record.recipe is not None and record.recipe.get("dense", {}) is not None
-    return dense if folder.resolve().name == "model" and recorded and (dense / "config.json").is_file() else None
-
-
 def explain_saved(
     folder: Path,
     read: Callable[[bool], Data],

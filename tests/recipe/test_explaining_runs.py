@@ -5,7 +5,7 @@ from test_run import TEST_SIZE, reviews, save_tiny_bert, tree, write_csv, write_
 
 from hf_prune.errors import RecipeError
 from hf_prune.publish.explanation import load_explanation
-from hf_prune.recipe.explaining import find_dense
+from hf_prune.publish.record import dense_beside, load_record
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.prepare import prepare
 from hf_prune.recipe.run import run
@@ -38,8 +38,10 @@ def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypa
         "hf-prune explain out/model --dense out/dense --data reviews.csv --max-length 16 --test-size 20 "
         "--validation-size 8 --slice source --expression 'praise=good|great' --show-texts --resamples 100"
     )
-    assert find_dense(tmp_path / "out/model") == (tmp_path / "out/dense").resolve()
-    assert find_dense(material / "model") is None
+    record = load_record(tmp_path / "out/model")
+    assert dense_beside(tmp_path / "out/model", record) == (tmp_path / "out/dense").resolve()
+    assert dense_beside(tmp_path / "out/dense", record) is None
+    assert dense_beside(tmp_path / "out/model", None) is None
 
 
 @pytest.mark.parametrize(

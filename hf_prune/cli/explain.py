@@ -39,7 +39,7 @@ def explain_command(
     data_config: DataConfig = None,
     slices: Annotated[
         list[str] | None,
-        typer.Option("--slice", "--source", metavar="COLUMN", help="A column whose values are compared."),
+        typer.Option("--slice", metavar="COLUMN", help="A column whose values are compared."),
     ] = None,
     expressions: Annotated[
         list[str] | None,
@@ -90,11 +90,12 @@ def explain_command(
             samples=samples,
             slices=slices or [],
             expressions=expressions or [],
-            texts=show_texts,
+            show_texts=show_texts,
             training_samples=training_samples,
             batch_size=batch_size,
             resamples=resamples,
             seed=seed,
+            costs=not without_costs,
         )
         if validation_size is not None and test_size is None:
             raise RecipeError("--validation-size", f"must not be set without --test-size, got {validation_size}")
@@ -122,7 +123,6 @@ def explain_command(
                 dense if dense is not None else dense_beside(model, load_record(model)),
                 dtype=dtype,
                 device=device,
-                costs=not without_costs,
             )
         files = write_explanation(output if output is not None else model, explanation)
     if as_json:

@@ -44,8 +44,9 @@ TOKENS_OF_UNKNOWN_MODELS = 512
 class Settings:
     """The content of space.json: the models by name, or by folder where the page is not for the Hub.
 
-    `pruned_name` and `dense_name` are what the page calls them, which is never a path. `dense` is None where the pruned model is shown alone, and `dense_is` says what the dense model is, or why there is
-    none. `imports` are packages that must be imported before the pruned model is opened.
+    `pruned_name` and `dense_name` are what the page calls them, which is never a path. `dense` is None where the pruned
+    model is shown alone, and `dense_is` says what the dense model is, or why there is none. `imports` are packages that
+    must be imported before the pruned model is opened.
     """
 
     title: str

@@ -48,7 +48,8 @@ _SUPPORTED = ", ".join(TASKS)
 class Dense:
     """The dense model of a page: its name on the Hub or its folder, and its revision, or None.
 
-    `words` say on the page what it is. `why_not` are the reasons, for who makes the page, why recorded models are not shown.
+    `words` say on the page what it is. `why_not` are the reasons, for who makes the page, why recorded models are not
+    shown.
     """
 
     name: str | None

@@ -81,13 +81,13 @@ def test_a_classifier_is_explained_beside_the_dense_model(material, tmp_path):
     assert str(tmp_path.parent) not in found.model_dump_json()
     assert found.command == (
         "hf-prune explain bert/pruned --dense bert/dense --data texts.csv --max-length 16 --test-size 50 --slice kind "
-        "--expression ones=w1 --show-texts --resamples 100"
+        "--expression ones=w1 --show-texts --without-costs --resamples 100"
     )
 
 
 def test_a_language_model_is_explained_and_printed_as_json(material, tmp_path):
     arguments = [material / "llama/pruned", "--dense", material / "llama/dense", "--data", material / "texts.csv"]
-    found = json.loads(explained(*arguments, "--split", "train", "--source", "kind", "--output", tmp_path, "--json"))
+    found = json.loads(explained(*arguments, "--split", "train", "--slice", "kind", "--output", tmp_path, "--json"))
     assert {one["by"] for one in found["slices"]} >= {"kind", "position", "token frequency"}
     assert found["answers"]["flipped"] == []
     assert found == json.loads((tmp_path / "explain/explanation.json").read_text())

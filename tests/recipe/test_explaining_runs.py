@@ -22,7 +22,7 @@ def material(tmp_path_factory):
 
 def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_prune.explain.complexity._SECONDS", 0.1)
-    section = {"slices": ["source"], "expressions": {"praise": "good|great"}, "texts": True, "resamples": 100}
+    section = {"slices": ["source"], "expressions": {"praise": "good|great"}, "show_texts": True, "resamples": 100}
     recipe = load_recipe(write_recipe(tmp_path, material, dense={}, explain=section))
     said = []
     result = run(recipe, say=said.append)

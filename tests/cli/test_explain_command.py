@@ -1,15 +1,18 @@
 """`hf-prune explain`: a saved model explained from the command line, and what is refused."""
 
 import json
+import re
 
 import pytest
 import torch
+from explained import classifier, language_model
 from models import bert, llama, t5
 from test_commands import invoke, refused, words
 from test_run import tree, write_csv
 from text_models import save_text_model, texts
 
 from hf_prune import Pruner, PruningConfig
+from hf_prune.cli.print_explain import print_explanation
 from hf_prune.publish.explanation import load_explanation
 
 pytestmark = pytest.mark.usefixtures("eighty_columns")
@@ -91,6 +94,16 @@ def test_a_language_model_is_explained_and_printed_as_json(material, tmp_path):
     assert {one["by"] for one in found["slices"]} >= {"kind", "position", "token frequency"}
     assert found["answers"]["flipped"] == []
     assert found == json.loads((tmp_path / "explain/explanation.json").read_text())
+
+
+def test_what_is_counted_and_units_are_printed_by_name(capsys):
+    print_explanation(language_model(), [])
+    printed = capsys.readouterr().out
+    assert "texts" in printed.splitlines()[0]
+    assert "Metrics, with 95% intervals (loss in nats)" in printed
+    assert re.search(r"^ +tokens +dense +pruned", printed, flags=re.MULTILINE)
+    print_explanation(classifier(), [])
+    assert re.search(r"^ +samples +dense +pruned", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 def test_texts_are_not_written_unless_they_may_be(material, tmp_path):

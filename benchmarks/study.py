@@ -89,8 +89,8 @@ def explain(folder: Path, setting: Setting, dense: Path) -> Explained:
     found = load_explanation(folder)
     if found is None:
         recipe = load_recipe(QUICKSTART)
-        explained = ExplainSection(expressions=EXPRESSIONS)
-        found = explain_saved(folder, lambda with_labels: data_of(recipe), explained, dense, costs=False)
+        explained = ExplainSection(expressions=EXPRESSIONS, costs=False)
+        found = explain_saved(folder, lambda with_labels: data_of(recipe), explained, dense)
         write_explanation(folder, found)
     return Explained(setting, found)
 

@@ -39,7 +39,7 @@ def explain_command(
     data_config: DataConfig = None,
     slices: Annotated[
         list[str] | None,
-        typer.Option("--slice", "--source", metavar="COLUMN", help="A column whose values are compared."),
+        typer.Option("--slice", metavar="COLUMN", help="A column whose values are compared."),
     ] = None,
     expressions: Annotated[
         list[str] | None,
@@ -81,19 +81,21 @@ def explain_command(
         _check_output(output if output is not None else model)
         quiet(data=True)
         from ..explain.writing import write_explanation
+        from ..publish.record import dense_beside, load_record
         from ..recipe.explain_data import errors_of_options, parse_explained, read_data, section_of
-        from ..recipe.explaining import explain_saved, find_dense
+        from ..recipe.explaining import explain_saved
         from ..recipe.loading import parse_rows
 
         explained = parse_explained(
             samples=samples,
             slices=slices or [],
             expressions=expressions or [],
-            texts=show_texts,
+            show_texts=show_texts,
             training_samples=training_samples,
             batch_size=batch_size,
             resamples=resamples,
             seed=seed,
+            costs=not without_costs,
         )
         if validation_size is not None and test_size is None:
             raise RecipeError("--validation-size", f"must not be set without --test-size, got {validation_size}")
@@ -118,10 +120,9 @@ def explain_command(
                 model,
                 partial(read_data, section, explained, training=training, with_training=test_size is not None),
                 explained,
-                dense if dense is not None else find_dense(model),
+                dense if dense is not None else dense_beside(model, load_record(model)),
                 dtype=dtype,
                 device=device,
-                costs=not without_costs,
             )
         files = write_explanation(output if output is not None else model, explanation)
     if as_json:

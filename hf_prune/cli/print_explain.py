@@ -19,12 +19,18 @@ _MOST_SLICES = 8
 def print_explanation(explanation: "Explanation", files: "Sequence[Path]") -> None:
     """Print the metrics, the flips and the worst slices, and the files that were written."""
     beside = f", beside {explanation.dense_model}" if explanation.dense_model is not None else ""
-    console.print(f"{explanation.model}{beside}, on {explanation.samples:,} samples", soft_wrap=True)
-    console.print(_table("Metrics, with 95% intervals", explanation.metrics, explanation.dense_model is not None))
+    of_language = explanation.task == "text-generation"
+    counted = "tokens" if of_language else "samples"
+    on = f"{explanation.samples:,} {'texts' if of_language else 'samples'}"
+    console.print(f"{explanation.model}{beside}, on {on}", soft_wrap=True)
+    has_dense = explanation.dense_model is not None
+    console.print(_table("Metrics, with 95% intervals (loss in nats)", explanation.metrics, has_dense, counted))
     answers = explanation.answers
     told = {"Same answer": answers.agreement, "Right to wrong": answers.to_wrong, "Wrong to right": answers.to_right}
     if answers.agreement is not None:
-        table = make_table("Answers of both", "", "share", "95% interval")
+        table = make_table(
+            "Most likely next token of both" if of_language else "Answers of both", "", "share", "95% interval"
+        )
         for name, share in told.items():
             if share is not None:
                 table.add_row(name, f"{share.value:.2%}", _interval(share, "{:.2%}"))
@@ -35,8 +41,8 @@ def print_explanation(explanation: "Explanation", files: "Sequence[Path]") -> No
             for one in explanation.slices[:_MOST_SLICES]
         ]
         title = f"{explanation.metric.capitalize()} on the worst of {len(explanation.slices)} slices"
-        console.print(_table(title, worst, explanation.dense_model is not None))
-        if explanation.dense_model is not None:
+        console.print(_table(title, worst, has_dense, counted))
+        if has_dense:
             console.print("* worse than dense, where all slices are tested together (Holm, 5%)")
     for note in explanation.notes:
         console.print(note, soft_wrap=True)
@@ -44,9 +50,9 @@ def print_explanation(explanation: "Explanation", files: "Sequence[Path]") -> No
         console.print(str(file), soft_wrap=True)
 
 
-def _table(title: str, figures: "Sequence[Compared]", has_dense: bool) -> "Table":
+def _table(title: str, figures: "Sequence[Compared]", has_dense: bool, counted: str) -> "Table":
     table = make_table(
-        title, "", "n", *(["dense"] if has_dense else []), "pruned", *(["difference"] if has_dense else [])
+        title, "", counted, *(["dense"] if has_dense else []), "pruned", *(["difference"] if has_dense else [])
     )
     for one in figures:
         dense = [f"{one.dense.value:.4f}"] if one.dense is not None else []

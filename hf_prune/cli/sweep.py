@@ -67,9 +67,15 @@ def sweep_command(
         }
         command = command_of(["sweep", recipe, *settings], options)
         result = run_sweep(plan, limits, metric, command, say=print_line, show_layers=layers_done)
-    print_comparison(result.comparison, result.files)
+    if result.comparison is not None:
+        print_comparison(result.comparison, result.files)
+    else:
+        console.print("\nNo point was finished: there is nothing to compare.")
     for name, error in result.failed.items():
         console.print(f"\n{name} failed: {error}", soft_wrap=True)
     if result.failed:
-        console.print(f"The whole error is in error.txt of each point's folder, in {plan.output}.", soft_wrap=True)
+        console.print(
+            f"\nThe whole error of a point is in {plan.output}/points/NAME/error.txt. The same command tries it again.",
+            soft_wrap=True,
+        )
         raise typer.Exit(1)

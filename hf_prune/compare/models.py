@@ -14,8 +14,9 @@ from ..publish.card import CARD_NAME
 from ..publish.card_explained import PAGE_NAME, explained_in
 from ..publish.explanation import Explanation
 from ..publish.markdown import single_line
-from ..publish.record import Cost, Evaluation, Hardware, PassCost, RunRecord, load_record
+from ..publish.record import Cost, Evaluation, Hardware, PassCost, RunRecord, dense_beside, load_record
 from ..publish.sparsity_json import count_figures
+from ..saved.files import name_of
 from ..saved.model import SavedModel
 
 # Beside the folder `model` of a recipe's run.
@@ -109,7 +110,7 @@ def read_models(folders: Sequence[str | os.PathLike]) -> list[ComparedModel]:
     for index, path in enumerate(real):
         if path in real[:index]:
             raise CompareError(f"{os.fspath(folders[index])}: expected different models, got this one twice")
-    names = [_name_of(model.folder) for model in saved]
+    names = [name_of(model.folder) for model in saved]
     read = [
         _read(model, single_line(name if names.count(name) == 1 else os.fspath(folder)))
         for model, name, folder in zip(saved, names, folders, strict=True)
@@ -154,11 +155,6 @@ def _find(folder: Path) -> SavedModel:
     return saved
 
 
-def _name_of(folder: Path) -> str:
-    folder = folder.resolve()
-    return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
-
-
 def _read(saved: SavedModel, name: str) -> tuple[ComparedModel, ComparedModel | None, Path | None]:
     """A model, and the dense model that its record compares it with and where its run has saved that, if it has."""
     record = load_record(saved)
@@ -190,13 +186,7 @@ def _read(saved: SavedModel, name: str) -> tuple[ComparedModel, ComparedModel | 
     )
     if record is None:
         return model, None, None
-    return model, _dense_from(record, saved.folder, name), _dense_folder(record, saved.folder)
-
-
-def _dense_folder(record: RunRecord, folder: Path) -> Path | None:
-    """Where a recipe's run has saved the dense model that it trained; None if it trained none."""
-    is_trained = record.recipe is not None and record.recipe.get("dense", {}) is not None
-    return folder.parent / "dense" if folder.name == "model" and is_trained else None
+    return model, _dense_from(record, saved.folder, name), dense_beside(saved.folder, record)
 
 
 def _dense_from(record: RunRecord, folder: Path, name: str) -> ComparedModel | None:

@@ -49,7 +49,8 @@ class Axis:
 def axes_of(models: Sequence[ComparedModel]) -> list[Axis]:
     """Sparsity, bytes, the times for one sample and for several, and the tokens a second of models that generate text.
 
-    Several samples are the number that most models were timed with.
+    Several samples are the number that most models were timed with. It depends on the time there was; where no two of
+    the models have the same, there is no such axis.
     """
     axes = [
         Axis("sparsity", "sparsity of the prunable weights", lambda model: model.sparsity, False, is_share=True),
@@ -57,8 +58,8 @@ def axes_of(models: Sequence[ComparedModel]) -> list[Axis]:
         Axis("milliseconds_1", "milliseconds, 1 sample", lambda model: model.milliseconds(1), True, samples=1),
     ]
     counts = [cost.samples for model in models for cost in model.costs if cost.samples > 1]
-    if counts:
-        several = max(sorted(set(counts)), key=counts.count)
+    several = max(sorted(set(counts)), key=counts.count, default=0)
+    if counts.count(several) > 1 or (counts and len(models) == 1):
         words = f"milliseconds, {several} samples"
         key = f"milliseconds_{several}"
         axes.append(Axis(key, words, lambda model: model.milliseconds(several), True, samples=several))

@@ -25,7 +25,7 @@ def explain_classifier(
     bootstrap = Bootstrap(len(samples), settings.resamples, settings.seed)
     found = [ask(reader, samples, settings.batch_size) for reader in readers]
     asked = Asked(samples.labels, found[0], found[1] if dense is not None else None, bootstrap)
-    texts = samples.texts if settings.texts else None
+    texts = samples.texts if settings.show_texts else None
     answers = asked.answers(names, texts)
     rows = pruned.rows(samples)
     counted = pruned.rows(training) if training is not None else rows

@@ -27,7 +27,7 @@ class Settings:
         seed: of the bootstrap, of the samples that are drawn, and of perturbations.
         batch_size: samples that pass through a model together.
         expressions: name -> regular expression of slices of texts, beside those that are built in.
-        texts: whether texts of samples may be written into the explanation.
+        show_texts: whether texts of samples may be written into the explanation.
         drift_samples: on how many samples hidden states are compared.
         training_samples: on how many samples of the training data the gap is measured.
         perturbs: whether classifiers are asked about perturbed texts.
@@ -38,7 +38,7 @@ class Settings:
     seed: int = 0
     batch_size: int = 32
     expressions: Mapping[str, str] = field(default_factory=dict)
-    texts: bool = False
+    show_texts: bool = False
     drift_samples: int = 256
     training_samples: int = 1000
     perturbs: bool = True

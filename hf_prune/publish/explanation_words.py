@@ -146,9 +146,11 @@ def by_kind(explanation: Explanation) -> list[list[Slice]]:
         groups.setdefault(one.by, []).append(one)
     ordered = []
     for some in groups.values():
-        numbers = [re.search(r"\d+", one.value) for one in some]
+        numbers = [re.search(r"\d[\d,]*", one.value) for one in some]
         if all(numbers):
-            found = {id(one): int(number[0]) for one, number in zip(some, numbers, strict=True) if number}
+            found = {
+                id(one): int(number[0].replace(",", "")) for one, number in zip(some, numbers, strict=True) if number
+            }
             some = sorted(some, key=lambda one: found[id(one)])
         ordered.append(some)
     return ordered

@@ -292,6 +292,17 @@ def load_record(folder: str | os.PathLike) -> RunRecord | None:
     return read_frozen(Path(folder, RECORD_NAME), RunRecord, FORMAT_VERSION, "the record of a run")
 
 
+def dense_beside(folder: Path, record: RunRecord | None) -> Path | None:
+    """Where a run has saved the dense model that it trained, beside the pruned one; None if its record does not say so.
+
+    `record` is that of the pruned model in `folder`.
+    """
+    if record is None or record.recipe is None or record.recipe.get("dense", {}) is None:
+        return None
+    dense = folder.resolve().parent / "dense"
+    return dense if folder.resolve().name == "model" and (dense / "config.json").is_file() else None
+
+
 def write_frozen(path: Path, content: Frozen) -> None:
     """Write plain values as JSON."""
     text = json.dumps(content.model_dump(), indent=1, allow_nan=False, ensure_ascii=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import StaleRecordError
 from ..model.per_layer import needs_import
-from ..saved.files import SavedFile
+from ..saved.files import SavedFile, name_of
 from ..saved.model import SavedModel
 from ..saved.removed import Removed
 from ..saved.report import make_report, totals_of
@@ -139,7 +139,7 @@ def count_figures(folder: str | os.PathLike, record: RunRecord | None = None) ->
     check_weights(saved, record)
     report = make_report(saved)
     return Figures(
-        model=record.name if record is not None else folder.resolve().name,
+        model=record.name if record is not None else name_of(folder),
         architecture=saved.architecture,
         has_tokenizer=saved.has_tokenizer,
         pruning=[config.to_dict() for config in saved.pruning_configs] if record is None else record.pruning,

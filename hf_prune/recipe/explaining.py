@@ -55,14 +55,6 @@ def make_reader(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_
     return Reader(model, cast(Any, DataCollatorWithPadding(tokenizer)), tokenize, max_length)
 
 
-def find_dense(folder: Path) -> Path | None:
-    """The dense model of the run that a folder is the pruned model of; None if its record does not say so."""
-    dense = folder.resolve().parent / "dense"
-    record = load_record(folder)
-    recorded = record is not None and record.recipe is not None and record.recipe.get("dense", {}) is not None
-    return dense if folder.resolve().name == "model" and recorded and (dense / "config.json").is_file() else None
-
-
 def explain_saved(
     folder: Path,
     read: Callable[[bool], Data],
@@ -71,7 +63,6 @@ def explain_saved(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
-    costs: bool = True,
 ) -> Explanation:
     """Explain the model in a folder beside a dense one, a folder or a name on the Hub. Writes nothing.
 
@@ -118,9 +109,9 @@ def explain_saved(
         seed=explained.seed,
         batch_size=explained.batch_size,
         expressions=explained.expressions,
-        texts=explained.texts,
+        show_texts=explained.show_texts,
         training_samples=explained.training_samples,
-        costs=costs,
+        costs=explained.costs,
     )
     return explain(
         readers[0],
@@ -197,7 +188,8 @@ def _command(saved: SavedModel, dense: str | Path | None, data: Data, explained:
         words += ["--slice", name]
     for name, expression in explained.expressions.items():
         words += ["--expression", f"{name}={expression}"]
-    words += ["--show-texts"] if explained.texts else []
+    words += ["--show-texts"] if explained.show_texts else []
+    words += ["--without-costs"] if not explained.costs else []
     for field in ("samples", "training_samples", "batch_size", "resamples", "seed"):
         value = getattr(explained, field)
         if value != ExplainSection.model_fields[field].default:

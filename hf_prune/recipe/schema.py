@@ -128,19 +128,21 @@ class ExplainSection(_Section):
     """How the pruned model is explained beside the dense one, see `hf-prune explain`: on the test split.
 
     `slices` are columns whose values are compared, `expressions` names of regular expressions that texts of a slice
-    have somewhere. `texts` allows texts of the data in the files that are written. At most `samples` of the test split
-    are used, drawn with `seed`, and `training_samples` of the training split for the gap between both. `resamples` is
-    how many times the bootstrap draws, `batch_size` how many samples pass through a model together.
+    have somewhere. `show_texts` allows texts of the data in the files that are written. At most `samples` of the test
+    split are used, drawn with `seed`, and `training_samples` of the training split for the gap between both.
+    `resamples` is how many times the bootstrap draws, `batch_size` how many samples pass through a model together.
+    Without `costs`, neither time nor energy is measured.
     """
 
     samples: PositiveInt | None = None
     slices: list[str] = []
     expressions: dict[str, str] = {}
-    texts: bool = False
+    show_texts: bool = False
     training_samples: NonNegativeInt = 1000
     batch_size: PositiveInt = 32
     resamples: Annotated[int, Field(ge=100)] = 1000
     seed: NonNegativeInt = 0
+    costs: bool = True
 
 
 class Recipe(_Section):

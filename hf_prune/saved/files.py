@@ -62,6 +62,12 @@ def find_model(model: str | os.PathLike, with_texts: bool = False) -> Path:
         ) from error
 
 
+def name_of(folder: Path) -> str:
+    """What a saved model is called: its folder, or for `model` in the folder of a run, that one."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
+
+
 def why_not_written(output: Path) -> str | None:
     """Why a folder cannot be written under this name: anything but a new one, or an empty one; None if it can be."""
     if output.is_symlink() and not output.exists():

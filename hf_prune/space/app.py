@@ -44,15 +44,18 @@ TOKENS_OF_UNKNOWN_MODELS = 512
 class Settings:
     """The content of space.json: the models by name, or by folder where the page is not for the Hub.
 
-    `dense` is None where the pruned model is shown alone, and `dense_is` says what the dense model is, or why there is
-    none. `imports` are packages that must be imported before the pruned model is opened.
+    `pruned_name` and `dense_name` are what the page calls them, which is never a path. `dense` is None where the pruned
+    model is shown alone, and `dense_is` says what the dense model is, or why there is none. `imports` are packages that
+    must be imported before the pruned model is opened.
     """
 
     title: str
     task: str
     pruned: str
+    pruned_name: str
     pruned_revision: str | None
     dense: str | None
+    dense_name: str | None
     dense_revision: str | None
     dense_is: str
     examples: list[str]
@@ -216,7 +219,7 @@ def _ratio(timed: Timed) -> str:
 
 def introduction(settings: Settings, models: Sequence[Opened]) -> str:
     """Which models these are, and what they consist of."""
-    names = [Path(name).name if Path(name).is_absolute() else name for name in (settings.pruned, settings.dense or "")]
+    names = (settings.pruned_name, settings.dense_name)
     lines = [f"# {settings.title}", ""]
     lines += [f"- {one.title}: `{name}`, {size_of(one.model)}" for one, name in zip(models, names, strict=False)]
     return "\n".join([*lines, "", settings.dense_is])

@@ -63,6 +63,7 @@ def readme(settings: Settings, record: RunRecord | None) -> str:
     base = record.base_model if record is not None else None
     license_name = (record.chosen.get("license") if record is not None else None) or (base.license if base else None)
     models = [name for name in (settings.pruned, settings.dense) if name is not None]
+    is_local = any(os.path.isabs(name) for name in models)
     data = SpaceCardData(
         title=settings.title,
         emoji="✂️",
@@ -74,18 +75,19 @@ def readme(settings: Settings, record: RunRecord | None) -> str:
         app_file=APP_NAME,
         short_description=_SHORT if settings.dense is not None else "A pruned model",
         license=license_name,
-        models=None if any(os.path.isabs(name) for name in models) else models,
+        models=None if is_local else models,
         tags=["hf-prune", "pruned"],
     )
-    dense = f" and the dense model {code(settings.dense)}" if settings.dense is not None else ""
+    dense = f" and the dense model {code(settings.dense_name)}" if settings.dense_name is not None else ""
     times = (
         "their answers to the same text, and how long each takes" if dense else "its answers, and how long they take"
     )
+    where = "on the machine that has these models" if is_local else "on any machine"
     return (
         f"---\n{SpaceCardData(**cleaned(data.to_dict())).to_yaml()}\n---\n\n# {settings.title}\n\n"
-        f"The pruned model {code(settings.pruned)}{dense}: {times}.\n\n"
+        f"The pruned model {code(settings.pruned_name)}{dense}: {times}.\n\n"
         "Made by hf-prune. What it shows is in `space.json`. With the packages of `requirements.txt` "
-        f"and gradio {GRADIO_VERSION}, `python app.py` starts it on any machine.\n"
+        f"and gradio {GRADIO_VERSION}, `python app.py` starts it {where}.\n"
     )
 
 

@@ -1,5 +1,6 @@
 """What a page shows: the task of a saved model, its dense model, and examples."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from ..errors import ReportError, SpaceError, one_line
 from ..model.per_layer import needs_import
 from ..publish.hub_errors import HUB_ERRORS, explain_error
 from ..publish.markdown import cleaned, single_line
-from ..publish.record import RunRecord, load_record
+from ..publish.record import RunRecord, dense_beside, load_record
 from ..publish.sources import is_hub_name
 from ..publish.tasks import task_of
-from ..saved.files import TOKENIZER_NAMES
+from ..saved.files import TOKENIZER_NAMES, name_of
 from ..saved.model import SavedModel
 from .app import TASKS, Settings
 
@@ -45,9 +46,10 @@ _SUPPORTED = ", ".join(TASKS)
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense model of a page: its name and revision, or None. `words` say on the page what it is.
+    """The dense model of a page: its name on the Hub or its folder, and its revision, or None.
 
-    `why_not` are the reasons, for who makes the page, why recorded models are not shown.
+    `words` say on the page what it is. `why_not` are the reasons, for who makes the page, why recorded models are not
+    shown.
     """
 
     name: str | None
@@ -87,19 +89,30 @@ def make_settings(
     packed_or_own_widths = folder.dense_bytes is not None or (
         folder.skeleton is not None and needs_import(folder.skeleton.config)
     )
-    shown = cleaned(single_line(Path(name).name))
+    called = _called(name)
+    shown = called.rpartition("/")[2]
     return Settings(
-        title=f"{shown} and its dense model" if dense.name is not None else shown,
+        title=cleaned(f"{shown} and its dense model" if dense.name is not None else shown),
         task=task,
         pruned=name,
+        pruned_name=called,
         pruned_revision=revision,
         dense=dense.name,
+        dense_name=_called(dense.name) if dense.name is not None else None,
         dense_revision=dense.revision,
         dense_is=dense.words,
         examples=list(examples) or _EXAMPLES[task],
         new_tokens=_NEW_TOKENS,
         imports=["hf_prune"] if packed_or_own_widths else [],
     )
+
+
+def _called(name: str) -> str:
+    """What a page calls a model: its name on the Hub, or for a folder, the name of its run, and no path."""
+    if not os.path.isabs(name):
+        return name
+    record = load_record(name)
+    return single_line(record.name if record is not None else name_of(Path(name)))
 
 
 # ---- The task ----
@@ -144,13 +157,13 @@ def _tasks_said(folder: SavedModel) -> set[str | None]:
 
 
 def find_dense(folder: SavedModel, wanted: str | None, api: HfApi, is_local: bool = False) -> Dense:
-    """The dense model of a page: the wanted one, or else the teacher or base model of the record, by name on the Hub.
+    """The dense model of a page: the wanted one, or else that of the run, or the teacher or base model of the record.
 
     Args:
         folder: the pruned model.
         wanted: a name on the Hub; a folder, too, if the page `is_local`, of this machine alone.
         api: the Hub's client, which reads the dense model's configuration and nothing else.
-        is_local: whether the page may open folders.
+        is_local: whether the page may open folders; else the models are those on the Hub.
 
     Raises SpaceError if the wanted model cannot be shown beside the pruned one. A recorded one that cannot be shown is
     left out, and `why_not` says why.
@@ -158,7 +171,15 @@ def find_dense(folder: SavedModel, wanted: str | None, api: HfApi, is_local: boo
     if wanted is not None:
         return _wanted_dense(folder, wanted, api, is_local)
     why_not = []
-    for source, role in _recorded(load_record(folder)):
+    record = load_record(folder)
+    beside = dense_beside(folder.folder, record)
+    if beside is not None:
+        problem = _why_unfit(_about_folder(beside), folder)
+        if problem is None and is_local:
+            return Dense(str(beside), None, "The dense model is the one that the same run trained.")
+        push = f"hf-prune push {os.path.relpath(beside)} USER/DENSE"
+        why_not.append(f"the dense model of its run {problem or f'is not on the Hub ({push} sends it there)'}")
+    for source, role in _recorded(record):
         if source.hub_name is None:
             why_not.append(f"{role}, {single_line(source.name)}, is not known to be on the Hub")
             continue

@@ -56,14 +56,16 @@ def find_dense(output: Path, recipe: Recipe) -> DenseRun | None:
     return DenseRun(folder=folder, **fields)
 
 
-def make_dense(output: Path, recipe: Recipe, examples: Examples, say: Say) -> DenseRun:
+def make_dense(output: Path, recipe: Recipe, examples: Examples, say: Say, run_name: str | None = None) -> DenseRun:
     """Train the dense model of a recipe, and save it with its record and card in the folder of a sweep.
 
-    What an unfinished run has left there is removed.
+    Where it reports to, it is called as that folder, after `run_name`, if there is one: it is no run of one point. What
+    an unfinished run has left there is removed.
     """
     folder = dense_folder(output, recipe)
     shutil.rmtree(folder.parent, ignore_errors=True)
-    recipe = named(recipe.model_copy(update={"output_dir": str(folder.parent)}), "dense")
+    changes = {"output_dir": str(folder.parent), "training": {**recipe.training, "run_name": run_name}}
+    recipe = named(recipe.model_copy(update=changes), folder.parent.name)
     prepared = prepare(recipe, examples)
     folder.parent.mkdir(parents=True)
     run, trainer = train_dense(prepared, say, validate=True)

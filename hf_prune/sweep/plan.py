@@ -35,11 +35,15 @@ _LONGEST_NAME = 80
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: its name, its folder, and its recipe with its settings."""
+    """One run of a sweep: its name, its folder, and its recipe with its settings.
+
+    `run_name` is what the recipe itself calls a run where it reports to, if it has a name for it.
+    """
 
     name: str
     folder: Path
     recipe: Recipe
+    run_name: str | None
 
     @property
     def model(self) -> Path:
@@ -91,7 +95,7 @@ class SweepPlan:
         folder = self.output / POINTS / name
         overrides = [*self.fixed, *(f"{key}={text}" for key, text in settings.items())]
         recipe = load_recipe(self.path, [*overrides, f"output_dir={json.dumps(str(folder))}"])
-        return Point(name, folder, named(recipe, name))
+        return Point(name, folder, named(recipe, name), recipe.training.get("run_name"))
 
     def is_finished(self, point: Point) -> bool:
         """Whether a point has results. Raises RecipeError if they are those of another recipe."""

@@ -1,6 +1,7 @@
 """Running a sweep: each point that has no results yet, with one dense run for all that can share it; then the page."""
 
 import contextlib
+import gc
 import json
 import math
 import shutil
@@ -10,29 +11,34 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ..compare.comparison import Comparison, compare_models
 from ..compare.measures import VALIDATION, evaluation_on
 from ..compare.models import ComparedModel, read_models
 from ..compare.page import write_comparison
 from ..compare.pareto import Limits, axes_of
 from ..errors import CheckpointError, RecipeError, first_line
-from ..recipe.dense_run import Shared
+from ..recipe.dense_run import DenseRun, Shared
 from ..recipe.outcome import Say
 from ..recipe.prepare import Examples, examples_of, prepare
 from ..recipe.reports import finish_wandb
 from ..recipe.run import ShowLayers, run
 from ..saved.files import write_file
 from ..trainer.claims import claimed
-from .dense_runs import dense_folder, find_dense, make_dense
+from .dense_runs import dense_folder, dense_key, find_dense, make_dense
 from .plan import AGAINST, COMPARISON, ERROR_NAME, STATE_NAME, Point, SweepPlan
 from .study import Study, check_optuna
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What came of a sweep: the comparison of its models, the files of its page, and which points have failed."""
+    """What came of a sweep: the comparison of its models, the files of its page, and which points have failed, and why.
 
-    comparison: Comparison
+    `comparison` is None where no point was finished.
+    """
+
+    comparison: Comparison | None
     files: list[Path]
     failed: dict[str, str]
 
@@ -49,8 +55,8 @@ def run_sweep(
 
     The dense model is trained once for all points whose settings leave it as it is, and data are tokenized once. What
     a point gives is what `hf-prune run` gives with the same settings, bit for bit. A point that fails is recorded with
-    its error, and the others go on. Each point is also evaluated on the validation split, by which trials are told how
-    good they are and the best is chosen.
+    its error, and the others go on; a dense run that fails is not tried again for other points. Each point is also
+    evaluated on the validation split, by which trials are told how good they are and the best is chosen.
 
     Raises RecipeError, before anything is written, if the first point cannot be run, or if the folder has something
     else or is in use.
@@ -68,21 +74,23 @@ def run_sweep(
 
 
 class _Sweep:
-    """A sweep at work: the tokenized data, once there are some, and the points so far."""
+    """A sweep at work: the tokenized data, once there are some, the points so far, and dense runs that have failed."""
 
     def __init__(self, plan: SweepPlan, say: Say, show_layers: ShowLayers):
         self.plan, self.say, self.show_layers = plan, say, show_layers
         self.examples: Examples | None = None
         self.points: list[Point] = []
+        self.failed_dense: dict[str, str] = {}
 
     def prepare_first(self) -> None:
-        """Load and check the first point that is to be run, and tokenize its data."""
+        """Load and check the first point that is to be run and has not failed before, and tokenize its data."""
         if self.plan.trials is not None:
             self.examples = examples_of(prepare(self.plan.first.recipe))
             return
-        waiting = [point for point in self.plan.points if not self.plan.is_finished(point)]
-        if waiting:
-            self.examples = examples_of(prepare(waiting[0].recipe))
+        for point in self.plan.points:
+            if not self.plan.is_finished(point) and not (point.folder / ERROR_NAME).exists():
+                self.examples = examples_of(prepare(point.recipe))
+                return
 
     def run(self, limits: Limits | None, metric: str | None, command: str) -> SweepResult:
         """Run what is not finished, in a folder that is this sweep's from now on, and compare all models."""
@@ -116,27 +124,45 @@ class _Sweep:
         self.say(f"Point {len(self.points)} of {of}: {point.name}")
         if point.folder.exists():
             shutil.rmtree(point.folder)  # what a run that was killed or failed has left
+        error = self._error_of(point)
+        if error is None:
+            return True
+        point.folder.mkdir(parents=True, exist_ok=True)
+        write_file(point.folder / ERROR_NAME, error.encode(errors="replace"))
+        self.say(f"{point.name} failed: {_beginning(error)}")
+        gc.collect()  # what the error had held is free now, and the next point needs the memory
+        torch.cuda.empty_cache()
+        return False
+
+    def _error_of(self, point: Point) -> str | None:
+        """Run a point; None, or the error that it failed with, and where."""
         try:
             self._run(point)
         except Exception as error:  # noqa: BLE001 - whatever it was: it is recorded, and the others go on
-            point.folder.mkdir(parents=True, exist_ok=True)
-            text = f"{type(error).__name__}: {first_line(error)}\n\n{traceback.format_exc()}"
-            write_file(point.folder / ERROR_NAME, text.encode(errors="replace"))
-            self.say(f"{point.name} failed: {first_line(error)}")
-            return False
+            return f"{type(error).__name__}: {first_line(error)}\n\n{traceback.format_exc()}"
         finally:
             finish_wandb()
-        return True
+        return None
 
     def _run(self, point: Point) -> None:
-        assert self.examples is not None
-        if not self.examples.fit(point.recipe):
+        if self.examples is None or not self.examples.fit(point.recipe):
             self.examples = examples_of(prepare(point.recipe))
-        dense = None
-        if point.recipe.dense is not None:
-            output = self.plan.output
-            dense = find_dense(output, point.recipe) or make_dense(output, point.recipe, self.examples, self.say)
+        dense = self._dense(point, self.examples) if point.recipe.dense is not None else None
         run(point.recipe, self.say, self.show_layers, Shared(self.examples, dense))
+
+    def _dense(self, point: Point, examples: Examples) -> DenseRun:
+        """The dense run of a point: found, or trained now. Raises RecipeError where that has failed in this sweep."""
+        found = find_dense(self.plan.output, point.recipe)
+        if found is not None:
+            return found
+        key = dense_key(point.recipe)
+        if key in self.failed_dense:
+            raise RecipeError("dense", f"the dense run that this point shares has failed: {self.failed_dense[key]}")
+        try:
+            return make_dense(self.plan.output, point.recipe, examples, self.say, point.run_name)
+        except Exception as error:
+            self.failed_dense[key] = first_line(error)
+            raise
 
     def _values(self, point: Point) -> list[float] | None:
         """What a trial is told of a finished point: its main metric on validation data, and what it is traded for."""
@@ -154,7 +180,9 @@ class _Sweep:
     def _compare(self, limits: Limits | None, metric: str | None, command: str) -> SweepResult:
         plan = self.plan
         finished = [point for point in self.points if plan.is_finished(point)]
-        failed = {point.name: _error_of(point) for point in self.points if point not in finished}
+        failed = {point.name: _recorded_error(point) for point in self.points if point not in finished}
+        if not finished:
+            return SweepResult(None, [], failed)
         dense = dict.fromkeys(dense_folder(plan.output, one.recipe) for one in finished if one.recipe.dense is not None)
         models = read_models([*dense, *(point.model for point in finished)])
         comparison = compare_models(
@@ -175,7 +203,11 @@ def _with_dense_name(model: ComparedModel, dense: Collection[Path]) -> ComparedM
     return replace(model, name="dense" if len(dense) == 1 else model.folder.parent.name)
 
 
-def _error_of(point: Point) -> str:
+def _recorded_error(point: Point) -> str:
     """The first line of what a point failed with."""
     path = point.folder / ERROR_NAME
-    return path.read_text(encoding="utf-8").partition("\n")[0] if path.exists() else "it was not finished"
+    return _beginning(path.read_text(encoding="utf-8")) if path.exists() else "it was not finished"
+
+
+def _beginning(error: str) -> str:
+    return error.partition("\n")[0]

@@ -1,15 +1,18 @@
 """`hf-prune explain`: a saved model explained from the command line, and what is refused."""
 
 import json
+import re
 
 import pytest
 import torch
+from explained import classifier, language_model
 from models import bert, llama, t5
 from test_commands import invoke, refused, words
 from test_run import tree, write_csv
 from text_models import save_text_model, texts
 
 from hf_prune import Pruner, PruningConfig
+from hf_prune.cli.print_explain import print_explanation
 from hf_prune.publish.explanation import SAME_WEIGHTS, load_explanation
 from hf_prune.publish.explanation_words import summary
 from hf_prune.recipe.explain_data import written
@@ -83,7 +86,7 @@ def test_a_classifier_is_explained_beside_the_dense_model(material, tmp_path):
     assert str(tmp_path.parent) not in found.model_dump_json()
     assert found.command == (
         "hf-prune explain . --dense ../dense --data path/to/texts.csv --max-length 16 --test-size 50 --slice kind "
-        "--expression ones=w1 --show-texts --resamples 100"
+        "--expression ones=w1 --show-texts --without-costs --resamples 100"
     )
     told = (tmp_path / "explain/explanation.md").read_text()
     assert "Run it in the model's folder, the one that has config.json; put the real paths" in told
@@ -110,10 +113,20 @@ def test_paths_are_written_from_a_models_folder_where_they_name_no_folder_elsewh
 
 def test_a_language_model_is_explained_and_printed_as_json(material, tmp_path):
     arguments = [material / "llama/pruned", "--dense", material / "llama/dense", "--data", material / "texts.csv"]
-    found = json.loads(explained(*arguments, "--split", "train", "--source", "kind", "--output", tmp_path, "--json"))
+    found = json.loads(explained(*arguments, "--split", "train", "--slice", "kind", "--output", tmp_path, "--json"))
     assert {one["by"] for one in found["slices"]} >= {"kind", "position", "token frequency"}
     assert found["answers"]["flipped"] == []
     assert found == json.loads((tmp_path / "explain/explanation.json").read_text())
+
+
+def test_what_is_counted_and_units_are_printed_by_name(capsys):
+    print_explanation(language_model(), [])
+    printed = capsys.readouterr().out
+    assert "texts" in printed.splitlines()[0]
+    assert "Metrics, with 95% intervals (loss in nats)" in printed
+    assert re.search(r"^ +tokens +dense +pruned", printed, flags=re.MULTILINE)
+    print_explanation(classifier(), [])
+    assert re.search(r"^ +samples +dense +pruned", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 def test_texts_are_not_written_unless_they_may_be(material, tmp_path):

@@ -75,6 +75,12 @@ def test_the_time_of_several_samples_is_that_which_most_models_have():
     assert [axis.key for axis in axes_of(models)][-1] == "milliseconds_16"
 
 
+def test_times_of_numbers_of_samples_that_no_two_models_share_are_left_out():
+    models = [model(str(count), 0.9, costs=(cost(1), cost(9, count))) for count in (9, 24, 11)]
+    assert [axis.key for axis in axes_of(models)][-1] == "milliseconds_1"
+    assert [axis.key for axis in axes_of(models[:1])][-1] == "milliseconds_9"
+
+
 # ---- The best within limits ----
 
 

@@ -25,7 +25,7 @@ from hf_prune.recipe.explaining import make_reader
 from hf_prune.saved.model import SavedModel
 
 KNOWN = Known(model="pruned", dense_model="dense", data=Source(name="words"), command="hf-prune explain pruned")
-SETTINGS = Settings(resamples=100, costs=False, texts=True)
+SETTINGS = Settings(resamples=100, costs=False, show_texts=True)
 
 
 def answering(build, **changes):

@@ -5,6 +5,7 @@ from hf_prune.publish.explanation import Estimate
 from hf_prune.publish.explanation_words import (
     as_number,
     as_share,
+    by_kind,
     change,
     complement,
     difference,
@@ -92,6 +93,13 @@ def test_the_worst_slices_are_first_and_of_losses_the_highest():
     assert worst_first(classifier(slices=tuple(kept)))[0].value == "without"
     assert worst_first(language_model())[0].value == "the rarest tenth"
     assert worst_first(alone())[0].metric.pruned.value == min(one.metric.pruned.value for one in slices())
+
+
+def test_slices_of_numbers_are_in_their_order_also_from_a_thousand_on():
+    values = ["seen 3,402 to 4,861 times", "seen 909 to 2,857 times", "seen 10,698 times", "seen 7 to 17 times"]
+    some = [slices()[0].model_copy(update={"by": "token frequency", "value": value}) for value in values]
+    [ordered] = by_kind(classifier().model_copy(update={"slices": tuple(some)}))
+    assert [one.value for one in ordered] == [values[3], values[1], values[0], values[2]]
 
 
 def test_the_summary_of_a_classifier():

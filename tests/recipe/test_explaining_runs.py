@@ -8,7 +8,7 @@ from test_run import TEST_SIZE, reviews, save_tiny_bert, tree, write_csv, write_
 
 from hf_prune.errors import RecipeError
 from hf_prune.publish.explanation import load_explanation
-from hf_prune.recipe.explaining import find_dense
+from hf_prune.publish.record import dense_beside, load_record
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.prepare import prepare
 from hf_prune.recipe.run import run
@@ -32,7 +32,7 @@ def _without_costs(explanation):
 def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)  # what lies in the working directory may be named
     monkeypatch.setattr("hf_prune.explain.complexity._SECONDS", 0.1)
-    section = {"slices": ["source"], "expressions": {"praise": "good|great"}, "texts": True, "resamples": 100}
+    section = {"slices": ["source"], "expressions": {"praise": "good|great"}, "show_texts": True, "resamples": 100}
     recipe = load_recipe(write_recipe(tmp_path, material, dense={}, explain=section))
     said = []
     result = run(recipe, say=said.append)
@@ -54,8 +54,10 @@ def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypa
     assert again.exit_code == 0, again.stderr
     one, other = _without_costs(load_explanation(".")), _without_costs(found)
     assert {key: (one[key], other[key]) for key in one if one[key] != other[key]} == {}
-    assert find_dense(tmp_path / "out/model") == (tmp_path / "out/dense").resolve()
-    assert find_dense(material / "model") is None
+    record = load_record(tmp_path / "out/model")
+    assert dense_beside(tmp_path / "out/model", record) == (tmp_path / "out/dense").resolve()
+    assert dense_beside(tmp_path / "out/dense", record) is None
+    assert dense_beside(tmp_path / "out/model", None) is None
 
 
 @pytest.mark.parametrize(

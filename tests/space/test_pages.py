@@ -4,6 +4,7 @@ import json
 import re
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ import yaml
 from huggingface_hub import HfApi
 from models import bert
 from running import classifier, language_model, save_pair, summariser
-from test_commands import printed, refused
+from test_commands import invoke, printed, refused
 from test_project import pinned
 from text_models import save_text_model
 
 import hf_prune
 from hf_prune.errors import CardError, SpaceError
 from hf_prune.publish.push_plan import NOTHING_THERE, Remote, RemoteFile
+from hf_prune.publish.record import RunRecord, save_record
 from hf_prune.saved.model import SavedModel
 from hf_prune.space import app
 from hf_prune.space.app import Opened, Timed, classify, in_turns, open_models, read_settings, said_of_classes, write
@@ -163,6 +165,51 @@ def test_without_a_dense_model_the_page_says_so(pair):
     files = page_of(pair / "pruned", found)
     assert "shown alone" in json.loads(files["space.json"])["dense_is"]
     assert metadata_of(files)["models"] == ["somebody/small"]
+
+
+def save_run(folder):
+    """A folder as that of a recipe's run, with `model` and `dense`, and the record beside the pruned model."""
+    save_pair(folder, classifier)
+    (folder / "pruned").rename(folder / "model")
+    save_record(folder / "model", RunRecord(name=folder.name, recipe={"task": "text-classification", "dense": {}}))
+
+
+def test_a_page_of_a_run_has_its_name_its_dense_model_and_no_path_where_it_is_read(tmp_path):
+    save_run(tmp_path / "reviews")
+    printed("space", tmp_path / "reviews/model", tmp_path / "page")
+    settings = read_settings(tmp_path / "page")
+    assert (settings.title, settings.pruned_name) == ("reviews and its dense model", "reviews")
+    assert (settings.dense, settings.dense_name) == (str(tmp_path / "reviews/dense"), "dense")
+    assert settings.dense_is == "The dense model is the one that the same run trained."
+    introduction = app.introduction(settings, open_models(settings))
+    card = (tmp_path / "page/README.md").read_text()
+    assert "The pruned model `reviews` and the dense model `dense`: " in card
+    assert "- Pruned: `reviews`, " in introduction
+    assert "- Dense: `dense`, " in introduction
+    assert str(tmp_path) not in card + introduction
+
+
+def test_without_a_record_a_page_has_the_name_of_the_folder_of_the_run(tmp_path):
+    save_run(tmp_path / "reviews")
+    (tmp_path / "reviews/model/run_record.json").unlink()
+    settings = make_settings(SavedModel(tmp_path / "reviews/model"), str(tmp_path / "reviews/model"), ALONE, [])
+    assert (settings.title, settings.dense_name) == ("reviews", None)
+
+
+def test_for_the_hub_the_dense_model_of_the_run_must_be_pushed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_run(tmp_path / "reviews")
+    output = invoke("space", "reviews/model", "page", "--model", "somebody/small").stdout
+    assert "is not on the Hub (hf-prune push reviews/dense USER/DENSE sends it there). Name one with --dense" in output
+    assert not any(str(tmp_path) in path.read_text() for path in Path("page").iterdir())
+
+
+def test_a_dense_model_of_the_run_that_does_not_fit_is_left_out(tmp_path):
+    save_run(tmp_path / "reviews")
+    (tmp_path / "reviews/dense/tokenizer.json").unlink()
+    (tmp_path / "reviews/dense/tokenizer_config.json").unlink()
+    found = find_dense(SavedModel(tmp_path / "reviews/model"), None, HfApi(), is_local=True)
+    assert (found.name, found.why_not) == (None, ("the dense model of its run has no tokenizer",))
 
 
 def test_the_command_writes_a_page_once(pair, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,16 @@ def test_tensorboard_has_the_final_figures_once_and_the_name_of_the_point(finish
     assert f'"run_name": "tiny sparsity={sparsity}"' in texts[0]
 
 
+def test_the_dense_run_is_reported_by_the_name_of_its_folder(finished):
+    (dense,) = finished["out"].glob("dense-*")
+    texts = []
+    for file in dense.rglob("events*"):
+        events = EventAccumulator(str(file)).Reload()
+        if "args/text_summary" in events.Tags()["tensors"]:
+            texts += [event.tensor_proto.string_val[0].decode() for event in events.Tensors("args/text_summary")]
+    assert f'"run_name": "tiny {dense.name}"' in texts[0]
+
+
 def test_what_is_finished_is_not_run_again_and_a_grid_may_grow(finished):
     before = tree(finished["out"] / "points", *finished["out"].glob("dense-*"))
     _, said = sweep(finished["path"], *GRID)
@@ -324,6 +335,51 @@ def test_a_point_that_fails_is_recorded_the_others_go_on_and_the_command_ends_wi
     ]
     assert sorted(pruned) == ["key", "key", "query", "query", "value", "value"]
     assert "failed: RecipeError" in result.stdout
+
+
+# Values that are refused when training begins, and with which no model has room in any memory.
+NO_SCHEDULE = "training.lr_scheduler_type=linear,cosine_with_min_lr"
+TOO_LARGE = 10**12
+
+
+def test_a_point_without_memory_fails_alone_and_later_only_what_is_missing_is_run(material, tmp_path):
+    config = {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = {"config": config | {"intermediate_size": 32}, "tokenizer": str(material / "model")}
+    path = write_recipe(tmp_path, material, model=model, training__max_steps=1)
+    swept = f"model.config.intermediate_size=32,{TOO_LARGE},64"
+    result, said = sweep(path, swept)
+    assert list(result.failed) == [f"intermediate_size={TOO_LARGE}"]
+    assert "can't allocate memory" in result.failed[f"intermediate_size={TOO_LARGE}"]
+    points = tmp_path / "sweep/points"
+    shutil.rmtree(points / "intermediate_size=64")
+    before = tree(points / "intermediate_size=32")
+    result, said = sweep(path, swept)  # the point that has failed is the first that is missing, and stops none
+    assert said[0] == "intermediate_size=32: finished before"
+    assert tree(points / "intermediate_size=32") == before
+    assert (points / "intermediate_size=64/results.json").exists()
+    assert list(result.failed) == [f"intermediate_size={TOO_LARGE}"]
+    assert (points / f"intermediate_size={TOO_LARGE}/error.txt").exists()
+
+
+def test_a_bad_value_that_is_found_in_training_is_told_with_its_point(material, tmp_path):
+    path = write_recipe(tmp_path, material, training__max_steps=1)
+    result, said = sweep(path, NO_SCHEDULE)
+    [(name, error)] = result.failed.items()
+    assert name == "lr_scheduler_type=cosine_with_min_lr"
+    assert error.startswith("ValueError: One of min_lr or min_lr_rate should be set")
+    assert f"{name} failed: {error}" in said
+
+
+@pytest.mark.usefixtures("eighty_columns")
+def test_a_dense_run_that_fails_is_tried_once_and_nothing_is_compared(material, tmp_path):
+    path = distilled(tmp_path, material, dense={"lr_scheduler_type": "cosine_with_min_lr"})
+    ended = invoke("sweep", path, *GRID, "--output", tmp_path / "sweep")
+    assert ended.exit_code == 1
+    assert ended.stdout.count("Fine-tuning the dense model") == 1
+    assert "No point was finished: there is nothing to compare." in ended.stdout
+    assert "sparsity=0.5 failed: ValueError: One of min_lr" in ended.stdout
+    assert "sparsity=0.9 failed: RecipeError: dense: the dense run that this point shares has failed" in ended.stdout
+    assert not (tmp_path / "sweep/comparison").exists()
 
 
 def test_a_first_point_that_cannot_be_run_is_refused_before_anything_is_written(material, tmp_path):

@@ -1,6 +1,8 @@
 """The output of commands: tables of plans, reports, results and pushes."""
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,11 +83,31 @@ def make_table(title: str, *columns: str) -> Table:
     return table
 
 
-def print_whole(table: Table) -> None:
-    """Print a table with names of tensors: each on one line, longer than the terminal's if need be, to be copied."""
-    unlimited = console.options.update(max_width=_NO_LIMIT)
-    table.width = Measurement.get(console, unlimited, table).maximum
-    console.print(table, soft_wrap=True)
+def _name(name: str, width: int = 46) -> str:
+    """A tensor's name: whole if it fits, or if no terminal shows it; else on several lines, broken before a dot.
+
+    `width` is what there is for a name in 80 columns.
+    """
+    if _is_piped():
+        return name
+    lines = [""]
+    for part in re.findall(r"\.?[^.]+", name):
+        if len(lines[-1]) + len(part) > max(width, width + console.width - 80):
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _is_piped() -> bool:
+    """Whether what is printed is read by a program or file, for which no width is asked."""
+    return not console.is_terminal and "COLUMNS" not in os.environ
+
+
+def print_names(table: Table) -> None:
+    """Print a table with names of tensors; into a pipe or file, each row is one line, however long."""
+    if _is_piped():
+        table.width = Measurement.get(console, console.options.update(max_width=_NO_LIMIT), table).maximum
+    console.print(table, soft_wrap=_is_piped())
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -158,7 +180,7 @@ def print_plan_at_once(plan: "OneShotPlan") -> None:
             ("all but the weights", memory.peak),
             *([(f"of paused passes, {_PLACES[calibration.offload]}", memory.offloaded)] if calibration.offload else []),
         ):
-            table.add_row(name, f"{size / 1e9:,.2f}")
+            table.add_row(_name(name, 60), f"{size / 1e9:,.2f}")
         console.print(table)
     if plan.memory_note is not None:
         console.print(f"\nThe memory is not known in advance: {plan.memory_note}", soft_wrap=True)
@@ -178,14 +200,14 @@ def _print_planned_tensors(tensors: "Sequence[PlannedTensor]", left_out: "Mappin
     for tensor in tensors:
         final = "by ranking" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
         final = final if tensor.decided_at is None else f"decided at step {tensor.decided_at}"
-        table.add_row(tensor.name, _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
-    print_whole(table)
+        table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
+    print_names(table)
     console.print()
     if left_out:
         others = make_table("Not pruned by default", "tensor", "reason")
         for name, reason in left_out.items():
-            others.add_row(name, reason)
-        print_whole(others)
+            others.add_row(_name(name), reason)
+        print_names(others)
         console.print()
 
 
@@ -195,8 +217,8 @@ def _print_planned_units(plan: "Plan") -> None:
     table = make_table("Units to remove", "", "now", "removed", "left")
     for one in [one for one in plan.units if one.removed] or plan.units:  # for a target, other layers may lose none
         name = f"{words_for(one.structure)} of {one.path}"
-        table.add_row(name, f"{one.of:,}", f"{one.removed:,}", f"{one.left:,}")
-    print_whole(table)
+        table.add_row(_name(name), f"{one.of:,}", f"{one.removed:,}", f"{one.left:,}")
+    print_names(table)
     if plan.weights_left is not None:
         share = plan.weights_left / max(plan.all_weights, 1)
         console.print(
@@ -213,14 +235,14 @@ def print_chosen(chosen: "Chosen", of_data: bool) -> None:
     table = make_table("Structures that change the outputs least, untrained", *rows_of(chosen)[0])
     for row in rows_of(chosen)[1:]:
         table.add_row(*row)
-    print_whole(table)
+    print_names(table)
     widths = widths_of(chosen)
     if widths:
         console.print()
         of_layers = make_table("Chosen for each layer", *widths[0])
         for path, *left in widths[1:]:
-            of_layers.add_row(path, *left)
-        print_whole(of_layers)
+            of_layers.add_row(_name(path), *left)
+        print_names(of_layers)
     console.print(f"\n{sentence_about(chosen)}")
     if not of_data:
         console.print("The changes are those on random inputs; a recipe is planned with its data.")
@@ -266,12 +288,12 @@ def _print_removed(removed: "Removed") -> None:
     console.print()
     table = make_table("Removed", "", "before", "after")
     for one in removed.units:
-        table.add_row(f"{words_for(one.structure)} of {one.path}", f"{one.of:,}", f"{one.left:,}")
+        table.add_row(_name(f"{words_for(one.structure)} of {one.path}"), f"{one.of:,}", f"{one.left:,}")
     for stack in removed.layers:
-        table.add_row(f"layers of {stack.path}", f"{stack.of:,}", f"{len(stack.kept):,}")
+        table.add_row(_name(f"layers of {stack.path}"), f"{stack.of:,}", f"{len(stack.kept):,}")
     before, after = removed.parameters
     table.add_row("parameters", f"{before:,}", f"{after:,}")
-    print_whole(table)
+    print_names(table)
     for stack in removed.layers:
         console.print(f"\nLayers of {stack.path} that are left: {', '.join(map(str, stack.kept))}.")
 
@@ -283,8 +305,8 @@ def _print_zeros(report: "Report") -> None:
     for tensor in shown:
         values = [_values(tensor)] if with_values else []
         figures = [f"{tensor.zeros:,}", f"{tensor.sparsity:.2%}", *values]
-        table.add_row(tensor.name, _shape(tensor.shape), *figures)
-    print_whole(table)
+        table.add_row(_name(tensor.name), _shape(tensor.shape), *figures)
+    print_names(table)
     console.print()
     totals = make_table("Totals", "", "weights", "zeros", "sparsity")
     others = [tensor for tensor in report.tensors if tensor.prunable is False]
@@ -362,8 +384,8 @@ def print_sensitivity(result: "SensitivityResult") -> None:
     console.rule("Tensors that add most to the loss", align="left")
     table = make_table("", "tensor", f"added at {highest:.0%}", "allocated")
     for name in sorted(added, key=lambda name: -added[name])[:_MOST_SENSITIVE]:
-        table.add_row(name, f"{added[name]:.4f}", f"{result.shares[name]:.1%}")
-    print_whole(table)
+        table.add_row(_name(name), f"{added[name]:.4f}", f"{result.shares[name]:.1%}")
+    print_names(table)
     console.print(
         f"\nLoss of the dense model: {found.dense:.4f}. Predicted with {result.sparsity:.0%} of all weights masked as "
         f"allocated: {result.predicted:.4f}, the sum of what single tensors add.",

@@ -245,16 +245,6 @@ def test_an_encoder_decoder_generates_with_what_was_exported(tmp_path, monkeypat
     assert "9 tokens of the decoder" in card
 
 
-@pytest.mark.slow
-@needs("openvino", int8=True)
-def test_an_encoder_decoder_runs_in_openvino(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_MOST_PARAMETERS", 0)  # no dense model is built
-    save_text_model(tmp_path / "model", t5)
-    report = export_model(tmp_path / "model", tmp_path / "out", "openvino", int8=True)
-    assert [(row.precision, row.difference < 0.05) for row in report.rows[1:2]] == [("float32", True)]
-    assert report.rows[2].precision == "int8"
-
-
 def test_encoder_decoders_that_are_not_exported_are_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "find_format", lambda to, int8: FORMATS[to])  # what is not installed is said first
     save_text_model(tmp_path / "t5", t5)

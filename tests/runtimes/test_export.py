@@ -257,8 +257,8 @@ def test_encoder_decoders_that_are_not_exported_are_refused_by_name(tmp_path, mo
     for name, to, message in (
         (
             "t5",
-            "executorch",
-            "T5ForConditionalGeneration: encoder-decoders are not exported to executorch; use onnx or op",
+            "openvino",
+            "T5ForConditionalGeneration: encoder-decoders are not exported to openvino; use onnx",
         ),
         ("encoder", "onnx", "T5Model: of encoder-decoders, those that generate text are exported"),
         ("whisper", "onnx", "WhisperForConditionalGeneration: .* it reads input_features"),

@@ -1,12 +1,14 @@
 """The output of commands: tables of plans, reports, results and pushes."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 # How many tensors are named of those that add most to the loss.
 _MOST_SENSITIVE = 10
+
+# Characters of a line that no name of a tensor reaches.
+_NO_LIMIT = 100_000
 
 console = Console(highlight=False, markup=False, emoji=False)
 
@@ -79,13 +84,30 @@ def make_table(title: str, *columns: str) -> Table:
 
 
 def _name(name: str, width: int = 46) -> str:
-    """A tensor's name, on several lines if it is long, broken before a dot."""
+    """A tensor's name: whole if it fits, or if no terminal shows it; else on several lines, broken before a dot.
+
+    `width` is what there is for a name in 80 columns.
+    """
+    if _is_piped():
+        return name
     lines = [""]
     for part in re.findall(r"\.?[^.]+", name):
-        if len(lines[-1]) + len(part) > width:
+        if len(lines[-1]) + len(part) > max(width, width + console.width - 80):
             lines.append("  ")
         lines[-1] += part
     return "\n".join(lines)
+
+
+def _is_piped() -> bool:
+    """Whether what is printed is read by a program or file, for which no width is asked."""
+    return not console.is_terminal and "COLUMNS" not in os.environ
+
+
+def print_names(table: Table) -> None:
+    """Print a table with names of tensors; into a pipe or file, each row is one line, however long."""
+    if _is_piped():
+        table.width = Measurement.get(console, console.options.update(max_width=_NO_LIMIT), table).maximum
+    console.print(table, soft_wrap=_is_piped())
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -179,13 +201,13 @@ def _print_planned_tensors(tensors: "Sequence[PlannedTensor]", left_out: "Mappin
         final = "by ranking" if tensor.final_sparsity is None else f"{tensor.final_sparsity:.2%}"
         final = final if tensor.decided_at is None else f"decided at step {tensor.decided_at}"
         table.add_row(_name(tensor.name), _shape(tensor.shape), f"{tensor.masked / max(tensor.weights, 1):.2%}", final)
-    console.print(table)
+    print_names(table)
     console.print()
     if left_out:
         others = make_table("Not pruned by default", "tensor", "reason")
         for name, reason in left_out.items():
             others.add_row(_name(name), reason)
-        console.print(others)
+        print_names(others)
         console.print()
 
 
@@ -196,7 +218,7 @@ def _print_planned_units(plan: "Plan") -> None:
     for one in [one for one in plan.units if one.removed] or plan.units:  # for a target, other layers may lose none
         name = f"{words_for(one.structure)} of {one.path}"
         table.add_row(_name(name), f"{one.of:,}", f"{one.removed:,}", f"{one.left:,}")
-    console.print(table)
+    print_names(table)
     if plan.weights_left is not None:
         share = plan.weights_left / max(plan.all_weights, 1)
         console.print(
@@ -213,14 +235,14 @@ def print_chosen(chosen: "Chosen", of_data: bool) -> None:
     table = make_table("Structures that change the outputs least, untrained", *rows_of(chosen)[0])
     for row in rows_of(chosen)[1:]:
         table.add_row(*row)
-    console.print(table)
+    print_names(table)
     widths = widths_of(chosen)
     if widths:
         console.print()
         of_layers = make_table("Chosen for each layer", *widths[0])
         for path, *left in widths[1:]:
             of_layers.add_row(_name(path), *left)
-        console.print(of_layers)
+        print_names(of_layers)
     console.print(f"\n{sentence_about(chosen)}")
     if not of_data:
         console.print("The changes are those on random inputs; a recipe is planned with its data.")
@@ -271,7 +293,7 @@ def _print_removed(removed: "Removed") -> None:
         table.add_row(_name(f"layers of {stack.path}"), f"{stack.of:,}", f"{len(stack.kept):,}")
     before, after = removed.parameters
     table.add_row("parameters", f"{before:,}", f"{after:,}")
-    console.print(table)
+    print_names(table)
     for stack in removed.layers:
         console.print(f"\nLayers of {stack.path} that are left: {', '.join(map(str, stack.kept))}.")
 
@@ -284,7 +306,7 @@ def _print_zeros(report: "Report") -> None:
         values = [_values(tensor)] if with_values else []
         figures = [f"{tensor.zeros:,}", f"{tensor.sparsity:.2%}", *values]
         table.add_row(_name(tensor.name), _shape(tensor.shape), *figures)
-    console.print(table)
+    print_names(table)
     console.print()
     totals = make_table("Totals", "", "weights", "zeros", "sparsity")
     others = [tensor for tensor in report.tensors if tensor.prunable is False]
@@ -363,7 +385,7 @@ def print_sensitivity(result: "SensitivityResult") -> None:
     table = make_table("", "tensor", f"added at {highest:.0%}", "allocated")
     for name in sorted(added, key=lambda name: -added[name])[:_MOST_SENSITIVE]:
         table.add_row(_name(name), f"{added[name]:.4f}", f"{result.shares[name]:.1%}")
-    console.print(table)
+    print_names(table)
     console.print(
         f"\nLoss of the dense model: {found.dense:.4f}. Predicted with {result.sparsity:.0%} of all weights masked as "
         f"allocated: {result.predicted:.4f}, the sum of what single tensors add.",

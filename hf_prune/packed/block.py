@@ -194,6 +194,8 @@ def _problem(head: Head, size: int) -> str | None:
         return f"{head.gap_bytes} bytes of gaps"
     if head.coding == values.ROWS and (head.mask != masks.ALL or len(head.shape) != 2 or head.dtype not in _OF_ROWS):
         return f"rows of {head.dtype}"
+    if head.coding == values.ROWS and head.shape[0] > head.weights:  # their scales would be allocated
+        return "rows that have no columns"
     if head.coding == values.CODEBOOK and not 0 < head.codebook <= values.LARGEST_CODEBOOK:
         return f"{head.codebook} values in its codebook"
     if head.low + 8 > max(8 * head.patterns.itemsize, 8) or head.base > int(_magnitude(head.patterns)):
@@ -270,6 +272,8 @@ def _fill_values(reader: _Streams, head: Head, kept: np.ndarray) -> None:
         return
     if head.coding == values.ROWS:
         scales = reader.next(4 * head.shape[0], "scales").take_all().view("<f4")
+        if not np.isfinite(scales).all():
+            raise PackedError("expected scales of rows that are finite, got others")
         values.from_rows(scales, reader.next(head.stored, "rows"), kept)
         return
     sizes = values.sizes_of_histogram(head.stored, head.low)

@@ -165,6 +165,8 @@ def _rounded_rows(content: np.ndarray, entry: Entry, kind: str) -> tuple[np.ndar
     weights = whole.view("<f4").reshape(entry.shape)
     if not np.isfinite(weights).all():
         raise PackedError(f"{entry.name}: expected finite weights to round to {kind}, got others")
+    if entry.shape[0] and not entry.shape[1]:
+        raise PackedError(f"{entry.name}: expected rows with weights to round to {kind}, got the shape {entry.shape}")
     scales, numbers = to_rows(weights, ROUNDED_TO[kind])
     return row_patterns(scales, numbers, patterns.dtype).view(np.uint8), pack_rows(scales, numbers, entry.dtype)
 

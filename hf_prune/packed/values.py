@@ -144,7 +144,8 @@ def from_rows(scales: np.ndarray, numbers: Stream, values: np.ndarray) -> None:
 
 def row_patterns(scales: np.ndarray, numbers: np.ndarray, patterns: np.dtype) -> np.ndarray:
     """scale * number of each row, as patterns of float32 or bfloat16 in one dimension."""
-    found = (scales[:, None] * numbers.astype(np.float32)).reshape(-1).view("<u4")
+    with np.errstate(over="ignore"):  # of scales that are not those of a model
+        found = (scales[:, None] * numbers.astype(np.float32)).reshape(-1).view("<u4")
     return found if patterns.itemsize == 4 else round_to_bfloat16(found)
 
 

@@ -23,7 +23,7 @@ from ..structure.record import fields_before, read_structure
 from ..structure.timing import processor_name
 from .export_card import render
 from .export_report import REPORT_NAME, ExportReport, Row
-from .exporters import find_format
+from .exporters import FORMATS, find_format
 from .formats import ExportFormat, Work
 from .passes import Stages, agreement, difference, run_pass, stages_of, time_passes
 from .samples import Samples, drawn_samples, inputs_for, samples_of_texts
@@ -103,6 +103,7 @@ def export_model(
             number=samples.number,
             dense_is_new=dense is None and other is not None,
             computes_in=entry.computes_in(),
+            stages=list(stages_of(whole)),
             rows=rows,
             processor=processor_name(),
             threads=torch.get_num_threads(),
@@ -129,10 +130,23 @@ def _check_class(model: PreTrainedModel, entry: ExportFormat, to: str) -> None:
         wanted = ", ".join(entry.model_types)
         raise ExportError("--to", f"{to} is written for models of the type {wanted}, got {model.config.model_type}")
     if model.config.is_encoder_decoder:
-        # transformers 5.23 exports their decoder alone: both of its graphs take `encoder_outputs`, which none computes.
-        raise ExportError(f"{name}: encoder-decoders are not exported")
+        _check_encoder_decoder(model, entry, to)
     if model.can_generate() and not entry.generates:
         raise ExportError(f"{name}: language models are not exported to {to}; use onnx or openvino")
+
+
+def _check_encoder_decoder(model: PreTrainedModel, entry: ExportFormat, to: str) -> None:
+    """Raise ExportError for an encoder-decoder that is not exported to a format."""
+    name = type(model).__name__
+    if not model.can_generate():
+        raise ExportError(f"{name}: of encoder-decoders, those that generate text are exported; this class does not")
+    if model.main_input_name != "input_ids":
+        raise ExportError(
+            f"{name}: of encoder-decoders, those that read text are exported; it reads {model.main_input_name}"
+        )
+    if not entry.translates:
+        offered = " or ".join(other for other, one in FORMATS.items() if one.translates)
+        raise ExportError(f"{name}: encoder-decoders are not exported to {to}; use {offered}")
 
 
 def _write_and_measure(
@@ -171,7 +185,9 @@ def _write_and_measure(
             rows.append(Row(entry.runtime, name, precision, size if kept else None))
             stages.append((entry.open(place), one.config))
         say("Comparing and timing")
-        _measure(rows, stages, samples, is_dense_trained, predicts="For" in type(model).__name__)
+        _measure(
+            rows, stages, samples, is_dense_trained, predicts=model.can_generate() or "For" in type(model).__name__
+        )
     wrong = next((row for row in rows if row.precision == "float32" and (row.difference or 0) > TOLERANCE), None)
     if wrong is not None:
         raise ExportError(

@@ -19,12 +19,31 @@ _OF_GENERATION = (
 )
 
 
+_OF_TRANSLATION = """import torch
+from transformers import AutoTokenizer
+from transformers.exporters import ExportedModel
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = ExportedModel.from_pretrained("FOLDER", device="cpu")
+encoder, prefill, decode = (model.runners[name] for name in ("encoder", "prefill", "decode"))
+
+inputs = tokenizer(texts, padding=True, return_tensors="pt")
+encoded = encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+given = {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]}
+start = torch.full((len(texts), 1), model.generation_config.decoder_start_token_id)
+found = prefill(decoder_input_ids=start, **given)
+tokens = [found.logits[:, -1:].argmax(-1)]  # the most likely token
+while len(tokens) < 20:
+    found = decode(decoder_input_ids=tokens[-1], past_key_values=found.past_key_values, **given)
+    tokens.append(found.logits[:, -1:].argmax(-1))
+print(tokenizer.batch_decode(torch.cat(tokens, dim=1)))"""
+
+
 def render(report: ExportReport) -> str:
     """The text of the card."""
-    rows = [row for row in report.rows if row.model == "this model"]
     metadata = ["---", "tags:", "- hf-prune", f"- {report.to}", *(["- int8"] if report.int8 else []), "---"]
-    generates = any(row.runtime != "PyTorch" for row in rows) and "CausalLM" in report.model_class
-    opened = _OPENED.get(report.to, _OF_GENERATION if generates else _OF_TRANSFORMERS)
+    of_stages = {"encoder": _OF_TRANSLATION, "prefill": _OF_GENERATION, "model": _OF_TRANSFORMERS}
+    opened = _OPENED.get(report.to, of_stages[report.stages[0]])
     precision = f" in int8 ({report.int8})" if report.int8 else ""
     return "\n".join(
         [
@@ -115,7 +134,9 @@ def notes(report: ExportReport) -> str:
     )
     if any(row.agreement is not None for row in report.rows):
         found.append("Equal: the share of predictions (classes or next tokens) that are the same.")
-    if "CausalLM" in report.model_class:
+    if report.stages[0] == "encoder":
+        found.append("A pass is the encoder's, and 9 tokens of the decoder, one by one.")
+    elif report.stages[0] == "prefill":
         found.append("A pass is a prompt and 8 tokens after it, one by one.")
     shown = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return f"{' '.join(found)}\n\nVersions: {inline(shown)}."

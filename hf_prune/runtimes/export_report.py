@@ -36,7 +36,8 @@ class Row:
 class ExportReport:
     """What an export gave, as `export_report.json` has it.
 
-    `computes_in` is the data type that the runtime computes float32 models in on this machine.
+    `computes_in` is the data type that the runtime computes float32 models in on this machine. `stages` are what runs
+    the model: `model`, or `prefill` and `decode` of one that generates text, after the `encoder` of an encoder-decoder.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ExportReport:
     number: int
     dense_is_new: bool
     computes_in: str
+    stages: list[str]
     rows: list[Row]
     processor: str
     threads: int

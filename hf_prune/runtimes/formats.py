@@ -39,11 +39,13 @@ class ExportFormat:
         extra: the extra of hf-prune that has what it needs.
         modules: what must be importable.
         write: writes the files of a model into a folder that exists.
-        open: the runtimes in a folder, by the stage of a forward pass: `model`, or `prefill` and `decode`.
+        open: the runtimes in a folder, by the stage of a forward pass: `model`; `prefill` and `decode` of a language
+            model; `encoder`, `prefill` and `decode` of an encoder-decoder.
         int8: what int8 is there, in words; None if it is not offered.
         int8_modules: what must be importable for int8.
         packages: those whose versions are told.
         generates: whether language models keep their cache of keys and values.
+        translates: whether encoder-decoders that generate text are exported.
         model_types: those of the configurations that it is written for; empty for any.
         computes_in: the data type that the runtime computes float32 models in, on this machine.
     """
@@ -57,5 +59,6 @@ class ExportFormat:
     int8_modules: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     generates: bool = True
+    translates: bool = False
     model_types: tuple[str, ...] = ()
     computes_in: Callable[[], str] = lambda: "float32"

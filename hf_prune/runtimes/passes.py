@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 
 from ..structure.timing import time_in_turns
+from .samples import is_encoder_decoder
 
 # Tokens that are generated after a prompt where outputs are compared and latency is measured.
 NEW_TOKENS = 8
@@ -17,19 +18,28 @@ NEW_TOKENS = 8
 # Rounds of timing, and after which seconds no more begin.
 _ROUNDS, _LEAST_ROUNDS, _SECONDS = 20, 3, 15.0
 
-# What runs a model: `model`, or `prefill` and `decode` of a language model -> a function of inputs by name.
+# What runs a model: `model`; `prefill` and `decode` of a language model; `encoder`, `prefill` and `decode` of an
+# encoder-decoder -> a function of inputs by name.
 Stages = Mapping[str, Callable[..., Any]]
 
 
 def stages_of(model: PreTrainedModel) -> Stages:
     """A PyTorch model as the stages that an export of it has."""
-    taken = inspect.signature(type(model).forward).parameters
+    run = _runs(model)
+    if is_encoder_decoder(model):
+        return {"encoder": _runs(model.get_encoder()), "prefill": run, "decode": run}
+    return {"prefill": run, "decode": run} if model.can_generate() else {"model": run}
+
+
+def _runs(module: Any) -> Callable[..., Any]:
+    """A function that runs a module without gradients, with those inputs that its forward pass takes."""
+    taken = inspect.signature(type(module).forward).parameters
 
     def run(**inputs: Any) -> Any:
         with torch.inference_mode():
-            return model(**{name: value for name, value in inputs.items() if name in taken})
+            return module(**{name: value for name, value in inputs.items() if name in taken})
 
-    return {"prefill": run, "decode": run} if model.can_generate() else {"model": run}
+    return run
 
 
 def run_pass(
@@ -38,28 +48,48 @@ def run_pass(
     """The main output of a pass: logits, or else the first floating-point output.
 
     A language model gets a prompt, and then 8 tokens one by one: those of `following`, or the most likely ones. The
-    output are the logits after the prompt and after each token (samples, 9, vocabulary).
+    output are the logits after the prompt and after each token (samples, 9, vocabulary). The prompt of an
+    encoder-decoder are the `decoder_input_ids` of the batch, after its encoder has read the other inputs.
     """
     if "model" in stages:
         return main_output(stages["model"](**batch))
-    ids = batch["input_ids"]
-    samples, length = ids.shape
-    cache: Any = DynamicCache(config=config)
-    position = torch.arange(length).expand(samples, length)
+    inputs_of = _of_decoder(stages, batch) if "encoder" in stages else _of_language_model
+    ids = batch["decoder_input_ids" if "encoder" in stages else "input_ids"]
+    cache: Any = _new_cache(config, "encoder" in stages)
+    before = 0
     logits = []
     for step in range(NEW_TOKENS + 1):
-        found = stages["decode" if step else "prefill"](
-            input_ids=ids,
-            attention_mask=torch.ones(samples, length + step, dtype=torch.int64),
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        inputs = inputs_of(ids, before)
+        found = stages["decode" if step else "prefill"](**inputs, past_key_values=cache, use_cache=True)
         cache = found.past_key_values
+        before += ids.shape[1]
         logits.append(found.logits[:, -1:])
         ids = logits[-1].argmax(-1) if following is None else following[:, step : step + 1]
-        position = position[:, -1:] + 1
     return torch.cat(logits, dim=1)
+
+
+def _new_cache(config: PreTrainedConfig, has_encoder: bool) -> Any:
+    """A cache of no tokens."""
+    if not has_encoder:
+        return DynamicCache(config=config)
+    return EncoderDecoderCache(DynamicCache(config=config.get_text_config(decoder=True)), DynamicCache())
+
+
+def _of_language_model(ids: torch.Tensor, before: int) -> dict[str, Any]:
+    """What a language model takes for tokens after so many others: an attention mask and positions as well."""
+    samples, length = ids.shape
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones(samples, before + length, dtype=torch.int64),
+        "position_ids": torch.arange(before, before + length).expand(samples, length),
+    }
+
+
+def _of_decoder(stages: Stages, batch: Mapping[str, torch.Tensor]) -> Callable[[torch.Tensor, int], dict[str, Any]]:
+    """The encoder reads the batch: what the decoder takes for tokens, with what was read."""
+    read = {name: value for name, value in batch.items() if name != "decoder_input_ids"}
+    given = {"encoder_outputs": stages["encoder"](**read), "attention_mask": read["attention_mask"]}
+    return lambda ids, before: {"decoder_input_ids": ids, **given}
 
 
 def main_output(outputs: Any) -> torch.Tensor:

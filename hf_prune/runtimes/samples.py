@@ -49,11 +49,12 @@ def samples_of_texts(
 ) -> Samples:
     """Texts as tokens, at most `length` of each, in batches of 8.
 
-    For a language model, texts are joined and cut into pieces of that length, so that none is padded. Raises
-    ExportError for too little text, and for labels that the model does not have.
+    For a language model without an encoder, texts are joined and cut into pieces of that length, so that none is
+    padded. Labels are those of classes: models that generate text have none. Raises ExportError for too little text,
+    and for labels that the model does not have.
     """
     length = min(length, _most_tokens(model))
-    if model.can_generate():
+    if model.can_generate() and not is_encoder_decoder(model):
         words = f"{len(texts)} {words}, joined and cut into pieces of {length} tokens"
         return Samples(_in_batches(_pieces(tokenizer, texts, length)), words)
     batches = [
@@ -72,7 +73,7 @@ def samples_of_texts(
     ]
     if not batches:
         raise ExportError("--data", "expected texts, got none")
-    numbers = None if labels is None else _numbered(model, labels).split(BATCH)
+    numbers = None if labels is None or model.can_generate() else _numbered(model, labels).split(BATCH)
     return Samples(batches, words, None if numbers is None else list(numbers))
 
 
@@ -122,10 +123,38 @@ def drawn_samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
 def _most_tokens(model: PreTrainedModel) -> int:
     """How long an input can be, less what is generated after it."""
     most = getattr(model.config, "max_position_embeddings", None)
-    return max(most // 2 if model.can_generate() else most - 2, 1) if isinstance(most, int) and most > 2 else 1 << 20
+    is_continued = model.can_generate() and not is_encoder_decoder(model)
+    return max(most // 2 if is_continued else most - 2, 1) if isinstance(most, int) and most > 2 else 1 << 20
 
 
 def inputs_for(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inputs of a batch that the model's forward pass takes."""
+    """The inputs of a batch that the model's forward pass takes.
+
+    Those of an encoder-decoder are what its encoder takes, and `decoder_input_ids`, the token that outputs start with.
+    """
+    if is_encoder_decoder(model):
+        encoder: Any = model.get_encoder()
+        taken = inspect.signature(type(encoder).forward).parameters
+        start = torch.full((len(next(iter(batch.values()))), 1), start_token(model))
+        read = {"attention_mask": torch.ones_like(batch["input_ids"]), **batch}
+        return {name: value for name, value in read.items() if name in taken} | {"decoder_input_ids": start}
     taken = inspect.signature(type(model).forward).parameters
     return {name: value for name, value in batch.items() if name in taken}
+
+
+def is_encoder_decoder(model: PreTrainedModel) -> bool:
+    """Whether a model generates text from what its encoder has read."""
+    return bool(model.config.is_encoder_decoder and model.can_generate())
+
+
+def start_token(model: PreTrainedModel) -> int:
+    """The token that outputs of an encoder-decoder start with. Raises ExportError if none is configured."""
+    names = ("decoder_start_token_id", "bos_token_id")
+    found = [getattr(one, name, None) for name in names for one in (model.generation_config, model.config)]
+    token = next((one for one in found if isinstance(one, int)), None)
+    if token is None:
+        raise ExportError(
+            f"{type(model).__name__}: expected decoder_start_token_id in config.json or generation_config.json, the "
+            "token that outputs start with; found none"
+        )
+    return token

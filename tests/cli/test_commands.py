@@ -66,6 +66,13 @@ def printed(*arguments):
     return result.stdout
 
 
+def printed_wide(*arguments):
+    """What a command prints that succeeds, in lines of any length."""
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
 def read_json(*arguments):
     """The JSON that a command prints, and nothing beside it."""
     result = invoke(*arguments)
@@ -180,6 +187,18 @@ def test_a_report_of_a_large_model_fits_the_terminal_with_every_figure(monkeypat
     assert text.count(f"{weights - 1:,}") == 3
     assert f"{3 * weights:,}" in text
     assert "…" not in text
+
+
+def test_names_of_tensors_are_whole_in_a_wide_terminal_and_in_a_pipe(monkeypatch):
+    name = "model.vision_tower.encoder.layers.0.self_attn.out_proj.weight"
+    tensors = [TensorReport(name, (16, 16), 256, 128, True)]
+    monkeypatch.setattr("hf_prune.saved.report.make_report", lambda model: Report("a/model", tensors, 1))
+    assert name not in printed("report", "a/model")
+    assert f"{name[: name.index('.out_proj')]}" in printed("report", "a/model")
+    monkeypatch.setenv("COLUMNS", "100")
+    assert [name, "16x16", "128", "50.00%"] in rows(printed_wide("report", "a/model"))
+    monkeypatch.delenv("COLUMNS")
+    assert [name, "16x16", "128", "50.00%"] in rows(printed_wide("report", "a/model"))
 
 
 def test_a_report_without_a_known_class_shows_all_tensors_and_says_why(sparse_bert, tmp_path):

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_prune.errors import PackedError
-from hf_prune.packed.block import DTYPES, LARGEST_RATIO, pack_tensor, read_head, unpack_tensor
+from hf_prune.packed.block import DTYPES, LARGEST_RATIO, pack_rows, pack_tensor, read_head, unpack_tensor
 from hf_prune.packed.bound import tensor_entropy
 from hf_prune.packed.files import round_to_bfloat16
+from hf_prune.packed.values import to_rows
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -129,6 +130,8 @@ BLOCKS = {
     "codes": pack_tensor(patterns_of(torch.round(sparse(3000, 0.8) * 40)), "F32", (3000, 1)),
     "dense": pack_tensor(patterns_of(torch.randn(1500)), "F32", (1500,)),
     "signs": pack_tensor(patterns_of(torch.randn(2000) * (torch.rand(2000) < 0.3)), "F32", (2000,)),
+    "rows": pack_rows(*to_rows(torch.randn(20, 90).numpy(), 127), "F32"),
+    "rows of bfloat16": pack_rows(*to_rows(torch.randn(90, 20).numpy(), 7), "BF16"),
 }
 
 
@@ -170,6 +173,29 @@ def test_a_small_block_does_not_stand_for_a_large_tensor():
     struct.pack_into("<Q", lying, 40, 10**15)
     with pytest.raises(PackedError, match=r"expected a packed tensor, got one of shape .* more than 1024 times"):
         read_head(memoryview(with_checksum(lying)))
+
+
+@pytest.mark.parametrize("rows", [1, 10**12, 2**62, 2**64 - 1])
+def test_rows_without_columns_stand_for_no_scales(rows):
+    lying = bytearray(BLOCKS["rows"])
+    struct.pack_into("<Q", lying, 16, 0)  # no weights
+    struct.pack_into("<QQ", lying, 40, rows, 0)
+    with pytest.raises(PackedError, match="rows that have no columns"):
+        unpack_tensor(with_checksum(lying))
+
+
+@pytest.mark.parametrize("scale", [float("inf"), float("-inf"), float("nan")])
+def test_scales_that_are_no_numbers_are_refused_and_large_ones_give_infinity(scale):
+    honest = BLOCKS["rows"]
+    at = read_head(memoryview(honest)).size + 9
+    lying = bytearray(honest)
+    struct.pack_into("<f", lying, at, scale)
+    with pytest.raises(PackedError, match="expected scales of rows that are finite"):
+        unpack_tensor(with_checksum(lying))
+    struct.pack_into("<f", lying, at, 3e38)
+    found = torch.from_numpy(unpack_tensor(with_checksum(lying))[0].view("<f4"))
+    assert found[:90].isinf().any()
+    assert found[90:].isfinite().all()
 
 
 def test_a_stream_that_decompresses_to_more_is_cut_off():

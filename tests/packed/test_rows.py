@@ -53,7 +53,14 @@ def test_float32_is_rounded_to_bfloat16_before_if_both_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "weight", [matrix().half(), matrix().flatten(), torch.full((40, 64), torch.inf), torch.full((40, 64), torch.nan)]
+    "weight",
+    [
+        matrix().half(),
+        matrix().flatten(),
+        torch.full((40, 64), torch.inf),
+        torch.full((40, 64), torch.nan),
+        torch.zeros(7, 0),
+    ],
 )
 def test_what_cannot_be_rounded_is_refused(weight, tmp_path):
     save_file({"weight": weight}, tmp_path / "dense")

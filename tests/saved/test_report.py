@@ -11,8 +11,9 @@ from huggingface_hub import ModelCard
 from models import ARCHITECTURES, albert, bert, gpt2, gpt_oss, llama, mixtral, resnet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from shrunk import save_shrunk
 
-from hf_prune import Pruner, PruningConfig, TargetError, load_masks
+from hf_prune import Pruner, PruningConfig, PruningStateError, TargetError, load_masks
 from hf_prune.config.pruning import save_configs
 from hf_prune.errors import ReportError
 from hf_prune.model import limits
@@ -70,6 +71,18 @@ def test_masks_are_not_loaded_by_an_expression_that_takes_years_to_match(tmp_pat
     save_configs([PruningConfig(sparsity=0.5, targets=["(.|.)+!"])], tmp_path)
     with pytest.raises(TargetError, match=r"pruning_config\.json: expected regular expressions"):
         load_masks(bert(), tmp_path)
+
+
+def test_masks_of_a_model_without_some_units_are_not_loaded_into_the_dense_one(tmp_path):
+    config = PruningConfig(structure="neurons", sparsity=0.5, begin=0, end=1, frequency=1)
+    save_shrunk(tmp_path, [config])
+    dense = bert(num_hidden_layers=4)
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    with pytest.raises(
+        PruningStateError, match="got a smaller model out of which units were cut; open it with from_pre"
+    ):
+        load_masks(dense, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
 
 
 def test_an_expression_that_only_names_of_a_list_of_modules_take_years_to_match_is_refused(tmp_path):

@@ -186,7 +186,7 @@ FORMATS: dict[str, ExportFormat] = {
         modules=("transformers.exporters.base", "openvino"),
         write=_write_openvino,
         open=_open_openvino,
-        # Not encoder-decoders: OpenVINO 2026.4 ended the process where the decoder of a tiny T5 ran.
+        # Not encoder-decoders: OpenVINO 2026.4 ended the process where a tiny T5, in int8 as well, was compared.
         int8="weights and activations, calibrated by NNCF on the samples",
         int8_modules=("nncf",),
         packages=("openvino", "nncf"),

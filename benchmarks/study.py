@@ -93,8 +93,8 @@ def explain(folder: Path, setting: Setting, dense: Path) -> Explained:
     """Explain a pruned model beside its dense one on the test split, once."""
     found = load_explanation(folder)
     if found is None:
-        recipe = load_recipe(QUICKSTART)
         explained = ExplainSection(expressions=EXPRESSIONS)
+        recipe = load_recipe(QUICKSTART).model_copy(update={"explain": explained})
         found = explain_saved(folder, lambda with_labels: data_of(recipe), explained, dense, costs=False)
         write_explanation(folder, found)
     return Explained(setting, found)
@@ -106,11 +106,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs", "study"))
     parser.add_argument("--study", type=Path, default=Path("docs", "study.md"), help="where the study is written")
     options = parser.parse_args()
+    settings = list(settings_of(options.seeds))
+    dense = {seed: train_dense(options.output, seed) for seed in options.seeds}
+    folders = [train(options.output, setting, dense[setting.seed]) for setting in settings]
     found = []
-    for setting in settings_of(options.seeds):
-        dense = train_dense(options.output, setting.seed)
-        found.append(explain(train(options.output, setting, dense), setting, dense))
-        print(setting.name, flush=True)
+    for setting, folder in zip(settings, folders, strict=True):
+        found.append(explain(folder, setting, dense[setting.seed]))
+        print(f"{setting.name} is explained.", flush=True)
     write_study(found, EPOCHS, options.study)
 
 

@@ -17,10 +17,10 @@ INTRODUCTION = """# Study: who is hurt first?
 
 What pruning does to a small classifier, all-MiniLM-L6-v2 on single sentences of film reviews (Rotten Tomatoes), when 50
 to 95% of the weights of its layers, or of the neurons of its feed-forward networks, are removed while it is fine-tuned
-for {epochs} epochs more, with the dense model as a teacher (distilled) and with the labels alone. Shares of weights and
-of neurons are not the same amount: neurons are two thirds of the weights of a layer. `make study` trains and explains
-all models, and writes this page. Intervals are of 95%, from a bootstrap over the {samples:,} test sentences: they say
-how far other sentences of the kind would move a figure, and not how far another training would.{seeds}
+for {trained}, with the dense model as a teacher (distilled) and with the labels alone. Shares of weights and of neurons
+are not the same amount: neurons are two thirds of the weights of a layer. `make study` trains and explains all models,
+and writes this page. Intervals are of 95%, from a bootstrap over the {samples:,} test sentences: they say how far other
+sentences of the kind would move a figure, and not how far another training would.{seeds}
 """
 
 
@@ -57,7 +57,7 @@ class Explained:
         return next(one for one in self.explanation.metrics if one.name == self.explanation.metric)
 
 
-def write_study(found: Sequence[Explained], path: Path) -> None:
+def write_study(found: Sequence[Explained], epochs: int, path: Path) -> None:
     """Write the study and its pictures, which lie beside it in a folder of its name."""
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,9 @@ def write_study(found: Sequence[Explained], path: Path) -> None:
     several = "" if len(seeds) == 1 else f" Each is the mean of {len(seeds)} trainings."
     text = [
         INTRODUCTION.format(
-            epochs=2.5, samples=found[0].explanation.samples, seeds=several or " There is one training of each."
+            trained="one more epoch" if epochs == 1 else f"{epochs} more epochs",
+            samples=found[0].explanation.samples,
+            seeds=several or " There is one training of each.",
         ),
         "## Accuracy and answers\n",
         f"![Accuracy and changed answers over the share that is pruned]({folder.name}/answers.png)\n",

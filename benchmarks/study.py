@@ -93,15 +93,9 @@ def explain(folder: Path, setting: Setting, dense: Path) -> Explained:
     """Explain a pruned model beside its dense one on the test split, once."""
     found = load_explanation(folder)
     if found is None:
-<<<<<<< HEAD
-        recipe = load_recipe(QUICKSTART)
-        explained = ExplainSection(expressions=EXPRESSIONS, costs=False)
-        found = explain_saved(folder, lambda with_labels: data_of(recipe), explained, dense)
-=======
         explained = ExplainSection(expressions=EXPRESSIONS, costs=False)
         recipe = load_recipe(QUICKSTART).model_copy(update={"explain": explained})
         found = explain_saved(folder, lambda with_labels: data_of(recipe), explained, dense)
->>>>>>> bench
         write_explanation(folder, found)
     return Explained(setting, found)
 

@@ -62,6 +62,9 @@ def explain_command(
     batch_size: Annotated[int, typer.Option(help="Samples that pass through a model together.")] = 32,
     resamples: Annotated[int, typer.Option(help="Resamples of the bootstrap, 100 or more.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of what is drawn.")] = 0,
+    without_perturbations: Annotated[
+        bool, typer.Option("--without-perturbations", help="Do not ask classifiers about changed texts; much faster.")
+    ] = False,
     without_costs: Annotated[bool, typer.Option("--without-costs", help="Measure neither time nor energy.")] = False,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -95,6 +98,7 @@ def explain_command(
             batch_size=batch_size,
             resamples=resamples,
             seed=seed,
+            perturbations=not without_perturbations,
             costs=not without_costs,
         )
         if validation_size is not None and test_size is None:

@@ -46,9 +46,9 @@ def explain_classifier(
         "tokens_counted_in": counted_in(training),
         "gaps": tuple(_gaps(readers, training, asked, settings)) if training is not None else (),
     }
-    if settings.perturbs and samples.texts is not None and all(reader.tokenize is not None for reader in readers):
+    if settings.perturbations and samples.texts is not None and all(reader.tokenize is not None for reader in readers):
         fields["perturbations"] = tuple(_perturbations(readers, samples, asked, settings))
-    elif settings.perturbs:
+    elif settings.perturbations:
         notes.append("Answers to changed texts are not known, as the texts or their tokenizer are not.")
     return fields, notes
 

@@ -30,7 +30,7 @@ class Settings:
         show_texts: whether texts of samples may be written into the explanation.
         drift_samples: on how many samples hidden states are compared.
         training_samples: on how many samples of the training data the gap is measured.
-        perturbs: whether classifiers are asked about perturbed texts.
+        perturbations: whether classifiers are asked about perturbed texts.
         costs: whether forward passes are timed, and energy is measured.
     """
 
@@ -41,7 +41,7 @@ class Settings:
     show_texts: bool = False
     drift_samples: int = 256
     training_samples: int = 1000
-    perturbs: bool = True
+    perturbations: bool = True
     costs: bool = True
 
 

@@ -111,6 +111,7 @@ def explain_saved(
         expressions=explained.expressions,
         show_texts=explained.show_texts,
         training_samples=explained.training_samples,
+        perturbations=explained.perturbations,
         costs=explained.costs,
     )
     return explain(
@@ -189,6 +190,7 @@ def _command(saved: SavedModel, dense: str | Path | None, data: Data, explained:
     for name, expression in explained.expressions.items():
         words += ["--expression", f"{name}={expression}"]
     words += ["--show-texts"] if explained.show_texts else []
+    words += ["--without-perturbations"] if not explained.perturbations else []
     words += ["--without-costs"] if not explained.costs else []
     for field in ("samples", "training_samples", "batch_size", "resamples", "seed"):
         value = getattr(explained, field)

@@ -131,7 +131,8 @@ class ExplainSection(_Section):
     have somewhere. `show_texts` allows texts of the data in the files that are written. At most `samples` of the test
     split are used, drawn with `seed`, and `training_samples` of the training split for the gap between both.
     `resamples` is how many times the bootstrap draws, `batch_size` how many samples pass through a model together.
-    Without `costs`, neither time nor energy is measured.
+    Without `perturbations`, a classifier is not asked about changed texts, which saves most of the time. Without
+    `costs`, neither time nor energy is measured.
     """
 
     samples: PositiveInt | None = None
@@ -142,6 +143,7 @@ class ExplainSection(_Section):
     batch_size: PositiveInt = 32
     resamples: Annotated[int, Field(ge=100)] = 1000
     seed: NonNegativeInt = 0
+    perturbations: bool = True
     costs: bool = True
 
 

@@ -131,9 +131,12 @@ def test_what_is_counted_and_units_are_printed_by_name(capsys):
 
 def test_texts_are_not_written_unless_they_may_be(material, tmp_path):
     arguments = [material / "bert/pruned", "--dense", material / "bert/dense", "--data", material / "texts.csv"]
-    explained(*arguments, "--output", tmp_path)  # on the only split
-    assert "--split train" in load_explanation(tmp_path).command
-    flipped = load_explanation(tmp_path).answers.flipped
+    explained(*arguments, "--without-perturbations", "--output", tmp_path)  # on the only split
+    found = load_explanation(tmp_path)
+    assert "--split train" in found.command
+    assert "--without-perturbations" in found.command
+    assert found.perturbations == ()
+    flipped = found.answers.flipped
     assert flipped
     assert {one.text for one in flipped} == {None}
 

@@ -16,7 +16,7 @@ from hf_prune.sweep.plan import plan_sweep
 
 # What an option gives one of, and what it turns off.
 ONE_OF = {"slices": "slice", "expressions": "expression", "examples": "example"}
-OFF = {"costs": "without_costs"}
+OFF = {"costs": "without_costs", "perturbations": "without_perturbations"}
 
 # Of a data set, in `hf-prune explain`: its name is that of --data, and its configuration is said to be of the data.
 OF_DATA = {"name": "data", "config": "data_config"}

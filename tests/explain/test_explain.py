@@ -169,7 +169,7 @@ def test_perturbations_do_what_they_say():
 def test_costs_and_energy_are_measured_on_both(monkeypatch):
     monkeypatch.setattr("hf_prune.explain.complexity._SECONDS", 0.3)
     pruned, dense = reader(pruned_from(bert, num_hidden_layers=1)), reader(answering(bert))
-    found = explain(pruned, samples(12), KNOWN, dense=dense, settings=Settings(resamples=100, perturbs=False))
+    found = explain(pruned, samples(12), KNOWN, dense=dense, settings=Settings(resamples=100, perturbations=False))
     one, many = found.complexity.costs
     assert (one.samples, many.samples) == (1, 12)
     assert many.dense.flops > many.model.flops > 0

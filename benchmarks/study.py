@@ -93,7 +93,7 @@ def explain(folder: Path, setting: Setting, dense: Path) -> Explained:
     """Explain a pruned model beside its dense one on the test split, once."""
     found = load_explanation(folder)
     if found is None:
-        explained = ExplainSection(expressions=EXPRESSIONS, perturbations=False, costs=False)
+        explained = ExplainSection(expressions=EXPRESSIONS, training_samples=200, perturbations=False, costs=False)
         recipe = load_recipe(QUICKSTART).model_copy(update={"explain": explained})
         found = explain_saved(folder, lambda with_labels: data_of(recipe), explained, dense)
         write_explanation(folder, found)

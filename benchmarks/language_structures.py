@@ -1,10 +1,11 @@
-"""Perplexity of a language model right after units are removed, before any training: which methods cost least.
+"""Perplexity of a language model right after units are removed, before any training, and how much faster it writes.
 
 python benchmarks/language_structures.py [--rows "neurons 1024 wanda least_squares" ...] [--tokens 6144]
 
 The model and the film reviews are those of recipes/generation.yaml. Units are removed in one step, after
-forward passes over calibration tokens of the training split; perplexity is that of the test split. Each row is written
-into `rows.jsonl` of the folder `--output` as soon as it is measured, and not measured again.
+forward passes over calibration tokens of the training split; perplexity is that of the test split. Speeds are measured
+in turns with the dense model: 32 tokens written one by one after 16, in CPU time on one thread, the most of three. Each
+row is written into `rows.jsonl` of the folder `--output` as soon as it is measured, and not measured again.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -37,13 +39,23 @@ ROWS = [
         for kept in (28, 26, 24, 20)
         for method in ("block_influence", "wanda", "taylor", "activation", "magnitude")
     ),
+    "neurons 1280 wanda least_squares + layers 28 block_influence none",
+    "neurons 1024 wanda least_squares + layers 26 block_influence none",
 ]
 UNITS = {"neurons": 1536, "layers": 30}
 
 
-def config_of(row: str) -> PruningConfig:
-    """What a row removes, after one step of calibration."""
-    structure, kept, method, reconstruction = row.split()
+PROMPT, WRITTEN = 16, 32  # tokens that are read, and then written one by one
+
+
+def configs_of(row: str) -> list[PruningConfig]:
+    """What a row removes, after one step of calibration: one structure, or several with ` + ` between."""
+    return [config_of(part) for part in row.split(" + ")]
+
+
+def config_of(part: str) -> PruningConfig:
+    """How one structure is removed."""
+    structure, kept, method, reconstruction = part.split()
     return PruningConfig(
         structure=structure,
         method=method,
@@ -54,9 +66,9 @@ def config_of(row: str) -> PruningConfig:
     )
 
 
-def prune(model: PreTrainedModel, config: PruningConfig, calibration: torch.Tensor) -> None:
+def prune(model: PreTrainedModel, configs: list[PruningConfig], calibration: torch.Tensor) -> None:
     """Remove units, with what is read in passes over (blocks, tokens): forward alone, or backward for gradients."""
-    pruner = Pruner(model.train(), config, total_steps=1)
+    pruner = Pruner(model.train(), configs, total_steps=1)
     for blocks in calibration.split(8):
         with torch.set_grad_enabled(pruner.needs_gradients):
             loss = model(input_ids=blocks, labels=blocks).loss
@@ -74,6 +86,24 @@ def perplexity_of(model: PreTrainedModel, test: torch.Tensor) -> float:
     model.eval()
     losses = [float(model(input_ids=block[None], labels=block[None]).loss) for block in test]
     return math.exp(sum(losses) / len(losses))
+
+
+def tokens_a_second(models: Sequence[PreTrainedModel], prompt: torch.Tensor) -> list[float]:
+    """Tokens that each model writes after a prompt (1, tokens) in a second of CPU time, in turns: the most of three."""
+    most = [0.0 for _ in models]
+    for _ in range(1 + 3):  # the first warms up
+        for index, model in enumerate(models):
+            began = time.process_time()
+            model.eval().generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                min_new_tokens=WRITTEN,
+                max_new_tokens=WRITTEN,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            most[index] = max(most[index], WRITTEN / (time.process_time() - began))
+    return most
 
 
 def blocks_of(data: datasets.Dataset, tokens: int) -> torch.Tensor:
@@ -94,8 +124,9 @@ def main() -> None:
     path = options.output / "rows.jsonl"
     setting = {"tokens": options.tokens, "test_tokens": options.test_tokens}
     measured = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {one["row"]: one["perplexity"] for one in measured if {key: one[key] for key in setting} == setting}
+    done = {one["row"]: one for one in measured if {key: one[key] for key in setting} == setting}
     missing = [row for row in ("dense", *options.rows) if row not in done]
+    torch.set_num_threads(1)
     if missing:
         prepared = prepare(load_recipe(RECIPE, ["dense=null"]))
         calibration = blocks_of(prepared.data["train"], options.tokens)
@@ -104,16 +135,30 @@ def main() -> None:
         began = time.process_time()
         model = copy.deepcopy(prepared.model)
         if row != "dense":
-            prune(model, config_of(row), calibration)
-        done[row] = perplexity_of(model, test)
-        seconds = round(time.process_time() - began)
-        line = json.dumps({"row": row, **setting, "perplexity": done[row], "cpu_seconds": seconds})
+            prune(model, configs_of(row), calibration)
+        perplexity = perplexity_of(model, test)
+        of_dense, written = tokens_a_second([prepared.model, model], test[:1, :PROMPT])
+        done[row] = {
+            "row": row,
+            **setting,
+            "perplexity": perplexity,
+            "tokens_a_second": written,
+            "times_faster": written / of_dense,
+            "parameters": model.num_parameters(),
+            "cpu_seconds": round(time.process_time() - began),
+        }
         with path.open("a") as file:
-            file.write(f"{line}\n")
-        print(f"{row}: {done[row]:.1f}, {done[row] / done['dense']:.3f} of dense ({seconds} s of CPU)", flush=True)
-    print("\n| removed | perplexity | relative to dense |\n|---|---|---|")
+            file.write(f"{json.dumps(done[row])}\n")
+        print(f"{row}: {perplexity:.1f} ({done[row]['cpu_seconds']} s of CPU)", flush=True)
+    print("\n| removed | parameters | perplexity | relative to dense | tokens a second | times faster |")
+    print("|---|---|---|---|---|---|")
     for row in ("dense", *options.rows):
-        print(f"| {row} | {done[row]:.1f} | {done[row] / done['dense']:.2f} |")
+        one = done[row]
+        print(
+            f"| {row} | {one['parameters'] / 1e6:.1f} million | {one['perplexity']:.1f} "
+            f"| {one['perplexity'] / done['dense']['perplexity']:.2f} | {one['tokens_a_second']:.1f} "
+            f"| {one['times_faster']:.2f} |"
+        )
 
 
 if __name__ == "__main__":

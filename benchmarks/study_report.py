@@ -20,7 +20,8 @@ to 95% of the weights of its layers, or of the neurons of its feed-forward netwo
 for {trained}, with the dense model as a teacher (distilled) and with the labels alone. Shares of weights and of neurons
 are not the same amount: neurons are two thirds of the weights of a layer. `make study` trains and explains all models,
 and writes this page. Intervals are of 95%, from a bootstrap over the {samples:,} test sentences: they say how far other
-sentences of the kind would move a figure, and not how far another training would.{seeds}
+sentences of the kind would move a figure, and not how far another training would.{seeds} "Changed" are the answers that
+differ from the dense model's, "right to wrong" those of them that it had right.
 """
 
 
@@ -84,7 +85,9 @@ def write_study(found: Sequence[Explained], epochs: int, path: Path) -> None:
     path.write_text("\n".join(text), encoding="utf-8")
 
 
-CANNOT_BE_SAID = """- Slices overlap, and differ in more than what names them: long sentences have more negations.
+CANNOT_BE_SAID = """- Where one label loses about what the other gains, the line between them has moved: the model gives one of the answers
+  more often, which is not the same as knowing less. Label 0 is a negative review, label 1 a positive one.
+- Slices overlap, and differ in more than what names them: long sentences have more negations.
 - A slice that is not marked was not shown to be unharmed. Its interval says how much harm would have gone unseen.
 - One task, one model, one schedule: nothing here says what a language model or another language loses.
 """

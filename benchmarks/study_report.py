@@ -85,8 +85,9 @@ def write_study(found: Sequence[Explained], epochs: int, path: Path) -> None:
     path.write_text("\n".join(text), encoding="utf-8")
 
 
-CANNOT_BE_SAID = """- Where one label loses about what the other gains, the line between them has moved: the model gives one of the answers
-  more often, which is not the same as knowing less. Label 0 is a negative review, label 1 a positive one.
+CANNOT_BE_SAID = """- Where one label loses about what the other gains, the line between them has moved: the model gives
+  one of the answers more often, which is not the same as knowing less. Label 0 is a negative review, label 1 a positive
+  one.
 - Slices overlap, and differ in more than what names them: long sentences have more negations.
 - A slice that is not marked was not shown to be unharmed. Its interval says how much harm would have gone unseen.
 - One task, one model, one schedule: nothing here says what a language model or another language loses.
@@ -201,7 +202,8 @@ def draw_answers(found: Sequence[Explained], path: Path) -> None:
     right.set_ylabel("answers from right to wrong")
     for axis in (left, right):
         axis.set_xlabel("share that is pruned")
-        axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.set_xticks(sorted({one.setting.share for one in found}))
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.grid(alpha=0.3)
     left.legend(frameon=False)
@@ -213,13 +215,14 @@ def draw_lines(found: Sequence[Explained], axis: Axes, value_of: Callable[[Expla
     first = found[0].setting.seed
     for way, color in COLORS.items():
         for distilled, style in ((True, "-o"), (False, "--s")):
+            aside = 0.004 * (("weights", "neurons").index(way) + (0.5 if distilled else -0.5) - 0.5)
             some = [
                 one
                 for one in found
                 if (one.setting.way, one.setting.distilled, one.setting.seed) == (way, distilled, first)
             ]
             values = [value for value in map(value_of, some) if value is not None]
-            shares = [one.setting.share for one in some]
+            shares = [one.setting.share + aside for one in some]
             below = [value.value - (value.low or value.value) for value in values]
             above = [(value.high or value.value) - value.value for value in values]
             label = f"{way}, {'distilled' if distilled else 'labels alone'}"
@@ -240,7 +243,8 @@ def draw_slices(found: Sequence[Explained], path: Path) -> None:
     """A cell for each model and kind of sentences: how many points of accuracy it lost there."""
     names = list(slices_of(found[0].explanation))
     values = [[100 * change_of(one, name) for name in names] for one in found]
-    largest = max(abs(value) for row in values for value in row)
+    large = [column for column, part in enumerate(slices_of(found[0].explanation).values()) if part.samples >= 100]
+    largest = max(abs(row[column]) for row in values for column in large)  # few sentences differ by chance alone
     figure = Figure(figsize=(1.5 + 0.55 * len(names), 2 + 0.3 * len(found)), layout="constrained")
     axis = figure.add_subplot()
     image = axis.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")

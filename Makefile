@@ -22,11 +22,11 @@ $(VENV)/installed-optimizers: $(VENV)/installed
 quickstart: $(VENV)/installed
 	$(BIN)/hf-prune run recipes/quickstart.yaml
 
-# The cards in model_cards/, from real runs of shipped recipes: recipes/NAME.yaml writes into outputs/NAME.
+# The cards in model_cards/, from real runs of shipped recipes, explained: recipes/NAME.yaml writes into outputs/NAME.
 CARDS ?= quickstart sparse generation structured_generation oneshot
 cards: $(VENV)/installed
 	for recipe in $(CARDS); do \
-		$(BIN)/hf-prune run recipes/$$recipe.yaml output_dir=outputs/$$recipe && \
+		$(BIN)/hf-prune run recipes/$$recipe.yaml output_dir=outputs/$$recipe 'explain={}' && \
 		mkdir -p model_cards/$$recipe && \
 		cd outputs/$$recipe/model && \
 		cp -r README.md sparsity.json run_record.json assets ../../../model_cards/$$recipe/ && \

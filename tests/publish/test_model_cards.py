@@ -57,7 +57,8 @@ def test_a_card_is_the_one_that_its_record_makes(folder):
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
 def test_the_recipe_in_a_card_is_the_shipped_one(folder):
     record = load_record(folder)
-    recipe = load_recipe(ROOT / "recipes" / f"{folder.name}.yaml", [f"output_dir=outputs/{folder.name}"])
+    explained = ["explain={}"] if load_explanation(folder) is not None else []
+    recipe = load_recipe(ROOT / "recipes" / f"{folder.name}.yaml", [f"output_dir=outputs/{folder.name}", *explained])
     assert record.recipe == recipe.model_dump(exclude_unset=True)
 
 
@@ -113,7 +114,7 @@ def test_the_benchmark_in_the_readme_is_the_one_that_was_measured():
     sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
 
     def of(setting):
-        return {row["seed"]: row for row in rows if row["setting"] == setting}
+        return {row["seed"]: row for row in rows if (row["task"], row["setting"]) == ("sentences", setting)}
 
     small, long, dense = map(of, ("global: neurons 1/16, heads 1/6, layers 4 of 6", "dense, as many steps", "dense"))
     assert len(small) == len(long) == len(dense) == 3

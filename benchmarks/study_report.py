@@ -13,15 +13,20 @@ from hf_prune.publish.explanation import Compared, Estimate, Explanation, Slice
 
 COLORS = {"weights": "#2b6cb5", "neurons": "#b5432b"}
 
+# Points of accuracy beyond which the colour of a slice stays the same.
+MOST_SHOWN = 12
+
 INTRODUCTION = """# Study: who is hurt first?
 
 What pruning does to a small classifier, all-MiniLM-L6-v2 on single sentences of film reviews (Rotten Tomatoes), when 50
 to 95% of the weights of its layers, or of the neurons of its feed-forward networks, are removed while it is fine-tuned
 for {trained}, with the dense model as a teacher (distilled) and with the labels alone. Shares of weights and of neurons
 are not the same amount: neurons are two thirds of the weights of a layer. `make study` trains and explains all models,
-and writes this page. Intervals are of 95%, from a bootstrap over the {samples:,} test sentences: they say how far other
-sentences of the kind would move a figure, and not how far another training would.{seeds} "Changed" are the answers that
-differ from the dense model's, "right to wrong" those of them that it had right.
+and writes this page.
+
+Intervals are of 95%, from a bootstrap over the {samples:,} test sentences: they say how far other sentences of the kind
+would move a figure, and not how far another training would.{seeds} "Changed" are the answers that differ from the dense
+model's, "right to wrong" those of them that it had right.
 """
 
 
@@ -74,6 +79,7 @@ def write_study(found: Sequence[Explained], epochs: int, path: Path) -> None:
         ),
         "## Accuracy and answers\n",
         f"![Accuracy and changed answers over the share that is pruned]({folder.name}/answers.png)\n",
+        sentences_about_accuracy(found),
         table_of_answers(found),
         "## Which sentences\n",
         sentences_about_slices(found),
@@ -117,8 +123,29 @@ def table_of_answers(found: Sequence[Explained]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sentences_about_accuracy(found: Sequence[Explained]) -> str:
+    """For each way, with and without a teacher, from which share on the accuracy is below the dense model's."""
+    lines = []
+    for way in dict.fromkeys(one.setting.way for one in found):
+        for distilled in (True, False):
+            some = [one for one in found if (one.setting.way, one.setting.distilled) == (way, distilled)]
+            lower = [one.setting.share for one in some if is_lower(one.accuracy)]
+            name = f"**{way}, {'distilled' if distilled else 'labels alone'}**"
+            most = max(one.setting.share for one in some)
+            if lower:
+                lines.append(f"- {name}: less accurate than the dense model from {min(lower):.0%} on.")
+            else:
+                lines.append(f"- {name}: no loss of accuracy can be told, up to {most:.0%}.")
+    return "A loss counts where the interval of the difference lies below zero.\n\n" + "\n".join(lines) + "\n"
+
+
+def is_lower(accuracy: Compared) -> bool:
+    """Whether the pruned model's accuracy is lower than the dense one's by more than other sentences would explain."""
+    return accuracy.difference is not None and accuracy.difference.high is not None and accuracy.difference.high < 0
+
+
 def sentences_about_slices(found: Sequence[Explained]) -> str:
-    """For each way, in how many models each slice is worse than chance explains, and from which share on."""
+    """For each way, from which share on which slices are worse than chance explains, and in how many models."""
     lines = []
     for way in dict.fromkeys(one.setting.way for one in found):
         of_way = [one for one in found if one.setting.way == way]
@@ -126,18 +153,16 @@ def sentences_about_slices(found: Sequence[Explained]) -> str:
         for one in of_way:
             for part in one.explanation.slices:
                 if part.is_worse:
-                    hurt.setdefault(f"{part.by}: {part.value}", []).append(one.setting.share)
+                    hurt.setdefault(name_of(part), []).append(one.setting.share)
         if not hurt:
-            lines.append(
-                f"- **{way}**: no kind of sentences is worse than chance explains, in any of {len(of_way)} models."
-            )
-            continue
-        named = sorted(hurt.items(), key=lambda item: (min(item[1]), -len(item[1])))
-        told = "; ".join(f"{name} in {len(shares)}, from {min(shares):.0%} on" for name, shares in named)
-        lines.append(f"- **{way}**, of {len(of_way)} models: {told}.")
+            lines.append(f"- **{way}**, none in any of {len(of_way)} models.")
+        for share in sorted({min(shares) for shares in hurt.values()}):
+            names = [f"{name} ({len(shares)})" for name, shares in hurt.items() if min(shares) == share]
+            lines.append(f"- **{way}**, from {share:.0%} on: {', '.join(sorted(names))}.")
     return (
         "Kinds of sentences on which a pruned model is worse than its dense one, where all kinds are tested together "
-        "(McNemar's test, Holm's method, 5%):\n\n" + "\n".join(lines) + "\n"
+        "(McNemar's test, Holm's method, 5%), by the smallest share at which that was found; in brackets in how many "
+        "models:\n\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -243,17 +268,15 @@ def draw_slices(found: Sequence[Explained], path: Path) -> None:
     """A cell for each model and kind of sentences: how many points of accuracy it lost there."""
     names = list(slices_of(found[0].explanation))
     values = [[100 * change_of(one, name) for name in names] for one in found]
-    large = [column for column, part in enumerate(slices_of(found[0].explanation).values()) if part.samples >= 100]
-    largest = max(abs(row[column]) for row in values for column in large)  # few sentences differ by chance alone
     figure = Figure(figsize=(1.5 + 0.55 * len(names), 2 + 0.3 * len(found)), layout="constrained")
     axis = figure.add_subplot()
-    image = axis.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
+    image = axis.imshow(values, cmap="RdBu", vmin=-MOST_SHOWN, vmax=MOST_SHOWN, aspect="auto")
     axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axis.set_yticks(range(len(found)), [one.setting.words for one in found], fontsize=7)
     for row, one in enumerate(found):
         worse = {name_of(part) for part in one.explanation.slices if part.is_worse}
         for column, name in enumerate(names):
             if name in worse:
-                axis.text(column, row, "*", ha="center", va="center", fontsize=9, color="white")
-    figure.colorbar(image, label="points of accuracy, pruned - dense")
+                axis.text(column, row, "*", ha="center", va="center", fontsize=9, color="black")
+    figure.colorbar(image, label="points of accuracy, pruned - dense", extend="both")
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -19,6 +19,7 @@ SHOWN = [
     "LICENSE",
     "docs/**/*.md",
     "docs/*.css",
+    "docs/study/*.png",
     "benchmarks/README.md",
     "benchmarks/quality/*.png",
     "benchmarks/structure/*.png",

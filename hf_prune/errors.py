@@ -18,8 +18,9 @@ def nearest_beside(path: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its class where it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's text, with the next where it ends in a colon; its class where it has no text."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def shown(value: Any) -> str:

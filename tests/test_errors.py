@@ -185,3 +185,17 @@ def test_arguments_of_a_wrong_kind_are_one_line_of_the_family(tmp_path):
 def test_a_number_of_steps_of_numpy_is_a_number_of_steps():
     pruner = Pruner(bert(), PruningConfig(sparsity=0.5), np.int64(10))
     assert type(pruner.total_steps) is int
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("one\ntwo", "one"),
+        ("Class validation error for 'check':\n    the width 18 is no multiple of 4\nmore", None),
+        ("ends in a colon:", "ends in a colon:"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_first_line_of_an_error_has_the_reason(text, told):
+    expected = told or "Class validation error for 'check': the width 18 is no multiple of 4"
+    assert errors.first_line(ValueError(text)) == expected

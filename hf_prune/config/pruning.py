@@ -238,7 +238,9 @@ class PruningConfig:
 
     def _check_choices(self) -> Iterator[Problem]:
         if self.structure is not None and not is_one_of(self.structure, STRUCTURES):
-            yield "structure", expected_one_of(self.structure, STRUCTURES, or_none=True)
+            hint = "; unused tokens are removed by hf_prune.shrink_vocabulary, or `vocabulary: data` in a recipe"
+            hint = hint if self.structure == "vocabulary" else ""
+            yield "structure", expected_one_of(self.structure, STRUCTURES, or_none=True) + hint
         broken = {name: find_in_packages(getattr(self, name)) for name in ("method", "schedule", "scope")}
         of_units = self.has_target or is_one_of(self.structure, STRUCTURES)
         methods = method_names(self.structure if is_one_of(self.structure, STRUCTURES) else None)
@@ -349,7 +351,7 @@ class PruningConfig:
                 yield "overrides", f"must not be set with the pattern {self.pattern!r}, got {self.overrides!r}"
             final = fixed
         elif final is None and not self._given_targets:
-            yield "sparsity", "expected 0 <= s < 1, got None"
+            yield "sparsity", "expected 0 <= s < 1, got None; or set a target, such as target_speedup"
         if _is_sparsity(final) and _is_sparsity(self.initial_sparsity) and self.initial_sparsity > final:
             yield "initial_sparsity", f"expected at most sparsity ({final}), got {self.initial_sparsity}"
 

@@ -147,7 +147,7 @@ class Chosen:
         when = "after training" if self.reached is not None else "before training"
         of_parameters = f", with {self._parameters_words}," if self.target.name == "target_parameters" else ""
         return (
-            f"Asked for {self.target.words}; of the structures that reach it, {self.words_of(self.candidate)}"
+            f"Asked for {self.target.words}; of the structures that should reach it, {self.words_of(self.candidate)}"
             f"{of_parameters} were predicted to change the outputs least. Measured {when}: {dense / small:.2f} times "
             f"as fast, {1000 * small:.2f} ms where the dense model needs {1000 * dense:.2f} ms (least of several "
             f"passes in turns, inputs of {self.inputs_words}, {where}, {threads}, {escape(conditions['dtype'])})."

@@ -43,11 +43,12 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
     plain = checked_model(model)
     families = families_of(plain, structure)
     if not families:
+        others = [words_for(other) for other in _FINDERS if other != structure and families_of(plain, other)]
         raise StructureError(
             "structure",
             f"no field of {type(plain.config).__name__} sets the number of {words_for(structure)} of "
             f"{type(plain).__name__} alone, so a model without some of them could not be opened by from_pretrained; "
-            f"got {structure!r}",
+            f"got {structure!r}; it has fields for {', '.join(others) or 'none of the other structures'}",
         )
     return families
 
@@ -57,6 +58,8 @@ def checked_model(model: nn.Module, field: str = "structure") -> PreTrainedModel
 
     `field` is what asks for it.
     """
+    if not isinstance(model, nn.Module):
+        raise StructureError(field, f"expected a model of transformers, got {type(model).__name__}")
     plain = plain_model(model)
     if has_adapters(model):
         raise StructureError(

@@ -384,8 +384,12 @@ def _choose_and_time(
         if abs(off) <= _TOLERANCE or target.name == "target_parameters":
             break
 
-    def missed_by(one: tuple[Candidate, Candidate, Correction]) -> float:
-        return 0.0 if target.name == "target_parameters" else abs(one[0].seconds / target.seconds(one[1].seconds) - 1)
+    def missed_by(one: tuple[Candidate, Candidate, Correction]) -> tuple[bool, float]:
+        """Those that reach the target first, then the nearest."""
+        if target.name == "target_parameters":
+            return False, 0.0
+        over = one[0].seconds / target.seconds(one[1].seconds) - 1
+        return over > _TOLERANCE, abs(over)
 
     return min(tried, key=missed_by)
 

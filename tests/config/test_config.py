@@ -744,3 +744,10 @@ def test_shares_of_layers_are_said_by_overrides(structure):
 def test_a_method_of_structures_is_refused_without_one():
     [problem] = problems_of(sparsity=0.5, method="activation")
     assert problem.startswith("method: expected one of magnitude")
+
+
+def test_a_vocabulary_is_no_structure_and_what_removes_it_is_named():
+    with pytest.raises(PruningConfigError, match=r"structure: .* got 'vocabulary'.*hf_prune\.shrink_vocabulary"):
+        PruningConfig(structure="vocabulary", sparsity=0.5)
+    with pytest.raises(PruningConfigError, match=r"sparsity: expected 0 <= s < 1, got None; or set a target"):
+        PruningConfig(structure="neurons")

@@ -573,7 +573,10 @@ def test_an_override_whose_value_is_no_yaml_is_refused(tmp_path):
     [
         ("pruning.sparsty=1", "command line: pruning.sparsty: unknown key; did you mean 'sparsity'?"),
         ("pruning.sparsity=1.5", "command line: pruning.sparsity: expected 0 <= s < 1, got 1.5"),
-        ("pruning.sparsity=", "command line: pruning.sparsity: expected 0 <= s < 1, got None"),
+        (
+            "pruning.sparsity=",
+            "command line: pruning.sparsity: expected 0 <= s < 1, got None; or set a target, such as target_speedup",
+        ),
         ("nonsense=1", "command line: nonsense: unknown key"),
         ("nonsense.deep=1", "command line: nonsense"),
         ("training.seeed.deep=1", "command line: training.seeed"),
@@ -638,7 +641,7 @@ def test_several_configurations_are_read_from_the_command_line():
 @pytest.mark.parametrize(
     ("overrides", "problems"),
     [
-        ([], ["command line: sparsity: expected 0 <= s < 1, got None"]),
+        ([], ["command line: sparsity: expected 0 <= s < 1, got None; or set a target, such as target_speedup"]),
         (["sparsty=1"], ["command line: sparsty: unknown key; did you mean 'sparsity'?"]),
         (["sparsity"], ["command line: expected KEY=VALUE such as pruning.sparsity=0.7, got 'sparsity'"]),
         (

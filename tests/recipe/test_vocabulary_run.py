@@ -110,7 +110,7 @@ def test_a_target_refers_to_the_dense_model_with_all_its_tokens(tmp_path):
     removed = json.loads((tmp_path / "out" / "model" / "pruning_structure.json").read_text(encoding="utf-8"))
     assert removed["parameters"] == [dense - 16 * len(UNUSED), pruned]
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert f"Asked for {SHARE:.1%} of the parameters; of the structures that reach it, " in card
+    assert f"Asked for {SHARE:.1%} of the parameters; of the structures that should reach it, " in card
     assert f"{16 * len(UNUSED)} parameters, 0.0 MB." in card
 
 

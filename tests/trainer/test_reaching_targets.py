@@ -207,7 +207,7 @@ def test_card_and_report_say_what_was_asked_for_and_reached(tmp_path):
     write_card(find_model(tmp_path / "small"))
     card = (tmp_path / "small" / "README.md").read_text()
     chosen = trainer.pruner.chosen
-    assert "Asked for 1.5 times the speed of the dense model; of the structures that reach it, " in card
+    assert "Asked for 1.5 times the speed of the dense model; of the structures that should reach it, " in card
     assert f"Measured after training: {chosen.reached_speedup:.2f} times as fast" in card
     assert "](assets/search.png)" in card
     assert (tmp_path / "small" / "assets" / "search.png").read_bytes().startswith(b"\x89PNG")
@@ -259,7 +259,7 @@ def test_each_layer_ends_with_the_numbers_that_were_chosen_for_it(layered, tmp_p
     assert make_report(tmp_path).chosen == chosen
     write_card(find_model(tmp_path))
     card = (tmp_path / "README.md").read_text()
-    assert f"of the structures that reach it, {chosen.words_of(chosen.candidate)}, with " in card
+    assert f"of the structures that should reach it, {chosen.words_of(chosen.candidate)}, with " in card
     assert "by 4 overrides" in card
 
 

@@ -25,7 +25,7 @@ from ..structure.chosen import Chosen, write_chosen
 from ..structure.coupled import find_families, own_share, select_groups, with_own_widths
 from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
-from ..structure.record import cut_of_record, describe_cut, is_cut, read_structure, write_structure
+from ..structure.record import STRUCTURE_NAME, cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.routing import avoid
 from ..structure.shrink import Cut, cut_of, shrink_model
 from ..structure.skipping import skip
@@ -84,17 +84,10 @@ class Structures:
             number = self.removed["groups"].get(str(index), 0)
             return [], [make_unit_group(index, config, (), ()) for _ in range(number)]
         if index not in self._families:
-            known = [name for of_one in all_names(model).values() for name in of_one]
-            check_expressions("targets", config.targets or (), known)
-            check_expressions("exclude", config.exclude, known)
-            found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
-            if config.overrides or config.scope == "global":
-                names = [name for family in found for name in family.names]
-                check_expressions("overrides", list(config.overrides or {}), names)
-                found = with_own_widths(found, "scope" if config.scope == "global" else "overrides")
-            tried = proven(found, cast(PreTrainedModel, self._model), self._example)
-            for family in tried:
-                check_what_is_left(family, config, cast(PreTrainedModel, self._model))
+            try:
+                tried = self._try(config, model)
+            except StructureError as error:
+                raise _with_hint_of_resuming(error, cast(PreTrainedModel, self._model)) from error
             self._families[index] = [one for family in tried for one in family.with_tied]
             _warn_of_import(tried, cast(PreTrainedModel, self._model))
             self._check_together()
@@ -107,6 +100,22 @@ class Structures:
                 members = tuple(target for target in targets if target.name in members_of)
                 groups.append(make_unit_group(index, config, members, units, len(family.fixed_layers), own))
         return targets, groups
+
+    def _try(self, config: PruningConfig, model: nn.Module) -> list[Family]:
+        """The families of a configuration whose removal was tried, and leaves a model that can be built."""
+        assert config.structure is not None
+        known = [name for of_one in all_names(model).values() for name in of_one]
+        check_expressions("targets", config.targets or (), known)
+        check_expressions("exclude", config.exclude, known)
+        found = select_groups(find_families(model, config.structure), config.targets, config.exclude)
+        if config.overrides or config.scope == "global":
+            names = [name for family in found for name in family.names]
+            check_expressions("overrides", list(config.overrides or {}), names)
+            found = with_own_widths(found, "scope" if config.scope == "global" else "overrides")
+        tried = proven(found, cast(PreTrainedModel, self._model), self._example)
+        for family in tried:
+            check_what_is_left(family, config, cast(PreTrainedModel, self._model))
+        return tried
 
     def _check_together(self) -> None:
         """Raise StructureError where heads leave in two ways: by themselves, and with the width of the model."""
@@ -334,6 +343,17 @@ def _ranked_alike(
         else:
             found.append((own, [units]))
     return found
+
+
+def _with_hint_of_resuming(error: StructureError, model: PreTrainedModel) -> StructureError:
+    """The error; of a model from a folder where units were cut out, with what to do if training is to be resumed."""
+    folder = model.name_or_path
+    if not folder or not Path(folder, STRUCTURE_NAME).is_file():
+        return error
+    hint = (
+        f"units were cut out of this model before ({folder}); to resume its training, give the model that it began with"
+    )
+    return StructureError(problems=[(key, f"{message}. Note: {hint}") for key, message in error.problems])
 
 
 def _warn_of_import(families: Sequence[Family], model: PreTrainedModel) -> None:

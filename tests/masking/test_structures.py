@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import ARCHITECTURES, bert, llama, mixtral
+from shrunk import save_shrunk
 
 from hf_prune import Pruner, PruningConfig, PruningConfigError, PruningStateError, StructureError, TargetError
 from hf_prune.structure.coupled import find_families
@@ -357,3 +358,15 @@ def test_saving_before_the_masked_units_are_cut_out_is_told(tmp_path, caplog):
     pruner.shrink()
     pruner.save(tmp_path)
     assert not caplog.text
+
+
+def test_a_model_out_of_which_units_were_cut_says_how_to_resume_where_it_cannot_lose_as_many_again(tmp_path):
+    of_layers = PruningConfig(structure="layers", sparsity=0.75, begin=0, end=1, frequency=1)
+    save_shrunk(tmp_path, [of_layers])
+    small = type(bert()).from_pretrained(tmp_path)
+    with pytest.raises(StructureError, match="to resume its training, give the model that it began with") as error:
+        Pruner(small, of_layers)
+    assert str(tmp_path) in str(error.value)
+    with pytest.raises(StructureError) as error:
+        Pruner(bert(num_hidden_layers=1), of_layers)
+    assert "resume" not in str(error.value)

@@ -79,9 +79,9 @@ def export_model(
     if found is not None:
         raise ExportError("OUT", f"expected a new or an empty folder, got {found}: {output}")
     saved = SavedModel(find_model(model))
-    saved.check_whole()
     if saved.skeleton is not None:
         _check_class(saved.skeleton, entry, to)
+    saved.check_whole()
     whole = _load(saved)
     tokenizer = _tokenizer(saved)
     samples = _samples(whole, tokenizer, texts, length)

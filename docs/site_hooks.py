@@ -26,6 +26,7 @@ SHOWN = [
     "benchmarks/size/*.png",
     "model_cards/*/*.*",
     "model_cards/*/assets/*.png",
+    "model_cards/*/explain/*.*",
 ]
 # Shown as pages of code: a browser would download the files themselves.
 CODE = ["recipes/*.py", "recipes/*.yaml", "recipes/accelerate/*.yaml"]

@@ -160,7 +160,7 @@ class _Sweep:
             raise RecipeError("dense", f"the dense run that this point shares has failed: {self.failed_dense[key]}")
         try:
             return make_dense(self.plan.output, point.recipe, examples, self.say, point.run_name)
-        except Exception as error:
+        except Exception as error:  # whatever it was: other points need not try it again, and this one fails with it
             self.failed_dense[key] = first_line(error)
             raise
 

@@ -325,6 +325,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="only these")
     parser.add_argument("--passes", type=int, default=40, help="forward passes of each model to take the least of")
     add_training_options(parser)
+    parser.add_argument("--dense-steps", type=float, help="the same of the dense models; default: as --steps")
     parser.add_argument("--only-report", action="store_true", help="measure no latencies, and write the report")
     parser.add_argument("--output", type=Path, default=Path("outputs", "structure"))
     options = parser.parse_args()
@@ -339,8 +340,11 @@ def main() -> None:
             wanted = [row for row in wanted if row.setting in options.settings]
         if any(SETTINGS[row.setting].rival for row in wanted):
             make_environment(environment_in(options.output))
-        for rows in ([row for row in dense if row not in known or row in gone], wanted):
-            measure_all(rows, options.jobs, options, measure, ("task", "setting", "seed", "test", "seconds"))
+        dense_options = argparse.Namespace(**vars(options) | {"steps": options.dense_steps or options.steps})
+        shown = ("task", "setting", "seed", "test", "seconds")
+        missing = [row for row in dense if row not in known or row in gone]
+        measure_all(missing, options.jobs, dense_options, measure, shown)
+        measure_all(wanted, options.jobs, options, measure, shown)
     path_of_sizes = options.output / "sizes.json"
     sizes = json.loads(path_of_sizes.read_text(encoding="utf-8")) if path_of_sizes.exists() else {}
     known = known_rows(path)

@@ -317,6 +317,12 @@ class PruningConfig:
         for name in self._given_targets:
             if name not in given:
                 yield name, f"expected a number above {_LOWEST_TARGETS[name]}, got {getattr(self, name)!r}"
+        parameters = self.target_parameters
+        if is_number(parameters) and parameters >= 1 and parameters != int(parameters):
+            yield (
+                "target_parameters",
+                f"expected a whole number of parameters, or a share of the model's below 1, got {parameters!r}",
+            )
         for name in ("target_batch_size", "target_length"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):

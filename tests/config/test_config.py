@@ -318,6 +318,13 @@ def test_all_errors_are_told_at_once():
     assert sorted(problem.split(":")[0] for problem in problems) == sorted(wrong)
 
 
+def test_a_number_of_parameters_is_whole_or_a_share():
+    [problem] = problems_of(target_parameters=1.5)
+    assert problem.startswith("target_parameters: expected a whole number of parameters, or a share of the model's")
+    for number in (0.5, 1e6):
+        assert PruningConfig(target_parameters=number).target_parameters == number
+
+
 @pytest.mark.parametrize(
     ("values", "field"),
     [
@@ -717,6 +724,10 @@ def test_a_share_of_few_steps_begins_after_a_step_for_methods_that_read_one():
         (
             {"method": "keep", "sparsity": None},
             "method: expected one of magnitude, random, activation, wanda, taylor, got",
+        ),
+        (
+            {"structure": "experts", "method": "activation"},
+            "method: expected one of magnitude, random, taylor, got 'activation'",
         ),
         ({"pattern": "2:4"}, "pattern: expected 'unstructured' with a structure, got '2:4'"),
         ({"scope": "erk"}, "scope: expected 'layer' or 'global' with the structure 'neurons', got 'erk'"),

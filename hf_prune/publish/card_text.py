@@ -225,6 +225,7 @@ def _configuration(config: Mapping[str, Any], at_once: bool) -> str:
         method = f"{code(config['method'])}; structure: {code(structure)}, {config['sparsity']:.2%} {of_which}"
         method += ", ranked across all layers" if config["scope"] == "global" else ""
         method += f", {_shares_of_layers(config['overrides'])}" if config["overrides"] else ""
+        method += f", in multiples of {config['round_to']}" if config.get("round_to") else ""
         method += "; schedule: "
         method += code(config["schedule"])
     if structure:

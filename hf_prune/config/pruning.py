@@ -126,6 +126,9 @@ class PruningConfig:
             are solved anew on the tokens of the step before it, so that their outputs change least. For single weights
             it is what `hf_prune.prune` can do after any method, from calibration data. Default None: it needs memory
             and time that a model with enough training may not need.
+        round_to: of neurons and heads, as many leave each layer that the number of those that stay is a multiple of it:
+            8 for tensor cores, or 4 for the pattern 2:4 afterwards; `sparsity` is then reached to the nearest multiple.
+            The name is that of Torch-Pruning. Default None: `sparsity` is exact.
         shared_values: how many values other than zero the weights of a tensor may have once the last masks are made, 2
             to 256: the weights that are kept are clustered, and trained on as values that they share
             (docs/shared_values.md). `int8` and `int4`: the values are -127 to 127, or -7 to 7, times a scale for each
@@ -169,6 +172,7 @@ class PruningConfig:
     adapters: str | None = field(default=None, metadata={"help": f"With PEFT: one of {', '.join(ADAPTER_WAYS)}."})
     structure: str | None = field(default=None, metadata={"help": f"None, or one of {', '.join(STRUCTURES)}."})
     reconstruction: str | None = field(default=None, metadata={"help": f"One of {', '.join(RECONSTRUCTIONS)}."})
+    round_to: int | None = field(default=None, metadata={"help": "Units left in a layer: a multiple of it."})
     shared_values: int | str | None = field(default=None, metadata={"help": f"Values of a tensor: {VALUES}."})
     initial_shared_values: int | None = field(default=None, metadata={"help": "Values that are shared at first."})
     shared_values_granularity: str | None = field(
@@ -194,6 +198,7 @@ class PruningConfig:
             *self._check_times(),
             *self._check_penalty(),
             *self._check_reconstruction(),
+            *self._check_round_to(),
             *problems_of_sharing(
                 self.shared_values,
                 self.initial_shared_values,
@@ -317,6 +322,12 @@ class PruningConfig:
         for name in self._given_targets:
             if name not in given:
                 yield name, f"expected a number above {_LOWEST_TARGETS[name]}, got {getattr(self, name)!r}"
+        parameters = self.target_parameters
+        if is_number(parameters) and parameters >= 1 and parameters != int(parameters):
+            yield (
+                "target_parameters",
+                f"expected a whole number of parameters, or a share of the model's below 1, got {parameters!r}",
+            )
         for name in ("target_batch_size", "target_length"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -399,6 +410,14 @@ class PruningConfig:
                 f"must not be set with a structure other than {' or '.join(_RECONSTRUCTED)}, got "
                 f"{self.reconstruction!r} with {self.structure!r}",
             )
+
+    def _check_round_to(self) -> Iterator[Problem]:
+        if self.round_to is None:
+            return
+        if type(self.round_to) is not int or self.round_to < 2:
+            yield "round_to", f"expected a whole number, 2 or more, or None, got {self.round_to!r}"
+        elif not is_one_of(self.structure, _COUNTED_BY_LAYER):
+            yield "round_to", f"expected None without the structure neurons or heads, got {self.round_to!r}"
 
     @property
     def sharing(self) -> SharedValues | None:

@@ -1,11 +1,13 @@
 """Whether a model can be built without as many units as a configuration asks for."""
 
+import math
+
 import torch
 from transformers import PreTrainedModel
 
 from ..config.pruning import PruningConfig
 from ..errors import StructureError
-from ..methods.patterns import count_of
+from ..methods.patterns import count_of, rounded_count
 from ..structure.coupled import own_share
 from ..structure.rows import row_divisor
 from ..structure.shrink import cut_of, misfit
@@ -21,6 +23,7 @@ def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedM
     if family.structure == "layers":
         return
     divisor = row_divisor(family, model)
+    _check_rounding(family, config)
     if divisor > 1 and config.scope == "global":
         raise StructureError(
             "scope",
@@ -30,7 +33,7 @@ def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedM
     for group in family.groups:
         own = own_share(config, group)
         sparsity = config.sparsity if own is None else own
-        _check_number(family, sparsity, group.units, group.units - count_of(sparsity, group.units), divisor)
+        _check_number(family, sparsity, group.units, group.units - _count(config, sparsity, group.units), divisor)
     dropped = _dropped(family, config, config.sparsity)
     why = misfit(model, cut_of(family.with_tied, dropped))
     if why is not None:
@@ -49,8 +52,27 @@ def _dropped(family: Family, config: PruningConfig, sparsity: float) -> dict[str
     found = {}
     for group in (group for one in family.with_tied for group in one.groups):
         own = own_share(config, group)
-        found[group.name] = torch.arange(group.units) < count_of(sparsity if own is None else own, group.units)
+        number = _count(config, sparsity if own is None else own, group.units)
+        found[group.name] = torch.arange(group.units) < number
     return found
+
+
+def _count(config: PruningConfig, sparsity: float, units: int) -> int:
+    return rounded_count(count_of(sparsity, units), config.round_to)
+
+
+def _check_rounding(family: Family, config: PruningConfig) -> None:
+    """Raise StructureError for layers whose number of units is no multiple of what it is rounded to."""
+    if config.round_to is None:
+        return
+    for group in family.groups:
+        if group.units % config.round_to:
+            fitting = math.gcd(group.units, config.round_to)
+            raise StructureError(
+                "round_to",
+                f"expected a divisor of the {group.units} {family.structure} of {group.path}"
+                f"{f', such as {fitting}' if fitting > 1 else ''}; got {config.round_to}",
+            )
 
 
 def _fitting_shares(family: Family, config: PruningConfig, model: PreTrainedModel) -> str:

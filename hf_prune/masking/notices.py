@@ -96,7 +96,8 @@ def tell_of_few_units(groups: Sequence[Group], window_of: Callable[[Group], Wind
                 widest.config.structure,
                 widest.final,
                 f"{units:,}",
-                "" if together else " in each layer",
+                (f" in multiples of {widest.config.round_to}" if widest.config.round_to else "")
+                + ("" if together else " in each layer"),
                 ", or one has to stay" if units == 1 else "",
             )
 

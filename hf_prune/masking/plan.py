@@ -16,7 +16,7 @@ from ..config.pruning import PruningConfig
 from ..errors import PruningConfigError, TargetError
 from ..methods.allocation import counts_on_the_way
 from ..methods.criteria import CRITERIA, Criterion
-from ..methods.patterns import Pattern, count_of
+from ..methods.patterns import Pattern, count_of, rounded_count
 from ..methods.schedules import sparsity_at, update_steps
 from ..methods.scopes import SCOPES, Pool, Prunable, Seen
 from ..methods.table import needs_a_step, reads_of
@@ -159,10 +159,15 @@ class Group:
         if not self.coupled:
             return pools
         units = [sum(self.coupled[member].units for member in pool.members) for pool in pools]
-        least = [1 if self.config.structure == "layers" else len(pool.members) for pool in pools]
+        round_to = self.config.round_to
+        least = [1 if self.config.structure == "layers" else (round_to or 1) * len(pool.members) for pool in pools]
         if self.fixed:  # layers, in one pool
             least = [0]
             pools = [replace(pools[0], count=max(count_of(share, units[0] + self.fixed), sum(dropped)))]
+        if round_to is not None:
+            gone = [[dropped[member] for member in pool.members] for pool in pools]
+            counts = [rounded_count(pool.count, round_to, there) for pool, there in zip(pools, gone, strict=True)]
+            pools = [replace(pool, count=count) for pool, count in zip(pools, counts, strict=True)]
         most = [number - kept for number, kept in zip(units, least, strict=True)]
         return [replace(pool, count=min(pool.count, number)) for pool, number in zip(pools, most, strict=True)]
 

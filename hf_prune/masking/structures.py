@@ -22,7 +22,7 @@ from ..model.per_layer import reads_overrides
 from ..model.targets import check_expressions, targets_named
 from ..saved.unit_scores import read_unit_scores, write_unit_scores
 from ..structure.chosen import Chosen, write_chosen
-from ..structure.coupled import find_families, own_share, select_groups, with_own_widths
+from ..structure.coupled import OTHER_STRUCTURES, find_families, own_share, select_groups, with_own_widths
 from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
 from ..structure.record import STRUCTURE_NAME, cut_of_record, describe_cut, is_cut, read_structure, write_structure
@@ -112,7 +112,12 @@ class Structures:
             names = [name for family in found for name in family.names]
             check_expressions("overrides", list(config.overrides or {}), names)
             found = with_own_widths(found, "scope" if config.scope == "global" else "overrides")
-        tried = proven(found, cast(PreTrainedModel, self._model), self._example)
+        try:
+            tried = proven(found, cast(PreTrainedModel, self._model), self._example)
+        except StructureError as error:
+            raise StructureError(
+                problems=[(key, f"{message}; {OTHER_STRUCTURES}") for key, message in error.problems]
+            ) from error
         for family in tried:
             check_what_is_left(family, config, cast(PreTrainedModel, self._model))
         return tried

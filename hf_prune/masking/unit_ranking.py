@@ -54,7 +54,7 @@ def update_units(
         together = len(members) > 1 and group.config.structure != "layers"
         ranked = torch.cat(
             [
-                _ranked(scores[units.name], gone[member], criterion, together)
+                _ranked(scores[units.name], gone[member], criterion, together, group.config.round_to)
                 for member, units in zip(pool.members, members, strict=True)
             ]
         )
@@ -71,21 +71,43 @@ def update_units(
         yield solved.get(name, Change(held[name].target))
 
 
-def _ranked(scores: torch.Tensor, gone: torch.Tensor, criterion: UnitCriterion, together: bool) -> torch.Tensor:
+def _ranked(
+    scores: torch.Tensor, gone: torch.Tensor, criterion: UnitCriterion, together: bool, round_to: int | None
+) -> torch.Tensor:
     """The scores of a layer's units (float32) to rank them by; infinite for those that are gone, or have to stay.
 
     Where they are ranked `together` with those of other layers, the best one stays, and scores that cannot be compared
-    are divided by the norm of all of the layer.
+    are divided by the norm of all of the layer. With `round_to`, units leave in blocks of so many, see `_in_blocks`.
     """
     norm = scores.norm()
     if together and not criterion.comparable and float(norm) > 0:
         scores = scores / norm
     ranked = scores.float()  # rounded, see `unit_scores`
+    if round_to is not None:
+        return _in_blocks(ranked, gone, round_to, together)
     ranked[gone] = -torch.inf
     best = len(ranked) - 1 - int(ranked.flip(0).argmax())
     ranked[gone] = torch.inf
     if together:
         ranked[best] = torch.inf
+    return ranked
+
+
+def _in_blocks(scores: torch.Tensor, gone: torch.Tensor, round_to: int, together: bool) -> torch.Tensor:
+    """The scores of a layer's units, those of so many that follow one another in their order replaced by the mean.
+
+    If some are gone already, and their number is no multiple, the first block fills it up and leaves first. Where
+    layers are ranked `together`, the last block stays.
+    """
+    ranked = torch.full_like(scores, torch.inf)
+    order = scores.argsort(stable=True)
+    order = order[~gone[order]]
+    first = -int(gone.sum()) % round_to
+    ranked[order[:first]] = -torch.inf
+    blocks = order[first:].view(-1, round_to)
+    ranked[blocks] = scores[blocks].mean(1, keepdim=True)
+    if together:
+        ranked[blocks[-1:]] = torch.inf
     return ranked
 
 

@@ -6,7 +6,7 @@ is dropped or not; counts and schedules run over units. All functions take tenso
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,6 +21,17 @@ def count_of(sparsity: float | Fraction, units: int) -> int:
     """`round(s * n)`, half to even, in exact decimal arithmetic: a sparsity of 0.29 of 100 units is 29."""
     exact = sparsity if isinstance(sparsity, Fraction) else Fraction(str(sparsity))
     return round(exact * units)
+
+
+def rounded_count(count: int, round_to: int | None, dropped: Sequence[int] = (0,)) -> int:
+    """How many units leave so that each layer loses a multiple of `round_to`: the nearest such number.
+
+    `dropped` has how many units of each layer have left before; a number between two multiples grows to the next.
+    """
+    if round_to is None:
+        return count
+    fewest = sum(-(-there // round_to) * round_to for there in dropped)
+    return max(round(Fraction(count, round_to)) * round_to, fewest)
 
 
 @dataclass(frozen=True)

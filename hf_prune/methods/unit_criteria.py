@@ -81,6 +81,9 @@ def random(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
     return CRITERIA["random"].score(weight, piece)
 
 
+# What inputs are read of: experts are fused tensors, and their router sends each only some tokens.
+_OF_LINEAR_LAYERS = ("neurons", "heads", "layers", "hidden")
+
 UNIT_CRITERIA: dict[str, UnitCriterion] = {
     "magnitude": UnitCriterion(
         magnitude,
@@ -98,6 +101,7 @@ UNIT_CRITERIA: dict[str, UnitCriterion] = {
         activation,
         words="those with the smallest activations",
         reads="inputs",
+        structures=_OF_LINEAR_LAYERS,
         paper="""@inproceedings{muralidharan2024compact,
   title = {Compact Language Models via Pruning and Knowledge Distillation},
   author = {Muralidharan, Saurav and Sreenivas, Sharath Turuvekere and Joshi, Raviraj and Chochowski, Marcin and
@@ -110,6 +114,7 @@ UNIT_CRITERIA: dict[str, UnitCriterion] = {
         wanda,
         words="those with the smallest product of activations and the weights that read them",
         reads="inputs",
+        structures=_OF_LINEAR_LAYERS,
         paper=CRITERIA["wanda"].paper,
     ),
     "taylor": UnitCriterion(

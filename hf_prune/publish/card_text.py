@@ -221,8 +221,11 @@ def _configuration(config: Mapping[str, Any], at_once: bool) -> str:
     targets = f"those matching {', '.join(map(code, config['targets']))}" if config["targets"] else _DEFAULT_TARGETS
     structure = config.get("structure")
     if structure and config["method"] != "keep":
-        method = f"{code(config['method'])}; structure: {code(structure)}, {config['sparsity']:.2%} of them"
+        of_which = "of those of all layers" if config["overrides"] else "of them"
+        method = f"{code(config['method'])}; structure: {code(structure)}, {config['sparsity']:.2%} {of_which}"
         method += ", ranked across all layers" if config["scope"] == "global" else ""
+        method += f", {_shares_of_layers(config['overrides'])}" if config["overrides"] else ""
+        method += f", in multiples of {config['round_to']}" if config.get("round_to") else ""
         method += "; schedule: "
         method += code(config["schedule"])
     if structure:
@@ -231,13 +234,16 @@ def _configuration(config: Mapping[str, Any], at_once: bool) -> str:
     line = f"Method: {method}. Prunable tensors: {targets}."
     if config["exclude"]:
         line += f" Excluded: {', '.join(map(code, config['exclude']))}."
-    if config["overrides"] and structure:
-        shares = config["overrides"].values()
-        line += f" In each layer by itself: {min(shares):.2%} to {max(shares):.2%}, by {len(shares)} overrides."
-    elif config["overrides"]:
+    if config["overrides"] and not structure:
         others = ", ".join(f"{code(expression)} at {share:.2%}" for expression, share in config["overrides"].items())
         line += f" Overrides: {others}."
     return line
+
+
+def _shares_of_layers(overrides: Mapping[str, float]) -> str:
+    """The shares of the layers that have one of their own."""
+    layers = "1 layer that has a share" if len(overrides) == 1 else f"{len(overrides)} layers that have shares"
+    return f"from {min(overrides.values()):.2%} to {max(overrides.values()):.2%} in the {layers} of their own"
 
 
 def _file_names(figures: Figures) -> str:

@@ -35,6 +35,10 @@ _FINDERS: dict[str, Callable[[ModelShapes], list[Family]]] = {
 }
 
 
+# What to do where a structure cannot be removed.
+OTHER_STRUCTURES = "remove another structure: docs/architectures.md says which can be removed from each class"
+
+
 def find_families(model: nn.Module, structure: str) -> list[Family]:
     """All units of a kind in a model that its configuration has a number for.
 
@@ -47,7 +51,7 @@ def find_families(model: nn.Module, structure: str) -> list[Family]:
             "structure",
             f"no field of {type(plain.config).__name__} sets the number of {words_for(structure)} of "
             f"{type(plain).__name__} alone, so a model without some of them could not be opened by from_pretrained; "
-            f"got {structure!r}",
+            f"got {structure!r}; {OTHER_STRUCTURES}",
         )
     return families
 

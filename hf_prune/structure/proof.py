@@ -21,7 +21,7 @@ from .fields import MISFITS, Path, value_in, with_fields, without_overrides
 from .norms import normalise_others
 from .routing import avoid
 from .rows import row_divisor
-from .shrink import cut_of, shrink_model
+from .shrink import cut_of, misfit, shrink_model
 from .skipping import skip
 from .units import CoupledUnits, Family
 
@@ -36,6 +36,9 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 # The same in float64 where the units themselves change the outputs a hundred times as much: many classes compute norms,
 # attention or rotations in float32 whatever the weights are, and how that rounds differs between processors.
 _COMPUTED_IN_FLOAT32 = 1e-6
+
+# So many widths are tried, to find one that a class can be built with.
+_MOST_WIDTHS = 128
 
 # A batch that a model runs with, or None.
 Example = Callable[[], Mapping[str, Any] | None]
@@ -92,7 +95,7 @@ def _tried(family: Family, model: PreTrainedModel, example: Example, interleaved
                 f"each token is sent to {family.at_least} of them" if family.at_least > 1 else "there is only one"
             )
             raise StructureError("structure", f"{family.groups[0].name} cannot be removed: {all_needed}")
-        for dropped in _halves_of(twin_family, row_divisor(twin_family, twin)):
+        for dropped in _halves_of(twin_family, twin):
             problem = _difference(twin, twin_family, dropped, inputs)
             if problem is not None:
                 raise StructureError("structure", f"{twin_family.groups[0].name} cannot be removed: {problem}")
@@ -180,22 +183,36 @@ def _skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> P
         return model_class(copy.deepcopy(config))
 
 
-def _halves_of(family: Family, fewest_left: int) -> Iterator[dict[str, torch.Tensor]]:
+def _halves_of(family: Family, twin: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
     """Half of the units of each group, at random; of experts, which a router may choose by groups, the first too.
 
-    Where layers may differ, in every second layer as few are left as can be.
+    Where layers may differ, in every second layer as few are left as can be. Of hidden states, as near to half as the
+    class can be built with: many want a multiple of the number of heads.
     """
     generator = torch.Generator().manual_seed(0)
+    fewest_left = row_divisor(family, twin)
     for in_order in (False, True) if family.structure == "experts" else (False,):
         dropped = {}
-        fewest = family.with_tied[-1].groups[0].units
-        share = Fraction(min(fewest // 2, fewest - family.at_least), fewest)
+        share = _share_near_half(family, twin)
         for group in (group for one in family.with_tied for group in one.groups):
             order = torch.arange(group.units) if in_order else torch.randperm(group.units, generator=generator)
             dropped[group.name] = torch.zeros(group.units, dtype=torch.bool)
             few = family.per_layer and family.layer_of(group.path) % 2
             dropped[group.name][order[: group.units - fewest_left if few else int(share * group.units)]] = True
         yield dropped
+
+
+def _share_near_half(family: Family, twin: PreTrainedModel) -> Fraction:
+    """The share of units to drop: half, or so many that enough are left; of hidden states, one that fits the class."""
+    units = family.with_tied[-1].groups[0].units
+    half = min(units // 2, units - family.at_least)
+    if family.structure == "hidden":
+        groups = [group for one in family.with_tied for group in one.groups]
+        for number in sorted(range(1, units), key=lambda number: abs(number - half))[:_MOST_WIDTHS]:
+            flags = {one.name: torch.arange(one.units) < number * one.units // units for one in groups}
+            if misfit(twin, cut_of(family.with_tied, flags)) is None:
+                return Fraction(number, units)
+    return Fraction(half, units)
 
 
 def _difference(

@@ -95,6 +95,7 @@ def test_defaults_are_those_that_the_docstring_gives_reasons_for():
         "adapters": None,
         "structure": None,
         "reconstruction": None,
+        "round_to": None,
         "shared_values": None,
         "initial_shared_values": None,
         "shared_values_granularity": None,
@@ -304,6 +305,7 @@ def test_all_errors_are_told_at_once():
         "adapters": "sparse",
         "structure": "rows",
         "reconstruction": "least",
+        "round_to": 1,
         "target_speedup": 1,
         "target_parameters": -0.5,
         "target_latency": 0,
@@ -316,6 +318,13 @@ def test_all_errors_are_told_at_once():
     assert set(wrong) == set(FIELDS)
     problems = problems_of(**wrong)
     assert sorted(problem.split(":")[0] for problem in problems) == sorted(wrong)
+
+
+def test_a_number_of_parameters_is_whole_or_a_share():
+    [problem] = problems_of(target_parameters=1.5)
+    assert problem.startswith("target_parameters: expected a whole number of parameters, or a share of the model's")
+    for number in (0.5, 1e6):
+        assert PruningConfig(target_parameters=number).target_parameters == number
 
 
 @pytest.mark.parametrize(
@@ -717,6 +726,10 @@ def test_a_share_of_few_steps_begins_after_a_step_for_methods_that_read_one():
         (
             {"method": "keep", "sparsity": None},
             "method: expected one of magnitude, random, activation, wanda, taylor, got",
+        ),
+        (
+            {"structure": "experts", "method": "activation"},
+            "method: expected one of magnitude, random, taylor, got 'activation'",
         ),
         ({"pattern": "2:4"}, "pattern: expected 'unstructured' with a structure, got '2:4'"),
         ({"scope": "erk"}, "scope: expected 'layer' or 'global' with the structure 'neurons', got 'erk'"),

@@ -92,11 +92,17 @@ def test_one_unit_of_each_layer_stays_however_low_its_score():
     assert logits_of(model).isfinite().all()
 
 
-def test_magnitudes_are_compared_within_what_is_usual_in_a_layer():
+def with_few_neurons_that_do_most():
+    """A model in whose second layer few neurons have most of the magnitude."""
     torch.manual_seed(0)
-    plain = small_bert()
+    model = small_bert()
     with torch.no_grad():
-        plain.bert.encoder.layer[1].output.dense.weight[:, :4] *= 20  # few of its neurons do most
+        model.bert.encoder.layer[1].output.dense.weight[:, :4] *= 20
+    return model
+
+
+def test_magnitudes_are_compared_within_what_is_usual_in_a_layer():
+    plain = with_few_neurons_that_do_most()
     larger = copy.deepcopy(plain)
     with torch.no_grad():
         for parameter in larger.bert.encoder.layer[0].parameters():
@@ -105,6 +111,90 @@ def test_magnitudes_are_compared_within_what_is_usual_in_a_layer():
         Pruner(model, at_once(sparsity=0.5), total_steps=1).shrink()
     assert widths(plain) == widths(larger)
     assert widths(plain)[1] < min(widths(plain)[index] for index in (0, 2, 3))
+
+
+# ---- Widths that are multiples ----
+
+
+@pytest.mark.parametrize("structure", ["neurons", "heads"])
+def test_each_layer_keeps_a_multiple_at_every_update_and_the_share_is_met_to_the_nearest(structure):
+    torch.manual_seed(0)
+    model = small_bert(num_attention_heads=8)
+    round_to = 4 if structure == "neurons" else 2
+    pruner = Pruner(model, config(structure, sparsity=0.6, round_to=round_to), total_steps=STEPS)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    of = 24 if structure == "neurons" else 8
+    for _ in range(4):
+        train(model, pruner, optimizer, 1)
+        dropped = [
+            of - int(layer.output.dense.weight.any(0).sum())
+            if structure == "neurons"
+            else of - int(layer.attention.output.dense.weight.view(16, of, -1).any(2).any(0).sum())
+            for layer in model.bert.encoder.layer
+        ]
+        assert not any(number % round_to for number in dropped)
+    train(model, pruner, optimizer, STEPS - 4)
+    left = [len(units["kept"]) for units in pruner.removed["units"].values()]
+    assert not any(number % round_to for number in left)
+    assert len(set(left)) > 1
+    assert abs(sum(left) - 0.4 * 4 * of) <= round_to / 2
+
+
+def test_blocks_with_the_lowest_means_leave_first_and_one_stays_in_each_layer():
+    model = with_few_neurons_that_do_most()
+    means = []
+    for index, layer in enumerate(model.bert.encoder.layer):
+        # magnitudes of a layer are compared after division by their norm
+        rows = (layer.intermediate.dense.weight.detach() ** 2).sum(1) + layer.intermediate.dense.bias.detach() ** 2
+        scores = (rows + (layer.output.dense.weight.detach() ** 2).sum(0)).double()
+        ascending = (scores / scores.norm()).sort().values.view(-1, 8).mean(1)
+        means += [(float(mean), index) for mean in ascending[:-1]]
+    Pruner(model, at_once(sparsity=0.5, round_to=8), total_steps=1).shrink()
+    expected = [24, 24, 24, 24]
+    for _, index in sorted(means)[:6]:
+        expected[index] -= 8
+    assert widths(model) == expected
+    assert expected[1] == 8
+    Pruner(model, at_once(sparsity=0.99, round_to=8), total_steps=1).shrink()
+    assert widths(model) == [8, 8, 8, 8]
+
+
+def test_as_many_leave_each_layer_as_the_nearest_multiple():
+    model = small_bert()
+    Pruner(model, at_once(scope="layer", sparsity=0.3, round_to=8), total_steps=1).shrink()
+    assert widths(model) == [16] * 4
+
+
+def test_what_is_gone_already_is_filled_up_to_a_multiple():
+    model = small_bert()
+    with torch.no_grad():
+        layer = model.bert.encoder.layer[1]
+        layer.intermediate.dense.weight[:3] = 0
+        layer.intermediate.dense.bias[:3] = 0
+        layer.output.dense.weight[:, :3] = 0
+    Pruner(model, at_once(sparsity=0.25, round_to=4), total_steps=1).shrink()
+    assert not any(width % 4 for width in widths(model))
+    assert widths(model)[1] <= 20
+    assert sum(widths(model)) == 72
+
+
+def test_two_of_four_fit_widths_that_are_multiples():
+    model = with_few_neurons_that_do_most()
+    Pruner(model, at_once(sparsity=0.5, round_to=4), total_steps=1).shrink()
+    assert len(set(widths(model))) > 1
+    pruner = Pruner(model, PruningConfig(pattern="2:4", schedule="one_shot", begin=0, end=None), total_steps=1)
+    for layer in model.bert.encoder.layer:
+        groups = layer.output.dense.weight.view(16, -1, 4)
+        assert int((groups != 0).sum(2).max()) == 2
+    assert pruner.sparsity == 0.5
+
+
+def test_a_number_that_the_layers_are_no_multiple_of_is_refused():
+    with pytest.raises(
+        StructureError,
+        match=r"round_to: expected a divisor of the 24 neurons of bert\.encoder\.layer\.0, such as 2; got 10",
+    ):
+        Pruner(small_bert(), at_once(round_to=10), total_steps=1)
 
 
 # ---- What is left ----

@@ -228,12 +228,25 @@ def test_only_zeros_are_not_enough_as_norms_divide_by_the_number_of_dimensions()
     [
         (gemma, r"hidden of model cannot be removed: the smaller model's outputs differ"),  # scales by the width
         (t5, r"hidden of .* cannot be removed: the smaller model's outputs differ"),  # so does its head
-        (gpt2, r"no field of GPT2Config sets the number of hidden dimensions"),
+        (gpt2, r"no field of GPT2Config sets the number of hidden dimensions .*; remove another structure: docs/"),
     ],
 )
 def test_what_depends_on_the_width_in_another_way_is_refused(build, why):
     with pytest.raises(StructureError, match=why):
         Pruner(build(), config_of(), total_steps=5)
+
+
+def test_a_width_whose_half_the_class_cannot_be_built_with_is_tried_with_another(tmp_path):
+    model = spread(
+        llama(hidden_size=36, num_attention_heads=12, num_key_value_heads=4, head_dim=8)
+    )  # 18 is no multiple
+    pruner = Pruner(model, config_of(sparsity=1 / 3), total_steps=5)
+    pruner.shrink(train(model, pruner, 4))
+    model.save_pretrained(tmp_path)
+    again, loading = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+    assert (again.config.hidden_size, again.config.num_attention_heads, again.config.head_dim) == (24, 12, 8)
+    assert torch.equal(logits_of(again.eval()), logits_of(model.eval()))
 
 
 def test_a_width_that_the_class_cannot_be_built_with_is_refused_before_training():

@@ -260,7 +260,7 @@ def test_each_layer_ends_with_the_numbers_that_were_chosen_for_it(layered, tmp_p
     write_card(find_model(tmp_path))
     card = (tmp_path / "README.md").read_text()
     assert f"of the structures that should reach it, {chosen.words_of(chosen.candidate)}, with " in card
-    assert "by 4 overrides" in card
+    assert "in the 4 layers that have shares of their own; schedule:" in card
 
 
 @pytest.mark.widths_per_layer

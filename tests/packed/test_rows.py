@@ -58,6 +58,7 @@ def test_float32_is_rounded_to_bfloat16_before_if_both_are_asked_for(tmp_path):
         matrix().half(),
         matrix().flatten(),
         torch.full((40, 64), torch.inf),
+        torch.full((40, 64), torch.finfo(torch.float32).max),
         torch.full((40, 64), torch.nan),
         torch.zeros(7, 0),
     ],

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .tables import console
 
 if TYPE_CHECKING:
-    from ..oneshot.prune import PrunedLayer
+    from ..oneshot.pruned import PrunedLayer
 
 
 @contextlib.contextmanager

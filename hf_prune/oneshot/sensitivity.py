@@ -24,9 +24,9 @@ from .counts import split_count
 from .grams import Moments, moments_of
 from .layers import Layer, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep
-from .prune import check_arguments, digest_of
+from .prune import check_arguments
 from .solve import Matrix, by_magnitude, more_to_drop, needs_products, no_moments, solve
-from .windows import as_batches
+from .windows import as_batches, digest_of
 
 # Called after each tensor with how many are done, how many there are, and its name.
 Measured = Callable[[int, int, str], None]

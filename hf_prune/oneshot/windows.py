@@ -1,5 +1,6 @@
 """Calibration data: texts as windows of tokens or padded batches, and what else a user may give."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -129,3 +130,14 @@ def as_batches(
     if not all(isinstance(item, Mapping) for item in items):
         raise CalibrationError("data", f"expected texts or batches of inputs, got {type(items[0]).__name__}")
     return [dict(item) for item in items]
+
+
+def digest_of(batches: Sequence[Batch]) -> str:
+    """A digest of the tensors in batches."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name, value in batch.items():
+            if torch.is_tensor(value):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

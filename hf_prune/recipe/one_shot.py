@@ -20,7 +20,8 @@ from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..model.targets import find_targets
 from ..oneshot.perplexity import mean_loss, perplexity
 from ..oneshot.planning import OneShotPlan, plan_prune
-from ..oneshot.prune import Progress, Pruned, check_prune, prune
+from ..oneshot.prune import check_prune, prune
+from ..oneshot.pruned import Progress, Pruned
 from ..oneshot.quality import prune_to_quality
 from ..oneshot.sensitivity import Measured, Sensitivity, as_overrides, check_rates, measure_sensitivity
 from ..oneshot.windows import WindowReader, is_causal

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, Trainer
 from ..config.checks import is_number
 from ..config.pruning import PruningConfig
 from ..foreign.transformers import commit_of
-from ..oneshot.prune import Pruned
+from ..oneshot.pruned import Pruned
 from ..publish.card import write_card
 from ..publish.push import PushResult
 from ..publish.record import (

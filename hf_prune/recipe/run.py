@@ -21,7 +21,8 @@ from ..errors import CalibrationError, CheckpointError, PushError, RecipeError, 
 from ..masking.plan import Plan
 from ..masking.searching import lines_about
 from ..oneshot.planning import OneShotPlan
-from ..oneshot.prune import Progress, Pruned, prune
+from ..oneshot.prune import prune
+from ..oneshot.pruned import Progress, Pruned
 from ..oneshot.quality import Trial, prune_to_quality
 from ..oneshot.windows import Batch
 from ..publish.card_explained import PAGE_NAME

@@ -9,8 +9,8 @@ from ..engines.processes import of_first_process
 from ..methods.patterns import Pattern
 from ..methods.scopes import Seen
 from .collectors import Collected
+from .groups import Group
 from .local import LocalTensor
-from .plan import Group
 from .selection import AllReduce
 from .units import divide, share_units
 

@@ -13,8 +13,8 @@ from ..engines.processes import rank
 from ..model.targets import FROZEN
 from ..saved.pruning_state import PruningState, load_pruning, save_pruning
 from ..structure.chosen import Chosen, write_chosen
+from .groups import Group, Window
 from .masks import Masks
-from .plan import Group, Window
 from .readings import Readings
 from .resuming import check_state, check_zeros, continue_schedule
 from .sharing import Sharing, split_residuals

@@ -17,7 +17,7 @@ from ..model.layouts import Target
 from ..model.targets import find_targets, left_out_of
 from ..quantise.forms import SharedValues
 from ..saved.zeros import LEAST_ZEROS
-from .plan import Group, make_groups
+from .groups import Group, make_groups
 from .structures import Structures
 
 

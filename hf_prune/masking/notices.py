@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..methods.patterns import Pattern, count_of
 from ..model.targets import FROZEN
-from .plan import Group, Window
+from .groups import Group, Window
 
 logger = logging.getLogger(__name__)
 

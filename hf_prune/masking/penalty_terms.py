@@ -10,8 +10,8 @@ from ..errors import PruningConfigError
 from ..methods.penalties import PENALTIES
 from ..model.layouts import Target
 from ..saved.pruning_state import PruningState
+from .groups import Group, Window
 from .masks import Masks
-from .plan import Group, Window
 from .units import divide, share_units
 
 

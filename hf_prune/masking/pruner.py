@@ -23,6 +23,7 @@ from ..structure.proof import Example
 from ..structure.shrink import Cut
 from .filing import Filing
 from .finding import as_configs, check_model, counted_targets, find_groups, identities
+from .groups import Group, Window, as_steps, make_windows, sharing_window
 from .masks import Masks
 from .notices import (
     tell_of_few_units,
@@ -32,7 +33,7 @@ from .notices import (
     tell_of_zeros,
 )
 from .penalty_terms import WeightPenalties
-from .plan import Group, Plan, Window, as_steps, make_plan, make_windows, plan_tensor, sharing_window
+from .plan import Plan, make_plan, plan_tensor
 from .readings import Readings
 from .resuming import state_of_what_is_left
 from .searching import Searching

@@ -20,8 +20,8 @@ from ..methods.keys import order_keys
 from ..methods.patterns import PATTERNS
 from ..methods.solvers import SOLVERS, Problem
 from ..model.layouts import Target, as_matrices, from_matrices
+from .groups import Group
 from .local import LocalTensor
-from .plan import Group
 from .selection import AllReduce, KeyPool, KeySource, alone, lowest
 from .units import SharedUnits, divide, share_units
 

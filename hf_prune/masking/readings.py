@@ -12,10 +12,10 @@ from ..errors import PruningConfigError, PruningStateError
 from ..methods.scopes import SCOPES
 from ..methods.table import method_of
 from .collectors import Collected, Statistics
+from .groups import Group
 from .local import LocalTensor
 from .masks import Masks
 from .memory import Memory
-from .plan import Group
 
 # What `Statistics` collects, see its `begin`.
 _KINDS = ("inputs", "outputs", "gradients", "products", "similarity")

@@ -10,7 +10,7 @@ from ..config.pruning import PruningConfig
 from ..errors import PruningStateError
 from ..saved.pruning_state import STATE_NAME, PruningState
 from .finding import identities
-from .plan import Group, Window, make_windows
+from .groups import Group, Window, make_windows
 
 
 def check_state(

@@ -10,8 +10,8 @@ from ..errors import PruningStateError
 from ..methods.reconstructions import RECONSTRUCTIONS
 from ..model.layouts import as_matrices, from_matrices
 from ..model.names import named_modules_of, named_parameters
+from .groups import Group
 from .local import LocalTensor
-from .plan import Group
 from .ranking import Change
 
 logger = logging.getLogger(__name__)

@@ -31,9 +31,9 @@ from ..structure.shrink import Cut, cut_of, shrink_model
 from ..structure.skipping import skip
 from ..structure.units import CoupledUnits, Family
 from .feasible import check_what_is_left
+from .groups import Group, make_unit_group
 from .local import LocalTensor
 from .masks import Masks
-from .plan import Group, make_unit_group
 from .unit_ranking import dropped_units, mask_units, unit_scores
 
 logger = logging.getLogger(__name__)

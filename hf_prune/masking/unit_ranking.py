@@ -13,8 +13,8 @@ from ..methods import scopes
 from ..methods.criteria import Piece
 from ..methods.unit_criteria import UNIT_CRITERIA, UnitCriterion
 from ..structure.units import CoupledUnits, Part
+from .groups import Group
 from .local import LocalTensor
-from .plan import Group
 from .ranking import Change
 from .selection import AllReduce
 from .solving import solve_readers

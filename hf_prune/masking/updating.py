@@ -12,9 +12,9 @@ from ..methods.scopes import Pool
 from ..model.anatomy import blocks_of
 from ..saved.pruning_state import PruningState
 from .allotting import allot
+from .groups import Group, Window
 from .local import LocalTensor
 from .masks import Masks
-from .plan import Group, Window
 from .ranking import Change, update_masks
 from .readings import Readings
 from .solving import biases_of

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..masking.plan import Group
+from ..masking.groups import Group
 from ..methods.patterns import PATTERNS
 from ..methods.scopes import Seen
 from ..model.layouts import as_matrices

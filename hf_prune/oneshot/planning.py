@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from ..config.calibration import CalibrationConfig
 from ..config.pruning import PruningConfig
 from ..errors import PruningStateError, one_line
-from ..masking.plan import PlannedTensor, make_groups
+from ..masking.groups import make_groups
+from ..masking.plan import PlannedTensor
 from ..methods.scopes import SCOPES
 from ..methods.solvers import SOLVERS
 from ..model.layouts import as_matrices

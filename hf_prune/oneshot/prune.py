@@ -11,7 +11,7 @@ from ..config.checks import as_path
 from ..config.pruning import PruningConfig
 from ..engines.choose import is_shared_model
 from ..errors import ArgumentError, CalibrationError, PlacementError, PruningConfigError
-from ..masking.plan import make_groups
+from ..masking.groups import make_groups
 from ..masking.pruner import Pruner
 from ..methods.criteria import CRITERIA
 from ..methods.scopes import SCOPES

@@ -14,7 +14,7 @@ from ..config.calibration import CalibrationConfig
 from ..config.pruning import PruningConfig
 from ..engines.choose import weights_digest
 from ..errors import CalibrationError
-from ..masking.plan import Group
+from ..masking.groups import Group
 from ..methods.scopes import SCOPES, Seen
 from ..model.anatomy import blocks_of
 from ..model.layouts import Target

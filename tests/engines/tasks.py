@@ -17,7 +17,7 @@ from hf_prune.engines.holdings import Holding, holding_of
 from hf_prune.engines.processes import all_reduce, raised_by_all
 from hf_prune.errors import CheckpointError, HfPruneError, PlacementError
 from hf_prune.masking.agreement import compare_replicas
-from hf_prune.masking.plan import make_groups
+from hf_prune.masking.groups import make_groups
 from hf_prune.masking.ranking import LocalTensor, update_masks
 from hf_prune.masking.selection import alone
 from hf_prune.methods.scopes import SCOPES, Prunable

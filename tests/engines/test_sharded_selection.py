@@ -12,7 +12,7 @@ from workers import Workers
 
 from hf_prune import PruningConfig
 from hf_prune.engines.regions import Region, flat_range
-from hf_prune.masking.plan import make_groups
+from hf_prune.masking.groups import make_groups
 from hf_prune.masking.units import divide
 from hf_prune.model.layouts import Target
 

@@ -21,7 +21,7 @@ from hf_prune import (
     PruningTrainer,
     TargetError,
 )
-from hf_prune.masking.plan import make_groups
+from hf_prune.masking.groups import make_groups
 from hf_prune.masking.readings import check_reads
 from hf_prune.model.anatomy import blocks_of
 from hf_prune.model.names import named_parameters

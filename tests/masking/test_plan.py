@@ -12,7 +12,8 @@ from models import bert, gpt2, llama, mixtral, t5, vit
 from hf_prune import Pruner
 from hf_prune.config.pruning import PruningConfig
 from hf_prune.errors import PruningConfigError, TargetError
-from hf_prune.masking.plan import Plan, PlannedTensor, PlannedUpdate, Window, make_groups, make_plan, make_windows
+from hf_prune.masking.groups import Window, make_groups, make_windows
+from hf_prune.masking.plan import Plan, PlannedTensor, PlannedUpdate, make_plan
 from hf_prune.methods.patterns import parse_pattern
 from hf_prune.methods.schedules import SCHEDULES, update_steps
 from hf_prune.methods.scopes import SCOPES, Pool

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -34,7 +35,10 @@ def material(tmp_path_factory):
     """A model and a data set for recipes; no test may change them."""
     folder = tmp_path_factory.mktemp("material")
     save_tiny_bert(folder / "model")
-    write_csv(folder / "reviews.csv", reviews())
+    path = write_csv(folder / "reviews.csv", reviews())
+    datasets.load_dataset(
+        "csv", data_files=str(path)
+    )  # `run` shows on standard error how a file is read, the first time
     return folder
 
 
@@ -203,11 +207,20 @@ def test_names_of_tensors_are_whole_in_a_wide_terminal_and_in_a_pipe(monkeypatch
 
 def test_a_report_without_a_known_class_shows_all_tensors_and_says_why(sparse_bert, tmp_path):
     shutil.copytree(sparse_bert, tmp_path / "model")
-    (tmp_path / "model" / "config.json").unlink()
+    name_no_class(tmp_path / "model")
     text = words(printed("report", tmp_path / "model"))
     assert "classifier.bias" in text
     assert "It is unknown which tensors are prunable" in text
     assert not re.search(r"prunable [\d,]+ ", text)
+
+
+def test_a_module_of_sentence_transformers_without_a_configuration_is_reported(tmp_path):
+    save_file({"embedding.weight": torch.eye(4)}, tmp_path / "model.safetensors")  # as StaticEmbedding is saved
+    modules = [{"idx": 0, "path": "", "type": "sentence_transformers.models.StaticEmbedding"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert "embedding.weight" in words(printed("report", tmp_path))
+    done = invoke("push", tmp_path, "somebody/static", "--dry-run")
+    assert (done.exit_code, "model.safetensors" in done.stdout) == (0, True), done.stderr
 
 
 @pytest.mark.parametrize("name", ["model [v2]", "[bold]model", "model[/x]", "model :smile:", "café"])

@@ -7,7 +7,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 import transformers
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 
 from hf_prune.cli import commands as cli
 from hf_prune.cli import tables
+from hf_prune.cli.messages import quiet
 from hf_prune.publish.record import Cost, RunRecord, save_record
 from hf_prune.recipe.outcome import RunResult
 from hf_prune.saved.model import SavedModel
@@ -35,10 +35,7 @@ def material(tmp_path_factory):
     """A model and a data set for recipes; no test may change them."""
     folder = tmp_path_factory.mktemp("material")
     save_tiny_bert(folder / "model")
-    path = write_csv(folder / "reviews.csv", reviews())
-    datasets.load_dataset(
-        "csv", data_files=str(path)
-    )  # `run` shows on standard error how a file is read, the first time
+    write_csv(folder / "reviews.csv", reviews())
     return folder
 
 
@@ -632,6 +629,7 @@ def test_steps_are_for_a_model_and_not_for_a_recipe(tmp_path, material):
 def test_a_wrong_recipe_is_one_line_and_nothing_is_written(
     tmp_path, material, monkeypatch, command, changes, overrides, parts
 ):
+    quiet(data=True)  # `run` shows progress on standard error, unless another command has hidden it in this process
     path = write_recipe(tmp_path, material, **changes)
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path, material)

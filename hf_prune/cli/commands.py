@@ -207,8 +207,11 @@ def report_command(
     with errors_as_lines():
         quiet()
         from ..publish.sparsity_json import costs_of
+        from ..saved.model import SavedModel
         from ..saved.report import make_report
 
+        if Path(model).is_dir():
+            SavedModel(model).check_whole()
         report = make_report(model)
         costs = costs_of(report.model) if Path(report.model).is_dir() else []
     if as_json:
@@ -250,6 +253,7 @@ def card_command(
         from ..saved.model import SavedModel
 
         saved = SavedModel(model)
+        saved.check_whole()
         evaluations = read_metrics(metrics, saved.architecture) if metrics is not None else []
         if without_measurements:
             forget_measurements(saved)
@@ -298,7 +302,9 @@ def push_command(
         _check_folder(model)
         quiet(progress=True)
         from ..publish.packing import packed_beside
+        from ..saved.model import SavedModel
 
+        SavedModel(model).check_whole()
         page = read_page(model, repo, space, dense, example or [], revision, create_pr)
         if dry_run:
             with packed_beside(model, with_packed) as also:

@@ -1,6 +1,7 @@
 """`hf-prune compare`: saved models side by side, and the best of them within limits."""
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def compare_command(
 
         if not as_json:
             check_output(output)
-        options = {"--output": output, "--metric": metric, **limit_options(limits)}
+        options = {"--output": told(str(output)), "--metric": metric, **limit_options(limits)}
         read = read_models(models)
         count = len([model for model in read if model.folder is not None])
         comparison = compare_models(
@@ -62,7 +63,7 @@ def compare_command(
             metric=metric,
             limits=limits,
             title=f"Comparison of {count} models",
-            command=command_of(["compare", *map(str, models)], options),
+            command=command_of(["compare", *(told(str(model)) for model in models)], options),
         )
         files = [] if as_json else write_comparison(comparison, output)
     if as_json:
@@ -80,6 +81,20 @@ def limit_options(limits: "Limits") -> dict[str, float | None]:
         "--max-mb": limits.max_mb,
         "--min-sparsity": limits.min_sparsity,
     }
+
+
+def told(name: str) -> str:
+    """A path for a command that is run in the working directory: an absolute one as it is called from there.
+
+    So that no folders of this machine are named, only the last part of one that lies elsewhere is told, after
+    `path/to/`. What is no absolute path is told as it was typed.
+    """
+    from ..publish.explanation import ELSEWHERE
+
+    if not Path(name).is_absolute():
+        return name
+    place = Path(os.path.normpath(name))
+    return str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else f"{ELSEWHERE}{place.name}"
 
 
 def command_of(words: Sequence[str], options: Mapping[str, object]) -> str:

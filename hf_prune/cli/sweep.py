@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..recipe.shipped import find_recipe
-from .compare import LatencyMs, MaxMb, Metric, MinSparsity, command_of, limit_options
+from .compare import LatencyMs, MaxMb, Metric, MinSparsity, command_of, limit_options, told
 from .messages import errors_as_lines, quiet
 from .progress import layers_done
 from .tables import console, print_line
@@ -58,14 +58,14 @@ def sweep_command(
             print_points(plan)
             return
         options: dict[str, object] = {
-            "--output": output,
+            "--output": told(str(output)) if output is not None else None,
             "--trials": trials,
             "--seed": seed if trials is not None else None,
             "--against": against,
             "--metric": metric,
             **limit_options(limits),
         }
-        command = command_of(["sweep", recipe, *settings], options)
+        command = command_of(["sweep", told(recipe), *map(told_setting, settings)], options)
         result = run_sweep(plan, limits, metric, command, say=print_line, show_layers=layers_done)
     if result.comparison is not None:
         print_comparison(result.comparison, result.files)
@@ -79,3 +79,9 @@ def sweep_command(
             soft_wrap=True,
         )
         raise typer.Exit(1)
+
+
+def told_setting(setting: str) -> str:
+    """A setting for a command, whose value may be a path, such as that of a model."""
+    key, equals, value = setting.partition("=")
+    return f"{key}{equals}{told(value) if Path(value).exists() else value}"

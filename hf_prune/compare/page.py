@@ -12,9 +12,10 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 
 from ..errors import CompareError, one_line
-from ..publish.explanation import Answers, Estimate
+from ..publish.explanation import ELSEWHERE, Answers, Estimate
 from ..publish.explanation_words import complement, percent
 from ..publish.markdown import code, fence, inline, single_line
+from ..publish.page_style import page_style
 from .charts import HEIGHT, WIDTH, charts_of, draw_png
 from .comparison import Comparison, figure, shown_with_spread
 from .models import ComparedModel
@@ -90,6 +91,7 @@ def render_page(comparison: Comparison, output: Path) -> str:
         _TEMPLATE.read_text(encoding="utf-8")
     )
     content = template.render(
+        style=page_style(),
         title=comparison.title,
         verdict=comparison.verdict,
         push=comparison.push_command,
@@ -103,6 +105,7 @@ def render_page(comparison: Comparison, output: Path) -> str:
         failed={name: single_line(error) for name, error in comparison.failed.items()},
         notes=comparison.notes,
         command=comparison.command,
+        where=_where(comparison, output),
     )
     return content + "\n"
 
@@ -119,6 +122,15 @@ def _explained(comparison: Comparison, output: Path) -> dict[int, str]:
 
 def _address(path: Path | None, output: Path) -> str:
     return quote(Path(os.path.relpath(path, output)).as_posix()) if path is not None else ""
+
+
+def _where(comparison: Comparison, output: Path) -> str:
+    """Where the command is run that makes a page again; no other folders of this machine are named."""
+    place, folder = Path(os.path.abspath(output)), "in which it was run"
+    if place.is_relative_to(Path.cwd()) and place != Path.cwd():
+        folder = f"that has {place.relative_to(Path.cwd()).as_posix()}"
+    real = f"; put the real paths where it says {ELSEWHERE}" if ELSEWHERE in comparison.command else ""
+    return f"This command makes this page again. Run it in the folder {folder}{real}:"
 
 
 def render_markdown(comparison: Comparison, output: Path, has_picture: bool) -> str:
@@ -141,7 +153,7 @@ def render_markdown(comparison: Comparison, output: Path, has_picture: bool) -> 
         lines += ["", "Failed:", ""]
         lines += [f"- {code(name)}: {inline(error)}" for name, error in comparison.failed.items()]
     if comparison.command:
-        lines += ["", "This comparison again:", "", fence(comparison.command, "")]
+        lines += ["", inline(_where(comparison, output)), "", fence(comparison.command, "")]
     return "\n".join(lines) + "\n"
 
 

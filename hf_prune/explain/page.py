@@ -25,6 +25,7 @@ from ..publish.explanation_words import (
     summary,
 )
 from ..publish.markdown import code, fence, inline
+from ..publish.page_style import page_style
 from ..saved.files import write_file
 from .page_colors import STEPS, palette, step_of
 from .page_heat import heads_by_layer, ranks_by_layer, shapes_by_layer, zeros_by_layer
@@ -231,7 +232,7 @@ def _intervals(explanation: Explanation) -> str:
 
 
 def _style() -> str:
-    """The style sheet, with the colours of heat maps."""
+    """The style sheets, with the colours of heat maps."""
 
     def rules(is_dark: bool) -> str:
         colors = enumerate(palette(is_dark))
@@ -239,4 +240,4 @@ def _style() -> str:
 
     sheet = (_FOLDER / "page_style.css").read_text(encoding="utf-8")
     dark = f"@media screen and (prefers-color-scheme: dark) {{\n{rules(True)}\n}}"
-    return f"{sheet}\n{rules(False)}\n{dark}"
+    return f"{page_style()}\n{sheet}\n{rules(False)}\n{dark}"

@@ -32,6 +32,7 @@ from ..publish.redact import without_tokens
 from ..saved.model import SavedModel
 from ..saved.report import make_report
 from ..trainer.claims import claimed
+from ..trainer.reporting import report_explanation
 from .dense_run import Shared, as_text, open_saved, train, train_dense, with_dense_model
 from .explaining import explain_run
 from .outcome import AllScores, AtOnce, RunResult, Say, write_record
@@ -164,11 +165,12 @@ def _run(
     else:
         target_sparsity = plan.final_sparsity if plan is not None else cast(Any, pruner).target_sparsity
     scores = AllScores(pruned, dense, at_once, validation, dense_run.validation if dense_run is not None else None)
-    explain_run(recipe, dense_folder, dtype, say)
+    explanation = explain_run(recipe, dense_folder, dtype, say)
     record = write_record(saved, prepared, trainer, target_sparsity, scores, dense_model, generation, say)
     file_bytes = {"dense": SavedModel(dense_folder).file_bytes} if dense_folder is not None else {}
     files = [*([dense_folder] if dense_folder is not None else []), output / "model", output / "results.json"]
-    if recipe.explain is not None:
+    if explanation is not None:
+        report_explanation(trainer, explanation, "test")
         files.append(output / "model" / PAGE_NAME)
     result = RunResult(
         recipe=without_tokens(recipe.model_dump()),
@@ -192,8 +194,9 @@ def _run(
         vocabulary={"dense": tokens.before, "pruned": tokens.after} if tokens is not None else {},
         validation=scores.of_validation,
     )
-    if shared is not None and recipe.trains_on:
-        log_result(trainer, result)
+    if shared is not None:
+        if recipe.trains_on:
+            log_result(trainer, result)
         close_reports(trainer)
     (output / "results.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     args = trainer.args

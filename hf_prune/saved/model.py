@@ -96,8 +96,13 @@ class SavedModel(os.PathLike):
         return files.weight_files(self.folder)
 
     def check_whole(self) -> None:
-        """Raise ReportError unless there are config.json and weight files of the size that their headers tell."""
-        if not (self.folder / "config.json").exists() and not (self.folder / "adapter_config.json").exists():
+        """Raise ReportError unless there are config.json and weight files of the size that their headers tell.
+
+        In place of config.json may be that of adapters, or sentence-transformers' list of modules, not all of which
+        have one.
+        """
+        names = ("config.json", "adapter_config.json", files.MODULES_NAME)
+        if not any((self.folder / name).exists() for name in names):
             what_to_do = files.where_model_is(self.folder) or "give a folder that save_pretrained has written"
             raise ReportError(f"{self.folder}: expected a saved model with config.json, found none; {what_to_do}")
         for path in self.weight_files:

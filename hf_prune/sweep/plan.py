@@ -23,6 +23,9 @@ from .settings import Range, Swept, parse_settings
 
 STATE_NAME, ERROR_NAME, RESULTS_NAME = "sweep.json", "error.txt", "results.json"
 
+# What has begun and not ended, and how often: the name of a point or of the folder of a dense run -> times.
+BEGUN_NAME = "begun.json"
+
 POINTS, COMPARISON = "points", "comparison"
 
 FORMAT_VERSION = 1

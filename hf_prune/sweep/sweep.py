@@ -6,10 +6,11 @@ import json
 import math
 import shutil
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from ..compare.measures import VALIDATION, evaluation_on
 from ..compare.models import ComparedModel, read_models
 from ..compare.page import write_comparison
 from ..compare.pareto import Limits, axes_of
+from ..config.safe_json import read_object
 from ..errors import CheckpointError, RecipeError, first_line
 from ..recipe.dense_run import DenseRun, Shared
 from ..recipe.outcome import Say
@@ -27,8 +29,16 @@ from ..recipe.run import ShowLayers, run
 from ..saved.files import write_file
 from ..trainer.claims import claimed
 from .dense_runs import dense_folder, dense_key, find_dense, make_dense
-from .plan import AGAINST, COMPARISON, ERROR_NAME, STATE_NAME, Point, SweepPlan
+from .plan import AGAINST, BEGUN_NAME, COMPARISON, ERROR_NAME, STATE_NAME, Point, SweepPlan
 from .study import Study, check_optuna
+
+# After so many kills while it ran, a point has failed: one may have been meant for the sweep.
+_KILLS = 2
+
+_KILLED = (
+    "the process was killed twice while this ran, as the system does where memory runs out; settings that need less "
+    "memory, such as a smaller batch, may help"
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,9 @@ def run_sweep(
 
     The dense model is trained once for all points whose settings leave it as it is, and data are tokenized once. What
     a point gives is what `hf-prune run` gives with the same settings, bit for bit. A point that fails is recorded with
-    its error, and the others go on; a dense run that fails is not tried again for other points. Each point is also
-    evaluated on the validation split, by which trials are told how good they are and the best is chosen.
+    its error, and the others go on; a dense run that fails is not tried again for other points. What was killed twice
+    while it ran has failed, too: a point for which the system kills the process does not end every continuation. Each
+    point is also evaluated on the validation split, by which trials are told how good they are and the best is chosen.
 
     Raises RecipeError, before anything is written, if the first point cannot be run, or if the folder has something
     else or is in use.
@@ -97,7 +108,7 @@ class _Sweep:
         plan = self.plan
         plan.check_folder()
         plan.output.mkdir(parents=True, exist_ok=True)
-        write_file(plan.output / STATE_NAME, (json.dumps(plan.state, indent=1) + "\n").encode())
+        _write_json(plan.output / STATE_NAME, plan.state)
         if plan.trials is None:
             for point in plan.points:
                 self._run_point(point)
@@ -137,12 +148,35 @@ class _Sweep:
     def _error_of(self, point: Point) -> str | None:
         """Run a point; None, or the error that it failed with, and where."""
         try:
-            self._run(point)
+            with self._begun(point.name):
+                self._run(point)
         except Exception as error:  # noqa: BLE001 - whatever it was: it is recorded, and the others go on
             return f"{type(error).__name__}: {first_line(error)}\n\n{traceback.format_exc()}"
         finally:
             finish_wandb()
         return None
+
+    @contextlib.contextmanager
+    def _begun(self, name: str) -> Iterator[None]:
+        """Note in a file that a point or dense run has begun, until it ends: what stays there was killed meanwhile.
+
+        Raises RecipeError for one that was killed twice; it may begin again when the sweep is continued once more.
+        """
+        path = self.plan.output / BEGUN_NAME
+        begun = read_object(path)
+        times = int(begun.get(name, 0))
+        if times >= _KILLS:
+            _write_json(path, begun | {name: _KILLS - 1})
+            raise RecipeError(_KILLED)
+        _write_json(path, begun | {name: times + 1})
+        try:
+            yield
+        finally:
+            others = {one: count for one, count in read_object(path).items() if one != name}
+            if others:
+                _write_json(path, others)
+            else:
+                path.unlink(missing_ok=True)
 
     def _run(self, point: Point) -> None:
         if self.examples is None or not self.examples.fit(point.recipe):
@@ -159,7 +193,8 @@ class _Sweep:
         if key in self.failed_dense:
             raise RecipeError("dense", f"the dense run that this point shares has failed: {self.failed_dense[key]}")
         try:
-            return make_dense(self.plan.output, point.recipe, examples, self.say, point.run_name)
+            with self._begun(dense_folder(self.plan.output, point.recipe).parent.name):
+                return make_dense(self.plan.output, point.recipe, examples, self.say, point.run_name)
         except Exception as error:  # whatever it was: other points need not try it again, and this one fails with it
             self.failed_dense[key] = first_line(error)
             raise
@@ -201,6 +236,10 @@ def _with_dense_name(model: ComparedModel, dense: Collection[Path]) -> ComparedM
     if model.folder is None or model.folder not in dense:
         return model
     return replace(model, name="dense" if len(dense) == 1 else model.folder.parent.name)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _recorded_error(point: Point) -> str:

@@ -27,6 +27,7 @@ from ..saved.model import SavedModel
 from ..saved.removed import Removed, removed_in
 from ..structure.record import STRUCTURE_NAME
 from .base import TrainerBase
+from .reporting import report_explanation
 
 _LABELS = ("labels", "label", "label_ids")
 
@@ -48,6 +49,8 @@ class ExplainingMixin(TrainerBase):
 
         The data are tokenized, with labels for classifiers. Texts are decoded from their tokens, where the trainer has
         a tokenizer.
+
+        Headline figures are also sent where the trainer reports to, as `eval/explain_agreement`.
 
         Args:
             dense_model: the model to compare with, or the path or Hub name of one; the default is the teacher.
@@ -108,6 +111,7 @@ class ExplainingMixin(TrainerBase):
         )
         if output_dir is not None:
             write_explanation(output_dir, found)
+        report_explanation(self, found, "eval")
         return found
 
     def _removed_in_memory(self, model: PreTrainedModel) -> Removed | None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from hf_prune.cli import commands as cli
 from hf_prune.cli import tables
+from hf_prune.cli.messages import quiet
 from hf_prune.publish.record import Cost, RunRecord, save_record
 from hf_prune.recipe.outcome import RunResult
 from hf_prune.saved.model import SavedModel
@@ -203,11 +204,20 @@ def test_names_of_tensors_are_whole_in_a_wide_terminal_and_in_a_pipe(monkeypatch
 
 def test_a_report_without_a_known_class_shows_all_tensors_and_says_why(sparse_bert, tmp_path):
     shutil.copytree(sparse_bert, tmp_path / "model")
-    (tmp_path / "model" / "config.json").unlink()
+    name_no_class(tmp_path / "model")
     text = words(printed("report", tmp_path / "model"))
     assert "classifier.bias" in text
     assert "It is unknown which tensors are prunable" in text
     assert not re.search(r"prunable [\d,]+ ", text)
+
+
+def test_a_module_of_sentence_transformers_without_a_configuration_is_reported(tmp_path):
+    save_file({"embedding.weight": torch.eye(4)}, tmp_path / "model.safetensors")  # as StaticEmbedding is saved
+    modules = [{"idx": 0, "path": "", "type": "sentence_transformers.models.StaticEmbedding"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert "embedding.weight" in words(printed("report", tmp_path))
+    done = invoke("push", tmp_path, "somebody/static", "--dry-run")
+    assert (done.exit_code, "model.safetensors" in done.stdout) == (0, True), done.stderr
 
 
 @pytest.mark.parametrize("name", ["model [v2]", "[bold]model", "model[/x]", "model :smile:", "café"])
@@ -619,6 +629,7 @@ def test_steps_are_for_a_model_and_not_for_a_recipe(tmp_path, material):
 def test_a_wrong_recipe_is_one_line_and_nothing_is_written(
     tmp_path, material, monkeypatch, command, changes, overrides, parts
 ):
+    quiet(data=True)  # `run` shows progress on standard error, unless another command has hidden it in this process
     path = write_recipe(tmp_path, material, **changes)
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path, material)

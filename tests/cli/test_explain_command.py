@@ -212,10 +212,9 @@ def test_a_folder_that_is_no_whole_model_is_refused_by_every_command(broken, mon
     data = ["--data", "none.csv"]
     commands = [["explain", model, *data], ["explain", "good", "--dense", model, *data], ["space", model, "page"]]
     commands += [["export", model, "exported", "--to", "onnx"], *([["compare", model]] if model != "run" else [])]
+    commands += [["report", model], ["card", model], ["push", model, "somebody/film", "--dry-run"]]
     for command in commands:
         assert refused(*command) == [f"hf-prune: {problem}"]
-    if model == "run":
-        assert refused("report", model)[-1].endswith("; the folder model in it has a model: give run/model")
 
 
 def test_a_dense_model_with_the_same_weights_is_warned_of(material, tmp_path, caplog):

@@ -132,7 +132,7 @@ def test_flips_of_explained_models_are_columns_and_their_pages_are_linked(browse
 
 def test_the_table_shows_that_there_is_more_of_it_on_a_narrow_screen(browser, path):
     with shown(browser, path, "narrow") as (page, _, _):
-        table = page.locator(".wide")
+        table = page.locator(".scroll")
         mask = "one => getComputedStyle(one).maskImage.includes('rgba(0, 0, 0, 0)')"
         assert table.evaluate("one => one.scrollWidth > one.clientWidth")
         assert table.evaluate(mask)

@@ -14,6 +14,8 @@ from shrunk import save_shrunk
 from test_commands import invoke, printed, refused
 from test_run import tree
 
+from hf_prune.cli.compare import told
+from hf_prune.cli.sweep import told_setting
 from hf_prune.compare.comparison import compare_models
 from hf_prune.compare.models import read_models
 from hf_prune.compare.page import columns_of, write_comparison
@@ -329,6 +331,36 @@ def test_the_command_writes_the_page_and_names_the_best(folders, tmp_path, monke
     page = (tmp_path / "comparison" / "compare.md").read_text(encoding="utf-8")
     half, most = map(os.path.relpath, both(folders))
     assert f"hf-prune compare {half} {most} --output comparison --min-sparsity 0.8" in page
+
+
+def test_the_command_on_the_page_makes_it_again_and_names_no_folders_elsewhere(folders, tmp_path, monkeypatch):
+    shutil.copytree(folders, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    assert invoke("compare", *both(tmp_path / "runs"), "--output", tmp_path / "out/comparison").exit_code == 0
+    page = tmp_path / "out/comparison/index.html"
+    first = page.read_text(encoding="utf-8")
+    (words,) = re.findall("<p>(This command makes this page again.*)</p>", first)
+    where, _, command = words.removesuffix("</code>").partition(" <code>")
+    assert where == "This command makes this page again. Run it in the folder that has out/comparison:"
+    assert command == "hf-prune compare runs/half runs/most --output out/comparison"
+    page.unlink()
+    assert invoke(*command.split()[1:]).exit_code == 0
+    assert page.read_text(encoding="utf-8") == first.replace(f"{tmp_path}/", "")
+    monkeypatch.chdir(tmp_path / "runs")
+    assert invoke("compare", "half", folders / "most", "--output", tmp_path / "out/comparison").exit_code == 0
+    text = (tmp_path / "out/comparison/compare.md").read_text(encoding="utf-8")
+    assert "hf-prune compare half path/to/most --output path/to/comparison\n" in text
+    assert "in the folder in which it was run; put the real paths where it says path/to/:" in text.replace("\\", "")
+
+
+def test_the_command_of_a_sweep_names_no_folders_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert told(str(tmp_path / "recipes/own.yaml")) == "recipes/own.yaml"
+    assert told("/elsewhere/recipes/own.yaml") == "path/to/own.yaml"
+    assert [told(name) for name in ("sparse", "../own.yaml")] == ["sparse", "../own.yaml"]
+    assert told_setting(f"model.name={tmp_path / 'model'}") == "model.name=model"
+    assert told_setting("pruning.sparsity=0.5,0.7") == "pruning.sparsity=0.5,0.7"
 
 
 def test_json_is_printed_and_nothing_is_written(folders, tmp_path, monkeypatch):

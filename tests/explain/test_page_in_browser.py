@@ -111,6 +111,42 @@ def test_a_page_is_whole_by_itself_and_readable_at_every_size(opened, pages, nam
     assert opened.evaluate(FAINT_TEXTS) == []
 
 
+# The words of the labels of heat maps, between dots and underscores, that are broken over lines.
+BROKEN_WORDS = """() => {
+  const found = [];
+  for (const label of document.querySelectorAll("table.heat th")) {
+    const nodes = document.createTreeWalker(label, NodeFilter.SHOW_TEXT);
+    while (nodes.nextNode()) {
+      for (const word of nodes.currentNode.textContent.matchAll(/[^\\s._]+[._]?/g)) {
+        const range = document.createRange();
+        range.setStart(nodes.currentNode, word.index);
+        range.setEnd(nodes.currentNode, word.index + word[0].length);
+        const tops = [...range.getClientRects()].map(one => Math.round(one.top));
+        if (new Set(tops).size > 1) found.push(label.textContent);
+      }
+    }
+  }
+  return found;
+}"""
+
+
+def test_labels_of_heat_maps_break_at_dots_and_underscores_alone(browser):
+    explanation = EXPLANATIONS["classifier"]()
+    matrices = [
+        one.model_copy(update={"kind": f"block.intermediate_projection_{one.kind}"}) for one in explanation.matrices
+    ]
+    for some in (explanation.matrices, matrices):
+        content = make_page(explanation.model_copy(update={"matrices": tuple(some)}))
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.set_content(content.decode())
+        assert page.locator("table.heat tbody th").count() > 4
+        assert page.evaluate(BROKEN_WORDS) == []
+        breaking = "max-width: 3rem !important; min-width: 0 !important; overflow-wrap: anywhere !important"
+        page.add_style_tag(content=f"table.heat tbody th {{ {breaking}; }}")
+        assert page.evaluate(BROKEN_WORDS) != []
+        page.close()
+
+
 def test_faint_texts_are_found(browser):
     page = browser.new_page()
     page.set_content("<body style='background: #fff'><p style='color: #888'>faint</p><p>clear</p></body>")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from events import scalars_in
 from models import bert, bert_examples, llama, training_arguments
 from shrunk import NEURONS
 from text_models import texts, tokenizer
@@ -12,6 +13,7 @@ from hf_prune.errors import ExplainError, TeacherError
 from hf_prune.explain.page import make_markdown
 from hf_prune.explain.settings import Settings
 from hf_prune.publish.explanation import load_explanation
+from hf_prune.publish.explanation_words import worst_first
 from hf_prune.saved.model import SavedModel
 
 SETTINGS = Settings(resamples=100, costs=False, training_samples=20)
@@ -20,9 +22,10 @@ SETTINGS = Settings(resamples=100, costs=False, training_samples=20)
 def trainer_of(folder, model=None, data=None, **changes):
     data = bert_examples() if data is None else data
     options = {"pruning_config": PruningConfig(sparsity=0.7), "processing_class": tokenizer()} | changes
+    report_to = options.pop("report_to", "none")
     return PruningTrainer(
         model=model or bert(),
-        args=training_arguments(folder, max_steps=2),
+        args=training_arguments(folder, max_steps=2, report_to=report_to),
         train_dataset=data,
         eval_dataset=data,
         data_collator=default_data_collator,
@@ -71,6 +74,38 @@ def test_a_language_model_and_a_dense_one_that_was_given(tmp_path):
         batch = default_data_collator(data)
         loss = trainer.model(**batch).loss
     assert found.metrics[0].pruned.value == pytest.approx(float(loss), abs=1e-5)
+
+
+@pytest.mark.parametrize("with_dense", [True, False])
+def test_tensorboard_gets_the_headline_figures_and_the_card_gets_none_of_them(tmp_path, monkeypatch, with_dense):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    trainer = trainer_of(tmp_path / "run", report_to="tensorboard")
+    trainer.train()
+    logged = len(trainer.state.log_history)
+    found = trainer.explain(bert() if with_dense else None, settings=SETTINGS)
+    answers, gaps, worst = found.answers, {gap.model: gap.gap.value for gap in found.gaps}, worst_first(found)[0]
+    expected = {
+        "accuracy": found.metrics[0].pruned.value,
+        "calibration_error": answers.calibration.error.value,
+        "generalisation_gap": gaps["pruned"],
+        "worst_slice_accuracy": worst.metric.pruned.value,
+    }
+    if with_dense:
+        expected |= {
+            "dense_accuracy": found.metrics[0].dense.value,
+            "agreement": answers.agreement.value,
+            "kl": answers.divergence.value,
+            "right_to_wrong": answers.to_wrong.value,
+            "wrong_to_right": answers.to_right.value,
+            "dense_calibration_error": answers.dense_calibration.error.value,
+            "dense_generalisation_gap": gaps["dense"],
+            "dense_worst_slice_accuracy": worst.metric.dense.value,
+        }
+    scalars = scalars_in(tmp_path / "events")
+    reported = {tag: values for tag, values in scalars.items() if tag.startswith("eval/explain_")}
+    assert reported == {f"eval/explain_{name}": [pytest.approx(value)] for name, value in expected.items()}
+    assert "train/loss" in scalars
+    assert len(trainer.state.log_history) == logged
 
 
 def test_what_cannot_be_explained_is_refused(tmp_path):

@@ -582,7 +582,7 @@ def test_a_card_that_the_hub_does_not_take_is_told_before_anything_is_sent(hub, 
         (["{model}", REPO, "--revision", "a b"], "revision: expected the name of a branch, got 'a b'"),
         (["{model}", REPO, "--revision", "refs/pr/7"], "revision: 'refs/pr/7' does not exist in somebody/sparse"),
         (["{model}", REPO, "--include", "nothing.*"], "'nothing.*' matches none"),
-        (["{model}/assets", REPO], "contains neither model.safetensors"),
+        (["{model}/assets", REPO], "expected a saved model with config.json, found none"),
     ],
     ids=["no folder", "a file", "no name", "both", "no branch", "no pull request", "no file", "no model"],
 )

@@ -3,10 +3,12 @@
 import shlex
 
 import pytest
+from events import scalars_in
 from test_commands import invoke
 from test_run import TEST_SIZE, reviews, save_tiny_bert, tree, write_csv, write_recipe
 
 from hf_prune.errors import RecipeError
+from hf_prune.explain.headline import headline
 from hf_prune.publish.explanation import load_explanation
 from hf_prune.publish.record import dense_beside, load_record
 from hf_prune.recipe.loading import load_recipe
@@ -33,7 +35,8 @@ def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path.parent)  # what lies in the working directory may be named
     monkeypatch.setattr("hf_prune.explain.complexity._SECONDS", 0.1)
     section = {"slices": ["source"], "expressions": {"praise": "good|great"}, "show_texts": True, "resamples": 100}
-    recipe = load_recipe(write_recipe(tmp_path, material, dense={}, explain=section))
+    changes = {"dense": {}, "explain": section, "training__report_to": "tensorboard"}
+    recipe = load_recipe(write_recipe(tmp_path, material, **changes))
     said = []
     result = run(recipe, say=said.append)
     assert "Explaining the pruned model" in said
@@ -54,6 +57,9 @@ def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypa
     assert again.exit_code == 0, again.stderr
     one, other = _without_costs(load_explanation(".")), _without_costs(found)
     assert {key: (one[key], other[key]) for key in one if one[key] != other[key]} == {}
+    reported = {tag: values for tag, values in scalars_in(tmp_path / "out").items() if "explain" in tag}
+    assert reported == {f"test/explain_{name}": [pytest.approx(value)] for name, value in headline(found).items()}
+    assert {"test/explain_agreement", "test/explain_worst_slice_accuracy"} <= reported.keys()
     record = load_record(tmp_path / "out/model")
     assert dense_beside(tmp_path / "out/model", record) == (tmp_path / "out/dense").resolve()
     assert dense_beside(tmp_path / "out/dense", record) is None

@@ -1,5 +1,6 @@
 """Sweeps: each point as a plain run would give it, with one dense run; continued after a kill; compared at the end."""
 
+import html
 import json
 import os
 import re
@@ -308,6 +309,58 @@ def test_a_sweep_that_is_killed_is_continued_and_ends_as_if_it_had_not_been(mate
     for sparsity in (0.5, 0.9):
         ours = tmp_path / "sweep" / "points" / f"sparsity={sparsity}" / "model" / "model.safetensors"
         assert ours.read_bytes() == (point(finished, sparsity) / "model" / "model.safetensors").read_bytes()
+
+
+# A sweep whose process is killed, as for memory, while its first point is run.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import hf_prune.sweep.sweep as module
+from hf_prune.sweep.plan import plan_sweep
+
+run = module.run
+def killed_or_run(recipe, *others):
+    if "0.5" in recipe.output_dir:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run(recipe, *others)
+
+module.run = killed_or_run
+module.run_sweep(plan_sweep(Path(sys.argv[1]), sys.argv[3:], Path(sys.argv[2])), say=[].append)
+"""
+
+
+def test_a_point_during_which_the_process_is_killed_twice_has_failed_and_the_others_go_on(material, tmp_path):
+    path = write_recipe(tmp_path, material, training__max_steps=1)
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(path), str(tmp_path / "sweep"), *GRID]
+    points = tmp_path / "sweep" / "points"
+    for _ in range(2):
+        assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+        assert not (points / "sparsity=0.9").exists()
+    result, _ = sweep(path, *GRID)
+    [(name, error)] = result.failed.items()
+    assert name == "sparsity=0.5"
+    assert "the process was killed twice while this ran, as the system does where memory runs out" in error
+    assert error in (points / name / "error.txt").read_text(encoding="utf-8")
+    assert error in html.unescape((tmp_path / "sweep/comparison/index.html").read_text(encoding="utf-8"))
+    assert (points / "sparsity=0.9" / "results.json").exists()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL  # tried again
+    assert list(sweep(path, *GRID)[0].failed) == [name]
+    assert sweep(path, *GRID)[0].failed == {}  # and here nothing kills it
+    assert not (tmp_path / "sweep" / "begun.json").exists()
+
+
+def test_a_dense_run_during_which_the_process_was_killed_twice_is_not_tried_for_each_point(material, tmp_path):
+    path = distilled(tmp_path, material)
+    plan = plan_sweep(path, GRID, tmp_path / "sweep")
+    dense = f"dense-{dense_key(plan.first.recipe)[:8]}"
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(plan.state), encoding="utf-8")
+    (tmp_path / "sweep" / "begun.json").write_text(json.dumps({dense: 2}), encoding="utf-8")
+    result, said = sweep(path, *GRID)
+    first, second = result.failed.values()
+    assert first.startswith("RecipeError: the process was killed twice while this ran")
+    assert second.startswith("RecipeError: dense: the dense run that this point shares has failed: the process was")
+    assert trained_dense(said) == 0
 
 
 @pytest.mark.usefixtures("eighty_columns")

@@ -37,7 +37,7 @@ cards: $(VENV)/installed
 test: $(VENV)/installed-optimizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# What is slow by nature: a tenth of transformers' architectures, compared with docs/architectures.md; training
+# What is slow by nature: a twentieth of transformers' architectures, compared with docs/architectures.md; training
 # on several processes under FSDP2; recipes with models of more than a hundred million weights; the tests' own stand-in for
 # the Hub. About ten minutes on two cores.
 test-all: $(VENV)/installed-optimizers

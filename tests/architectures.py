@@ -413,7 +413,7 @@ def table(outcomes):
         *TABLE_HEAD.format(len(built), len(outcomes), len(types), len(every)).splitlines(),
         "",
         f"Made with torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__} and peft "
-        f"{peft.__version__} by `make architectures`; `make test-all` tries every tenth",
+        f"{peft.__version__} by `make architectures`; `make test-all` tries every 20th",
         "class again and compares its row.",
         "",
         "If a row has no shares, it gives one of these reasons:",

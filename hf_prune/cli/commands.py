@@ -211,7 +211,7 @@ def report_command(
         from ..saved.report import make_report
 
         if Path(model).is_dir():
-            SavedModel(model).check_whole()
+            SavedModel(model).check_whole(is_opened=False)
         report = make_report(model)
         costs = costs_of(report.model) if Path(report.model).is_dir() else []
     if as_json:
@@ -253,7 +253,7 @@ def card_command(
         from ..saved.model import SavedModel
 
         saved = SavedModel(model)
-        saved.check_whole()
+        saved.check_whole(is_opened=False)
         evaluations = read_metrics(metrics, saved.architecture) if metrics is not None else []
         if without_measurements:
             forget_measurements(saved)
@@ -304,7 +304,7 @@ def push_command(
         from ..publish.packing import packed_beside
         from ..saved.model import SavedModel
 
-        SavedModel(model).check_whole()
+        SavedModel(model).check_whole(is_opened=False)
         page = read_page(model, repo, space, dense, example or [], revision, create_pr)
         if dry_run:
             with packed_beside(model, with_packed) as also:

@@ -95,13 +95,13 @@ class SavedModel(os.PathLike):
         """The weight files. Raises ReportError if there are none, or the index lists a file that is not there."""
         return files.weight_files(self.folder)
 
-    def check_whole(self) -> None:
+    def check_whole(self, is_opened: bool = True) -> None:
         """Raise ReportError unless there are config.json and weight files of the size that their headers tell.
 
         In place of config.json may be that of adapters, or sentence-transformers' list of modules, not all of which
-        have one.
+        have one; and if the model `is_opened` no further, that of pruning: a plain module of PyTorch has no other.
         """
-        names = ("config.json", "adapter_config.json", files.MODULES_NAME)
+        names = ["config.json", "adapter_config.json", files.MODULES_NAME, *([] if is_opened else [CONFIG_NAME])]
         if not any((self.folder / name).exists() for name in names):
             what_to_do = files.where_model_is(self.folder) or "give a folder that save_pretrained has written"
             raise ReportError(f"{self.folder}: expected a saved model with config.json, found none; {what_to_do}")

@@ -16,6 +16,7 @@ from shrunk import save_shrunk
 from test_run import reviews, save_tiny_bert, tree, write_csv, write_recipe
 from typer.testing import CliRunner
 
+import hf_prune
 from hf_prune.cli import commands as cli
 from hf_prune.cli import tables
 from hf_prune.cli.messages import quiet
@@ -218,6 +219,16 @@ def test_a_module_of_sentence_transformers_without_a_configuration_is_reported(t
     assert "embedding.weight" in words(printed("report", tmp_path))
     done = invoke("push", tmp_path, "somebody/static", "--dry-run")
     assert (done.exit_code, "model.safetensors" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_plain_module_that_was_pruned_is_reported(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    config = hf_prune.PruningConfig(sparsity=0.5, targets=["0.weight"], schedule="one_shot", begin=0, end=None)
+    pruner = hf_prune.Pruner(module, config, total_steps=1)
+    pruner.start(1)
+    save_file(module.state_dict(), tmp_path / "model.safetensors")  # as a Trainer saves it
+    pruner.save(tmp_path)
+    assert "50.00%" in words(printed("report", tmp_path))
 
 
 @pytest.mark.parametrize("name", ["model [v2]", "[bold]model", "model[/x]", "model :smile:", "café"])

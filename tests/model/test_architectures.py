@@ -1,4 +1,4 @@
-"""A sample of transformers' architectures in each run, and a tenth of all in `make test-all`.
+"""A sample of transformers' architectures in each run, and a twentieth of all in `make test-all`.
 
 Models warn of their own configurations and of the inputs made here, so warnings are no errors in this file.
 """
@@ -90,11 +90,11 @@ def test_the_sample_has_every_task(by_class):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_tenth_class_passes_and_has_its_row_in_the_table(tmp_path):
+def test_every_twentieth_class_passes_and_has_its_row_in_the_table(tmp_path):
     """In a process of its own, which forks one for each: none sees what another has left, or this run's settings."""
     kept = _rows(TABLE)
-    classes = sorted(kept)[::10]
-    assert len(classes) >= 70
+    classes = sorted(kept)[::20]
+    assert len(classes) >= 35
     written = tmp_path / "architectures.md"
     command = [sys.executable, TESTS / "architectures.py", "--write", written, "--only", f" ({'|'.join(classes)})$"]
     run = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)

@@ -326,12 +326,12 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=40, help="forward passes of each model to take the least of")
     add_training_options(parser)
     parser.add_argument("--dense-steps", type=float, help="the same of the dense models; default: as --steps")
-    parser.add_argument("--only-report", action="store_true", help="measure no latencies, and write the report")
+    parser.add_argument("--only-report", action="store_true", help="measure nothing, and write the report")
     parser.add_argument("--output", type=Path, default=Path("outputs", "structure"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "rows.jsonl"
-    for task in options.tasks:
+    for task in options.tasks if not options.only_report else ():
         known = known_rows(path)
         dense = [Row(task, "dense", seed) for seed in options.seeds]
         gone = [row for row in dense if not (options.output / "models" / row.folder).exists()]

@@ -106,7 +106,7 @@ def test_experts_are_scored_with_other_methods(method):
 
 def test_methods_that_read_inputs_are_refused_for_fused_experts():
     with pytest.raises(TargetError, match="expected the weight of a linear layer for a method that reads inputs"):
-        Pruner(mixtral(), config_of(method="activation"), total_steps=5)
+        Pruner(mixtral(), config_of(structure="neurons", method="activation"), total_steps=5)
 
 
 def test_experts_that_no_token_is_sent_to_leave_first_by_taylor():

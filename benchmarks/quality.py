@@ -30,6 +30,7 @@ from transformers import Trainer, TrainerCallback, logging
 
 from hf_prune import PruningTrainer
 from hf_prune.recipe.loading import load_recipe
+from hf_prune.recipe.precision import computes_in_bfloat16
 from hf_prune.recipe.prepare import Prepared, prepare
 from hf_prune.recipe.schema import Recipe
 
@@ -313,12 +314,6 @@ def measure_all(
         raise RuntimeError(f"{len(failed)} rows failed, see above; run it again to measure them: {failed}")
 
 
-def computes_in_bf16() -> bool:
-    """Whether a GPU is there, or the processor has instructions for bfloat16."""
-    capabilities = torch.cpu.get_capabilities()
-    return torch.cuda.is_available() or any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-
-
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how rows are trained."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
@@ -327,7 +322,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bf16",
         action=argparse.BooleanOptionalAction,
-        default=computes_in_bf16(),
+        default=computes_in_bfloat16(),
         help="autocast, which halves the time; default: where the hardware computes in it",
     )
 

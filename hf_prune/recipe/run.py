@@ -36,6 +36,7 @@ from ..trainer.reporting import report_explanation
 from .dense_run import Shared, as_text, open_saved, train, train_dense, with_dense_model
 from .explaining import explain_run
 from .outcome import AllScores, AtOnce, RunResult, Say, write_record
+from .precision import slow_bfloat16
 from .prepare import Prepared, calibration_data, make_evaluator, make_trainer, prepare, with_smaller_vocabulary
 from .reports import close_reports, log_result
 from .schema import Recipe
@@ -95,6 +96,9 @@ def _run(
         raise recipe.place(RecipeError("output_dir", f"cannot be created: {one_line(error)}")) from error
     if prepared.new_weights:
         say(f"Not in the model's file and initialised at random: {', '.join(prepared.new_weights)}")
+    slow = slow_bfloat16(recipe)
+    if slow is not None:
+        say(slow)
     seconds: dict[str, float] = {}
     if plan is None:  # a target that cannot be reached is refused before anything is trained
         prepared.plan(output)

@@ -254,6 +254,7 @@ class PruningConfig:
         if not is_one_of(self.method, methods):
             hint = f"; a package can declare methods in the entry-point group {ENTRY_POINTS}: is it installed?"
             hint = "" if of_units or nearest(self.method, methods) else hint
+            hint = f" with the structure {self.structure!r}" if of_units and not self.has_target else hint
             hint = "; hf_prune.shrink cuts out units that are zero already" if self.method == "keep" else hint
             yield "method", broken["method"] or expected_one_of(self.method, methods) + hint
         for name, allowed in (
@@ -286,7 +287,7 @@ class PruningConfig:
     def _check_structure(self) -> Iterator[Problem]:
         if not self.has_target and not is_one_of(self.structure, STRUCTURES):
             return
-        beside = "a target" if self.has_target else "a structure"
+        beside = "a target" if self.has_target else f"the structure {self.structure!r}"
         of_layers = self.structure in _COUNTED_BY_LAYER
         for name, default in (("pattern", "unstructured"), ("overrides", None), ("penalty", None)):
             if getattr(self, name) != default and not (name == "overrides" and of_layers):
@@ -416,6 +417,8 @@ class PruningConfig:
             return
         if type(self.round_to) is not int or self.round_to < 2:
             yield "round_to", f"expected a whole number, 2 or more, or None, got {self.round_to!r}"
+        elif self.has_target:
+            yield "round_to", f"must not be set with a target, which finds what is removed, got {self.round_to!r}"
         elif not is_one_of(self.structure, _COUNTED_BY_LAYER):
             yield "round_to", f"expected None without the structure neurons or heads, got {self.round_to!r}"
 

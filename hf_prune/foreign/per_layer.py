@@ -12,6 +12,10 @@ from .late import when_imported
 # The module of `HeterogeneousConfigMixin`, a base class of all configurations; older versions have none.
 _MODULE = "transformers.integrations.heterogeneity.configuration_utils"
 
+# As what the Trainer reads the configuration of a checkpoint, to learn the version that wrote it. It does not know the
+# names that a class has for its fields, such as GPT-2's for the number of layers; the property raises AttributeError.
+_BARE = "PreTrainedConfig"
+
 
 def when_layers_differ(act: Callable[[Any], None]) -> None:
     """Call `act` with each configuration that gets a `per_layer_config`, from now on, in this process.
@@ -29,6 +33,8 @@ def _watch(module: ModuleType, act: Callable[[Any], None]) -> None:
     setter = given.fset
 
     def set_and_act(config: Any, per_layer_config: Any) -> None:
+        if type(config).__name__ == _BARE and not hasattr(config, "num_hidden_layers"):
+            return
         setter(config, per_layer_config)
         if per_layer_config:
             act(config)

@@ -23,12 +23,13 @@ def check_what_is_left(family: Family, config: PruningConfig, model: PreTrainedM
     if family.structure == "layers":
         return
     divisor = row_divisor(family, model)
-    _check_rounding(family, config)
-    if divisor > 1 and config.scope == "global":
+    _check_rounding(family, config, divisor)
+    if config.scope == "global" and (config.round_to or 1) % divisor:
         raise StructureError(
             "scope",
             f"expected 'layer' for the neurons of experts that are computed in one grouped matrix product, which takes "
-            f"multiples of {divisor} alone, got 'global'; or load the model with experts_implementation='eager'",
+            f"multiples of {divisor} alone, got 'global'; or set round_to={divisor}, or load the model with "
+            "experts_implementation='eager'",
         )
     for group in family.groups:
         own = own_share(config, group)
@@ -61,10 +62,19 @@ def _count(config: PruningConfig, sparsity: float, units: int) -> int:
     return rounded_count(count_of(sparsity, units), config.round_to)
 
 
-def _check_rounding(family: Family, config: PruningConfig) -> None:
-    """Raise StructureError for layers whose number of units is no multiple of what it is rounded to."""
+def _check_rounding(family: Family, config: PruningConfig, divisor: int) -> None:
+    """Raise StructureError for layers whose number of units is no multiple of what it is rounded to.
+
+    And if that is no multiple of `divisor`, which the number of units that are left must be.
+    """
     if config.round_to is None:
         return
+    if config.round_to % divisor:
+        raise StructureError(
+            "round_to",
+            f"expected a multiple of {divisor} for the neurons of experts that are computed in one grouped matrix "
+            f"product, got {config.round_to}; or load the model with experts_implementation='eager'",
+        )
     for group in family.groups:
         if group.units % config.round_to:
             fitting = math.gcd(group.units, config.round_to)

@@ -1,7 +1,7 @@
 """Plans, made without any weights: what a training will prune, and what is then left."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, takewhile
@@ -93,13 +93,14 @@ class Plan:
     shared_from: int | None = None
     shared_as: Sequence[str] = ()
     _groups: tuple[Group, ...] = field(default=(), repr=False, compare=False)
+    _depends_on_layers: bool = field(default=False, repr=False, compare=False)
 
     def of_model(self, model: nn.Module) -> "Plan":
         """The same plan with `weights_left`, of the model that was planned for, and with layers that must stay counted.
 
         It stays None where no structure is pruned, and where it depends on which layers are removed.
         """
-        if not self.units:
+        if not self.units or self._depends_on_layers:
             return self
         plain = plain_model(model)
         removed = {f"{one.structure} of {one.path}": one.removed for one in self.units}
@@ -108,8 +109,12 @@ class Plan:
         counts = set()
         for last in (False, True):  # the layers that are removed are the first, or the last
             dropped: dict[str, torch.Tensor] = {}
-            for group in self._groups:
-                dropped |= _some_dropped(group, removed, last)
+            leaving: list[str] = []
+            for group in sorted(self._groups, key=lambda group: group.config.structure != "layers"):
+                flags = _some_dropped(group, removed, last, leaving)
+                if group.config.structure == "layers":
+                    leaving += [layer.path for layer in group.coupled if bool(flags[layer.name].all())]
+                dropped |= flags
             counts.add(sum(tensor.numel() for tensor in cut_of(families, dropped).tensors(shapes).values()))
         depths = {family.stack: len(family.groups) for family in families if family.structure == "layers"}
         units = [replace(one, of=depths[one.path]) if one.structure == "layers" else one for one in self.units]
@@ -163,6 +168,9 @@ def make_plan(
     planned_units: dict[_Units, list[PlannedUnits]] = {}
     gone: dict[str, dict[_Units, Fraction]] = {}  # the share of a tensor that goes with the units of each group
     weights_of = {tensor.name: tensor.weights for tensor in tensors}
+    together = {_units_of(group) for group in groups if _are_ranked_together(group)}
+    layers = {_units_of(group) for group in groups if group.config.structure == "layers"}
+    depends_on_layers = False
     for step in _all_update_steps(groups, windows):
         for index, group in enumerate(groups):
             window = windows[group.config_index]
@@ -171,12 +179,19 @@ def make_plan(
             if group.coupled:
                 units = _units_of(group)
                 start = starts.setdefault(index, group.share_dropped(dropped_of[units]))
+                before = sum(dropped_of[units])
                 planned_units[units], shares = _plan_units(group, window, step, start, dropped_of[units])
+                if units in layers and sum(dropped_of[units]) > before:
+                    leaving = sum(dropped_of[units]) - before
+                    depends_on_layers |= any(
+                        _may_lose_more(other, windows[other.config_index], dropped_of[_units_of(other)], leaving)
+                        for other in groups
+                        if _units_of(other) in together
+                    )
                 for name, share in shares.items():
                     by_group = gone.setdefault(name, {})
                     by_group[units] = share
-                    kept = math.prod((1 - one for one in by_group.values()), start=Fraction(1))
-                    masked[name] = max(masked[name], (1 - kept) * weights_of[name])
+                    masked[name] = max(masked[name], (1 - _kept(by_group, together, layers)) * weights_of[name])
                 if len(planned_units[units]) < len(group.coupled):
                     ranked |= shares.keys()
                 continue
@@ -207,10 +222,7 @@ def make_plan(
         for tensor in tensors
     ]
     by_unit = tuple(group for group in groups if group.coupled)
-    left = {
-        name: weights_of[name] * math.prod((1 - one for one in gone.get(name, {}).values()), start=Fraction(1))
-        for name in asked.keys() & counted
-    }
+    left = {name: weights_of[name] * _kept(gone.get(name, {}), together, layers) for name in asked.keys() & counted}
     masked_of_left = sum((asked[name] * of for name, of in left.items()), Fraction(0))
     return Plan(
         planned,
@@ -221,7 +233,33 @@ def make_plan(
         units=list(chain(*planned_units.values())),
         sparsity_left=float(masked_of_left / sum(left.values())) if gone and left else None,
         _groups=by_unit,
+        _depends_on_layers=depends_on_layers,
     )
+
+
+def _kept(gone: Mapping[_Units, Fraction], together: Collection[_Units], layers: Collection[_Units]) -> Fraction:
+    """The share of a tensor that is left when shares of it have gone with the units of several groups.
+
+    Units of layers that leave count among those that a ranking of all layers removes.
+    """
+    in_ranking = [share for units, share in gone.items() if units in together]
+    most = max(in_ranking, default=Fraction(0))
+    others = []
+    for units, share in gone.items():
+        if in_ranking and units in layers:
+            most = max(most, share)
+        elif units not in together:
+            others.append(share)
+    return math.prod((1 - share for share in others), start=1 - most)
+
+
+def _may_lose_more(group: Group, window: Window, dropped: Sequence[int], leaving: int) -> bool:
+    """Whether more units may go than a ranking of all layers asks for in the end, as so many layers leave with theirs.
+
+    How many these have left by then depends on which they are.
+    """
+    asked = sum(pool.count for pool in group.pools(window, window.end, 0.0, [0] * len(dropped)))
+    return sum(dropped) + leaving * max(group.ranked_units) > asked
 
 
 def _shares_asked_for(
@@ -302,16 +340,20 @@ def _are_ranked_together(group: Group) -> bool:
     return group.scope == "global" and group.config.structure != "layers" and len(group.coupled) > 1
 
 
-def _some_dropped(group: Group, removed: Mapping[str, int], last: bool) -> dict[str, torch.Tensor]:
+def _some_dropped(
+    group: Group, removed: Mapping[str, int], last: bool, leaving: Sequence[str]
+) -> dict[str, torch.Tensor]:
     """Flags (bool) of as many units of a group as will be removed, by the name of their coupled units.
 
-    Of layers, and of units that are ranked together, they are those of the first layers, or of the last.
+    Of layers, and of units that are ranked together, they are those of the first layers, or of the last. `leaving` are
+    the paths of the layers that leave, with all of their units.
     """
     if _are_ranked_together(group):
         left = removed[f"{group.config.structure} of {_stack_of(group)}"]
         found = {}
         for units in reversed(group.coupled) if last else group.coupled:
-            number = min(left, units.units - 1)
+            leaves = any(f"{units.path}.".startswith(f"{path}.") for path in leaving)
+            number = min(left, units.units - (0 if leaves else group.config.round_to or 1))
             left -= number
             found[units.name] = torch.arange(units.units) < number
         return found

@@ -731,15 +731,18 @@ def test_a_share_of_few_steps_begins_after_a_step_for_methods_that_read_one():
             {"structure": "experts", "method": "activation"},
             "method: expected one of magnitude, random, taylor, got 'activation'",
         ),
-        ({"pattern": "2:4"}, "pattern: expected 'unstructured' with a structure, got '2:4'"),
+        ({"pattern": "2:4"}, "pattern: expected 'unstructured' with the structure 'neurons', got '2:4'"),
         ({"scope": "erk"}, "scope: expected 'layer' or 'global' with the structure 'neurons', got 'erk'"),
         (
             {"structure": "layers", "scope": "global"},
             "scope: expected 'layer' with the structure 'layers', got 'global'",
         ),
-        ({"adapters": "sparse_base"}, "adapters: must not be set with a structure, got 'sparse_base'"),
+        ({"adapters": "sparse_base"}, "adapters: must not be set with the structure 'neurons', got 'sparse_base'"),
         ({"shared_values": 16}, "shared_values: must not be set with a structure, got 16"),
-        ({"structure": "layers", "overrides": {"a": 0.5}}, "overrides: expected None with a structure, got {'a': 0.5}"),
+        (
+            {"structure": "layers", "overrides": {"a": 0.5}},
+            "overrides: expected None with the structure 'layers', got {'a': 0.5}",
+        ),
     ],
 )
 def test_what_a_structure_cannot_be_pruned_with_is_refused(changes, message):

@@ -469,6 +469,34 @@ def test_a_plan_has_the_units_that_training_removes_and_the_parameters_it_leaves
     assert units == expected
 
 
+def together(structure, sparsity, **fields):
+    times = {"begin": 2, "end": 6, "frequency": 2, "scope": "global"}
+    return PruningConfig(structure=structure, sparsity=sparsity, **times, **fields)
+
+
+@pytest.mark.widths_per_layer
+@pytest.mark.parametrize(
+    "units",
+    [
+        [together("neurons", 0.6)],
+        [together("neurons", 0.6, round_to=8)],
+        [together("heads", 0.5)],
+        [together("neurons", 0.6), together("heads", 0.5)],
+    ],
+)
+@pytest.mark.parametrize("layers_first", [False, True])
+def test_units_of_layers_that_leave_are_among_those_that_a_ranking_of_all_layers_removes(units, layers_first):
+    layers = PruningConfig(structure="layers", sparsity=0.25, begin=2, end=6, frequency=2)
+    model = bert(num_hidden_layers=4, num_attention_heads=4)
+    plan, pruner, masked = plan_and_small_model(model, [layers, *units] if layers_first else [*units, layers])
+    if layers_first:
+        assert plan.weights_left == pruner.removed["parameters"][1]
+        assert plan.final_sparsity == pytest.approx(masked, abs=1e-12)
+    else:  # a layer leaves when other layers have lost nearly as many units as will leave in the end
+        assert plan.weights_left is None
+        assert plan.final_sparsity <= masked
+
+
 def mixtral_one_by_one():
     """Experts that are computed one after another, and may have any number of neurons."""
     return transformers.MixtralForCausalLM._from_config(mixtral().config, experts_implementation="eager")

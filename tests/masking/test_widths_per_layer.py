@@ -514,6 +514,23 @@ def test_of_the_layers_that_are_named_as_many_go_as_the_sparsity_says():
 def test_fused_experts_are_not_ranked_over_layers():
     with pytest.raises(StructureError, match=r"scope: expected 'layer' for the neurons of experts .* multiples of 4"):
         Pruner(ARCHITECTURES["mixtral"].build(), at_once(), total_steps=1)
+    with pytest.raises(StructureError, match=r"round_to: expected a multiple of 4 for the neurons of experts .* got 6"):
+        Pruner(ARCHITECTURES["mixtral"].build(), at_once(round_to=6), total_steps=1)
+
+
+def test_fused_experts_are_ranked_over_layers_in_multiples_that_they_can_have(tmp_path):
+    model = ARCHITECTURES["mixtral"].build()
+    with torch.no_grad():
+        for parameter in model.model.layers[0].mlp.experts.parameters():
+            parameter[0, :8] *= 30  # so that the other neurons of this layer rank low
+    pruner = Pruner(model, at_once(sparsity=0.5, round_to=4), total_steps=1)
+    pruner.shrink()
+    left = {name: len(units["kept"]) for name, units in pruner.removed["units"].items()}
+    assert not any(number % 4 for number in left.values())
+    assert len(set(left.values())) > 1
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(logits_of(again, "mixtral"), logits_of(model, "mixtral"))
 
 
 def test_heads_of_all_layers_are_found_where_only_some_have_a_number_of_their_own():

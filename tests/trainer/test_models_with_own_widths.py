@@ -1,10 +1,12 @@
 """Widths per layer in the Trainer: cut out in training, saved, opened with the import, resumed bit for bit."""
 
+import copy
 import json
 
 import pytest
 import torch
-from models import ARCHITECTURES, bert, bert_examples, training_arguments
+import transformers
+from models import ARCHITECTURES, bert, bert_examples, gpt2, training_arguments
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from hf_prune import DistillationConfig, PruningCallback, PruningConfig, PruningTrainer
@@ -80,6 +82,34 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_whole_one(whole, tmp_path, step):
         assert are_equal(trainer.model, resumed.model)
         assert resumed.pruner.removed == trainer.pruner.removed
         assert resumed.pruner.sparsity == trainer.pruner.sparsity
+
+
+def distilbert():
+    config = transformers.DistilBertConfig(
+        vocab_size=64, dim=16, n_layers=3, n_heads=4, hidden_dim=24, max_position_embeddings=32
+    )
+    return transformers.DistilBertForSequenceClassification(config)
+
+
+@pytest.mark.parametrize(("build", "kind"), [(gpt2, "gpt2"), (distilbert, "bert")])
+def test_a_class_that_names_the_number_of_its_layers_otherwise_is_resumed(build, kind, tmp_path):
+    def trainer_of_class(model, **arguments):
+        return PruningTrainer(
+            model=model,
+            args=training_arguments(tmp_path, max_steps=8, **arguments),
+            train_dataset=ARCHITECTURES[kind].examples(40),
+            pruning_config=PruningConfig(structure="neurons", scope="global", sparsity=0.5, **TIMES),
+        )
+
+    torch.manual_seed(0)
+    first = build()
+    whole = trainer_of_class(copy.deepcopy(first), save_strategy="steps", save_steps=6)
+    whole.train()
+    small = type(first).from_pretrained(tmp_path / "checkpoint-6")
+    for model in (first, small):
+        resumed = trainer_of_class(model)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+        assert are_equal(whole.model, resumed.model)
 
 
 def test_the_callback_makes_the_model_of_a_stock_trainer_smaller_and_it_is_resumed(tmp_path):

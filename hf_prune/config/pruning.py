@@ -253,8 +253,10 @@ class PruningConfig:
             methods = tuple(name for name in method_names("neurons") if name in method_names("layers"))
         if not is_one_of(self.method, methods):
             hint = f"; a package can declare methods in the entry-point group {ENTRY_POINTS}: is it installed?"
-            hint = "" if of_units or nearest(self.method, methods) else hint
-            hint = f" with the structure {self.structure!r}" if of_units and not self.has_target else hint
+            if of_units:
+                hint = "" if self.has_target else f" with the structure {self.structure!r}"
+            elif nearest(self.method, methods):
+                hint = ""
             hint = "; hf_prune.shrink cuts out units that are zero already" if self.method == "keep" else hint
             yield "method", broken["method"] or expected_one_of(self.method, methods) + hint
         for name, allowed in (

@@ -98,7 +98,8 @@ class Plan:
     def of_model(self, model: nn.Module) -> "Plan":
         """The same plan with `weights_left`, of the model that was planned for, and with layers that must stay counted.
 
-        It stays None where no structure is pruned, and where it depends on which layers are removed.
+        It stays None where no structure is pruned, and where it depends on which layers are removed: also where these
+        may leave with more units than a ranking of all layers asks for.
         """
         if not self.units or self._depends_on_layers:
             return self
@@ -122,7 +123,10 @@ class Plan:
 
     @property
     def final_sparsity(self) -> float:
-        """The share of masked weights of all targets after the last update."""
+        """The share of masked weights of all targets after the last update.
+
+        Training may mask more where `layers` are removed beside a ranking of all layers, see `of_model`.
+        """
         if self.updates:
             return self.updates[-1].sparsity
         return sum(tensor.masked for tensor in self.tensors if tensor.counted) / max(self.weights, 1)

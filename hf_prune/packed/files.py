@@ -168,14 +168,14 @@ def _rounded_rows(content: np.ndarray, entry: Entry, kind: str) -> tuple[np.ndar
     if entry.shape[0] and not entry.shape[1]:
         raise PackedError(f"{entry.name}: expected rows with weights to round to {kind}, got the shape {entry.shape}")
     scales, numbers = to_rows(weights, ROUNDED_TO[kind])
-    rounded = row_patterns(scales, numbers, patterns.dtype)
-    infinity = 0x7F80 if rounded.itemsize == 2 else 0x7F800000
-    if (rounded & infinity == infinity).any():
+    most = np.full((scales.size, 1), ROUNDED_TO[kind], np.int8)  # each row has its scale times this
+    infinity = 0x7F80 if patterns.itemsize == 2 else 0x7F800000
+    if (row_patterns(scales, most, patterns.dtype) & infinity == infinity).any():
         raise PackedError(
             f"{entry.name}: expected weights that stay finite when they are rounded to {kind}, got some up to "
             f"{np.abs(weights).max():g}"
         )
-    return rounded.view(np.uint8), pack_rows(scales, numbers, entry.dtype)
+    return row_patterns(scales, numbers, patterns.dtype).view(np.uint8), pack_rows(scales, numbers, entry.dtype)
 
 
 def _header_text(dense: Header, digest: str, listed: Mapping[str, Any]) -> bytes:

@@ -159,10 +159,11 @@ def test_blocks_with_the_lowest_means_leave_first_and_one_stays_in_each_layer():
     assert widths(model) == [8, 8, 8, 8]
 
 
-def test_as_many_leave_each_layer_as_the_nearest_multiple():
-    model = small_bert()
-    Pruner(model, at_once(scope="layer", sparsity=0.3, round_to=8), total_steps=1).shrink()
-    assert widths(model) == [16] * 4
+@pytest.mark.parametrize(("width", "sparsity", "left"), [(24, 0.3, 16), (24, 0.5, 8), (48, 0.75, 16)])
+def test_as_many_leave_each_layer_as_the_nearest_multiple(width, sparsity, left):
+    model = small_bert(intermediate_size=width)
+    Pruner(model, at_once(scope="layer", sparsity=sparsity, round_to=8), total_steps=1).shrink()
+    assert widths(model) == [left] * 4
 
 
 def test_what_is_gone_already_is_filled_up_to_a_multiple():

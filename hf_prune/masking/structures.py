@@ -27,7 +27,7 @@ from ..structure.norms import normalise_others
 from ..structure.proof import Example, proven
 from ..structure.record import STRUCTURE_NAME, cut_of_record, describe_cut, is_cut, read_structure, write_structure
 from ..structure.routing import avoid
-from ..structure.shrink import Cut, cut_of, shrink_model
+from ..structure.shrink import Cut, cut_of, in_fewest_values, shrink_model
 from ..structure.skipping import skip
 from ..structure.units import CoupledUnits, Family
 from .feasible import check_what_is_left
@@ -227,7 +227,8 @@ class Structures:
         dropped: dict[str, torch.Tensor] = {}
         for group in groups:
             dropped.update(masked_units(group, masks) if group.coupled else {})
-        return cut_of(self._all_families(), dropped)
+        cut = cut_of(self._all_families(), dropped)
+        return in_fewest_values(cut, cast(PreTrainedModel, self._model), self._class)
 
     def _all_families(self) -> list[Family]:
         """The families of all configurations; those that several prune, one after another, once."""
@@ -276,7 +277,8 @@ class Structures:
             return False
         plain = cast(PreTrainedModel, plain_model(model))
         if not is_cut(content, plain.config, directory):
-            shrink_model(plain, cut_of_record(content, self._all_families(), directory))
+            cut = cut_of_record(content, self._all_families(), directory)
+            shrink_model(plain, in_fewest_values(cut, plain))
         self._take_removed(content)
         return True
 
@@ -364,13 +366,14 @@ def _with_hint_of_resuming(error: StructureError, model: PreTrainedModel) -> Str
 def _warn_of_import(families: Sequence[Family], model: PreTrainedModel) -> None:
     """Say before training that the smaller model will not open everywhere."""
     if any(family.per_layer for family in families) and not reads_overrides(type(model.config)):
-        what = "can differ from layer to layer" if not families[0].needs_per_layer else "are counted layer by layer"
+        needed = families[0].needs_per_layer
         logger.warning(
-            "The %s %s, which %s does not read from its configuration by itself yet: the smaller model opens after "
+            "The %s %s, which %s does not read from its configuration by itself yet: %sthe smaller model opens after "
             "`import hf_prune`, and without it from_pretrained raises an error.",
             families[0].structure,
-            what,
+            "are counted layer by layer" if needed else "can differ from layer to layer",
             type(model).__name__,
+            "" if needed else "if they do, ",
         )
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,8 +56,8 @@ class Cut:
         """
         values: dict[Path, Any] = {}
         own = self._own_values(config)
-        for family in self.families:
-            counts = {len(self.kept[group.name]) for group in family.groups if group.name in self.kept}
+        for family in self._smaller_families:
+            counts = self._counts(family)
             if family.structure == "layers":
                 kept = [index for index, group in enumerate(family.groups) if len(self.kept[group.name])]
                 values.update(family.config(config, len(kept), kept))
@@ -74,19 +74,45 @@ class Cut:
                     f"expected the same number of {family.structure} in every layer, for the configuration has one "
                     f"number for all, got {', '.join(map(str, sorted(counts)))}",
                 )
-        return values | {(*section, FIELD): one for section, one in own.items()}
+        of_layers = {section: {index: one for index, one in layers.items() if one} for section, layers in own.items()}
+        return values | {(*section, FIELD): layers or None for section, layers in of_layers.items()}
 
     def _own_values(self, config: PreTrainedConfig) -> dict[Path, dict[int, dict[str, Any]]]:
         """The values of single layers, by the part of the configuration, and by the index that the layers had."""
-        sections = {field.path[:-1] for family in self.families for field in family.fields}
+        sections = {field.path[:-1] for family in self._smaller_families for field in family.fields}
         own = {section: overrides for section in sections if (overrides := overrides_in(config, section))}
-        for family in self.families:
+        for family in self._smaller_families:
+            for field in family.fields if not family.per_layer else ():
+                for of_layer in own.get(field.path[:-1], {}).values():
+                    of_layer.pop(field.path[-1], None)
             for group in family.groups if family.per_layer else ():
                 for field in family.fields if group.name in self.kept else ():
                     layers = own.setdefault(field.path[:-1], {})
                     value = field.value(len(self.kept[group.name]), value_in(config, field.path))
                     layers.setdefault(family.layer_of(group.path), {})[field.path[-1]] = value
         return own
+
+    @property
+    def _smaller_families(self) -> list[Family]:
+        """The families of which units are removed: the configuration says no more of the others than before."""
+        return [
+            family
+            for family in self.families
+            if any(len(self.kept[group.name]) < group.units for group in family.groups if group.name in self.kept)
+        ]
+
+    def _counts(self, family: Family) -> set[int]:
+        """The numbers of units that the groups of a family keep."""
+        return {len(self.kept[group.name]) for group in family.groups if group.name in self.kept}
+
+    def with_one_number(self) -> list["Cut"]:
+        """The same cut, with one number for all layers in place of one for each; for each family that allows it."""
+        found = []
+        for family in self._smaller_families:
+            if family.per_layer and not family.needs_per_layer and len(self._counts(family)) == 1:
+                alike = replace(family, per_layer=False)
+                found.append(replace(self, families=tuple(alike if one is family else one for one in self.families)))
+        return found
 
     def config(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """The configuration of what is left."""
@@ -216,12 +242,24 @@ def shrink_model(model: PreTrainedModel, cut: Cut, optimizer: torch.optim.Optimi
     _copy_sizes(skeleton, whole, model)
 
 
-def misfit(model: PreTrainedModel, cut: Cut) -> str | None:
+def in_fewest_values(cut: Cut, model: PreTrainedModel, model_class: type[PreTrainedModel] | None = None) -> Cut:
+    """The same cut, with one number for all layers where they keep as many, and the model's class builds that.
+
+    Then `from_pretrained` opens what is left as it opens other models. `model_class` is that of a model which is
+    sharded.
+    """
+    for other in cut.with_one_number():
+        if misfit(model, other, model_class) is None:
+            return in_fewest_values(other, model, model_class)
+    return cut
+
+
+def misfit(model: PreTrainedModel, cut: Cut, model_class: type[PreTrainedModel] | None = None) -> str | None:
     """Why `from_pretrained` could not open what is left of a model; None if it can."""
     tensors = {**dict(model.named_parameters()), **saved_buffers(model)}
     try:
         with torch.device("meta"):
-            skeleton = type(model)(cut.config(model.config))
+            skeleton = (model_class or type(model))(cut.config(model.config))
         left = cut.tensors({name: torch.empty(shape_of(tensor), device="meta") for name, tensor in tensors.items()})
         _check_shapes(left, {**dict(skeleton.named_parameters()), **saved_buffers(skeleton)})
     except StructureError as error:

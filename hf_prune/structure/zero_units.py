@@ -12,7 +12,7 @@ from ..model.names import named_parameters
 from ..model.per_layer import has_overrides
 from .coupled import checked_model, families_of, with_own_widths
 from .proof import proven
-from .shrink import cut_of, shrink_model
+from .shrink import cut_of, in_fewest_values, shrink_model
 from .units import CoupledUnits, Family
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, per
     Returns the same model, smaller and faster, with the same outputs up to rounding; its configuration opens it with a
     plain `from_pretrained`. As a configuration has one number for all layers, each keeps as many units as the one with
     the most. If `per_layer`, each layer keeps its own number, heads of models like BERT can be cut out too, and the
-    model that is saved opens only after `import hf_prune` (with transformers 5.15 or later). The moments in the
+    model that is saved opens only after `import hf_prune` (with transformers 5.15 or later), unless all layers keep as
+    many. The moments in the
     optimizer's state are cut with the weights. Layers leave no zeros that could be told from others; `Pruner.shrink`
     and `PruningTrainer` remove them. Units that cannot be removed from the model stay. A warning says so if nothing was
     cut out.
@@ -42,7 +43,7 @@ def shrink(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, per
                 families.append(family)
                 dropped.update(gone)
     if families:
-        shrink_model(plain, cut_of(families, dropped), optimizer)
+        shrink_model(plain, in_fewest_values(cut_of(families, dropped), plain), optimizer)
     else:
         logger.warning(
             "Nothing was cut out: %s.",

@@ -294,6 +294,76 @@ def test_heads_of_bert_leave_the_same_number_in_each_layer_by_default(caplog):
     assert values["head_dim"] == 4
 
 
+# ---- In as few values as possible ----
+
+
+@pytest.mark.parametrize("by", ["scope", "shrink"])
+def test_layers_that_end_alike_are_saved_with_one_number_for_all(tmp_path, by):
+    torch.manual_seed(0)
+    model = llama(num_attention_heads=4, num_key_value_heads=2)
+    neurons, heads = (find_families(model, structure)[0] for structure in ("neurons", "heads"))
+    with torch.no_grad():
+        for group, kept in [(neurons.groups[0], 8), (neurons.groups[1], 8), (heads.groups[0], 1), (heads.groups[1], 1)]:
+            for part in group.all_parts:
+                weight = model.get_parameter(part.name)
+                weight.index_fill_(part.dim, part.indices(torch.arange(kept, group.units)), 0)
+    whole = logits_of(model, "llama")
+    if by == "scope":
+        share = 1 - 8 / neurons.groups[0].units
+        Pruner(model, [at_once(sparsity=share), at_once("heads", sparsity=0.5)], total_steps=1).shrink()
+    else:
+        shrink(model, per_layer=True)
+    torch.testing.assert_close(logits_of(model, "llama"), whole, rtol=1e-5, atol=1e-6)
+    assert not per_layer.has_overrides(model.config)
+    saved = model.config.to_dict()
+    assert "per_layer_config" not in saved
+    assert (saved["intermediate_size"], saved["num_attention_heads"], saved["num_key_value_heads"]) == (8, 2, 1)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits_of(type(model).from_pretrained(tmp_path), "llama"), logits_of(model, "llama"))
+
+
+def test_layers_that_end_alike_after_they_differed_are_saved_with_one_number_for_all():
+    model = zeroed([3, 0, 20, 8])
+    shrink(model, per_layer=True)
+    assert per_layer.has_overrides(model.config)
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.intermediate.dense.weight[4:] = 0
+            layer.intermediate.dense.bias[4:] = 0
+            layer.output.dense.weight[:, 4:] = 0
+    expected = logits_of(model)
+    shrink(model, per_layer=True)
+    assert widths(model) == [4] * 4
+    assert "per_layer_config" not in model.config.to_dict()
+    assert model.config.intermediate_size == 4
+    torch.testing.assert_close(logits_of(model), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("build", [small_bert, lambda: llama(num_attention_heads=4, num_key_value_heads=2)])
+def test_the_configuration_says_no_more_of_units_of_which_none_are_removed(build, scope):
+    model = build()
+    before = model.config.to_dict()
+    few = at_once("heads", sparsity=0.02, scope=scope)
+    Pruner(model, [at_once(sparsity=0.5, scope="layer"), few], total_steps=1).shrink()
+    changed = {name for name, value in model.config.to_dict().items() if value != before.get(name)}
+    assert changed == {"intermediate_size"}
+
+
+def test_a_run_whose_layers_end_alike_goes_on_from_its_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = zeroed([12, 12, 12, 12])
+    whole = copy.deepcopy(model)
+    pruner = Pruner(model, at_once(sparsity=0.5), total_steps=1)
+    pruner.shrink()
+    assert widths(model) == [12] * 4
+    pruner.save(tmp_path)
+    resumed = Pruner(whole, at_once(sparsity=0.5))
+    resumed.cut_as_saved(tmp_path)
+    assert whole.config.to_dict() == model.config.to_dict()
+    assert all(map(torch.equal, model.state_dict().values(), whole.state_dict().values()))
+
+
 def configs():
     return [config(), config("heads", sparsity=0.5), config("layers", sparsity=0.25, scope="layer")]
 

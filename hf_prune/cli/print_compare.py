@@ -34,9 +34,10 @@ def print_comparison(comparison: "Comparison", files: Sequence[Path]) -> None:
             console.print(one)
     for sentence in comparison.verdict:
         console.print(f"\n{sentence}")
-    if comparison.push_command is not None:
+    push = comparison.push_command()
+    if push is not None:
         console.print("\nTo push it:")
-        console.print(f"  {comparison.push_command}", soft_wrap=True)
+        console.print(f"  {push}", soft_wrap=True)
     console.print("\nFiles written:")
     for path in files:
         console.print(f"  {path}", soft_wrap=True)

@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..publish.record import Hardware
@@ -107,13 +108,16 @@ class Comparison:
             found.append(f"The standard error of this accuracy is {100 * error:.1f} points{among}.")
         return found
 
-    @property
-    def push_command(self) -> str | None:
-        """The command that pushes the best model; None if there is none."""
+    def push_command(self, run_in: Path | None = None) -> str | None:
+        """The command that pushes the best model; None if there is none.
+
+        It is run where the comparison was, or in the folder `run_in`.
+        """
         best = self.choice.best
         if best is None or best.folder is None:
             return None
-        return f"hf-prune push {shlex.quote(os.fspath(best.folder))} USER/NAME"
+        folder = os.fspath(best.folder) if run_in is None else Path(os.path.relpath(best.folder, run_in)).as_posix()
+        return f"hf-prune push {shlex.quote(folder)} USER/NAME"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -131,7 +135,7 @@ class Comparison:
             "best": best.name if best is not None else None,
             "closest": closest.name if closest is not None else None,
             "verdict": self.verdict,
-            "push": self.push_command,
+            "push": self.push_command(),
             "notes": list(self.notes),
             "failed": self.failed,
             "models": [self._row(model) for model in self.models],

@@ -15,7 +15,7 @@ from ..errors import CompareError, one_line
 from ..publish.explanation import ELSEWHERE, Answers, Estimate
 from ..publish.explanation_words import complement, percent
 from ..publish.markdown import code, fence, inline, single_line
-from ..publish.page_style import page_style
+from ..publish.page_style import breakable, page_style
 from .charts import HEIGHT, WIDTH, charts_of, draw_png
 from .comparison import Comparison, figure, shown_with_spread
 from .models import ComparedModel
@@ -87,14 +87,13 @@ def rows_of(comparison: Comparison) -> list[Row]:
 
 def render_page(comparison: Comparison, output: Path) -> str:
     """The page, whose links lead from the folder `output` to the cards."""
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        _TEMPLATE.read_text(encoding="utf-8")
-    )
-    content = template.render(
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["breakable"] = breakable
+    content = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         style=page_style(),
         title=comparison.title,
         verdict=comparison.verdict,
-        push=comparison.push_command,
+        push=comparison.push_command(output),
         charts=charts_of(comparison),
         width=WIDTH,
         height=HEIGHT,
@@ -137,8 +136,9 @@ def render_markdown(comparison: Comparison, output: Path, has_picture: bool) -> 
     """The same as Markdown, whose links lead from the folder `output` to the cards."""
     links, explained = _links(comparison, output), _explained(comparison, output)
     lines = [f"# {inline(comparison.title)}", "", *(f"{inline(sentence)}\n" for sentence in comparison.verdict)]
-    if comparison.push_command is not None:
-        lines += ["To push it:", "", fence(comparison.push_command, ""), ""]
+    push = comparison.push_command(output)
+    if push is not None:
+        lines += ["To push it, run in the folder of this page:", "", fence(push, ""), ""]
     if has_picture:
         lines += [f"![Charts of the metric over what it is traded for]({PICTURE_NAME})", ""]
     columns = columns_of(comparison)

@@ -25,7 +25,7 @@ from ..publish.explanation_words import (
     summary,
 )
 from ..publish.markdown import code, fence, inline
-from ..publish.page_style import page_style
+from ..publish.page_style import breakable, page_style
 from ..saved.files import write_file
 from .page_colors import STEPS, palette, step_of
 from .page_heat import heads_by_layer, ranks_by_layer, shapes_by_layer, zeros_by_layer
@@ -88,6 +88,7 @@ def _render(template: str, is_html: bool, values: Mapping[str, Any]) -> bytes:
     environment = Environment(
         loader=FileSystemLoader(_FOLDER), autoescape=is_html, undefined=StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters["breakable"] = breakable
     text = environment.get_template(template).render(values)
     return _NOT_IN_PAGES.sub("\N{REPLACEMENT CHARACTER}", text).encode()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import pytest
 from compared_models import cost, evaluation, save_compared
@@ -140,6 +141,35 @@ def test_the_table_shows_that_there_is_more_of_it_on_a_narrow_screen(browser, pa
         page.wait_for_timeout(100)  # for the next frame
         assert not table.evaluate(mask)
         assert table.evaluate("one => getComputedStyle(one).backgroundImage").count("linear-gradient") == 4
+
+
+BROKEN_WORDS = """
+() => [...document.querySelectorAll('td.name a')].flatMap(link => [...link.childNodes])
+  .filter(node => node.nodeType === Node.TEXT_NODE && !node.textContent.includes(' ')).filter(node => {
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    return range.getClientRects().length > 1;
+  }).map(node => node.textContent)
+"""
+
+
+def test_names_break_after_signs_and_not_inside_words(browser, path):
+    with shown(browser, path, "narrow") as (page, _, _):
+        heights = page.evaluate("[...document.querySelectorAll('td.name a')].map(link => link.getClientRects().length)")
+        assert max(heights) > 1  # some names take several lines
+        assert page.evaluate(BROKEN_WORDS) == []
+        shown_name = page.locator("td.name a").first.inner_text()
+    assert shown_name == "sparsity=0.0,method=magnitude,training.learning_rate=0.0001,0"
+
+
+def test_the_command_on_the_page_finds_the_model_from_the_folder_of_the_page(path):
+    said = json.loads((path.parent / "compare.json").read_text())
+    for name in ("index.html", "compare.md"):
+        [folder] = re.findall(
+            r"hf-prune push (?:&#39;|')?([^ ]+?)(?:&#39;|')? USER/NAME", (path.parent / name).read_text()
+        )
+        assert folder.startswith("../")
+        assert (path.parent / folder).resolve().name == said["best"]
 
 
 def test_points_that_lie_on_each_other_share_a_label(browser, path):

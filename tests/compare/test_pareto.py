@@ -120,7 +120,7 @@ def test_without_a_model_within_the_limits_the_closest_is_named():
     assert comparison.verdict[0].startswith(
         "No model has at most 0.5 MB and at least 95% sparsity. The closest is small, accuracy 0.7000 on 400 samples"
     )
-    assert comparison.push_command is None
+    assert comparison.push_command() is None
 
 
 def test_what_a_limit_is_about_must_have_been_measured():

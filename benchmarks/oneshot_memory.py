@@ -9,10 +9,12 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
-from oneshot_measure import resident, start_peak
+from oneshot_measure import AnonymousPeak, resident, start_peak
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_prune import CalibrationConfig, PruningConfig, prune
@@ -39,8 +41,22 @@ ROWS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
 }
 
 
+# The same with weights and masks that are mapped from files: of models with more layers.
+MAPPED: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    f"llama, {layers} layers, alps, 16 × 512, all on disk": (
+        {**LLAMA, "num_hidden_layers": layers},
+        "alps",
+        {"samples": 16, "length": 512, "offload": "disk"},
+    )
+    for layers in (3, 24)
+}
+
+
 def measure(row: str) -> None:
     """Print what was planned and what was measured, in bytes, as JSON."""
+    if row in MAPPED:
+        measure_mapped(row)
+        return
     fields, method, settings = ROWS[row]
     config, calibration = PruningConfig(method=method, sparsity=0.5), CalibrationConfig(**settings)
     torch.manual_seed(0)
@@ -59,20 +75,45 @@ def measure(row: str) -> None:
     print(json.dumps({"planned": planned.peak, "measured": resident("VmHWM") - before, "at": planned.at}))
 
 
+def measure_mapped(row: str) -> None:
+    """The same for a model that is opened from a folder, whose weights are mapped from its files.
+
+    Measured is the memory beside what is mapped; `weights` are the bytes of the model's weights.
+    """
+    fields, method, settings = MAPPED[row]
+    config, calibration = PruningConfig(method=method, sparsity=0.5), CalibrationConfig(**settings)
+    windows = torch.randint(5, 8000, (calibration.samples, calibration.length))
+    with tempfile.TemporaryDirectory() as folder:
+        small = {**fields, **SMALL[fields["model_type"]]}
+        for name, one in (("small", small), ("model", fields)):
+            AutoModelForCausalLM.from_config(AutoConfig.for_model(**one)).save_pretrained(Path(folder, name))
+        opened = AutoModelForCausalLM.from_pretrained(Path(folder, "small"))
+        prune(opened, config, windows[:2, :64], CalibrationConfig(samples=2, length=64, offload="disk"))
+        model = AutoModelForCausalLM.from_pretrained(Path(folder, "model"))
+        planned = plan_memory(model, config, calibration, calibration.length, has_directory=True)
+        give_back_freed_memory()
+        before = resident("RssAnon")
+        with AnonymousPeak() as peak:
+            prune(model, config, windows, calibration, directory=Path(folder, "pruned"))
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+    found = {"planned": planned.peak, "measured": peak.most - before, "at": planned.at, "weights": weights}
+    print(json.dumps(found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--row", choices=ROWS, help="measure one, in this process")
+    parser.add_argument("--row", choices=[*ROWS, *MAPPED], help="measure one, in this process")
     options = parser.parse_args()
     if options.row is not None:
         measure(options.row)
         return
-    print(f"{'':40} {'planned, MB':>12} {'measured, MB':>13} {'ratio':>6}")
-    for row in ROWS:
+    print(f"{'':45} {'planned, MB':>12} {'measured, MB':>13} {'ratio':>6}")
+    for row in (*ROWS, *MAPPED):
         command = [sys.executable, __file__, "--row", row]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         ratio = found["measured"] / found["planned"]
-        print(f"{row:40} {found['planned'] / 1e6:12,.0f} {found['measured'] / 1e6:13,.0f} {ratio:6.2f}", flush=True)
+        print(f"{row:45} {found['planned'] / 1e6:12,.0f} {found['measured'] / 1e6:13,.0f} {ratio:6.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def prune_command(
             offload=offload,
         )
         if dry_run:
-            show_plan_at_once(plan_saved(model, config, calibration, gguf_file, dtype), as_json)
+            show_plan_at_once(plan_saved(model, config, calibration, gguf_file, dtype, target_quality), as_json)
             return
         section = _section(data, data_config, split, text_column, where)
         with layers_done() as progress:

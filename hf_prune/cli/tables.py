@@ -182,6 +182,12 @@ def print_plan_at_once(plan: "OneShotPlan") -> None:
         ):
             table.add_row(_name(name, 60), f"{size / 1e9:,.2f}")
         console.print(table)
+        if memory.masks < plan.weights:
+            console.print(
+                "Masks, and the weights of a model on the CPU in the type it is saved in, are mapped from files; they "
+                "need not fit into memory.",
+                soft_wrap=True,
+            )
     if plan.memory_note is not None:
         console.print(f"\nThe memory is not known in advance: {plan.memory_note}", soft_wrap=True)
 

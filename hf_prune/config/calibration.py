@@ -33,7 +33,8 @@ class CalibrationConfig:
         autocast: `bfloat16` or `float16`: the forward passes of a float32 model compute in it, which is faster where
             the processor can; sums and solvers stay in float32, and the weights too. Default None: as the weights are.
         offload: where the tensors of forward passes wait that are paused before a layer: `cpu`, for a model on an
-            accelerator, or `disk`, in a file in the output's folder. The result is the same, bit for bit. Default None:
+            accelerator, or `disk`, in a file in the output's folder; then the pruned weights of linear layers in a model
+            on the CPU, and their masks, are mapped from there, too. The result is the same, bit for bit. Default None:
             they stay on the model's device.
 
     Raises:
@@ -48,7 +49,9 @@ class CalibrationConfig:
     dense_weight: float = field(default=0.75, metadata={"help": "Weight of the dense model's outputs, 0 to 1."})
     residual_weight: float = field(default=0.5, metadata={"help": "Weight of the residual stream's lack, 0 to 1."})
     autocast: str | None = field(default=None, metadata={"help": "bfloat16 or float16, for the forward passes."})
-    offload: str | None = field(default=None, metadata={"help": "cpu or disk, for what paused forward passes hold."})
+    offload: str | None = field(
+        default=None, metadata={"help": "cpu or disk, for what paused forward passes hold; disk for masks, too."}
+    )
 
     def __post_init__(self) -> None:
         numbers_as_floats(self, "damping", "dense_weight", "residual_weight")

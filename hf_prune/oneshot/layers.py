@@ -96,6 +96,16 @@ def put_matrix(layer: Layer, part: int, matrix: torch.Tensor) -> None:
         as_matrices(weight, layer.target.layout)[part].copy_(matrix)
 
 
+def can_map(target: Target) -> bool:
+    """Whether a tensor is one matrix (out, in) as it is, so that one from a file can take its place."""
+    return target.layout == "matrix"
+
+
+def take_matrix(layer: Layer, matrix: torch.Tensor) -> None:
+    """Give a parameter, for which `can_map` holds, this matrix (out, in) as its memory, without a copy."""
+    layer.parameter.data = matrix
+
+
 def as_parameter(layer: Layer, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     """The tensor of the target's shape that has these matrices as its parts."""
     if layer.kind == "convolution":

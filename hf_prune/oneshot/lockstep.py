@@ -26,7 +26,7 @@ from ..structure.batches import on_model
 from .discovery import Discovery, Tap, discover, first_tensor
 from .fused import FusedProducts, Routed
 from .heap import give_back_freed_memory, large_tensors_given_back
-from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix, reads_alike
+from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix, reads_alike, take_matrix
 from .offload import Offload, Store
 from .passes import Pass
 from .settings import set_for_streaming
@@ -87,6 +87,7 @@ class Stop:
         self.writes_into_residual = writes_into_residual
         self._layer = layer
         self._new: torch.Tensor | None = None
+        self._takes = False
         self._inputs: Callable[[], Iterator[Inputs]] | None = None
 
     @property
@@ -115,14 +116,16 @@ class Stop:
             )
         return self._inputs()
 
-    def set(self, weight: torch.Tensor) -> None:
+    def set(self, weight: torch.Tensor, take: bool = False) -> None:
         """Give the matrix (out, in) that the layer has from here on. It is written when the stream goes on.
+
+        With `take`, nothing is written: the matrix itself becomes the memory of the tensor, see `layers.can_map`.
 
         Raises ArgumentError for another shape.
         """
         if tuple(weight.shape) != self.shape:
             raise ArgumentError(f"{self.target.name}: expected a weight of {self.shape}, got {tuple(weight.shape)}")
-        self._new = weight.detach()
+        self._new, self._takes = weight.detach(), take
 
 
 class Lockstep:
@@ -344,9 +347,11 @@ class Lockstep:
         if any(stream.dense for stream in here) and comes_again:
             self._dense_weights[layer] = layer.parameter.detach().clone()
         for stop in stops:
-            if stop._new is not None:
+            if stop._new is not None and stop._takes:
+                take_matrix(layer, stop._new)
+            elif stop._new is not None:
                 put_matrix(layer, stop.part, stop._new)
-                stop._new = None
+            stop._new = None
         for stream in here if goes_on else ():
             if not stream.dense:
                 self._go(stream)

@@ -21,6 +21,7 @@ from ..model.targets import find_targets, left_out_of
 from ..quantise.feeding import numbers as sharing_numbers
 from .counts import counts_of
 from .grams import SAMPLE
+from .layers import can_map
 from .memory import stream_memory
 from .prune import at_once, check_arguments, reads_inputs
 from .solve import needs_products
@@ -36,7 +37,7 @@ class PlannedMemory:
         peak: all that is needed beside them at once.
         passes: what the forward passes, of the dense model too, hold then; with `offload`, at most the one that runs.
         solver: what second moments and solver of the matrix hold then.
-        masks: one byte for each weight that is pruned, on the CPU.
+        masks: one byte for each weight that is pruned, on the CPU, but for those that are mapped from files.
         at: the tensor that is pruned then.
         offloaded: what waits on the CPU or on disk at its peak, with `offload`.
     """
@@ -83,12 +84,17 @@ class OneShotPlan:
 
 
 def plan_prune(
-    model: PreTrainedModel, config: PruningConfig, calibration: CalibrationConfig, length: int | None = None
+    model: PreTrainedModel,
+    config: PruningConfig,
+    calibration: CalibrationConfig,
+    length: int | None = None,
+    has_directory: bool = False,
 ) -> OneShotPlan:
     """What `prune` would do with a model, which may be on the meta device.
 
-    `length` is that of the samples in tokens, if it is not `calibration.length`. Raises ArgumentError,
-    PruningConfigError, TargetError, PlacementError or CalibrationError as `prune` does.
+    `length` is that of the samples in tokens, if it is not `calibration.length`; `has_directory` says whether `prune`
+    will be given one. Raises ArgumentError, PruningConfigError, TargetError, PlacementError or CalibrationError as
+    `prune` does.
     """
     check_arguments(model, config, calibration)
     all_weights = sum(math.prod(shape_of(parameter)) for parameter in model.parameters())
@@ -118,21 +124,25 @@ def plan_prune(
     final /= max(weights, 1)
     memory, note = None, None
     try:
-        memory = plan_memory(model, config, calibration, length)
+        memory = plan_memory(model, config, calibration, length, has_directory)
     except PruningStateError as error:
         note = one_line(error)
     return OneShotPlan(tensors, weights, all_weights, final, _left_out(model, config), calibration, memory, note)
 
 
 def plan_memory(
-    model: PreTrainedModel, config: PruningConfig, calibration: CalibrationConfig, length: int
+    model: PreTrainedModel,
+    config: PruningConfig,
+    calibration: CalibrationConfig,
+    length: int,
+    has_directory: bool = False,
 ) -> PlannedMemory:
     """The peak memory of `prune` with texts of `length` tokens, from one forward pass over such a micro-batch.
 
     A model on the meta device needs no weights for it. The peak is the largest, over all layers, of what all passes
     hold when they are paused before the layer and what its moments and the solver need (`matrix_bytes`); or what the
     passes hold between two layers and the moments, which stay until those of the next layer are summed. With `offload`,
-    paused passes hold nothing, but their inputs are copied.
+    paused passes hold nothing, but their inputs are copied; and with "disk" and a directory, masks are mapped from it.
 
     Raises PruningStateError where the model has no weights, and its forward reads values, see `stream_memory`.
     """
@@ -161,7 +171,8 @@ def plan_memory(
         paused = 0 if offloads else passes * stream.held[target.name]
         peaks += [(paused + most, paused, most, target.name), (running + held, running, held, target.name)]
     peak, paused, solver, at = max(peaks)
-    masks = sum(target.weights for target in targets)
+    maps = has_directory and calibration.offload == "disk"
+    masks = sum(target.weights for target in targets if not (maps and can_map(target)))
     tensors = {id(one): one.nbytes for one in (*model.parameters(), *model.buffers())}
     offloaded = passes * stream.paused if offloads else 0
     return PlannedMemory(sum(tensors.values()), peak + masks, paused, solver, masks, at, offloaded)

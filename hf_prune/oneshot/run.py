@@ -22,7 +22,7 @@ from ..model.names import named_parameters
 from ..structure.batches import rows_of
 from .counts import counts_of, split_count
 from .grams import Moments, moments_of
-from .layers import Layer, find_layers, matrix_of, put_matrix
+from .layers import Layer, can_map, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep, Stop
 from .offload import CpuStore, DiskStore, Store
 from .pruned import Progress, Pruned, PrunedLayer
@@ -62,7 +62,7 @@ class Run:
         self.stream = Lockstep(model, batches, targets, dense_twin=twins, autocast=autocast, store=store)
         self.work: Work | None = None
         self.left_dense: list[str] = []
-        self.masks = {target.name: self.parameters[target.name].detach().ne(0).cpu() for target in targets}
+        self.masks: dict[str, torch.Tensor] = {}
         self.few_tokens: list[str] = []
 
     def make_store(self) -> Store:
@@ -136,10 +136,11 @@ class Run:
                 finished = self.finish(stop, moments, start)
                 if self.work is not None:
                     self.work.keep(place, finished)
+                    finished = self.work.find(place, _name(stop)) if self.maps(stop.target) else finished
+                    assert finished is not None
             else:
                 moments = None
-            stop.set(finished.weight.to(self.parameters[stop.target.name]))
-            self.note_mask(self.layers[stop.target.name], stop.part, finished.kept)
+            self.take(stop, finished)
             notes = {name: value for name, value in finished.notes.items() if name != "few"}
             if finished.notes.get("few"):
                 self.few_tokens.append(_name(stop))
@@ -149,6 +150,20 @@ class Run:
         if not done:
             raise CalibrationError("no layer that is to be pruned was called in the forward pass")
         return self.result(done)
+
+    def maps(self, target: Target) -> bool:
+        """Whether mask and weights of a tensor are mapped from the file of its finished layer, and take no memory."""
+        return self.work is not None and self.calibration.offload == "disk" and can_map(target)
+
+    def take(self, stop: Stop, finished: Finished) -> None:
+        """Give the model the weights of a finished matrix, and enter its mask."""
+        parameter = self.parameters[stop.target.name]
+        if self.maps(stop.target):
+            self.masks[stop.target.name] = finished.kept
+        else:
+            self.note_mask(self.layers[stop.target.name], stop.part, finished.kept)
+        weight = finished.weight.to(parameter)
+        stop.set(weight, take=self.maps(stop.target) and weight is finished.weight)
 
     def finish(self, stop: Stop, moments: Moments, start: float) -> Finished:
         """Prune one matrix."""
@@ -188,7 +203,10 @@ class Run:
 
     def note_mask(self, layer: Layer, part: int, kept: torch.Tensor) -> None:
         """Enter the mask of a matrix into that of its tensor."""
-        mask = nn.Parameter(self.masks[layer.target.name], requires_grad=False)
+        name = layer.target.name
+        if name not in self.masks:
+            self.masks[name] = layer.parameter.detach().ne(0).cpu()
+        mask = nn.Parameter(self.masks[name], requires_grad=False)
         put_matrix(replace(layer, parameter=mask), part, kept.cpu())
 
     def result(self, done: list[PrunedLayer]) -> Pruned:
@@ -210,9 +228,9 @@ class Run:
                 f"input features; they were pruned by the norms of their inputs, and not changed: "
                 f"{', '.join(self.few_tokens[:5])}{' and others' if len(self.few_tokens) > 5 else ''}."
             )
-        for name in self.left_dense:
-            notes.append(f"{name}: its layer was not called in the first batch; it was left dense.")
-            self.masks.pop(name)
+        notes += [
+            f"{name}: its layer was not called in the first batch; it was left dense." for name in self.left_dense
+        ]
         for name, missing in self.stream.missed.items():
             notes.append(f"{name}: {missing} micro-batches came to it after it was pruned; it was pruned without them.")
         for name, times in self.stream.uses.items():
@@ -221,7 +239,7 @@ class Run:
             )
         return Pruned(
             config=self.config,
-            masks=self.masks,
+            masks={name: self.masks[name] for name in self.layers if name in self.masks},
             layers=done,
             samples=sum(map(rows_of, self.batches)),
             tokens=max(layer.tokens for layer in done),

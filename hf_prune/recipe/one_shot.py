@@ -170,6 +170,7 @@ def plan_saved(
     calibration: CalibrationConfig,
     gguf_file: str | None = None,
     dtype: str = "auto",
+    target_quality: float | None = None,
 ) -> OneShotPlan:
     """What `prune_saved` would prune, and the memory that it takes, from the configuration of a model alone.
 
@@ -194,7 +195,7 @@ def plan_saved(
     wanted = saved_as if dtype == "auto" else getattr(torch, dtype, None)
     if isinstance(wanted, torch.dtype):
         model = model.to(wanted)
-    return plan_prune(model.eval(), config, calibration)
+    return plan_prune(model.eval(), config, calibration, has_directory=target_quality is None)
 
 
 # What `measure_saved` writes.

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from pathlib import Path
 
 import accelerate
 import architectures
@@ -10,6 +11,7 @@ import pytest
 import torch
 from streamed import check, micro_batches, stream
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from hf_prune import CalibrationConfig, PruningConfig, prune
 from hf_prune.errors import CalibrationConfigError, CalibrationError, PlacementError
@@ -195,6 +197,41 @@ def test_a_model_is_pruned_the_same_from_disk_and_the_folder_is_left_as_without(
     assert all(torch.equal(plain[name], resumed[name]) for name in plain)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+@pytest.mark.parametrize("build", [models.llama, models.gpt2, models.mixtral])
+def test_pruned_weights_and_masks_are_mapped_from_the_folder(tmp_path, build):
+    def pruned(name, **calibration):
+        torch.manual_seed(0)
+        build().save_pretrained(tmp_path / f"{name}-dense")
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-dense")
+        data = torch.arange(3, 35).view(4, 8)
+        config = PruningConfig(method="sparsegpt", sparsity=0.5)
+        done = prune(model, config, data, CalibrationConfig(**calibration), directory=tmp_path / name)
+        return model, done
+
+    plain, done_plain = pruned("plain")
+    mapped, done_mapped = pruned("mapped", offload="disk")
+    folder = f"{tmp_path}/mapped/one_shot/"
+    files = {line for line in Path("/proc/self/maps").read_text().splitlines() if folder in line}
+    targets = find_targets(mapped)
+    matrices = sum(target.layout == "matrix" for target in targets)  # neither Conv1D of GPT-2 nor fused experts
+    assert len({line.split()[-1] for line in files}) == matrices
+    assert (matrices > 0) == (build is not models.gpt2)
+    assert list(done_plain.masks) == list(done_mapped.masks)
+    assert all(torch.equal(mask, done_mapped.masks[name]) for name, mask in done_plain.masks.items())
+    # What is in files goes on as any other model: it trains, and is saved with its masks after the files are gone.
+    mapped(input_ids=torch.arange(3, 11)[None], labels=torch.arange(3, 11)[None]).loss.backward()
+    mapped.save_pretrained(tmp_path / "mapped")
+    done_mapped.save(tmp_path / "mapped")
+    assert not (tmp_path / "mapped" / "one_shot").exists()
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "mapped").state_dict()
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, opened[name])
+        assert torch.equal(weight, mapped.state_dict()[name])
+    torch.optim.SGD(mapped.parameters(), lr=1.0).step()
+    assert not torch.equal(plain.state_dict()[targets[0].name], mapped.state_dict()[targets[0].name])
+
+
 def test_places_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(CalibrationConfigError, match="offload: expected cpu, disk or None, got 'gpu'"):
         CalibrationConfig(offload="gpu")
@@ -216,11 +253,26 @@ def test_the_plan_knows_what_is_elsewhere():
     assert plain.offloaded == 0
 
 
+def test_the_plan_counts_no_masks_that_are_mapped():
+    config, calibration = PruningConfig(method="alps", sparsity=0.5), CalibrationConfig(4, 8, offload="disk")
+    for build, shares in ((models.llama, 0), (models.gpt2, 1)):
+        with torch.device("meta"):
+            model = build()
+        weights = sum(target.weights for target in find_targets(model))
+        alone = plan_memory(model, config, calibration, 8)
+        assert alone.masks == weights
+        mapped = plan_memory(model, config, calibration, 8, has_directory=True)
+        assert mapped.masks == shares * weights
+        assert alone.peak - mapped.peak == weights - mapped.masks
+
+
 def test_weights_that_accelerate_has_offloaded_are_refused(tmp_path):
     model = models.llama()
     accelerate.disk_offload(model, tmp_path, execution_device="cpu")
     data, config = torch.randint(3, 60, (4, 8)), PruningConfig(method="alps", sparsity=0.5)
-    with pytest.raises(PlacementError, match=r"got \d+ tensors without them.*load the model without a device_map"):
+    with pytest.raises(
+        PlacementError, match=r"got \d+ tensors without them.*load the model on the CPU, without a device_map"
+    ):
         prune(model, config, data)
 
 

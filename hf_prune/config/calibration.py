@@ -33,7 +33,7 @@ class CalibrationConfig:
         autocast: `bfloat16` or `float16`: the forward passes of a float32 model compute in it, which is faster where
             the processor can; sums and solvers stay in float32, and the weights too. Default None: as the weights are.
         offload: where the tensors of forward passes wait that are paused before a layer: `cpu`, for a model on an
-            accelerator, or `disk`, in a file in the output's folder; then the pruned weights of linear layers in a model
+            accelerator, or `disk`, in a file in the output's folder; then pruned weights of linear layers in a model
             on the CPU, and their masks, are mapped from there, too. The result is the same, bit for bit. Default None:
             they stay on the model's device.
 

@@ -156,7 +156,7 @@ def _check_weights(model: PreTrainedModel) -> None:
         raise PlacementError(
             f"expected a model with its weights on one device, got {len(missing)} tensors without them, such as "
             f"{missing[0]}: accelerate has offloaded them to the CPU or to disk, or none were loaded; load the model "
-            "on the CPU, without a device_map. With offload='disk' (--offload disk) its weights need not fit into memory"
+            "on the CPU, without a device_map; with offload='disk' (--offload disk) weights need not fit into memory"
         )
 
 

@@ -62,7 +62,7 @@ def compare_command(
             read,
             metric=metric,
             limits=limits,
-            title=f"Comparison of {count} models",
+            title=f"Comparison of {count} model{'s' * (count != 1)}",
             command=command_of(["compare", *(told(str(model)) for model in models)], options),
         )
         files = [] if as_json else write_comparison(comparison, output)

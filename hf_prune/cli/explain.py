@@ -88,7 +88,9 @@ def explain_command(
         from ..recipe.explain_data import errors_of_options, parse_explained, read_data, section_of
         from ..recipe.explaining import explain_saved
         from ..recipe.loading import parse_rows
+        from ..recipe.models import check_computing
 
+        check_computing(dtype, device)
         explained = parse_explained(
             samples=samples,
             slices=slices or [],

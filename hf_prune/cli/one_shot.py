@@ -109,12 +109,14 @@ def prune_command(
         quiet(data=True)
         from ..config.calibration import CalibrationConfig
         from ..recipe.loading import parse_pruning
+        from ..recipe.models import check_computing
         from ..recipe.one_shot import plan_saved, prune_saved
 
         if scope is None and (method, pattern) == ("wanda", "unstructured"):
             scope = "row"  # as it was published
         if target_quality is not None and sparsity is None:
             sparsity = 0.95  # the highest that is tried
+        check_computing(dtype, device)
         given = {"method": method, "pattern": pattern, "sparsity": sparsity, "scope": scope}
         given |= {"reconstruction": reconstruction, "shared_values": shared_values}
         overrides = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
@@ -191,8 +193,10 @@ def sensitivity_command(
         quiet(data=True)
         from ..config.calibration import CalibrationConfig
         from ..recipe.loading import parse_pruning
+        from ..recipe.models import check_computing
         from ..recipe.one_shot import measure_saved
 
+        check_computing(dtype, device)
         if windows < 1:
             raise RecipeError("--windows", f"expected 1 or more, got {windows}")
         given = {"method": method, "sparsity": sparsity, **({"scope": "row"} if method == "wanda" else {})}

@@ -8,13 +8,31 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.safe_json import read_json
-from ..errors import RecipeError, TargetError, nearest, nearest_beside, one_line
+from ..errors import RecipeError, TargetError, first_line, nearest, nearest_beside, one_line
 from ..model.limits import too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..model.targets import check_expressions
 from .names import resolve_name
 from .schema import ModelSection, Recipe
 from .tasks import Task
+
+# What options of commands call the types that a model can be computed in.
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def check_computing(dtype: str, device: str | None) -> None:
+    """Raise RecipeError for what `--dtype` and `--device` cannot be, in words of torch where those say why."""
+    if dtype not in _DTYPES:
+        raise RecipeError("--dtype", f"expected one of {', '.join(_DTYPES)}, got {dtype!r}")
+    if device is None:
+        return
+    try:
+        is_meta = torch.empty(1, device=device).is_meta
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch raises all of them
+        problem = f"expected a device that torch can use here, such as cpu, got {device!r}: {first_line(error)}"
+        raise RecipeError("--device", problem) from error
+    if is_meta:
+        raise RecipeError("--device", f"expected a device that can compute, such as cpu, got {device!r}")
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..compare.comparison import Comparison, compare_models
-from ..compare.measures import VALIDATION, evaluation_on
+from ..compare.measures import VALIDATION, evaluation_on, find_measure
 from ..compare.models import ComparedModel, read_models
 from ..compare.page import write_comparison
 from ..compare.pareto import Limits, axes_of
@@ -69,6 +69,7 @@ def run_sweep(
     while it ran has failed, too: a point for which the system kills the process does not end every continuation. Each
     point is also evaluated on the validation split, by which trials are told how good they are and the best is chosen.
 
+    Raises CompareError as soon as a point is finished that was not evaluated by `metric`.
     Raises RecipeError, before anything is written, if the first point cannot be run, or if the folder has something
     else or is in use.
     """
@@ -92,6 +93,7 @@ class _Sweep:
         self.examples: Examples | None = None
         self.points: list[Point] = []
         self.failed_dense: dict[str, str] = {}
+        self.metric: str | None = None
 
     def prepare_first(self) -> None:
         """Load and check the first point that is to be run and has not failed before, and tokenize its data."""
@@ -105,7 +107,7 @@ class _Sweep:
 
     def run(self, limits: Limits | None, metric: str | None, command: str) -> SweepResult:
         """Run what is not finished, in a folder that is this sweep's from now on, and compare all models."""
-        plan = self.plan
+        plan, self.metric = self.plan, metric
         plan.check_folder()
         plan.output.mkdir(parents=True, exist_ok=True)
         _write_json(plan.output / STATE_NAME, plan.state)
@@ -130,6 +132,7 @@ class _Sweep:
             self.points.append(point)
         if self.plan.is_finished(point):
             self.say(f"{point.name}: finished before")
+            self._check_metric(point)
             return True
         of = self.plan.trials or len(self.plan.points)
         self.say(f"Point {len(self.points)} of {of}: {point.name}")
@@ -137,6 +140,7 @@ class _Sweep:
             shutil.rmtree(point.folder)  # what a run that was killed or failed has left
         error = self._error_of(point)
         if error is None:
+            self._check_metric(point)
             return True
         point.folder.mkdir(parents=True, exist_ok=True)
         write_file(point.folder / ERROR_NAME, error.encode(errors="replace"))
@@ -144,6 +148,11 @@ class _Sweep:
         gc.collect()  # what the error had held is free now, and the next point needs the memory
         torch.cuda.empty_cache()
         return False
+
+    def _check_metric(self, point: Point) -> None:
+        """Raise CompareError if a finished point has no value of the metric to compare by: no other will have one."""
+        if self.metric is not None:
+            find_measure([one for one in read_models([point.model]) if one.folder is not None], self.metric)
 
     def _error_of(self, point: Point) -> str | None:
         """Run a point; None, or the error that it failed with, and where."""

@@ -61,7 +61,8 @@ class ExplainingMixin(TrainerBase):
             output_dir: the folder to save the model and the explanation in; without one, nothing is written.
 
         Raises:
-            ExplainError: the model or the data cannot be explained, or several processes train together.
+            ExplainError: the model or the data cannot be explained, `output_dir` is a file, or several processes train
+                together.
         """
         if self.args.world_size > 1 or self.args.n_gpu > 1:
             raise ExplainError(
@@ -69,6 +70,13 @@ class ExplainingMixin(TrainerBase):
                 f"expected one process and one device, got {max(self.args.world_size, self.args.n_gpu)}; save the "
                 "model, and explain it with hf-prune explain",
             )
+        if output_dir is not None:
+            path = Path(output_dir).absolute()
+            in_the_way = next(one for one in (path, *path.parents) if one.exists())
+            if not in_the_way.is_dir():
+                raise ExplainError(
+                    "output_dir", f"expected a folder to write into, found a file at {str(in_the_way)!r}"
+                )
         settings = settings or Settings()
         model = plain_model(self.accelerator.unwrap_model(self.model))
         if not isinstance(model, PreTrainedModel) or model is not self.accelerator.unwrap_model(self.model):

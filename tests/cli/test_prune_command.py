@@ -149,7 +149,8 @@ def test_what_is_never_called_is_refused_or_left_dense(material, tmp_path):
         (("--where", "kind=c"), "dataset.where: no row of the train split has 'c' in 'kind'"),
         (("--set", "targets=['x']"), "'x'"),
         (("--method", "magnitude", "--set", "structure=neurons"), "structure: expected None"),
-        (("--dtype", "float99"), "model: "),
+        (("--dtype", "float99"), "--dtype: expected one of auto,"),
+        (("--device", "nope"), "--device: expected a device that torch can use here"),
     ],
     ids=str,
 )

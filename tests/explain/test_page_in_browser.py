@@ -111,6 +111,13 @@ def test_a_page_is_whole_by_itself_and_readable_at_every_size(opened, pages, nam
     assert opened.evaluate(FAINT_TEXTS) == []
 
 
+def test_pictures_and_figures_without_a_dense_model_are_seen_without_scrolling(opened, pages):
+    opened.goto(pages["alone"].as_uri())
+    tables = "[...document.querySelectorAll('table.figures')].filter(one => one.checkVisibility())"
+    wider = f"{tables}.map(one => one.parentElement.scrollWidth - one.parentElement.clientWidth)"
+    assert set(opened.evaluate(wider)) == {0}
+
+
 # The words of the labels of heat maps, between dots and underscores, that are broken over lines.
 BROKEN_WORDS = """() => {
   const found = [];

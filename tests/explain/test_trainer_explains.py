@@ -76,6 +76,14 @@ def test_a_language_model_and_a_dense_one_that_was_given(tmp_path):
     assert found.metrics[0].pruned.value == pytest.approx(float(loss), abs=1e-5)
 
 
+def test_a_file_as_output_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    trainer = trainer_of(tmp_path / "run")
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(ExplainError, match="output_dir: expected a folder to write into, found a file at"):
+            trainer.explain(settings=SETTINGS, output_dir=output)
+
+
 @pytest.mark.parametrize("with_dense", [True, False])
 def test_tensorboard_gets_the_headline_figures_and_the_card_gets_none_of_them(tmp_path, monkeypatch, with_dense):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))

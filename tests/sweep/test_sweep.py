@@ -446,6 +446,15 @@ def test_a_first_point_that_cannot_be_run_is_refused_before_anything_is_written(
 # ---- Plans ----
 
 
+def test_a_metric_that_points_do_not_have_is_refused_after_the_first(material, tmp_path):
+    path = distilled(tmp_path, material)
+    arguments = ("sweep", path, *GRID, "--output", tmp_path / "sweep")
+    for _ in range(2):  # also when it is continued, before another point is run
+        refusal = invoke(*arguments, "--metric", "f1")
+        assert (refusal.exit_code, "--metric: sparsity=0.5 has accuracy, got 'f1'" in refusal.stderr) == (2, True)
+        assert [one.name for one in (tmp_path / "sweep/points").iterdir()] == ["sparsity=0.5"]
+
+
 def test_settings_that_touch_the_dense_run_have_dense_runs_of_their_own(material, tmp_path):
     path = distilled(tmp_path, material)
     settings = ["training.learning_rate=0.01,0.02", "pruning.sparsity=0.5,0.9"]

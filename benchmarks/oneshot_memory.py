@@ -18,7 +18,7 @@ from oneshot_measure import AnonymousPeak, resident, start_peak
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_prune import CalibrationConfig, PruningConfig, prune
-from hf_prune.oneshot.heap import give_back_freed_memory
+from hf_prune.foreign.heap import give_back_freed_memory
 from hf_prune.oneshot.planning import plan_memory
 
 LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 3}

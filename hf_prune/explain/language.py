@@ -64,6 +64,7 @@ def ask_tokens(pruned: Reader, dense: Reader | None, rows: Sequence[Row], batch_
                 told["position"] = _positions(batch, place, positions)
                 for name, values in told.items():
                     found.setdefault(name, []).append(values)
+            del logits  # before those of the next batch are there
     whole = {name: np.concatenate(parts) for name, parts in found.items()}
     if not all(np.isfinite(whole[name]).all() for name in ("pruned", "dense") if name in whole):
         raise ExplainError("model", "expected finite losses, got NaN or infinite ones; its training may have diverged")

@@ -20,12 +20,12 @@ from torch.utils.weak import TensorWeakRef
 from transformers import PreTrainedModel
 
 from ..errors import ArgumentError, PruningStateError
+from ..foreign.heap import give_back_freed_memory, large_tensors_given_back
 from ..model.layouts import Target
 from ..model.names import named_parameters
 from ..structure.batches import on_model
 from .discovery import Discovery, Tap, discover, first_tensor
 from .fused import FusedProducts, Routed
-from .heap import give_back_freed_memory, large_tensors_given_back
 from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix, reads_alike, take_matrix
 from .offload import Offload, Store
 from .passes import Pass

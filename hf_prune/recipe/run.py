@@ -25,6 +25,7 @@ from ..oneshot.prune import prune
 from ..oneshot.pruned import Progress, Pruned
 from ..oneshot.quality import Trial, prune_to_quality
 from ..oneshot.windows import Batch
+from ..publish.card import write_card
 from ..publish.card_explained import PAGE_NAME
 from ..publish.push import check_push, push_model
 from ..publish.record import Generation, Sample, lower_is_better
@@ -169,8 +170,10 @@ def _run(
     else:
         target_sparsity = plan.final_sparsity if plan is not None else cast(Any, pruner).target_sparsity
     scores = AllScores(pruned, dense, at_once, validation, dense_run.validation if dense_run is not None else None)
-    explanation = explain_run(recipe, dense_folder, dtype, say)
     record = write_record(saved, prepared, trainer, target_sparsity, scores, dense_model, generation, say)
+    explanation = explain_run(recipe, dense_folder, dtype, say)
+    if explanation is not None:
+        write_card(saved)
     file_bytes = {"dense": SavedModel(dense_folder).file_bytes} if dense_folder is not None else {}
     files = [*([dense_folder] if dense_folder is not None else []), output / "model", output / "results.json"]
     if explanation is not None:

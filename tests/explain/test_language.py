@@ -1,5 +1,9 @@
 """Losses of a language model by token, against transformers' own loss, and how they are divided."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +80,29 @@ def test_positions_are_divided_by_powers_of_two_and_tokens_by_how_often_they_occ
     assert len(found) == 10
     assert found[0].value == "seen 18 to 19 times"
     assert sum(group.inside.sum() for group in found) == len(tokens)
+
+
+MEMORY = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
+from hf_prune.explain.language import ask_tokens
+from hf_prune.explain.samples import Reader
+
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1024
+
+sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+reader = Reader(LlamaForCausalLM(LlamaConfig(vocab_size=49152, **sizes)), default_data_collator, None)
+rows = [{"input_ids": ids} for ids in torch.randint(5, 49152, (80, 64)).tolist()]
+ask_tokens(reader, reader, rows[:8], 4)
+before = resident()
+ask_tokens(reader, reader, rows, 4)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the memory of a process")
+def test_more_texts_take_no_more_memory():
+    command = [sys.executable, "-c", MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert float(done.stdout) < 200  # megabytes; 1,400 where small arrays take the place of large ones

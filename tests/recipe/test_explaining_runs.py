@@ -98,6 +98,19 @@ def test_what_the_data_do_not_have_is_refused_before_anything_is_written(materia
     assert tree(tmp_path, material) == before
 
 
+def test_record_and_card_are_there_if_the_explanation_is_broken_off(material, tmp_path, monkeypatch):
+    def broken(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("hf_prune.recipe.run.explain_run", broken)
+    recipe = load_recipe(write_recipe(tmp_path, material, explain={}))
+    with pytest.raises(MemoryError):
+        run(recipe, say=lambda text: None)
+    folder = tmp_path / "out" / "model"
+    assert load_record(folder).evaluations[0].samples == TEST_SIZE
+    assert "accuracy" in (folder / "README.md").read_text()
+
+
 def test_other_tasks_are_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("task: summarization\nexplain: {}\n", encoding="utf-8")

@@ -267,16 +267,17 @@ def _changed_answers(model: ComparedModel) -> dict[str, Any] | None:
 
 def _explained_how(models: Sequence[ComparedModel]) -> list[str]:
     """Beside which dense model and on which data answers were compared: what columns of changed answers are of."""
-    told = [
-        f"{model.name} on {model.explanation.samples:,} samples of {model.explanation.data.name} beside "
-        f"{model.explanation.dense_model}"
-        for model in models
-        if model.explanation is not None and _changed_answers(model) is not None
-    ]
-    if not told:
+    names: dict[str, list[str]] = {}
+    for model in models:
+        found = model.explanation
+        if found is not None and _changed_answers(model) is not None:
+            how = f"on {found.samples:,} samples of {found.data.name} beside {found.dense_model}"
+            names.setdefault(how, []).append(model.name)
+    if not names:
         return []
-    how = "Changed answers are the share that differs from the dense model's, as hf-prune explain has measured"
-    return [f"{how}: {'; '.join(told)}."]
+    told = [f"{', '.join(some)} {how}" if len(names) > 1 else how for how, some in names.items()]
+    share = "Changed answers are the share that differs from the dense model's, as hf-prune explain has measured"
+    return [f"{share}: {'; '.join(told)}."]
 
 
 def _machine(hardware: Hardware | None) -> str:

@@ -103,6 +103,7 @@ def explain_saved(
         dense_nonzero=_nonzero(saved_dense) if saved_dense is not None else None,
         prunable=[tensor.name for tensor in saved.tensors if tensor.prunable] or None,
         removed=saved.removed,
+        notes=tuple(_perhaps_trained_on(saved, data)),
     )
     settings = Settings(
         resamples=explained.resamples,
@@ -168,6 +169,21 @@ def _tokenizer(saved: SavedModel) -> PreTrainedTokenizerBase:
 
 def _nonzero(saved: SavedModel) -> int | None:
     return sum(tensor.weights - tensor.zeros for tensor in saved.tensors) if saved.tensors else None
+
+
+def _perhaps_trained_on(saved: SavedModel, data: Data) -> list[str]:
+    """A sentence about samples that the model may have been trained on, by its record; none where there is no sign."""
+    record, source = load_record(saved.folder), data.source
+    training = record.training_data if record is not None else None
+    if training is None or (training.name, training.config) != (source.name, source.config) or data.section.test_size:
+        return []
+    split = training.split or "train"
+    if split != (source.split or "test"):
+        return []
+    return [
+        f"The model was trained on rows of the same data ({source.name}, {split}), and these samples may be among "
+        "them: --test-size and --split-seed hold out the rows that a recipe has held out."
+    ]
 
 
 def _name(saved: SavedModel) -> str:

@@ -57,6 +57,10 @@ def test_a_run_explains_its_model_on_the_test_split(material, tmp_path, monkeypa
     assert again.exit_code == 0, again.stderr
     one, other = _without_costs(load_explanation(".")), _without_costs(found)
     assert {key: (one[key], other[key]) for key in one if one[key] != other[key]} == {}
+    assert not any("trained on rows of the same data" in note for note in found.notes)
+    all_rows = ["explain", ".", "--data", f"../../../{material.name}/reviews.csv", "--max-length", "16"]
+    assert invoke(*all_rows, "--without-costs", "--without-perturbations", "--output", "../all").exit_code == 0
+    assert "trained on rows of the same data (reviews.csv, train)" in load_explanation("../all").notes[0]
     reported = {tag: values for tag, values in scalars_in(tmp_path / "out").items() if "explain" in tag}
     assert reported == {f"test/explain_{name}": [pytest.approx(value)] for name, value in headline(found).items()}
     assert {"test/explain_agreement", "test/explain_worst_slice_accuracy"} <= reported.keys()

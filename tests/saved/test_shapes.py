@@ -10,7 +10,8 @@ import hf_prune.trainer.saving
 from hf_prune import PruningConfig, PruningTrainer, StructureError
 from hf_prune.saved.shapes import check_shapes
 
-PER_LAYER = PruningConfig(structure="neurons", scope="global", sparsity=0.75, begin=0, end=1, frequency=1)
+FIRST = {r".*\.layers?\.0\..*": 0.5}
+PER_LAYER = PruningConfig(structure="neurons", sparsity=0.75, overrides=FIRST, begin=0, end=1, frequency=1)
 
 
 @pytest.mark.parametrize(

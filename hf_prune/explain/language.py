@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import ExplainError
+from ..foreign.heap import large_tensors_given_back
 from ..publish.explanation import Answers, Compared
 from ..structure.batches import on_model
 from .resampling import Bootstrap, compared, estimate, ratio
@@ -47,9 +48,11 @@ def ask_tokens(pruned: Reader, dense: Reader | None, rows: Sequence[Row], batch_
     """Ask one model or both about each token of the texts, one batch at a time.
 
     Of the logits of a batch, those of one text at a time are made probabilities of. Both models get the same tokens.
+    What is kept of each text is little and lives long: put where large logits have just been freed, it would leave the
+    next ones no place, and memory would grow with each text.
     """
     found: dict[str, list[np.ndarray]] = {}
-    with asked(pruned.model, dense.model if dense is not None else None):
+    with large_tensors_given_back(), asked(pruned.model, dense.model if dense is not None else None):
         for indices in batches_of(lengths_of(rows), batch_size):
             batch = pruned.collate([dict(rows[index]) for index in indices])
             targets = _targets(batch)

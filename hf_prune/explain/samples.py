@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..foreign.heap import large_tensors_given_back
 from ..structure.batches import on_model
 
 Row = Mapping[str, Any]
@@ -95,17 +94,13 @@ def batches_of(lengths: np.ndarray, batch_size: int) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def asked(*models: nn.Module | None) -> Iterator[None]:
-    """Models in eval mode without gradients, and afterwards in the mode that each of their modules had.
-
-    What is kept of each batch is little and lives long. Were it put where a large tensor has just been freed, the next
-    large tensor would not fit there any more: a language model's logits would take ever more memory.
-    """
+    """Models in eval mode without gradients, and afterwards in the mode that each of their modules had."""
     modes = [(module, module.training) for model in models if model is not None for module in model.modules()]
     try:
         for model in models:
             if model is not None:
                 model.eval()
-        with large_tensors_given_back(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
         for module, mode in modes:

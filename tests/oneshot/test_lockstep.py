@@ -357,6 +357,17 @@ def test_the_threads_have_what_the_caller_has():
     assert all(farthest(outputs[index, False], changed[index]) == 0 for index in range(3))
 
 
+def test_a_model_that_a_trainer_has_run_in_bfloat16_computes_with_the_new_weights(tmp_path):
+    """Its `forward` is in autocast from then on, whose cache of weights lasts while any pass is paused."""
+    model, batches = models.llama(), text_batches()
+    arguments = transformers.TrainingArguments(tmp_path, bf16=True, use_cpu=True, report_to="none")
+    rows = [{"input_ids": row, "labels": row} for row in tokens(4)]
+    transformers.Trainer(model, arguments, eval_dataset=rows).evaluate()
+    _, outputs, _ = stream(model, batches, find_targets(model))
+    changed = plain_outputs(model, batches)
+    assert all(farthest(outputs[index, False], changed[index]) == 0 for index in range(3))
+
+
 def test_the_model_can_be_run_between_two_stops():
     model, batches = models.llama(), text_batches()
     for stop in Lockstep(model, batches, find_targets(model)):

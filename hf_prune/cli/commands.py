@@ -31,20 +31,14 @@ from .export import export_command
 from .messages import errors_as_lines, quiet
 from .one_shot import prune_command, sensitivity_command
 from .packing import pack_command, unpack_command
+from .print_plan import print_chosen, print_plan, show_plan_at_once
+from .print_push import print_push, print_push_plan
+from .print_report import print_report
+from .print_result import print_result
 from .progress import layers_done
 from .space import Dense, Examples, read_page, space_command
 from .sweep import sweep_command
-from .tables import (
-    console,
-    print_chosen,
-    print_line,
-    print_plan,
-    print_push,
-    print_push_plan,
-    print_report,
-    print_result,
-    show_plan_at_once,
-)
+from .tables import console, print_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,7 +8,8 @@ import typer
 
 from ..errors import ExportError
 from .messages import errors_as_lines, quiet
-from .tables import print_export, print_line
+from .print_export import print_export
+from .tables import print_line
 
 if TYPE_CHECKING:
     from ..runtimes.export import Texts

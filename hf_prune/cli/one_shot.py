@@ -8,8 +8,10 @@ import typer
 
 from ..errors import RecipeError
 from .messages import errors_as_lines, quiet
+from .print_plan import show_plan_at_once
+from .print_result import print_pruned, print_sensitivity
 from .progress import layers_done, tensors_done
-from .tables import print_line, print_pruned, print_sensitivity, show_plan_at_once
+from .tables import print_line
 
 if TYPE_CHECKING:
     from ..recipe.schema import DatasetSection

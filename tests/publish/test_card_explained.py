@@ -6,7 +6,7 @@ from explained import HOSTILE, alone, classifier, hostile, language_model
 from test_card import body_of, parts_of, rows_of, says_nothing_empty
 from test_sparsity_json import flip_a_weight, save_sparse
 
-from hf_prune.cli.tables import print_push_plan
+from hf_prune.cli.print_push import print_push_plan
 from hf_prune.errors import RecordError, ReportError
 from hf_prune.explain.page import write_page
 from hf_prune.publish.card import make_files, write_card

@@ -11,7 +11,7 @@ from test_commands import words
 from test_run import quiet_run, reviews, save_tiny_bert, tree, write_csv, write_recipe
 from text_models import save_text_model, texts
 
-from hf_prune.cli.tables import print_result
+from hf_prune.cli.print_result import print_result
 from hf_prune.config.pruning import load_configs
 from hf_prune.errors import RecipeError
 from hf_prune.publish.record import load_record

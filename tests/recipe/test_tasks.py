@@ -9,7 +9,7 @@ import transformers
 import yaml
 from test_run import reviews, save_tiny_bert, write_csv
 
-from hf_prune.cli.tables import print_result
+from hf_prune.cli.print_result import print_result
 from hf_prune.errors import RecipeError
 from hf_prune.recipe.data import load_data
 from hf_prune.recipe.loading import load_recipe

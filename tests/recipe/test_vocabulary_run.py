@@ -7,7 +7,7 @@ import pytest
 import transformers
 from test_run import VOCABULARY, quiet_run, reviews, save_tiny_bert, write_csv, write_recipe
 
-from hf_prune.cli.tables import print_result
+from hf_prune.cli.print_result import print_result
 from hf_prune.errors import RecipeError
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.prepare import prepare

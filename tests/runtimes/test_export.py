@@ -15,7 +15,7 @@ from text_models import save_text_model, texts, tokenizer
 
 import hf_prune
 from hf_prune.cli.commands import app
-from hf_prune.cli.tables import print_export
+from hf_prune.cli.print_export import print_export
 from hf_prune.errors import ExportError
 from hf_prune.runtimes import export, exporters
 from hf_prune.runtimes.export import Texts, export_model

@@ -23,6 +23,8 @@ from hf_prune.oneshot.planning import plan_memory
 
 LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 3}
 LLAMA |= {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 8000, "max_position_embeddings": 2048}
+# As wide as models of a billion weights.
+WIDE = {**LLAMA, "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32}
 GPT2 = {"model_type": "gpt2", "n_embd": 512, "n_layer": 3, "n_head": 8, "vocab_size": 8000, "n_positions": 1024}
 
 # Changes that make a small model of each.
@@ -38,17 +40,19 @@ ROWS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "llama, wanda, 32 × 512": (LLAMA, "wanda", {"samples": 32, "length": 512}),
     "gpt2, alps, 32 × 256": (GPT2, "alps", {"samples": 32, "length": 256}),
     "gpt2, alps, 32 × 256, disk": (GPT2, "alps", {"samples": 32, "length": 256, "offload": "disk"}),
+    "wide llama, sparsegpt, 16 × 512": (WIDE, "sparsegpt", {"samples": 16, "length": 512}),
+    "wide llama, alps, 16 × 512, disk": (WIDE, "alps", {"samples": 16, "length": 512, "offload": "disk"}),
 }
 
 
 # The same with weights and masks that are mapped from files: of models with more layers.
 MAPPED: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
-    f"llama, {layers} layers, alps, 16 × 512, all on disk": (
-        {**LLAMA, "num_hidden_layers": layers},
+    f"{name}, {layers} layers, alps, 16 × 512, all on disk": (
+        {**fields, "num_hidden_layers": layers},
         "alps",
         {"samples": 16, "length": 512, "offload": "disk"},
     )
-    for layers in (3, 24)
+    for name, fields, layers in (("llama", LLAMA, 3), ("llama", LLAMA, 24), ("wide llama", WIDE, 3))
 }
 
 

@@ -120,14 +120,16 @@ def shares(sizes: np.ndarray, dropped: np.ndarray, drop: np.ndarray) -> np.ndarr
 
 def _lowest(keys: torch.Tensor, dropped: torch.Tensor, count: int) -> torch.Tensor:
     """Flags of what is dropped, and of the `count` lowest of the other keys; of equal keys the first."""
-    is_fresh = not bool(dropped.any())
-    competing = keys.clone() if is_fresh else keys[dropped.logical_not()]
+    before = int(dropped.count_nonzero())
+    is_fresh = before == 0
+    place = before + count
+    ranked = keys.clone() if is_fresh else keys.masked_fill(dropped, LOWEST_KEY)
     if keys.device.type == "cpu":  # numpy's partition is several times as fast as torch's kthvalue
-        competing.numpy().partition(count - 1)
-        threshold = int(competing[count - 1])
+        ranked.numpy().partition(place - 1)
+        threshold = int(ranked[place - 1])
     else:
-        threshold = int(competing.kthvalue(count).values)
-    del competing
+        threshold = int(ranked.kthvalue(place).values)
+    del ranked
     flags, equal = keys < threshold, keys == threshold
     if not is_fresh:
         competes = dropped.logical_not()

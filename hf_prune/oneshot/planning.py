@@ -192,7 +192,7 @@ def matrix_bytes(
 
     Moments are gram and cross products (in, in), and those of what the stream lacks (out, in), and a product before it
     is added to them; of a micro-batch of `tokens`, inputs as float32 where the model is not; and some inputs are kept.
-    For the new target, two Cholesky factors (in, in) and some matrices (out, in) are needed, and two factors and two
+    For the new target, a Cholesky factor (in, in) and some matrices (out, in) are needed, and two factors and two
     matrices by a solver that begins; then what it says itself (`Solver.numbers`).
     """
     square, matrix, is_float32 = 4 * columns * columns, 4 * rows * columns, dtype == torch.float32
@@ -204,7 +204,7 @@ def matrix_bytes(
     inputs += 4 * tokens * rows * lacks
     summing = moments + max(square, matrix * lacks) + inputs + copied
     copies = matrix * (not is_float32)  # of the weights, in float32
-    target = 2 * square + 15 * matrix // 4 if twins else 0
+    target = max(square + 2 * matrix, 3 * matrix) if twins else 0
     solving = 2 * square + 2 * matrix
     solver = SOLVERS.get(config.method)
     if solver is not None and solver.numbers is not None:  # the gram matrix and the weights are among them

@@ -30,7 +30,7 @@ from transformers import Trainer, TrainerCallback, logging
 
 from hf_prune import PruningTrainer
 from hf_prune.recipe.loading import load_recipe
-from hf_prune.recipe.precision import computes_in_bfloat16
+from hf_prune.recipe.precision import bfloat16_slowdown
 from hf_prune.recipe.prepare import Prepared, prepare
 from hf_prune.recipe.schema import Recipe
 
@@ -322,8 +322,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bf16",
         action=argparse.BooleanOptionalAction,
-        default=computes_in_bfloat16(),
-        help="autocast, which halves the time; default: where the hardware computes in it",
+        default=bfloat16_slowdown() < 1,
+        help="autocast; default: where products are faster in bfloat16",
     )
 
 

@@ -20,7 +20,7 @@ from hf_prune.publish.explanation import load_explanation
 from hf_prune.recipe.explain_data import data_of
 from hf_prune.recipe.explaining import explain_saved
 from hf_prune.recipe.loading import load_recipe
-from hf_prune.recipe.precision import computes_in_bfloat16
+from hf_prune.recipe.precision import bfloat16_slowdown
 from hf_prune.recipe.run import run
 from hf_prune.recipe.schema import ExplainSection
 
@@ -62,7 +62,7 @@ def train_dense(output: Path, seed: int) -> Path:
         recipe = load_recipe(QUICKSTART)
         changes = {
             "output_dir": str(folder),
-            "training": recipe.training | (recipe.dense or {}) | {"seed": seed, "bf16": computes_in_bfloat16()},
+            "training": recipe.training | (recipe.dense or {}) | {"seed": seed, "bf16": bfloat16_slowdown() < 1},
             "dense": None,
             "distillation": None,
             "pruning": {"method": "keep"},
@@ -80,7 +80,7 @@ def train(output: Path, setting: Setting, dense: Path) -> Path:
         changes = {
             "output_dir": str(folder),
             "model": recipe.model.model_copy(update={"name": str(dense)}),
-            "training": recipe.training | SHORTER | {"seed": setting.seed, "bf16": computes_in_bfloat16()},
+            "training": recipe.training | SHORTER | {"seed": setting.seed, "bf16": bfloat16_slowdown() < 1},
             "dense": None,
             "distillation": distillation,
             "pruning": WAYS[setting.way] | {"sparsity": setting.share},

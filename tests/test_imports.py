@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import importlib
 import importlib.metadata
 import re
 import socket
@@ -187,3 +188,35 @@ def test_names_that_are_imported_late_are_those_that_type_checkers_see():
 def test_tests_have_no_network():
     with socket.socket() as client, pytest.raises(RuntimeError, match="tests have no network"):
         client.connect(("192.0.2.1", 80))
+
+
+SCRIPTS = sorted((PACKAGE.parent / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+def test_what_a_benchmark_imports_is_there(script):
+    """From hf_prune, and from the other scripts, which are not imported, as some need packages of their own."""
+    beside = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in SCRIPTS}
+    for node in ast.walk(beside[script.stem]):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        names = {alias.name for alias in node.names}
+        if node.module in beside:
+            assert names <= defined_in(beside[node.module]), node.module
+        elif node.module.partition(".")[0] == "hf_prune":
+            source = importlib.import_module(node.module)
+            assert [name for name in sorted(names) if not hasattr(source, name)] == [], node.module
+
+
+def defined_in(tree):
+    """The names at the top of a module: functions, classes, values and what it imports."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name) for alias in node.names}
+    return found

@@ -8,7 +8,6 @@ weights, configuration and tokenizer. Runs are kept in outputs/size/rows.jsonl; 
 
 import argparse
 import json
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,16 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from quality import add_training_options, measure_all
 from quality_report import spread
+from size_ways import WAYS, rounded_by_torchao
 from structure import QUICKSTART, Row
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from hf_prune import save_packed
 from hf_prune.recipe.loading import load_recipe
 from hf_prune.recipe.prepare import make_evaluator, prepare
 from hf_prune.recipe.run import run
@@ -70,79 +67,6 @@ RUNS: dict[str, dict[str, Any]] = {
 
 # What is left out of the recipe to measure a model as it is.
 ONLY_MEASURED: dict[str, Any] = {"dense": None, "distillation": None}
-
-
-# ---- Ways to save a model ----
-
-
-def as_it_is(folder: Path, output: Path) -> int:
-    """The model as it was saved. Returns the bytes of what is needed to use it."""
-    shutil.copytree(folder, output)
-    return needed_bytes(output)
-
-
-def in_bfloat16(folder: Path, output: Path) -> int:
-    """The weights in 16 bits."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
-    model.save_pretrained(output)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(output)
-    return needed_bytes(output)
-
-
-def packed(folder: Path, output: Path) -> int:
-    """The weights packed as they are."""
-    save_packed(folder, output)
-    return needed_bytes(output)
-
-
-def packed_in_bfloat16(folder: Path, output: Path) -> int:
-    """The weights packed after they were rounded to 16 bits."""
-    save_packed(folder, output, dtype="bfloat16")
-    return needed_bytes(output)
-
-
-def needed_bytes(folder: Path) -> int:
-    """The bytes of weights, configuration and tokenizer."""
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
-    files = [*folder.glob("*.safetensors"), *(folder / name for name in names)]
-    return sum(file.stat().st_size for file in files if file.exists() and not file.name.startswith("pruning_"))
-
-
-WAYS: dict[str, Callable[[Path, Path], int]] = {
-    "float32": as_it_is,
-    "bfloat16": in_bfloat16,
-    "packed": packed,
-    "packed, bfloat16": packed_in_bfloat16,
-}
-
-
-def rounded_by_torchao(folder: Path, output: Path, bits: int) -> int:
-    """The weights of linear layers rounded by torchao, the others in bfloat16, and written as floats to be measured.
-
-    Returns the bytes that it takes with as many bits a weight, and a scale of 16 bits for each row (8 bits) or group of
-    32 weights (4 bits), counted: torchao keeps 4 bits in a byte each on CPUs.
-    """
-    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
-
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    group = 32
-    config = Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(torch.int4, PerGroup(group))
-    quantize_(model, config)
-    size, weights = 0, {}
-    for name, value in model.state_dict().items():
-        if name in linear:
-            scales = value.shape[0] if bits == 8 else value.numel() // group
-            size += value.numel() * bits // 8 + 2 * scales
-            weights[name] = value.dequantize()
-        else:
-            size += 2 * value.numel()
-            weights[name] = value.bfloat16()
-    rounded = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    rounded.load_state_dict(weights)
-    rounded.save_pretrained(output)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(output)
-    return size + needed_bytes(output) - sum(file.stat().st_size for file in output.glob("*.safetensors"))
 
 
 # ---- Runs ----

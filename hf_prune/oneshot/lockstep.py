@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from .discovery import Discovery, Tap, discover, first_tensor
 from .fused import FusedProducts, Routed
 from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix, reads_alike, take_matrix
 from .offload import Offload, Store
+from .order import order_of
 from .passes import Pass
 from .settings import set_for_streaming
 from .tokens import kept_of_routed, kept_rows, kept_tokens
@@ -196,7 +196,7 @@ class Lockstep:
         self.missed: dict[str, int] = {}
         with large_tensors_given_back(), set_for_streaming(model):
             self.discovery = self._discover(batches[0])
-        self._keys = _order(self._layers, self.discovery)
+        self._keys = order_of(self._layers, self.discovery)
         self.uses = {layer.target.name: calls - 1 for layer, calls in self.discovery.calls.items() if calls > 1}
         last_use = {tap: layer for layer, _ in self.discovery.order for tap, _ in self._residual(layer)}
         self._last_taps = {layer: [tap for tap, last in last_use.items() if last is layer] for layer in self._layers}
@@ -478,41 +478,3 @@ def _is_same(stream: _Stream) -> bool:
     reference, version, layer = stream.before
     is_unchanged = reference() is stream.place.seen and stream.place.seen._version == version
     return is_unchanged and reads_alike(layer, stream.place.layer)
-
-
-def _order(layers: Sequence[Layer], discovery: Discovery) -> dict[Layer, Callable[[int], tuple[float, ...]]]:
-    """Layer -> (part -> key): the keys sort the matrices as the forward pass calls them.
-
-    A layer that was not called comes after the one before it in the model. Experts of a module run one after another,
-    with all of their matrices, unless the forward pass was seen to run all experts with one tensor first.
-    """
-    places: dict[Layer, float] = {}
-    for place, (layer, _) in enumerate(discovery.order):
-        places.setdefault(layer, place)
-    before = -1.0
-    for layer in layers:
-        before = places.setdefault(layer, before)
-    keys: dict[Layer, Callable[[int], tuple[float, ...]]] = {}
-    for index, layer in enumerate(layers):
-        beside = [other for other in layers if other.kind == "experts" and other.modules[0] is layer.modules[0]]
-        if layer.kind == "experts" and not _runs_by_tensor(beside, discovery):
-            first = (min(places[other] for other in beside), layers.index(beside[0]))
-            keys[layer] = partial(_key_by_expert, first, (places[layer], index))
-        else:
-            keys[layer] = partial(_key_by_tensor, (places[layer], index))
-    return keys
-
-
-def _key_by_expert(first: tuple[float, int], own: tuple[float, int], part: int) -> tuple[float, ...]:
-    return (*first, part, *own)
-
-
-def _key_by_tensor(own: tuple[float, int], part: int) -> tuple[float, ...]:
-    return (*own, part)
-
-
-def _runs_by_tensor(beside: Sequence[Layer], discovery: Discovery) -> bool:
-    """Whether the tensors of an experts' module were called tensor by tensor, for all experts, and not by expert."""
-    calls = [layer for layer, _ in discovery.order if layer in beside]
-    changes = sum(one is not other for one, other in pairwise(calls))
-    return len(calls) > len(set(calls)) == changes + 1

@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from ..errors import ExplainError
+from ..foreign.accelerate import without_mixed_precision
 from ..publish.explanation import SAME_WEIGHTS, Complexity, Drift, Explanation, StackLeft
 from .classifier import explain_classifier
 from .complexity import costs_of, count_weights, energy_of
 from .drift import drift_of
 from .language_model import explain_language_model
 from .samples import Reader, Row, Samples
-from .settings import Known, Settings, check_model, check_pair, have_same_weights
+from .settings import Known, Settings, Task, check_model, check_pair, have_same_weights
 from .slices import LEAST_SAMPLES
 from .taken import matrices_of, units_of
 
@@ -29,8 +31,9 @@ def explain(
 ) -> Explanation:
     """What pruning took from a model, and what it changed on samples. Writes nothing.
 
-    The models stay as they are: where they are, in the mode and precision that they have. For one seed, everything but
-    the measured costs is the same again on one machine.
+    The models stay as they are: where they are, in the mode and precision that they have. Both compute in the precision
+    of their weights, also where a Trainer has put autocast around one of them. For one seed, everything but the
+    measured costs is the same again on one machine.
 
     Args:
         pruned: the pruned model.
@@ -49,6 +52,22 @@ def explain(
         check_pair(pruned.model, dense.model)
     if len(samples) < LEAST_SAMPLES:
         raise ExplainError("data", f"expected {LEAST_SAMPLES} samples or more, got {len(samples)}")
+    with ExitStack() as stack:
+        for reader in (pruned, dense):
+            if reader is not None:
+                stack.enter_context(without_mixed_precision(reader.model))
+        return _explain(task, pruned, samples, known, dense, training, settings)
+
+
+def _explain(
+    task: Task,
+    pruned: Reader,
+    samples: Samples,
+    known: Known,
+    dense: Reader | None,
+    training: Samples | None,
+    settings: Settings,
+) -> Explanation:
     notes = list(known.notes)
     if dense is not None and have_same_weights(pruned.model, dense.model):
         logger.warning(SAME_WEIGHTS)

@@ -1,6 +1,7 @@
 """Undocumented names of accelerate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .entry import Foreign, find_in
@@ -30,3 +31,21 @@ def forward_of(model: Any) -> Callable[..., Any]:
     measured with mixed precision; `tests/foreign/test_foreign.py` checks that it exists.
     """
     return getattr(model, "_original_forward", model)
+
+
+@contextmanager
+def without_mixed_precision(model: Any) -> Iterator[None]:
+    """While it lasts, a model that accelerate has prepared computes in the precision of its weights.
+
+    A Trainer with `bf16=True` leaves its autocast around the model's `forward`, also when it has finished. It can go
+    with `forward_of`.
+    """
+    wrapped, original = vars(model).get("forward"), vars(model).get("_original_forward")
+    if wrapped is None or original is None:
+        yield
+        return
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = wrapped

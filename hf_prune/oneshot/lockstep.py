@@ -370,8 +370,8 @@ class Lockstep:
         self._running = stream
         if self._offload is not None:
             self._offload.bring_back(stream)
-        # A Trainer that has trained the model in bfloat16 leaves autocast around its `forward`, with a cache of weights
-        # that lasts as long as any pass does: a layer would compute with the weights that it had before.
+        # Where a model's own `forward` is in autocast, its cache of weights lasts as long as any pass does: a layer
+        # would compute with the weights that it had before.
         torch.clear_autocast_cache()
         try:
             stream.thread.go()

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from ..foreign.accelerate import without_mixed_precision
 from ..foreign.transformers import experts_implementation, set_experts_implementation
 from ..model.anatomy import is_experts
 
 
 @contextmanager
 def set_for_streaming(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no cache of past tokens, and fused experts one after another (`eager`), until the end."""
+    """Evaluation mode, no cache of past tokens, fused experts one after another (`eager`), no autocast of a Trainer."""
     modes = {name: module.training for name, module in model.named_modules()}
     modules = list(model.modules())
     configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
@@ -25,7 +26,8 @@ def set_for_streaming(model: nn.Module) -> Iterator[None]:
             config.use_cache = False
         for config, _ in before:
             set_experts_implementation(config, "eager")
-        yield
+        with without_mixed_precision(model):
+            yield
     finally:
         for name, module in model.named_modules():  # BigBird makes other modules in a pass: as those around them
             module.training = modes.setdefault(name, modes[name.rpartition(".")[0]])

@@ -22,10 +22,10 @@ SETTINGS = Settings(resamples=100, costs=False, training_samples=20)
 def trainer_of(folder, model=None, data=None, **changes):
     data = bert_examples() if data is None else data
     options = {"pruning_config": PruningConfig(sparsity=0.7), "processing_class": tokenizer()} | changes
-    report_to = options.pop("report_to", "none")
+    arguments = {"max_steps": 2} | {name: options.pop(name) for name in ("report_to", "bf16") if name in options}
     return PruningTrainer(
         model=model or bert(),
-        args=training_arguments(folder, max_steps=2, report_to=report_to),
+        args=training_arguments(folder, **arguments),
         train_dataset=data,
         eval_dataset=data,
         data_collator=default_data_collator,
@@ -51,6 +51,16 @@ def test_a_trained_model_is_explained_beside_its_teacher_and_saved(tmp_path):
         answers = trainer.model.eval()(input_ids=batch["input_ids"]).logits.argmax(-1)
     accuracy = float((answers == batch["labels"]).double().mean())
     assert found.metrics[0].pruned.value == pytest.approx(accuracy)
+
+
+def test_training_in_bfloat16_changes_no_answers_of_the_pruned_model_alone(tmp_path):
+    """The Trainer leaves autocast around its own model, and the dense one has none."""
+    trainer = trainer_of(tmp_path / "run", bf16=True)
+    trainer.evaluate()
+    dense = bert()
+    dense.load_state_dict(trainer.model.state_dict())
+    found = trainer.explain(dense, settings=SETTINGS)
+    assert found.answers.divergence.value == 0
 
 
 def test_a_language_model_and_a_dense_one_that_was_given(tmp_path):

@@ -118,6 +118,11 @@ def test_forward_passes_without_mixed_precision_are_found():
         assert accelerate.forward_of(prepared) == forward
         assert not torch.equal(prepared(inputs), forward(inputs))
         assert torch.equal(accelerate.forward_of(prepared)(inputs), forward(inputs))
+        with accelerate.without_mixed_precision(prepared):
+            assert torch.equal(prepared(inputs), forward(inputs))
+        assert not torch.equal(prepared(inputs), forward(inputs))
+        with accelerate.without_mixed_precision(model):
+            assert torch.equal(model(inputs), forward(inputs))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 

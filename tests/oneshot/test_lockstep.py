@@ -9,7 +9,7 @@ import models
 import pytest
 import torch
 import transformers
-from streamed import check, farthest, micro_batches, plain_outputs, randomly_masked, stream
+from streamed import check, farthest, micro_batches, plain_outputs, randomly_masked, stream, tensors_in
 
 from hf_prune.errors import ArgumentError, PruningStateError
 from hf_prune.model.targets import find_targets
@@ -357,12 +357,22 @@ def test_the_threads_have_what_the_caller_has():
     assert all(farthest(outputs[index, False], changed[index]) == 0 for index in range(3))
 
 
-def test_a_model_that_a_trainer_has_run_in_bfloat16_computes_with_the_new_weights(tmp_path):
-    """Its `forward` is in autocast from then on, whose cache of weights lasts while any pass is paused."""
+def test_a_model_that_a_trainer_has_run_in_bfloat16_is_streamed_in_the_precision_of_its_weights(tmp_path):
     model, batches = models.llama(), text_batches()
+    before = plain_outputs(model, batches)
     arguments = transformers.TrainingArguments(tmp_path, bf16=True, use_cpu=True, report_to="none")
     rows = [{"input_ids": row, "labels": row} for row in tokens(4)]
     transformers.Trainer(model, arguments, eval_dataset=rows).evaluate()
+    _, outputs, _ = stream(model, batches, find_targets(model))
+    assert all(farthest(outputs[index, True], before[index]) == 0 for index in range(3))
+    with torch.no_grad():
+        assert farthest(tensors_in(model(**batches[0])), plain_outputs(model, batches)[0]) > 0  # as the Trainer left it
+
+
+def test_autocast_in_a_model_of_its_own_keeps_no_weights_from_before():
+    """Its cache of weights lasts while any pass is paused in it."""
+    model, batches = models.llama(), text_batches()
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
     _, outputs, _ = stream(model, batches, find_targets(model))
     changed = plain_outputs(model, batches)
     assert all(farthest(outputs[index, False], changed[index]) == 0 for index in range(3))

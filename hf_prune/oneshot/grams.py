@@ -1,7 +1,9 @@
 """Second moments of the inputs of a layer, summed over calibration tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +36,12 @@ class Moments:
     sample: torch.Tensor | None = None
 
 
-def moments_of(inputs: Iterable[Rows], width: int, products: bool) -> Moments:
-    """The moments of a layer of so many input features; with `products`, those of pairs of features too."""
+def moments_of(inputs: Iterable[Rows], width: int, products: bool, rounded: bool = False) -> Moments:
+    """The moments of a layer of so many input features; with `products`, those of pairs of features too.
+
+    With `rounded`, both factors of inputs' products are rounded to bfloat16 on a CPU, as the layer itself reads its
+    inputs under autocast; sums are float32.
+    """
     found = Moments(0, torch.zeros(width))
     for rows, dense_rows, missing in inputs:
         rows = rows.float()
@@ -43,9 +49,11 @@ def moments_of(inputs: Iterable[Rows], width: int, products: bool) -> Moments:
         if found.sample is None and len(rows):
             found.sample = rows[:SAMPLE].clone()
         if products:
-            found.gram = _add(found.gram, rows, rows)
-            found.cross = found.cross if dense_rows is None else _add(found.cross, dense_rows.float(), rows)
-            found.lack = found.lack if missing is None else _add(found.lack, missing.float(), rows)
+            found.gram = _add(found.gram, rows, rows, rounded)
+            if dense_rows is not None:
+                found.cross = _add(found.cross, dense_rows.float(), rows, rounded)
+            if missing is not None:
+                found.lack = _add(found.lack, missing.float(), rows)
         else:
             found.squares = found.squares.to(rows.device) + rows.square().sum(0)
         del rows, dense_rows, missing  # before those of the next micro-batch are there
@@ -57,9 +65,27 @@ def moments_of(inputs: Iterable[Rows], width: int, products: bool) -> Moments:
     return found
 
 
-def _add(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def _add(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, rounded: bool = False) -> torch.Tensor:
     """`total + leftᵀ right`; on a CPU by numpy, which computes the product of a matrix with itself in half the time."""
     on_cpu = left.device.type == "cpu"
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with the name of its layer
-        product = torch.from_numpy(left.numpy().T @ right.numpy()) if on_cpu else left.T @ right
+    if on_cpu and rounded:
+        with _rounded_to_bfloat16():
+            product = left.T @ right
+    elif on_cpu:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with the name of its layer
+            product = torch.from_numpy(left.numpy().T @ right.numpy())
+    else:
+        product = left.T @ right
     return product if total is None else total.add_(product)
+
+
+@contextmanager
+def _rounded_to_bfloat16() -> Iterator[None]:
+    """While it lasts, products of float32 matrices on a CPU round their factors to bfloat16, and add up in float32."""
+    backend: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = backend.fp32_precision
+    backend.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before

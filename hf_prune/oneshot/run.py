@@ -58,6 +58,7 @@ class Run:
         self.products = needs_products(config)
         twins = self.products and calibration.dense_weight > 0
         autocast = getattr(torch, calibration.autocast) if calibration.autocast is not None else None
+        self.rounds = autocast == torch.bfloat16  # inputs, as the layers do
         store = self.make_store if calibration.offload is not None else None
         self.stream = Lockstep(model, batches, targets, dense_twin=twins, autocast=autocast, store=store)
         self.work: Work | None = None
@@ -130,7 +131,7 @@ class Run:
             finished = self.work.find(place, _name(stop)) if self.work is not None else None
             if finished is None:
                 if moments is None or not stop.shares_inputs or stop.writes_into_residual:
-                    moments = moments_of(stop.inputs(), stop.shape[1], self.products)
+                    moments = moments_of(stop.inputs(), stop.shape[1], self.products, self.rounds)
                 elif moments.lack is not None:  # of the layer before, whose inputs are the same
                     moments = replace(moments, lack=None)
                 finished = self.finish(stop, moments, start)

@@ -64,6 +64,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude": ours(method="magnitude"),
     "wanda": ours(method="wanda", scope="row"),
     "wanda, least squares": ours(method="wanda", scope="row", reconstruction="least_squares"),
+    "wanda, least squares, autocast": ours(
+        {"autocast": "bfloat16"}, method="wanda", scope="row", reconstruction="least_squares"
+    ),
     "sparsegpt, own targets": ours(OWN_TARGETS, method="sparsegpt"),
     "sparsegpt": ours(method="sparsegpt"),
     "sparsegpt, damping 0.01": ours({"damping": 0.01}, method="sparsegpt"),

@@ -25,6 +25,9 @@ SECONDS_AIMS: Mapping[str, Mapping[str, float]] = {
     "sparsegpt, own targets": dict.fromkeys(("50%", "60%", "2:4"), 0.5),
 }
 
+# The order of lines, columns and pictures.
+PATTERNS = ("", "50%", "60%", "70%", "2:4", "4:8")
+
 COLORS = (
     "#8a8a8a",
     "#c9a227",
@@ -42,6 +45,7 @@ COLORS = (
 
 def write_report(rows: Rows, folder: Path) -> str:
     """Write `report.md` and the figures into a folder; the text of the former."""
+    rows = sorted(rows, key=lambda row: PATTERNS.index(row["pattern"]))
     pruned = [row for row in rows if row["setting"] != "dense"]
     text = table(rows) + "\n"
     if any(row["setting"] == RIVAL for row in pruned):

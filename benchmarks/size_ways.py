@@ -61,24 +61,32 @@ WAYS: dict[str, Callable[[Path, Path], int]] = {
 def rounded_by_torchao(folder: Path, output: Path, bits: int) -> int:
     """The weights of linear layers rounded by torchao, the others in bfloat16, and written as floats to be measured.
 
+    The head of a language model is left in bfloat16, as it is often the word embeddings.
+
     Returns the bytes that it takes with as many bits a weight, and a scale of 16 bits for each row (8 bits) or group of
     32 weights (4 bits), counted: torchao keeps 4 bits in a byte each on CPUs.
     """
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
 
     model = open_model(folder, torch.float32)
-    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    head = model.get_output_embeddings()
+
+    def is_rounded(module: torch.nn.Module, name: str) -> bool:
+        return isinstance(module, torch.nn.Linear) and module is not head
+
+    linear = {f"{name}.weight" for name, module in model.named_modules() if is_rounded(module, name)}
     group = 32
     config = Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(torch.int4, PerGroup(group))
-    quantize_(model, config)
-    size, weights = 0, {}
+    quantize_(model, config, is_rounded)
+    size, weights, counted = 0, {}, set()
     for name, value in model.state_dict().items():
         if name in linear:
             scales = value.shape[0] if bits == 8 else value.numel() // group
             size += value.numel() * bits // 8 + 2 * scales
             weights[name] = value.dequantize()
         else:
-            size += 2 * value.numel()
+            size += 2 * value.numel() * (value.data_ptr() not in counted)
+            counted.add(value.data_ptr())
             weights[name] = value.bfloat16()
     rounded = open_model(folder, torch.float32)
     rounded.load_state_dict(weights)

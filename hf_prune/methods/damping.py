@@ -5,7 +5,7 @@ of H + diag(ridge), and factor that matrix.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,13 +90,22 @@ def factor(gram: torch.Tensor, damping: Damping, extra: float = 0.0) -> tuple[to
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Products of float32 matrices in float32 while this lasts: without autocast, TF32 and bfloat16."""
-    backends: tuple[Any, ...] = (torch.backends.cuda, torch.backends.mkldnn)
+    backends = (torch.backends.cuda, torch.backends.mkldnn)
+    with products_in("ieee", backends), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def products_in(precision: str, backends: Sequence[Any]) -> Iterator[None]:
+    """Products of float32 matrices in a precision of `torch.backends.BACKEND.matmul.fp32_precision` while this lasts.
+
+    With `bf16`, factors are rounded to bfloat16 where the processor has instructions for it, and sums are float32.
+    """
     before = [backend.matmul.fp32_precision for backend in backends]
     try:
         for backend in backends:
-            backend.matmul.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
             backend.matmul.fp32_precision = precision
+        yield
+    finally:
+        for backend, former in zip(backends, before, strict=True):
+            backend.matmul.fp32_precision = former

@@ -1,12 +1,12 @@
 """Second moments of the inputs of a layer, summed over calibration tokens."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+
+from ..methods.damping import products_in
 
 # (x, x of the dense model, what the residual stream lacks) of a micro-batch, each (tokens, features).
 Rows = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -69,7 +69,7 @@ def _add(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, ro
     """`total + leftᵀ right`; on a CPU by numpy, which computes the product of a matrix with itself in half the time."""
     on_cpu = left.device.type == "cpu"
     if on_cpu and rounded:
-        with _rounded_to_bfloat16():
+        with products_in("bf16", [torch.backends.mkldnn]):
             product = left.T @ right
     elif on_cpu:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with the name of its layer
@@ -77,15 +77,3 @@ def _add(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, ro
     else:
         product = left.T @ right
     return product if total is None else total.add_(product)
-
-
-@contextmanager
-def _rounded_to_bfloat16() -> Iterator[None]:
-    """While it lasts, products of float32 matrices on a CPU round their factors to bfloat16, and add up in float32."""
-    backend: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = backend.fp32_precision
-    backend.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        backend.fp32_precision = before

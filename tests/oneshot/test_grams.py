@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from models import VOCABULARY, llama
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_prune import CalibrationConfig, PruningConfig, prune
 from hf_prune.oneshot.grams import moments_of
 
 
@@ -29,3 +32,25 @@ def test_means_of_products_are_exact_to_float32(rounded):
     torch.testing.assert_close(moments.squares, moments.gram.diagonal())
     assert moments.tokens == 150
     assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+class _Precisions(TorchDispatchMode):
+    """The precisions that products of float32 matrices are computed in."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.mm.default and args[0].dtype == torch.float32:
+            self.seen.add(torch.backends.mkldnn.matmul.fp32_precision)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16", "float16"])
+def test_products_are_rounded_where_forward_passes_compute_in_bfloat16_and_solvers_never_are(autocast):
+    config = PruningConfig(method="sparsegpt", sparsity=0.5)
+    with _Precisions() as precisions:
+        prune(llama(), config, torch.randint(5, VOCABULARY, (4, 16)), CalibrationConfig(autocast=autocast))
+    assert ("bf16" in precisions.seen) == (autocast == "bfloat16")
+    assert "ieee" in precisions.seen

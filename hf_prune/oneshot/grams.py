@@ -39,8 +39,8 @@ class Moments:
 def moments_of(inputs: Iterable[Rows], width: int, products: bool, rounded: bool = False) -> Moments:
     """The moments of a layer of so many input features; with `products`, those of pairs of features too.
 
-    With `rounded`, both factors of inputs' products are rounded to bfloat16 on a CPU, as the layer itself reads its
-    inputs under autocast; sums are float32.
+    With `rounded`, both factors of products are rounded to bfloat16 on a CPU, as the layer itself reads its inputs
+    under autocast; sums are float32.
     """
     found = Moments(0, torch.zeros(width))
     for rows, dense_rows, missing in inputs:
@@ -53,7 +53,7 @@ def moments_of(inputs: Iterable[Rows], width: int, products: bool, rounded: bool
             if dense_rows is not None:
                 found.cross = _add(found.cross, dense_rows.float(), rows, rounded)
             if missing is not None:
-                found.lack = _add(found.lack, missing.float(), rows)
+                found.lack = _add(found.lack, missing.float(), rows, rounded)
         else:
             found.squares = found.squares.to(rows.device) + rows.square().sum(0)
         del rows, dense_rows, missing  # before those of the next micro-batch are there
@@ -65,15 +65,13 @@ def moments_of(inputs: Iterable[Rows], width: int, products: bool, rounded: bool
     return found
 
 
-def _add(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, rounded: bool = False) -> torch.Tensor:
+def _add(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, rounded: bool) -> torch.Tensor:
     """`total + leftᵀ right`; on a CPU by numpy, which computes the product of a matrix with itself in half the time."""
     on_cpu = left.device.type == "cpu"
-    if on_cpu and rounded:
-        with products_in("bf16", [torch.backends.mkldnn]):
-            product = left.T @ right
-    elif on_cpu:
+    if on_cpu and not rounded:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with the name of its layer
             product = torch.from_numpy(left.numpy().T @ right.numpy())
-    else:
-        product = left.T @ right
-    return product if total is None else total.add_(product)
+        return product if total is None else total.add_(product)
+    precision, backend = ("bf16", torch.backends.mkldnn) if on_cpu else ("ieee", torch.backends.cuda)
+    with products_in(precision, [backend]):
+        return left.T @ right if total is None else total.addmm_(left.T, right)

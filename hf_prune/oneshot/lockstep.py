@@ -19,7 +19,7 @@ from torch.utils.weak import TensorWeakRef
 from transformers import PreTrainedModel
 
 from ..errors import ArgumentError, PruningStateError
-from ..foreign.heap import give_back_freed_memory, large_tensors_given_back
+from ..foreign.heap import give_back_freed_memory, large_tensors_given_back, large_tensors_reused
 from ..model.layouts import Target
 from ..model.names import named_parameters
 from ..structure.batches import on_model
@@ -35,6 +35,9 @@ from .tokens import kept_of_routed, kept_rows, kept_tokens
 _log = logging.getLogger(__name__)
 
 Inputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+# How many forward passes go on, on a CPU, before the memory that they have freed is given back to the system.
+_PASSES_OF_FREED_MEMORY = 8
 
 # Gives a tensor that a paused pass holds, or a copy of it where its bytes are elsewhere.
 _Read = Callable[[torch.Tensor], torch.Tensor]
@@ -194,7 +197,7 @@ class Lockstep:
         self._reached: set[tuple[Layer, int]] = set()
         self._dense_weights: dict[Layer, torch.Tensor] = {}
         self.missed: dict[str, int] = {}
-        with large_tensors_given_back(), set_for_streaming(model):
+        with set_for_streaming(model):
             self.discovery = self._discover(batches[0])
         self._keys = order_of(self._layers, self.discovery)
         self.uses = {layer.target.name: calls - 1 for layer, calls in self.discovery.calls.items() if calls > 1}
@@ -221,7 +224,8 @@ class Lockstep:
         if self._passed or any(stream.thread is not None for stream in self._streams):
             raise PruningStateError("expected a new stream, got one that has been iterated; make another one")
         self._offload = Offload(self._store()) if self._store is not None else None
-        with large_tensors_given_back(), set_for_streaming(self._model), self._hooks():
+        heap = large_tensors_reused() if self._offload is None else large_tensors_given_back()
+        with heap, set_for_streaming(self._model), self._hooks():
             try:
                 yield from self._stops()
             finally:
@@ -243,7 +247,7 @@ class Lockstep:
             if self._offload is not None:
                 contexts.append(partial(self._offload.watching, stream))
             stream.thread = Pass(self._forward_of(stream), contexts)
-            self._go(stream)
+        self._go_all(self._streams)
         before: set[int] = set()
         while places := [stream.place for stream in self._streams if stream.place is not None]:
             first = min(places, key=self._key_of)
@@ -340,9 +344,8 @@ class Lockstep:
             for tap in self._last_taps[layer]:
                 stream.taps.pop(tap, None)
         goes_on = self._on_output is not None or not all(map(self._is_over, self._layers))
-        for stream in here if goes_on else ():
-            if stream.dense:
-                self._go(stream)
+        if goes_on:
+            self._go_all([stream for stream in here if stream.dense])
         comes_again = self.discovery.calls.get(layer, 0) > 1 and layer.kind != "experts"
         if any(stream.dense for stream in here) and comes_again:
             self._dense_weights[layer] = layer.parameter.detach().clone()
@@ -352,12 +355,19 @@ class Lockstep:
             elif stop._new is not None:
                 put_matrix(layer, stop.part, stop._new)
             stop._new = None
-        for stream in here if goes_on else ():
-            if not stream.dense:
-                self._go(stream)
-        if layer.parameter.device.type == "cpu":
-            give_back_freed_memory()
+        if goes_on:
+            self._go_all([stream for stream in here if not stream.dense])
         return goes_on
+
+    def _go_all(self, streams: Sequence[_Stream]) -> None:
+        """Let passes go on with the weights as they are now, one after another."""
+        on_cpu = self._model.device.type == "cpu"
+        for place, stream in enumerate(streams):
+            if on_cpu and place % _PASSES_OF_FREED_MEMORY == 0:
+                give_back_freed_memory()
+            self._go(stream)
+        if on_cpu:
+            give_back_freed_memory()
 
     def _is_over(self, layer: Layer) -> bool:
         return layer.kind == "unknown" or all((layer, part) in self._passed for part in range(layer.parts))

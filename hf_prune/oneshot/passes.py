@@ -33,7 +33,10 @@ class Pass:
         self._contexts = contexts
         self._operation_threads = torch.get_num_threads()
         self._accelerator = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
-        self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        # Locked until the other side releases them: a semaphore of Python's takes several times as long.
+        self._turn, self._back = threading.Lock(), threading.Lock()
+        self._turn.acquire()
+        self._back.acquire()
         self._is_ending = False
         self._asked: _Operation | None = None
         self._error: BaseException | None = None

@@ -10,13 +10,10 @@ from hf_prune.oneshot.grams import moments_of
 
 
 def micro_batches(rounded):
-    """Inputs, those of the dense model and what the stream lacks; the first two as bfloat16 has them."""
+    """Inputs, those of the dense model and what the stream lacks; or the same as bfloat16 has them."""
     torch.manual_seed(0)
     found = [(torch.randn(50, 24), torch.randn(50, 24), torch.randn(50, 6)) for _ in range(3)]
-    return [
-        (x.bfloat16().float(), dense.bfloat16().float(), lack) if rounded else (x, dense, lack)
-        for x, dense, lack in found
-    ]
+    return [tuple(one.bfloat16().float() if rounded else one for one in rows) for rows in found]
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -42,7 +39,8 @@ class _Precisions(TorchDispatchMode):
         self.seen = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.mm.default and args[0].dtype == torch.float32:
+        products = (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)
+        if func in products and args[0].dtype == torch.float32:
             self.seen.add(torch.backends.mkldnn.matmul.fp32_precision)
         return func(*args, **(kwargs or {}))
 

@@ -10,6 +10,7 @@ from typing import Any
 # when it is freed; of other memory, what is free at the end of the heap goes back above `_M_TRIM_THRESHOLD` bytes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 256 * 1024
+_OF_MATRICES = 4 * 1024 * 1024
 _HIGHEST = 32 * 1024 * 1024  # up to which glibc raises the first by itself; the second is then twice as high
 
 
@@ -20,18 +21,18 @@ def large_tensors_given_back() -> Iterator[None]:
     Else it stays in the heap, between tensors that live on, where the next ones often do not fit. A new tensor is
     slower for it: the system clears its pages first.
     """
-    with _thresholds(_LARGE, 2 * _HIGHEST):
+    with _thresholds(_LARGE, _LARGE):
         yield
 
 
 @contextmanager
 def large_tensors_reused() -> Iterator[None]:
-    """While it lasts, memory of tensors that were freed stays with the process, until `give_back_freed_memory`.
+    """While it lasts, memory of tensors below 4 MB that were freed serves the next ones, until it is given back.
 
-    Streams of activations allocate and free tensors without end: to take each from the system took a quarter of the
-    time of pruning at once.
+    Streams of activations allocate and free such tensors without end: to take each from the system took a quarter of
+    the time of pruning at once. `give_back_freed_memory` gives it back.
     """
-    with _thresholds(_HIGHEST, 2 * _HIGHEST):
+    with _thresholds(_OF_MATRICES, 2 * _HIGHEST):
         yield
 
 

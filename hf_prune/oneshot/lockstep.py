@@ -36,8 +36,8 @@ _log = logging.getLogger(__name__)
 
 Inputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
-# How many forward passes go on, on a CPU, before the memory that they have freed is given back to the system.
-_PASSES_OF_FREED_MEMORY = 8
+# How many forward passes go on, on a CPU, before the memory that they have freed goes back to the system.
+PASSES_OF_FREED_MEMORY = 8
 
 # Gives a tensor that a paused pass holds, or a copy of it where its bytes are elsewhere.
 _Read = Callable[[torch.Tensor], torch.Tensor]
@@ -197,7 +197,7 @@ class Lockstep:
         self._reached: set[tuple[Layer, int]] = set()
         self._dense_weights: dict[Layer, torch.Tensor] = {}
         self.missed: dict[str, int] = {}
-        with set_for_streaming(model):
+        with large_tensors_given_back(), set_for_streaming(model):
             self.discovery = self._discover(batches[0])
         self._keys = order_of(self._layers, self.discovery)
         self.uses = {layer.target.name: calls - 1 for layer, calls in self.discovery.calls.items() if calls > 1}
@@ -298,6 +298,7 @@ class Lockstep:
                 lack = lack[kept] if lack is not None else None
             yield x, dense, lack
             del x, dense, lack  # before those of the next one are there
+        self._give_back()
 
     def _kept(self, stream: _Stream, place: _Place, rows: int) -> torch.Tensor | None:
         sides = kept_tokens(self._model, stream.batch)
@@ -361,12 +362,15 @@ class Lockstep:
 
     def _go_all(self, streams: Sequence[_Stream]) -> None:
         """Let passes go on with the weights as they are now, one after another."""
-        on_cpu = self._model.device.type == "cpu"
         for place, stream in enumerate(streams):
-            if on_cpu and place % _PASSES_OF_FREED_MEMORY == 0:
-                give_back_freed_memory()
+            if place % PASSES_OF_FREED_MEMORY == 0:
+                self._give_back()
             self._go(stream)
-        if on_cpu:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Return to the system what was freed, before something else needs memory of other sizes."""
+        if self._model.device.type == "cpu":
             give_back_freed_memory()
 
     def _is_over(self, layer: Layer) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from ..errors import PruningStateError
 from ..model.layouts import Target
 from ..structure.live_bytes import LiveBytes
-from .lockstep import Lockstep
+from .lockstep import PASSES_OF_FREED_MEMORY, Lockstep
 
 
 class _WithoutValues(TorchFunctionMode):
@@ -59,6 +60,7 @@ class StreamMemory:
 
     Attributes:
         peak: the most that all forward passes hold at once: those that are paused, and the one that runs.
+        freed: the most that others have freed meanwhile, and that the heap of a CPU still holds.
         running: the most that one pass holds, while it runs; also that before the stream, which sees how the model
             calls its layers, and computes all of its outputs.
         paused: the most that one paused pass holds.
@@ -68,6 +70,7 @@ class StreamMemory:
     """
 
     peak: int
+    freed: int
     running: int
     paused: int
     at: str
@@ -113,15 +116,20 @@ def stream_memory(
             f"{type(model).__name__}: expected a forward pass that reads no values, to know its memory in advance; "
             f"got: {error}; measure with the model and its weights"
         ) from error
-    peak = max(
-        (passes - 1) * max(before[0], after[0]) + most
-        for before, after, most in zip(held, held[1:], running, strict=False)
-    )
+    pairs = [(max(before[0], after[0]), most) for (before, after), most in zip(pairwise(held), running, strict=True)]
+    peak = max((passes - 1) * paused + most for paused, most in pairs)
+    freed = max(most - paused for paused, most in pairs)
     most, at = max(held)
     into_residual = frozenset(layer.target.name for layer, taps in stream.discovery.residual.items() if taps)
     most_running = max(alone, *running)
     return StreamMemory(
-        max(peak, alone), most_running, most, at, {name: size for size, name in held[1:]}, into_residual
+        peak=max(peak, alone),
+        freed=(min(passes, PASSES_OF_FREED_MEMORY) - 1) * freed,
+        running=most_running,
+        paused=most,
+        at=at,
+        held={name: size for size, name in held[1:]},
+        into_residual=into_residual,
     )
 
 

@@ -160,7 +160,7 @@ def plan_memory(
     passes = micro_batches * (2 if twins else 1)
     tokens = calibration.batch_size * length
     offloads = calibration.offload is not None
-    running = stream.running if offloads else stream.peak
+    running = stream.running if offloads else stream.peak + stream.freed
     peaks = []
     for target in targets:
         if target.name not in stream.held:

@@ -152,7 +152,7 @@ config = transformers.LlamaConfig(**sizes, vocab_size=256, intermediate_size=102
 with torch.device("meta"):
     skeleton = transformers.LlamaForCausalLM(config)
 number, length = 40, 2048
-said = stream_memory(skeleton, meta_batch(1, length), find_targets(skeleton), number).peak
+said = stream_memory(skeleton, meta_batch(1, length), find_targets(skeleton), number)
 model = transformers.LlamaForCausalLM(config)
 batches = [{"input_ids": torch.randint(256, (1, length))} for _ in range(number)]
 
@@ -164,7 +164,7 @@ list(Lockstep(model, batches[:1], find_targets(model)))
 before, most = resident(), 0
 for stop in Lockstep(model, batches, find_targets(model)):
     most = max(most, resident() - before)
-print(said, most)
+print(said.peak + said.freed, most)
 """
 
 

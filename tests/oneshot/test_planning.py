@@ -64,11 +64,15 @@ def test_the_memory_grows_with_what_it_is_for():
     assert memory.peak == memory.passes + memory.solver + memory.masks
     assert memory.model == sum(one.nbytes for one in {*model.parameters(), *model.buffers()})
     assert memory.masks == sum(one.weights for one in plan_prune(model, config, CALIBRATION).tensors)
-    more = plan_memory(model, config, CalibrationConfig(samples=8, length=8, batch_size=2), 8)
-    assert more.passes == 2 * memory.passes
+    more, most = (
+        plan_memory(model, config, CalibrationConfig(samples=samples, length=8, batch_size=2), 8)
+        for samples in (16, 24)
+    )
+    assert memory.passes < more.passes < most.passes
     alone = plan_memory(model, config, CalibrationConfig(4, 8, 2, dense_weight=0, residual_weight=0), 8)
-    assert (alone.passes, alone.masks) == (memory.passes / 2, memory.masks)
-    assert alone.solver < memory.solver
+    assert alone.passes < memory.passes
+    assert alone.masks == memory.masks
+    assert alone.peak < memory.peak
     assert plan_memory(model, PruningConfig(method="wanda", sparsity=0.5), CALIBRATION, 8).solver < alone.solver
 
 

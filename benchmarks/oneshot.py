@@ -69,13 +69,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     ),
     "sparsegpt, own targets": ours(OWN_TARGETS, method="sparsegpt"),
     "sparsegpt": ours(method="sparsegpt"),
-    "sparsegpt, damping 0.01": ours({"damping": 0.01}, method="sparsegpt"),
     "alps": ours(method="alps"),
     "sparsegpt, own targets, autocast": ours({**OWN_TARGETS, "autocast": "bfloat16"}, method="sparsegpt"),
-    "sparsegpt, own targets, autocast, damping 0.01": ours(
-        {**OWN_TARGETS, "autocast": "bfloat16", "damping": 0.01}, method="sparsegpt"
+    "sparsegpt, own targets, autocast, damping 0.1": ours(
+        {**OWN_TARGETS, "autocast": "bfloat16", "damping": 0.1}, method="sparsegpt"
     ),
     "sparsegpt, autocast": ours({"autocast": "bfloat16"}, method="sparsegpt"),
+    "sparsegpt, autocast, disk": ours({"autocast": "bfloat16", "offload": "disk"}, method="sparsegpt"),
     "sparsegpt, autocast, damping 0.01": ours({"autocast": "bfloat16", "damping": 0.01}, method="sparsegpt"),
     "alps, autocast": ours({"autocast": "bfloat16"}, method="alps"),
     "alps, autocast, sensitivity": ours({"autocast": "bfloat16"}, method="alps", scope="sensitivity"),

@@ -26,13 +26,13 @@ class CalibrationConfig:
         seed: the seed with which texts and windows are chosen.
         damping: how much is added to the diagonal of the layers' second moments, as a share of it: the larger, the
             nearer the weights stay to the dense ones, as few tokens require. Default None: that of the method, such as
-            0.1 for `sparsegpt` and 0.3 for `alps`.
+            0.1 for `sparsegpt` (0.01 with `dense_weight=0`) and 0.3 for `alps`.
         dense_weight: from 0 (a layer approximates its own output) to 1 (that in the dense model). Above 0 the dense
             model's activations are computed beside the pruned one's. Default 0.75: benchmarks/README.md compares.
         residual_weight: from 0 to 1. Default 0.5; with `dense_weight=0` it must be 0.
         autocast: `bfloat16` or `float16`: the forward passes of a float32 model compute in it, which is faster where
             the processor can; weights, sums and solvers stay in float32. With `bfloat16` on a CPU, the sums are of
-            inputs rounded to it, as the layers read them. Default None: as the weights are.
+            values rounded to it, as the layers read inputs. Default None: as the weights are.
         offload: where the tensors of forward passes wait that are paused before a layer: `cpu`, for a model on an
             accelerator, or `disk`, in a file in the output's folder; then pruned weights of linear layers in a model
             on the CPU, and their masks, are mapped from there, too. The result is the same, bit for bit. Default None:

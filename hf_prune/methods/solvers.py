@@ -61,6 +61,8 @@ class Solver:
             the input that each weight is multiplied with; `gradients`, the gradient of each weight; `products`, the
             gram matrix of the inputs, `Problem.gram`; or None.
         damping: what it adds to the diagonal of the gram matrix, if it reads one.
+        own_damping: what pruning at once adds in place of it where every layer approximates its own outputs, and not
+            those of the dense model; None for the same.
         numbers: `(out, in) -> numbers`: the most float32 numbers that it holds at once for a matrix of dense weights,
             with the problem's; None where it is not known.
         paper: a BibTeX entry.
@@ -70,6 +72,7 @@ class Solver:
     words: str
     reads: str | None = None
     damping: Damping | None = None
+    own_damping: Damping | None = None
     numbers: Callable[[int, int], int] | None = None
     paper: str | None = None
 
@@ -114,6 +117,7 @@ SOLVERS: dict[str, Solver] = {
         words="the weights that the other weights of their outputs can make up for best, column by column",
         reads="products",
         damping=obs.DAMPING,
+        own_damping=obs.OWN_DAMPING,
         numbers=obs.numbers,
         paper="""@inproceedings{frantar2023sparsegpt,
   title = {{SparseGPT}: Massive Language Models Can Be Accurately Pruned in One-Shot},

@@ -70,9 +70,11 @@ def no_moments(weight: torch.Tensor) -> Moments:
 
 
 def damping_of(config: PruningConfig, calibration: CalibrationConfig) -> Damping:
-    """The damping of a method, with the share that the user asks for."""
+    """The damping of a method for what layers approximate, with the share that the user asks for."""
     solver = SOLVERS.get(config.method)
-    damping = solver.damping if solver is not None and solver.damping is not None else _OF_LEAST_SQUARES
+    damping = (solver.damping if solver is not None else None) or _OF_LEAST_SQUARES
+    if solver is not None and solver.own_damping is not None and calibration.dense_weight == 0:
+        damping = solver.own_damping
     return damping if calibration.damping is None else replace(damping, share=calibration.damping)
 
 

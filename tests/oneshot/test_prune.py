@@ -114,6 +114,21 @@ def test_the_same_data_give_the_same_weights_bit_for_bit():
     assert not torch.equal(other.model.layers[0].mlp.up_proj.weight, first.model.layers[0].mlp.up_proj.weight)
 
 
+def test_a_layer_that_approximates_its_own_output_is_damped_as_the_paper_says():
+    """With a tenth of what is best where it approximates that of the dense model; `alps` has one damping for both."""
+    config, own = PruningConfig(method="sparsegpt", sparsity=0.5), {"dense_weight": 0, "residual_weight": 0}
+    by_default, data = llama(), tokens()
+    asked = copy.deepcopy(by_default)
+    dampings = [
+        prune(model, config, data, CalibrationConfig(**fields)).damping
+        for model, fields in ((by_default, own), (asked, {**own, "damping": 0.01}), (llama(), {}))
+    ]
+    assert dampings == [0.01, 0.01, 0.1]
+    for one, other in zip(by_default.parameters(), asked.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert prune(llama(), PruningConfig(method="alps", sparsity=0.5), tokens(), CalibrationConfig(**own)).damping == 0.3
+
+
 def test_weights_that_make_up_for_others_leave_the_outputs_nearer():
     torch.manual_seed(0)
     dense, inputs = llama(), {"input_ids": tokens(32, 16)}

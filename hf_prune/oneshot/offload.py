@@ -104,20 +104,30 @@ class DiskStore:
 
 
 class _Kept:
-    """What is known of a storage that a pass has made: its size and place in the store, while it is there."""
+    """What is known of a storage that a pass has made.
+
+    Attributes:
+        owner: the pass.
+        is_shared: whether another pass has used it.
+        size: its bytes.
+        place: where the store has them, if it does; they may be in the storage, too.
+        is_away: whether they are in the store alone.
+    """
 
     def __init__(self, owner: object):
         self.owner = owner
         self.is_shared = False
         self.size = 0
         self.place: Any = None
+        self.is_away = False
 
 
 class Offload:
     """Moves what a paused pass alone holds into a store, and back before it goes on.
 
     That is, the storages that operations of the pass have made, and that no other pass has used. They shrink to no
-    bytes, and get theirs back: all tensors and views of a storage stay what they are.
+    bytes, and get theirs back: all tensors and views of a storage stay what they are. What is in memory of the CPU is
+    written once, until an operation changes it. (On accelerators, a kernel may change what no operation is seen to.)
     """
 
     def __init__(self, store: Store):
@@ -132,10 +142,13 @@ class Offload:
     def put_away(self, owner: object) -> None:
         """Move what a pass holds into the store."""
         for storage, kept in list(self._made.get(owner, {}).items()):
-            if not kept.is_shared and kept.place is None and storage.resizable() and storage.nbytes():
-                kept.size = storage.nbytes()
-                kept.place = self._store.write(_bytes_of(storage))
+            if not kept.is_shared and not kept.is_away and storage.resizable() and storage.nbytes():
+                if kept.place is None or kept.size != storage.nbytes():
+                    self._free(kept)
+                    kept.size = storage.nbytes()
+                    kept.place = self._store.write(_bytes_of(storage))
                 storage.resize_(0)
+                kept.is_away = True
 
     def bring_back(self, owner: object) -> None:
         """Move what a pass holds back."""
@@ -150,7 +163,7 @@ class Offload:
     def copy_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor; where its storage is in the store, a copy, which leaves it there."""
         kept = self._known.get(tensor.untyped_storage())
-        if kept is None or kept.place is None:
+        if kept is None or not kept.is_away:
             return tensor
         content = torch.empty(kept.size, dtype=torch.uint8, device=tensor.device)
         self._store.read(kept.place, content)
@@ -163,13 +176,18 @@ class Offload:
             self.forget(owner)
         self._store.close()
 
-    def used(self, storage: torch.UntypedStorage, owner: object) -> None:
-        """Note that an operation of a pass is given a storage. One that another pass has made stays from now on."""
+    def used(self, storage: torch.UntypedStorage, owner: object, changed: bool) -> None:
+        """Note that an operation of a pass is given a storage, which it may change.
+
+        One that another pass has made stays from now on.
+        """
         kept = self._known.setdefault(storage)
         if kept is not None and kept.owner is not owner:
             kept.is_shared = True
         if kept is not None:
             self._bring(storage, kept)
+            if changed:
+                self._free(kept)
 
     def made(self, storage: torch.UntypedStorage, owner: object) -> None:
         """Note a storage that an operation of a pass returns, unless it is known."""
@@ -180,10 +198,12 @@ class Offload:
             weakref.finalize(storage, self._free, kept).atexit = False
 
     def _bring(self, storage: torch.UntypedStorage, kept: _Kept) -> None:
-        if kept.place is not None:
+        if kept.is_away:
             storage.resize_(kept.size)
             self._store.read(kept.place, _bytes_of(storage))
-            self._free(kept)
+            kept.is_away = False
+            if storage.device.type != "cpu":
+                self._free(kept)
 
     def _free(self, kept: _Kept) -> None:
         if kept.place is not None:
@@ -200,7 +220,7 @@ class _Watching(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
-                self._offload.used(tensor.untyped_storage(), self._owner)
+                self._offload.used(tensor.untyped_storage(), self._owner, func._schema.is_mutable)
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):

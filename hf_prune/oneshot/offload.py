@@ -158,7 +158,8 @@ class Offload:
     def forget(self, owner: object) -> None:
         """The pass is over: what it has made and is still there is not its own any more."""
         self.bring_back(owner)
-        self._made.pop(owner, None)
+        for kept in self._made.pop(owner, {}).values():
+            self._free(kept)
 
     def copy_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor; where its storage is in the store, a copy, which leaves it there."""

@@ -85,7 +85,7 @@ class Pass:
     def end(self) -> None:
         """End the pass where it is, and wait until its thread has ended."""
         self._is_ending = True
-        if self._thread.ident is not None:
+        if self._thread.is_alive():
             self._turn.release()
             self._thread.join()
         self._work, self.is_done = None, True

@@ -86,7 +86,7 @@ class Pass:
         """End the pass where it is, and wait until its thread has ended."""
         self._is_ending = True
         if self._thread.is_alive():
-            self._turn.release()
+            _open(self._turn)
             self._thread.join()
         self._work, self.is_done = None, True
 
@@ -99,7 +99,7 @@ class Pass:
             self._error = None if self._is_ending else error
         finally:
             self._work, self.is_done = None, True
-            self._back.release()
+            _open(self._back)
 
     def _compute(self, work: Callable[[], Any]) -> Any:
         torch.set_num_threads(self._operation_threads)
@@ -111,6 +111,12 @@ class Pass:
             for context in self._contexts:
                 stack.enter_context(context())
             return work()
+
+
+def _open(lock: threading.Lock) -> None:
+    """Release a lock that nobody else will, unless it is released: `go` was interrupted, and so nobody waits for it."""
+    if lock.locked():
+        lock.release()
 
 
 class _Operation:

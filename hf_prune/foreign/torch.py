@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .entry import Foreign, find_in
+from .entry import Foreign, attribute, find_in
 
 _UNTIL = "when torch can run an operation in another thread as in the one that called it"
 
@@ -17,9 +17,20 @@ NAMES: dict[str, Foreign] = {
     )
 }
 
+SCHEMA = Foreign(
+    "torch:OpOverload._schema",
+    "write what a paused forward pass holds unchanged to disk once",
+    "when torch documents which operations change what they are given",
+)
+
 
 def __getattr__(name: str) -> Any:
     return find_in(NAMES, __name__, name)
+
+
+def changes_arguments(operation: Any) -> bool:
+    """Whether an operation, as `__torch_dispatch__` gets it, may change tensors that it is given."""
+    return bool(attribute(operation, SCHEMA).is_mutable)
 
 
 def dispatch_state() -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import CalibrationError, one_line
+from ..foreign.torch import changes_arguments
 
 
 class Store(Protocol):
@@ -219,9 +220,10 @@ class _Watching(TorchDispatchMode):
         self._owner = owner
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        changed = changes_arguments(func)
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
-                self._offload.used(tensor.untyped_storage(), self._owner, func._schema.is_mutable)
+                self._offload.used(tensor.untyped_storage(), self._owner, changed)
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):

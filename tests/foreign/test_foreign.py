@@ -85,6 +85,13 @@ def test_a_module_that_is_gone_is_refused(monkeypatch):
     refused(transformers.NAMES["JITCheckpointCallback"], lambda: transformers.JITCheckpointCallback)
 
 
+def test_operations_that_do_not_say_what_they_change_are_refused():
+    assert not foreign_torch.changes_arguments(torch.ops.aten.add.Tensor)
+    assert foreign_torch.changes_arguments(torch.ops.aten.add_.Tensor)
+    assert foreign_torch.changes_arguments(torch.ops.aten.add.out)
+    refused(foreign_torch.SCHEMA, lambda: foreign_torch.changes_arguments(object()))
+
+
 def test_other_names_are_not_there():
     with pytest.raises(AttributeError, match=r"hf_prune\.foreign\.peft.*Nothing"):
         _ = peft.Nothing
@@ -330,6 +337,7 @@ def test_names_that_are_not_documented_are_used_through_the_tables_alone(path):
 def test_every_entry_says_why_it_is_needed_and_when_it_can_go():
     peft_entries = [*peft.OVERRIDDEN, *peft.OF_LAYERS, *peft.OF_LORA]
     named = [module.NAMES[name] for module, name in NAMES]
+    named.append(foreign_torch.SCHEMA)
     for entry in [*named, *TRAINER.values(), *transformers.ATTRIBUTES.values(), *peft_entries]:
         assert len(entry.why.split()) > 1
         assert entry.until.startswith(("when", "never", "with"))

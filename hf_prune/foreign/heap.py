@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# The bytes of a tensor below which `large_tensors_reused` keeps its memory.
+REUSED_BELOW = 4 * 1024 * 1024
+
 # Names of mallopt. Memory of `_M_MMAP_THRESHOLD` bytes and more is taken from the system piece by piece, and goes back
 # when it is freed; of other memory, what is free at the end of the heap goes back above `_M_TRIM_THRESHOLD` bytes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 256 * 1024
-_OF_MATRICES = 4 * 1024 * 1024
 _HIGHEST = 32 * 1024 * 1024  # up to which glibc raises the first by itself; the second is then twice as high
 
 
@@ -32,7 +34,7 @@ def large_tensors_reused() -> Iterator[None]:
     Streams of activations allocate and free such tensors without end: to take each from the system took a quarter of
     the time of pruning at once. `give_back_freed_memory` gives it back.
     """
-    with _thresholds(_OF_MATRICES, 2 * _HIGHEST):
+    with _thresholds(REUSED_BELOW, 2 * _HIGHEST):
         yield
 
 

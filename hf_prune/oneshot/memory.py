@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from ..errors import PruningStateError
+from ..foreign.heap import REUSED_BELOW
 from ..model.layouts import Target
 from ..structure.live_bytes import LiveBytes
 from .lockstep import PASSES_OF_FREED_MEMORY, Lockstep
@@ -95,20 +96,23 @@ def stream_memory(
     On the meta device, experts get as many tokens each. Raises PruningStateError there where the model's forward reads
     other values.
     """
-    live = LiveBytes([*model.parameters(), *model.buffers()])
+    known = [*model.parameters(), *model.buffers()]
+    live, small = LiveBytes(known), LiveBytes(known, below=REUSED_BELOW)
     on_meta = next(model.parameters()).is_meta
     passes = micro_batches * (2 if dense_twin else 1)
     held: list[tuple[int, str]] = [(0, "")]
     running: list[int] = []
+    freed: list[int] = []  # by a pass on its way to a stop, of what the heap keeps
     try:
         experts = {target.experts for target in targets if target.layout.startswith("experts")} if on_meta else None
-        stream = Lockstep(model, [batch], targets, around=partial(_around, live, experts))
+        stream = Lockstep(model, [batch], targets, around=partial(_around, (live, small), experts))
         alone = live.peak
-        live.peak = live.now = 0
+        live.peak = live.now = small.peak = small.now = 0
         for stop in stream:
             running.append(live.peak)
             held.append((live.now, stop.target.name))
-            live.peak = live.now
+            freed.append(small.peak - small.now)
+            live.peak, small.peak = live.now, small.now
     except (NotImplementedError, RuntimeError) as error:
         if not on_meta:
             raise
@@ -116,15 +120,14 @@ def stream_memory(
             f"{type(model).__name__}: expected a forward pass that reads no values, to know its memory in advance; "
             f"got: {error}; measure with the model and its weights"
         ) from error
-    pairs = [(max(before[0], after[0]), most) for (before, after), most in zip(pairwise(held), running, strict=True)]
-    peak = max((passes - 1) * paused + most for paused, most in pairs)
-    freed = max(most - paused for paused, most in pairs)
+    pairs = zip(pairwise(held), running, strict=True)
+    peak = max((passes - 1) * max(before[0], after[0]) + most for (before, after), most in pairs)
     most, at = max(held)
     into_residual = frozenset(layer.target.name for layer, taps in stream.discovery.residual.items() if taps)
     most_running = max(alone, *running)
     return StreamMemory(
         peak=max(peak, alone),
-        freed=(min(passes, PASSES_OF_FREED_MEMORY) - 1) * freed,
+        freed=(min(passes, PASSES_OF_FREED_MEMORY) - 1) * max(freed),
         running=most_running,
         paused=most,
         at=at,
@@ -138,9 +141,10 @@ def meta_batch(samples: int, length: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.empty(samples, length, dtype=torch.int64, device="meta")}
 
 
-def _around(live: LiveBytes, experts: Collection[int] | None) -> AbstractContextManager[Any]:
+def _around(counters: Sequence[LiveBytes], experts: Collection[int] | None) -> AbstractContextManager[Any]:
     stack = ExitStack()
-    stack.enter_context(live.watching())
+    for one in counters:
+        stack.enter_context(one.watching())
     if experts is not None:
         stack.enter_context(_WithoutValues(experts))
     return stack

@@ -16,12 +16,17 @@ class LiveBytes:
 
     Storages that were made before, such as weights and inputs, are not counted; `known` are some of them.
 
+    Args:
+        known: tensors that are not counted.
+        below: count only storages of fewer bytes; None: all.
+
     Attributes:
         now: bytes that are alive.
         peak: the most that were alive at once since it was last set.
     """
 
-    def __init__(self, known: Iterable[torch.Tensor] = ()):
+    def __init__(self, known: Iterable[torch.Tensor] = (), below: int | None = None):
+        self._below = below
         self.now = 0
         self.peak = 0
         self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -41,6 +46,8 @@ class LiveBytes:
         storage = tensor.untyped_storage()
         if storage not in self._known:
             self._known[storage] = None
+            if self._below is not None and storage.nbytes() >= self._below:
+                return
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._remove, storage.nbytes())

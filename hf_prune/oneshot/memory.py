@@ -107,12 +107,12 @@ def stream_memory(
         experts = {target.experts for target in targets if target.layout.startswith("experts")} if on_meta else None
         stream = Lockstep(model, [batch], targets, around=partial(_around, (live, small), experts))
         alone = live.peak
-        live.peak = live.now = small.peak = small.now = 0
+        live.peak = live.now = small.peak = small.now = small_before = 0
         for stop in stream:
             running.append(live.peak)
             held.append((live.now, stop.target.name))
-            freed.append(small.peak - small.now)
-            live.peak, small.peak = live.now, small.now
+            freed.append(small.peak - max(small_before, small.now))
+            live.peak, small.peak, small_before = live.now, small.now, small.now
     except (NotImplementedError, RuntimeError) as error:
         if not on_meta:
             raise

@@ -1,11 +1,13 @@
-"""What the documentation calls not tested on a GPU, in one run: training steps, FSDP2, mask updates, 2:4.
+"""What the documentation calls not tested on a GPU, in one run: training steps, FSDP2, mask updates, 2:4, one-shot.
 
 python benchmarks/gpu.py [--steps 50] [--hidden 1024] [--layers 12]
 python benchmarks/gpu.py --try-on-cpu        # a tiny model on a CPU: whether the script runs, no measurement
 
 Random Llamas (by default of 220 million weights) train on random tokens under bf16 autocast with fused AdamW. A loop
 with `Pruner` and one without take turns, a step each; then the same with weights that FSDP2 shards on this one device.
-Then mask updates of the whole model are timed, and 2:4 products beside dense ones. Prints a table, measured here.
+Then mask updates of the whole model are timed, and 2:4 products beside dense ones. At last a Llama is pruned at once
+from random tokens, with its weights on the GPU or on the CPU, and with paused passes there or on the CPU: seconds,
+memory, and whether the weights are the same. Prints a table, measured here.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_prune
-from hf_prune import Pruner, PruningConfig
+from hf_prune import CalibrationConfig, Pruner, PruningConfig, prune
 
 LENGTH, BATCH = 512, 8
 
@@ -141,11 +143,37 @@ def compare_two_of_four(device: str) -> list[tuple[str, str]]:
     return found
 
 
+def compare_places(arguments: argparse.Namespace, device: str) -> list[tuple[str, str]]:
+    windows = torch.randint(arguments.vocabulary, (arguments.windows, arguments.length))
+    config = PruningConfig(method="sparsegpt", sparsity=0.5)
+    on_cpu = "cpu" if device == "cuda" else None  # on a CPU, the script alone is tried
+    found, first = [], None
+    for name, home, calibration in (
+        ("weights and passes on the device", device, CalibrationConfig()),
+        ("passes on the CPU", device, CalibrationConfig(offload=on_cpu)),
+        ("weights on the CPU", "cpu", CalibrationConfig(device=device)),
+        ("weights and passes on the CPU", "cpu", CalibrationConfig(device=device, offload=on_cpu)),
+    ):
+        model = make_model(arguments, home).eval()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        seconds = timed(partial(prune, model, config, windows, calibration), device)
+        memory = f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB" if device == "cuda" else ""
+        weights = {key: value.cpu() for key, value in model.state_dict().items()}
+        first = first or weights
+        same = all(torch.equal(first[key], value) for key, value in weights.items())
+        alike = "the same weights" if same else "other weights"
+        found.append((f"pruned at once, {name}", f"{seconds:.1f} s{memory}, {alike}"))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--windows", type=int, default=64, help="of calibration")
     parser.add_argument("--try-on-cpu", action="store_true")
     arguments = parser.parse_args()
     arguments.vocabulary, arguments.length, arguments.batch = 32000, LENGTH, BATCH
@@ -154,7 +182,7 @@ def main() -> None:
     device = "cuda"
     if arguments.try_on_cpu:
         device, arguments.steps, arguments.hidden, arguments.layers = "cpu", 6, 64, 2
-        arguments.vocabulary, arguments.length, arguments.batch = 100, 16, 2
+        arguments.vocabulary, arguments.length, arguments.batch, arguments.windows = 100, 16, 2, 4
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)
     weights = sum(parameter.numel() for parameter in make_model(arguments, "meta").parameters())
@@ -168,6 +196,7 @@ def main() -> None:
             lambda: compare_steps(arguments, device, sharded=True),
             lambda: time_updates(arguments, device),
             lambda: compare_two_of_four(device),
+            lambda: compare_places(arguments, device),
         ):
             for name, value in measure():
                 print(f"| {name} | {value} |", flush=True)

@@ -31,6 +31,13 @@ Where = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="O
 GgufFile = Annotated[str | None, typer.Option(help="A GGUF file of the model to read.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda (default: the CPU).")]
+OffloadWeights = Annotated[
+    bool,
+    typer.Option(
+        "--offload-weights",
+        help="Weights stay on the CPU, and each layer's are copied to --device to compute it: for large models.",
+    ),
+]
 
 
 def prune_command(
@@ -90,6 +97,7 @@ def prune_command(
     base_model: Annotated[str | None, typer.Option(help="The model's name on the Hub, for the card.")] = None,
     dtype: Dtype = "auto",
     device: Device = None,
+    offload_weights: OffloadWeights = False,
     leave_unreached: Annotated[
         bool, typer.Option("--leave-unreached", help="Leave layers dense that the model does not call.")
     ] = False,
@@ -118,7 +126,8 @@ def prune_command(
             scope = "row"  # as it was published
         if target_quality is not None and sparsity is None:
             sparsity = 0.95  # the highest that is tried
-        check_computing(dtype, device)
+        check_computing(dtype, None if dry_run else device)
+        computed_on = _computed_on(offload_weights, device)
         given = {"method": method, "pattern": pattern, "sparsity": sparsity, "scope": scope}
         given |= {"reconstruction": reconstruction, "shared_values": shared_values}
         overrides = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
@@ -133,6 +142,7 @@ def prune_command(
             residual_weight=residual_weight,
             autocast=autocast,
             offload=offload,
+            device=computed_on,
         )
         if dry_run:
             show_plan_at_once(plan_saved(model, config, calibration, gguf_file, dtype, target_quality), as_json)
@@ -148,7 +158,7 @@ def prune_command(
                 gguf_file=gguf_file,
                 base_model=base_model,
                 dtype=dtype,
-                device=device,
+                device=device if computed_on is None else None,
                 leave_unreached=leave_unreached,
                 resume=resume,
                 target_quality=target_quality,
@@ -178,6 +188,7 @@ def sensitivity_command(
     gguf_file: GgufFile = None,
     dtype: Dtype = "auto",
     device: Device = None,
+    offload_weights: OffloadWeights = False,
 ) -> None:
     """Measure what pruning each tensor alone costs.
 
@@ -199,6 +210,7 @@ def sensitivity_command(
         from ..recipe.one_shot import measure_saved
 
         check_computing(dtype, device)
+        computed_on = _computed_on(offload_weights, device)
         if windows < 1:
             raise RecipeError("--windows", f"expected 1 or more, got {windows}")
         given = {"method": method, "sparsity": sparsity, **({"scope": "row"} if method == "wanda" else {})}
@@ -210,16 +222,25 @@ def sensitivity_command(
                 output,
                 config,
                 section,
-                CalibrationConfig(samples=samples, length=length, batch_size=batch_size, seed=seed),
+                CalibrationConfig(samples=samples, length=length, batch_size=batch_size, seed=seed, device=computed_on),
                 parsed,
                 windows=windows,
                 gguf_file=gguf_file,
                 dtype=dtype,
-                device=device,
+                device=device if computed_on is None else None,
                 say=print_line,
                 progress=progress,
             )
     print_sensitivity(result)
+
+
+def _computed_on(offload_weights: bool, device: str | None) -> str | None:
+    """The device that weights are copied to, layer by layer; None where they are moved there as a whole, or stay."""
+    if not offload_weights:
+        return None
+    if device is None or device == "cpu":
+        raise RecipeError("--offload-weights", "expected an accelerator to compute on, such as --device cuda, got none")
+    return device
 
 
 def _section(data: str, config: str | None, split: str, text_column: str, where: list[str] | None) -> "DatasetSection":

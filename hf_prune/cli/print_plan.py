@@ -72,6 +72,7 @@ def print_plan_at_once(plan: "OneShotPlan") -> None:
             ("weights of the model", memory.model),
             (_passes_over(calibration), memory.passes),
             (f"second moments and solver, at {memory.at}", memory.solver),
+            *([(f"weights on {calibration.device} at once", memory.onloaded)] if calibration.device else []),
             ("masks", memory.masks),
             ("all but the weights", memory.peak),
             *([(f"of paused passes, {_PLACES[calibration.offload]}", memory.offloaded)] if calibration.offload else []),

@@ -37,6 +37,9 @@ class CalibrationConfig:
             accelerator, or `disk`, in a file in the output's folder; then pruned weights of linear layers in a model
             on the CPU, and their masks, are mapped from there, too. The result is the same, bit for bit. Default None:
             they stay on the model's device.
+        device: where the model is computed, such as `cuda`, while its weights stay on the CPU: each layer's are copied
+            there before all forward passes go through it. For models that the device has no room for. Default None:
+            where the weights are.
 
     Raises:
         CalibrationConfigError: if a value is invalid; it lists all problems.
@@ -53,6 +56,9 @@ class CalibrationConfig:
     offload: str | None = field(
         default=None, metadata={"help": "cpu or disk, for what paused forward passes hold; disk for masks, too."}
     )
+    device: str | None = field(
+        default=None, metadata={"help": "Where to compute, such as cuda, with weights that stay on the CPU."}
+    )
 
     def __post_init__(self) -> None:
         numbers_as_floats(self, "damping", "dense_weight", "residual_weight")
@@ -65,6 +71,7 @@ class CalibrationConfig:
             ("residual_weight", _is_between(self.residual_weight, 0, 1), "0 <= residual_weight <= 1"),
             ("autocast", self.autocast is None or is_one_of(self.autocast, _AUTOCAST), "bfloat16, float16 or None"),
             ("offload", self.offload is None or is_one_of(self.offload, _OFFLOAD), "cpu, disk or None"),
+            ("device", self.device is None or isinstance(self.device, str), "the name of a device of torch, or None"),
         ):
             if not usable:
                 problems.append((name, f"expected {expected}, got {getattr(self, name)!r}"))

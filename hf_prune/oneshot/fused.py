@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .layers import Layer
 
@@ -41,9 +41,9 @@ class FusedProducts(TorchFunctionMode):
     def __init__(self, layers: Sequence[Layer], seen: Seen, made: Made | None = None):
         super().__init__()
         self._made = made
-        self._layers = WeakIdKeyDictionary()  # storage -> the layers whose parameters are in it
-        for layer in layers:
-            self._layers.setdefault(layer.parameter.untyped_storage(), []).append(layer)
+        self._layers = list(layers)  # the one that was found last comes first
+        parameters = [layer.parameter for layer in layers]
+        self._sizes = {one.untyped_storage().nbytes() for one in parameters} | {one.nbytes for one in parameters}
         self._seen = seen
         self._routed = WeakTensorKeyDictionary()  # rows that were selected -> which
         self._latest: dict[tuple[int, int], Routed] = {}  # module and expert -> what its latest product got
@@ -93,10 +93,17 @@ class FusedProducts(TorchFunctionMode):
         return layer, (first,)
 
     def _find(self, weight: torch.Tensor) -> tuple[Layer, int, int] | None:
-        """The layer that a weight is part of, the first expert in it, and the number of experts."""
-        for layer in self._layers.get(weight.untyped_storage(), ()):
+        """The layer that a weight is part of, the first expert in it, and the number of experts.
+
+        The parameters' memory may be another one from one call to the next, as where it is copied to a device.
+        """
+        storage = weight.untyped_storage()
+        if storage.nbytes() not in self._sizes:
+            return None
+        for place, layer in enumerate(self._layers):
             offset = weight.storage_offset() - layer.parameter.storage_offset()
-            if 0 <= offset < layer.parameter.numel():
+            if layer.parameter.untyped_storage() is storage and 0 <= offset < layer.parameter.numel():
+                self._layers.insert(0, self._layers.pop(place))
                 size = layer.parameter[0].numel()
                 return layer, offset // size, max(1, weight.numel() // size)
         return None

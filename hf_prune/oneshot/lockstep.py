@@ -27,6 +27,7 @@ from .discovery import Discovery, Tap, discover, first_tensor
 from .fused import FusedProducts, Routed
 from .layers import Layer, find_layers, inputs_of_part, matrix_of, put_matrix, reads_alike, take_matrix
 from .offload import Offload, Store
+from .onload import Onload
 from .order import order_of
 from .passes import Pass
 from .settings import set_for_streaming
@@ -83,20 +84,24 @@ class Stop:
         writes_into_residual: whether the residual stream that its output is added to is known, so that `inputs` has e.
     """
 
-    def __init__(self, layer: Layer, part: int, shares_inputs: bool, writes_into_residual: bool):
+    def __init__(self, layer: Layer, part: int, shares_inputs: bool, writes_into_residual: bool, device: torch.device):
         self.target: Target = layer.target
         self.part = part
         self.shares_inputs = shares_inputs
         self.writes_into_residual = writes_into_residual
         self._layer = layer
+        self._device = device
         self._new: torch.Tensor | None = None
         self._takes = False
         self._inputs: Callable[[], Iterator[Inputs]] | None = None
 
     @property
     def weight(self) -> torch.Tensor:
-        """The matrix (out, in) as it is: a copy. The columns of a convolution are kernel positions, then channels."""
-        return matrix_of(self._layer, self.part).clone()
+        """The matrix (out, in) as it is: a copy, on the device where the model is computed.
+
+        The columns of a convolution are kernel positions, then channels.
+        """
+        return matrix_of(self._layer, self.part).to(self._device, copy=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -151,6 +156,7 @@ class Lockstep:
         autocast: the type that products are computed in; None: that of the weights.
         on_output: called with (index of the micro-batch, dense twin or not, output) of each finished forward pass.
             Without it, the passes end after the last layer.
+        device: where the model is computed, whose weights stay where they are; None: there. See `Onload`.
         around: makes a context for each forward pass, in its thread, and for the one before the stream.
         store: makes where the tensors of paused passes wait, when the stream begins; `inputs` then gives copies, and
             at most one pass has its tensors on the model's device. Without it, they stay where they are.
@@ -173,12 +179,15 @@ class Lockstep:
         dense_twin: bool = False,
         autocast: torch.dtype | None = None,
         on_output: Callable[[int, bool, Any], None] | None = None,
+        device: torch.device | None = None,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
         store: Callable[[], Store] | None = None,
     ):
         if not batches:
             raise ArgumentError("batches: expected at least one micro-batch, got none")
         self._model = model
+        self._device = model.device if device is None else device
+        self._onload = None if device is None else Onload(model, device, self._apart)
         self._autocast = autocast
         self._on_output = on_output
         self._around = around
@@ -197,12 +206,17 @@ class Lockstep:
         self._reached: set[tuple[Layer, int]] = set()
         self._dense_weights: dict[Layer, torch.Tensor] = {}
         self.missed: dict[str, int] = {}
-        with large_tensors_given_back(), set_for_streaming(model):
+        with large_tensors_given_back(), set_for_streaming(model), self._onload or nullcontext():
             self.discovery = self._discover(batches[0])
         self._keys = order_of(self._layers, self.discovery)
         self.uses = {layer.target.name: calls - 1 for layer, calls in self.discovery.calls.items() if calls > 1}
         last_use = {tap: layer for layer, _ in self.discovery.order for tap, _ in self._residual(layer)}
         self._last_taps = {layer: [tap for tap, last in last_use.items() if last is layer] for layer in self._layers}
+
+    @property
+    def onloaded(self) -> int:
+        """The most bytes of weights that were on `device` at once; 0 without one."""
+        return 0 if self._onload is None else self._onload.most
 
     @property
     def never_reached(self) -> list[str]:
@@ -225,7 +239,7 @@ class Lockstep:
             raise PruningStateError("expected a new stream, got one that has been iterated; make another one")
         self._offload = Offload(self._store()) if self._store is not None else None
         heap = large_tensors_reused() if self._offload is None else large_tensors_given_back()
-        with heap, set_for_streaming(self._model), self._hooks():
+        with heap, set_for_streaming(self._model), self._onload or nullcontext(), self._hooks():
             try:
                 yield from self._stops()
             finally:
@@ -269,7 +283,7 @@ class Lockstep:
 
     def _make_stop(self, layer: Layer, part: int, here: Sequence[_Stream], before: set[int]) -> Stop:
         shares = layer.parts == 1 and before == {id(stream) for stream in here} and all(map(_is_same, here))
-        stop = Stop(layer, part, shares, bool(self._residual(layer)))
+        stop = Stop(layer, part, shares, bool(self._residual(layer)), self._device)
         stop._inputs = lambda: self._inputs(layer, part, here)
         return stop
 
@@ -311,7 +325,7 @@ class Lockstep:
             kept = kept_of_routed(position, indices, place.routed.total, sides)
         else:
             kept = None
-        return None if kept is None else kept.to(place.layer.parameter.device)
+        return None if kept is None else kept.to(self._device)
 
     def _residual(self, layer: Layer) -> Sequence[tuple[Tap, float]]:
         return self.discovery.residual.get(layer, ())
@@ -351,26 +365,34 @@ class Lockstep:
         if any(stream.dense for stream in here) and comes_again:
             self._dense_weights[layer] = layer.parameter.detach().clone()
         for stop in stops:
-            if stop._new is not None and stop._takes:
-                take_matrix(layer, stop._new)
-            elif stop._new is not None:
-                put_matrix(layer, stop.part, stop._new)
+            if stop._new is not None:
+                self._write(stop, stop._new)
             stop._new = None
         if goes_on:
             self._go_all([stream for stream in here if not stream.dense])
         return goes_on
 
+    def _write(self, stop: Stop, matrix: torch.Tensor) -> None:
+        """Give a layer the weight of a stop."""
+        layer = stop._layer
+        write = partial(take_matrix, layer, matrix) if stop._takes else partial(put_matrix, layer, stop.part, matrix)
+        if self._onload is None:
+            write()
+        else:
+            self._onload.set(layer.parameter, write)
+
     def _go_all(self, streams: Sequence[_Stream]) -> None:
         """Let passes go on with the weights as they are now, one after another."""
-        for place, stream in enumerate(streams):
-            if place % PASSES_OF_FREED_MEMORY == 0:
-                self._give_back()
-            self._go(stream)
+        with nullcontext() if self._onload is None else self._onload.held():
+            for place, stream in enumerate(streams):
+                if place % PASSES_OF_FREED_MEMORY == 0:
+                    self._give_back()
+                self._go(stream)
         self._give_back()
 
     def _give_back(self) -> None:
         """Return to the system what was freed, before something else needs memory of other sizes."""
-        if self._model.device.type == "cpu":
+        if self._device.type == "cpu":
             give_back_freed_memory()
 
     def _is_over(self, layer: Layer) -> bool:
@@ -408,6 +430,11 @@ class Lockstep:
     def _run(self, batch: Mapping[str, Any]) -> Any:
         return self._model(**on_model(batch, self._model))
 
+    def _apart(self, function: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Call a function that belongs to no pass, outside of what watches the one that runs."""
+        thread = self._running.thread if self._running is not None else None
+        return function() if thread is None else thread.call(function)
+
     def _discover(self, batch: Mapping[str, Any]) -> Discovery:
         with torch.no_grad(), self._autocasting(), self._around():
             return discover(self._model, batch, self._run, self._layers)
@@ -416,7 +443,7 @@ class Lockstep:
         """Autocast, if it is asked for, that caches no weights: they change."""
         if self._autocast is None:
             return nullcontext()
-        return torch.autocast(next(self._model.parameters()).device.type, self._autocast, cache_enabled=False)
+        return torch.autocast(self._device.type, self._autocast, cache_enabled=False)
 
     def _fused_products_of(self, stream: _Stream) -> Callable[[], Any]:
         experts = [layer for layer in self._layers if layer.kind == "experts"]

@@ -68,6 +68,7 @@ class StreamMemory:
         at: the target that passes are paused before when they hold that.
         held: target -> what one pass holds when it is paused before its layer.
         into_residual: the targets whose layers write into a residual stream.
+        onloaded: the most bytes of weights that are on the device at once, where they stay elsewhere.
     """
 
     peak: int
@@ -77,6 +78,7 @@ class StreamMemory:
     at: str
     held: dict[str, int]
     into_residual: frozenset[str]
+    onloaded: int
 
 
 def stream_memory(
@@ -85,13 +87,15 @@ def stream_memory(
     targets: Sequence[Target],
     micro_batches: int,
     dense_twin: bool = False,
+    onloads: bool = False,
 ) -> StreamMemory:
     """The memory of a stream over micro-batches of the size of `batch`, from one pass of the model over it.
 
     A model and a batch on the meta device need no weights and no computation; `meta_batch` makes such a batch. With n
     passes (twice the micro-batches with dense twins), paused[i] before layer i and running[i] the peak of one pass from
     there to the next layer, it is the largest (n - 1) max(paused[i], paused[i + 1]) + running[i]; or the peak of the
-    one pass before the stream. What a solver needs comes on top of it.
+    one pass before the stream. What a solver needs comes on top of it; and with `onloads`, where weights stay elsewhere
+    and are copied to the device, these copies.
 
     On the meta device, experts get as many tokens each. Raises PruningStateError there where the model's forward reads
     other values.
@@ -105,7 +109,8 @@ def stream_memory(
     freed: list[int] = []  # by a pass on its way to a stop, of what the heap keeps
     try:
         experts = {target.experts for target in targets if target.layout.startswith("experts")} if on_meta else None
-        stream = Lockstep(model, [batch], targets, around=partial(_around, (live, small), experts))
+        around = partial(_around, (live, small), experts)
+        stream = Lockstep(model, [batch], targets, device=model.device if onloads else None, around=around)
         alone = live.peak
         live.peak = live.now = small.peak = small.now = small_before = 0
         for stop in stream:
@@ -133,6 +138,7 @@ def stream_memory(
         at=at,
         held={name: size for size, name in held[1:]},
         into_residual=into_residual,
+        onloaded=stream.onloaded,
     )
 
 

@@ -7,7 +7,8 @@ keeps what a thread has freed for this thread: with hundreds of paused passes, t
 import contextvars
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,6 +74,10 @@ class Pass:
         if self._is_ending:
             raise GeneratorExit
 
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Called by the work: let `go` call a function, outside the contexts of the work. Returns what it does."""
+        return self.ask(_Operation(function))
+
     def ask(self, operation: "_Operation") -> Any:
         """Called by the work: let `go` compute an operation. Returns or raises what it does."""
         if not self._is_ending:  # else nobody waits, and this is what the work does at its end
@@ -120,20 +125,20 @@ def _open(lock: threading.Lock) -> None:
 
 
 class _Operation:
-    """An operation on tensors, for another thread to compute."""
+    """A function, for another thread to call; one on tensors with the state of the thread that asks."""
 
-    def __init__(self, func: Callable[..., Any], args: Any, kwargs: Any):
-        self._call = (func, args, kwargs)
-        self._state = dispatch_state()
+    def __init__(self, function: Callable[[], Any], state: Any = None):
+        self._function = function
+        self._state = state
         self._result: Any = None
         self._error: Exception | None = None
 
     def compute(self) -> None:
-        func, args, kwargs = self._call
-        del self._call
+        function = self._function
+        del self._function
         try:
-            with torch.no_grad(), with_dispatch_state(self._state):
-                self._result = func(*args, **kwargs)
+            with torch.no_grad(), nullcontext() if self._state is None else with_dispatch_state(self._state):
+                self._result = function()
         except Exception as error:  # noqa: BLE001 - raised in the thread that asked
             self._error = error
 
@@ -151,4 +156,4 @@ class _Asking(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.is_view:  # nothing to compute
             return func(*args, **(kwargs or {}))
-        return self._pass.ask(_Operation(func, args, kwargs or {}))
+        return self._pass.ask(_Operation(partial(func, *args, **(kwargs or {})), dispatch_state()))

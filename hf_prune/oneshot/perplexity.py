@@ -31,6 +31,7 @@ def mean_loss(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1
         for rows in windows.split(batch_size):
             rows = rows.to(model.device)
             logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
+            rows = rows.to(logits.device)
             total += float(nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
             tokens += rows[:, 1:].numel()
     finally:

@@ -23,6 +23,7 @@ from .counts import counts_of
 from .grams import SAMPLE
 from .layers import can_map
 from .memory import stream_memory
+from .onload import device_of
 from .prune import at_once, check_arguments, reads_inputs
 from .solve import needs_products
 from .windows import check_length, is_causal
@@ -40,6 +41,7 @@ class PlannedMemory:
         masks: one byte for each weight that is pruned, on the CPU, but for those that are mapped from files.
         at: the tensor that is pruned then.
         offloaded: what waits on the CPU or on disk at its peak, with `offload`.
+        onloaded: the most weights that are on the device at once, with `device`; the others stay on the CPU.
     """
 
     model: int
@@ -49,6 +51,7 @@ class PlannedMemory:
     masks: int
     at: str
     offloaded: int = 0
+    onloaded: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,10 @@ def plan_memory(
 
     A model on the meta device needs no weights for it. The peak is the largest, over all layers, of what all passes
     hold when they are paused before the layer and what its moments and the solver need (`matrix_bytes`); or what the
-    passes hold between two layers and the moments, which stay until those of the next layer are summed. With `offload`,
-    paused passes hold nothing, but their inputs are copied; and with "disk" and a directory, masks are mapped from it.
+    passes hold between two layers and the moments, which stay until those of the next layer are summed. With `device`,
+    the weights that are used between two layers are there, too; those of fused experts also while these are pruned.
+    With `offload`, paused passes hold nothing, but their inputs are copied; and with "disk" and a directory, masks are
+    mapped from it.
 
     Raises PruningStateError where the model has no weights, and its forward reads values, see `stream_memory`.
     """
@@ -156,7 +161,8 @@ def plan_memory(
         "input_ids": torch.zeros(calibration.batch_size, length, dtype=torch.int64, device=device),
         **_decoder_inputs(model, calibration.batch_size, length, device),
     }
-    stream = stream_memory(model, batch, targets, micro_batches, twins)
+    onloads = device_of(model, calibration) is not None
+    stream = stream_memory(model, batch, targets, micro_batches, twins, onloads)
     passes = micro_batches * (2 if twins else 1)
     tokens = calibration.batch_size * length
     offloads = calibration.offload is not None
@@ -169,13 +175,16 @@ def plan_memory(
         _, rows, columns = target.matrices
         held, most = matrix_bytes(rows, columns, tokens, config, twins, lacks, parameters[target.name].dtype, offloads)
         paused = 0 if offloads else passes * stream.held[target.name]
-        peaks += [(paused + most, paused, most, target.name), (running + held, running, held, target.name)]
+        if target.layout.startswith("experts"):
+            most += stream.onloaded
+        going = running + stream.onloaded
+        peaks += [(paused + most, paused, most, target.name), (going + held, running, held, target.name)]
     peak, paused, solver, at = max(peaks)
     maps = has_directory and calibration.offload == "disk"
     masks = sum(target.weights for target in targets if not (maps and can_map(target)))
     tensors = {id(one): one.nbytes for one in (*model.parameters(), *model.buffers())}
     offloaded = passes * stream.paused if offloads else 0
-    return PlannedMemory(sum(tensors.values()), peak + masks, paused, solver, masks, at, offloaded)
+    return PlannedMemory(sum(tensors.values()), peak + masks, paused, solver, masks, at, offloaded, stream.onloaded)
 
 
 def matrix_bytes(

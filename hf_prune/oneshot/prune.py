@@ -20,6 +20,7 @@ from ..methods.table import reads_of
 from ..model.names import named_parameters
 from ..model.targets import find_targets
 from ..quantise.forms import SharedValues
+from .onload import check_device, device_of
 from .pruned import Progress, Pruned
 from .run import Run
 from .seen import check_labels
@@ -50,7 +51,7 @@ def prune(
     configuration beside what `model.save_pretrained(folder)` has written.
 
     Args:
-        model: a model of transformers, on the device where it is computed.
+        model: a model of transformers, on the device where it is computed, or on the CPU with `calibration.device`.
         config: what is pruned: a method (`sparsegpt`, `alps`, `wanda`, `magnitude`, `random`), sparsity, pattern,
             scope, targets, overrides, `reconstruction="least_squares"` to solve what stays anew after any method, and
             `shared_values`: what stays has so many values, and later columns of a matrix make up for what rounding
@@ -76,7 +77,7 @@ def prune(
     """
     calibration = calibration if calibration is not None else CalibrationConfig()
     check_arguments(model, config, calibration)
-    _check_weights(model)
+    _check_places(model, calibration)
     if not reads_inputs(config):
         return _pruned_without_data(model, config)
     run = _checked_run(model, config, calibration, data, tokenizer, leave_unreached)
@@ -103,7 +104,7 @@ def check_prune(
 ) -> None:
     """Raise what `prune` raises before it changes anything: for arguments, data, targets, and what is never called."""
     check_arguments(model, config, calibration)
-    _check_weights(model)
+    _check_places(model, calibration)
     if reads_inputs(config):
         _checked_run(model, config, calibration, data, tokenizer, leave_unreached)
     else:
@@ -141,23 +142,29 @@ def check_arguments(model: Any, config: Any, calibration: Any) -> None:
         )
     if config.penalty is not None:
         raise PruningConfigError("penalty", f"expected None, as nothing is trained, got {config.penalty!r}")
-    if calibration.offload == "cpu" and model.device.type == "cpu":
+    device = device_of(model, calibration) or model.device
+    if calibration.offload == "cpu" and device.type == "cpu":
         raise CalibrationError(
-            "offload", "expected a model on an accelerator for 'cpu', got one on the CPU; use 'disk', or none"
+            "offload", "expected a model that is computed on an accelerator for 'cpu', got the CPU; use 'disk', or none"
         )
     if is_shared_model(model):
         raise PlacementError("the model is sharded over processes; prune it at once in one process, before training")
 
 
-def _check_weights(model: PreTrainedModel) -> None:
-    """Raise PlacementError for a model without weights, as accelerate leaves one whose weights it has offloaded."""
+def _check_places(model: PreTrainedModel, calibration: CalibrationConfig) -> None:
+    """Raise CalibrationError for a device that cannot be used, PlacementError for a model without weights.
+
+    Accelerate leaves a model so whose weights it has offloaded.
+    """
     missing = [name for name, parameter in named_parameters(model) if parameter.is_meta]
     if missing:
         raise PlacementError(
             f"expected a model with its weights on one device, got {len(missing)} tensors without them, such as "
             f"{missing[0]}: accelerate has offloaded them to the CPU or to disk, or none were loaded; load the model "
-            "on the CPU, without a device_map; with offload='disk' (--offload disk) weights need not fit into memory"
+            "on the CPU, without a device_map, and compute it elsewhere with CalibrationConfig(device=...) "
+            "(--device ... --offload-weights); with offload='disk' (--offload disk) weights need not fit into memory"
         )
+    check_device(model, calibration)
 
 
 def reads_inputs(config: PruningConfig) -> bool:
@@ -190,6 +197,12 @@ def _checked_run(
     batches = as_batches(data, model, tokenizer, calibration)
     targets = find_targets(model, config.targets, config.exclude, config.adapters)
     groups = make_groups(0, config, targets)
+    if device_of(model, calibration) is not None and "outputs" in (SCOPES[group.scope].reads for group in groups):
+        raise PruningConfigError(
+            "scope",
+            f"cannot be {config.scope!r} with weights that stay on the CPU, as gradients would need all of them on "
+            f"{calibration.device} at once; use 'layer' or 'owl', or overrides that hf-prune sensitivity has measured",
+        )
     run = Run(model, config, calibration, batches, targets, groups)
     run.check_reached(leave_unreached)
     fused = [layer.target.name for layer in run.layers.values() if layer.parts > 1]

@@ -12,6 +12,7 @@ from ..config.pruning import PruningConfig
 from ..errors import CalibrationError, PruningConfigError
 from ..model.names import named_parameters
 from ..model.targets import find_targets
+from .onload import check_device, computed
 from .prune import Progress, Pruned, check_arguments, prune
 
 # Sparsities that are tried are multiples of this.
@@ -78,7 +79,11 @@ def prune_to_quality(
     if not 0 < step < 1:
         raise PruningConfigError("step", f"expected 0 < step < 1, got {step!r}")
     highest = highest_sparsity(config)
-    dense = evaluate(model) if dense_value is None else dense_value
+    check_device(model, calibration)
+    if dense_value is None:
+        with computed(model, calibration):
+            dense_value = evaluate(model)
+    dense = dense_value
     targets = find_targets(model, config.targets, config.exclude, config.adapters)
     before = _weights(model, [target.name for target in targets])
     trials: list[Trial] = []
@@ -97,7 +102,8 @@ def prune_to_quality(
             leave_unreached=leave_unreached,
             progress=progress,
         )
-        value = evaluate(model)
+        with computed(model, calibration):
+            value = evaluate(model)
         quality = value / dense if greater_is_better else dense / value
         trials.append(Trial(sparsity, value, quality))
         if tried is not None:

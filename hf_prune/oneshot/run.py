@@ -25,6 +25,7 @@ from .grams import Moments, moments_of
 from .layers import Layer, can_map, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep, Stop
 from .offload import CpuStore, DiskStore, Store
+from .onload import computed, device_of
 from .pruned import Progress, Pruned, PrunedLayer
 from .seen import see_dense
 from .solve import Matrix, by_magnitude, damping_of, more_to_drop, needs_products, no_moments, solve
@@ -35,7 +36,7 @@ from .work import Finished, Work
 _FEW_TOKENS = 2
 
 # Fields of the calibration that the result does not depend on, once the data are there.
-_WITHOUT_EFFECT = ("samples", "length", "offload")
+_WITHOUT_EFFECT = ("samples", "length", "offload", "device")
 
 
 class Run:
@@ -60,7 +61,8 @@ class Run:
         autocast = getattr(torch, calibration.autocast) if calibration.autocast is not None else None
         self.rounds = autocast == torch.bfloat16  # inputs, as the layers do
         store = self.make_store if calibration.offload is not None else None
-        self.stream = Lockstep(model, batches, targets, dense_twin=twins, autocast=autocast, store=store)
+        device = device_of(model, calibration)
+        self.stream = Lockstep(model, batches, targets, twins, autocast, device=device, store=store)
         self.work: Work | None = None
         self.left_dense: list[str] = []
         self.masks: dict[str, torch.Tensor] = {}
@@ -101,7 +103,8 @@ class Run:
         if reads != {None}:
             layers = [self.layers[name] for name in names if self.layers[name].kind != "unknown"]
             positions = {layer.target.name: at for layer, at in self.stream.discovery.positions.items()}
-            seen = see_dense(self.model, layers, self.batches, positions, gradients="outputs" in reads)
+            with computed(self.model, self.calibration):
+                seen = see_dense(self.model, layers, self.batches, positions, gradients="outputs" in reads)
         weights = {name: self.parameters[name].detach() for name in names}
         return counts_of(groups, weights, seen, blocks_of(self.model, names))
 
@@ -115,7 +118,7 @@ class Run:
                 name: value for name, value in self.calibration.to_dict().items() if name not in _WITHOUT_EFFECT
             },
             "torch": torch.__version__,
-            "device": str(self.model.device),
+            "device": str(device_of(self.model, self.calibration) or self.model.device),
             "threads": torch.get_num_threads(),
         }
 

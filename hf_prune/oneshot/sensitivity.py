@@ -24,6 +24,7 @@ from .counts import split_count
 from .grams import Moments, moments_of
 from .layers import Layer, find_layers, matrix_of, put_matrix
 from .lockstep import Lockstep
+from .onload import check_device, computed, device_of
 from .prune import check_arguments
 from .solve import Matrix, by_magnitude, more_to_drop, needs_products, no_moments, solve
 from .windows import as_batches, digest_of
@@ -140,14 +141,17 @@ def measure_sensitivity(
     own = replace(calibration, dense_weight=0.0, residual_weight=0.0)
     targets = find_targets(model, config.targets, config.exclude, config.adapters)
     layers = {layer.target.name: layer for layer in find_layers(model, targets, dict(named_parameters(model)))}
-    stream = Lockstep(model, batches, targets)
+    check_device(model, calibration)
+    stream = Lockstep(model, batches, targets, device=device_of(model, calibration))
     settings = {
         "method": config.method,
         "pattern": config.pattern,
         "rates": list(rates),
         "calibration": {"damping": own.damping, "data": digest_of(batches)},
     }
-    dense, known = evaluate(model), {}
+    with computed(model, calibration):
+        dense = evaluate(model)
+    known: dict[str, Curve] = {}
     if kept_in is not None:
         known = _read(kept_in, {**settings, "dense_loss": dense})
     run = _Run(model, config, own, rates, evaluate, dense, known, kept_in)
@@ -168,12 +172,13 @@ def measure_sensitivity(
             done += 1
             if progress is not None:
                 progress(done, len(names), layer.target.name)
-    for name in names:
-        if name not in run.curves:
-            run.measure(layers[name])
-            done += 1
-            if progress is not None:
-                progress(done, len(names), name)
+    with computed(model, calibration):
+        for name in names:
+            if name not in run.curves:
+                run.measure(layers[name])
+                done += 1
+                if progress is not None:
+                    progress(done, len(names), name)
     order = dict.fromkeys(layer.target.name for layer, _ in stream.discovery.order)
     return Sensitivity(dense, {name: run.curves[name] for name in order}, settings)
 
@@ -214,7 +219,7 @@ class _Run:
         copies = self._solved.setdefault(
             layer.target.name, {rate: layer.parameter.detach().clone() for rate in self.rates}
         )
-        weight = matrix_of(layer, part)
+        weight = matrix_of(layer, part).to(moments.squares.device)
         for rate, copied in copies.items():
             count = split_count(count_of(rate, self._units(layer.target)), layer.parts)[part]
             kept = weight != 0

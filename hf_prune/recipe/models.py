@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.safe_json import read_json
-from ..errors import RecipeError, TargetError, first_line, nearest, nearest_beside, one_line
+from ..errors import RecipeError, TargetError, nearest, nearest_beside, one_line
+from ..model.devices import why_not_device
 from ..model.limits import too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..model.targets import check_expressions
@@ -26,13 +27,9 @@ def check_computing(dtype: str, device: str | None) -> None:
         raise RecipeError("--dtype", f"expected one of {', '.join(_DTYPES)}, got {dtype!r}")
     if device is None:
         return
-    try:
-        is_meta = torch.empty(1, device=device).is_meta
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch raises all of them
-        problem = f"expected a device that torch can use here, such as cpu, got {device!r}: {first_line(error)}"
-        raise RecipeError("--device", problem) from error
-    if is_meta:
-        raise RecipeError("--device", f"expected a device that can compute, such as cpu, got {device!r}")
+    problem = why_not_device(device)
+    if problem is not None:
+        raise RecipeError("--device", problem)
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ from ..foreign.transformers import commit_of
 from ..model.limits import few_modules, too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..model.targets import find_targets
+from ..oneshot.onload import computed, device_of
 from ..oneshot.perplexity import mean_loss, perplexity
 from ..oneshot.planning import OneShotPlan, plan_prune
 from ..oneshot.prune import check_prune, prune
@@ -155,7 +156,7 @@ def prune_saved(
             target_sparsity=pruned.sparsity,
             calibration=describe_calibration(pruned, calibration, source, is_causal(model)),
             evaluations=_evaluations(metrics, dense_metrics, held_out, source),
-            hardware=hardware(model.device),
+            hardware=hardware(device_of(model, calibration) or model.device),
             versions=versions(),
             weights=saved.hashes,
         )
@@ -357,7 +358,8 @@ def _class_of(path: str) -> Any:
 def _measure(model: PreTrainedModel, held_out: torch.Tensor | None, calibration: CalibrationConfig) -> dict[str, float]:
     if held_out is None:
         return {}
-    return {"perplexity": perplexity(model, held_out, calibration.batch_size)}
+    with computed(model, calibration):
+        return {"perplexity": perplexity(model, held_out, calibration.batch_size)}
 
 
 def _evaluations(

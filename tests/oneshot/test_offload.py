@@ -268,7 +268,7 @@ def test_pruned_weights_and_masks_are_mapped_from_the_folder(tmp_path, build):
 def test_places_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(CalibrationConfigError, match="offload: expected cpu, disk or None, got 'gpu'"):
         CalibrationConfig(offload="gpu")
-    with pytest.raises(CalibrationError, match="offload: expected a model on an accelerator for 'cpu'"):
+    with pytest.raises(CalibrationError, match="offload: expected a model that is computed on an accelerator for 'cpu'"):
         pruned_to(tmp_path, offload="cpu")
 
 

@@ -79,7 +79,7 @@ def print_plan_at_once(plan: "OneShotPlan") -> None:
         ):
             table.add_row(shown_name(name, 60), f"{size / 1e9:,.2f}")
         console.print(table)
-        if memory.masks < plan.weights:
+        if 8 * memory.masks < plan.weights:
             console.print(
                 "Masks, and the weights of a model on the CPU in the type it is saved in, are mapped from files; they "
                 "need not fit into memory.",

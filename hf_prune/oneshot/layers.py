@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,6 +94,20 @@ def put_matrix(layer: Layer, part: int, matrix: torch.Tensor) -> None:
         rows.copy_(columns.transpose(1, 2).reshape(rows.shape))
     else:
         as_matrices(weight, layer.target.layout)[part].copy_(matrix)
+
+
+def part_of(layer: Layer, part: int) -> torch.Tensor:
+    """The part of the parameter that a matrix is of, (of the first dimension, ...): a view."""
+    return _share(layer.parameter.detach(), 0, layer.parts, part)
+
+
+def as_part(layer: Layer, part: int, matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix (out, in) as `part_of` has it, in a tensor of its own."""
+    content = torch.empty(part_of(layer, part).shape, dtype=matrix.dtype, device=matrix.device)
+    target = replace(layer.target, shape=tuple(content.shape))
+    alone = replace(layer, target=target, parameter=nn.Parameter(content, requires_grad=False), parts=1)
+    put_matrix(alone, 0, matrix)
+    return content
 
 
 def can_map(target: Target) -> bool:

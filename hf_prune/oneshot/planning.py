@@ -19,6 +19,7 @@ from ..model.layouts import as_matrices
 from ..model.names import named_parameters, shape_of
 from ..model.targets import find_targets, left_out_of
 from ..quantise.feeding import numbers as sharing_numbers
+from ..saved.masks import packed_shape
 from .counts import counts_of
 from .grams import SAMPLE
 from .layers import can_map
@@ -38,7 +39,7 @@ class PlannedMemory:
         peak: all that is needed beside them at once.
         passes: what the forward passes, of the dense model too, hold then; with `offload`, at most the one that runs.
         solver: what second moments and solver of the matrix hold then.
-        masks: one byte for each weight that is pruned, on the CPU, but for those that are mapped from files.
+        masks: one bit for each weight that is pruned, on the CPU, but for those that are mapped from files.
         at: the tensor that is pruned then.
         offloaded: what waits on the CPU or on disk at its peak, with `offload`.
         onloaded: the most weights that are on the device at once, with `device`; the others stay on the CPU.
@@ -181,7 +182,7 @@ def plan_memory(
         peaks += [(paused + most, paused, most, target.name), (going + held, running, held, target.name)]
     peak, paused, solver, at = max(peaks)
     maps = has_directory and calibration.offload == "disk"
-    masks = sum(target.weights for target in targets if not (maps and can_map(target)))
+    masks = sum(math.prod(packed_shape(one.shape)) for one in targets if not (maps and can_map(one)))
     tensors = {id(one): one.nbytes for one in (*model.parameters(), *model.buffers())}
     offloaded = passes * stream.paused if offloads else 0
     return PlannedMemory(sum(tensors.values()), peak + masks, paused, solver, masks, at, offloaded, stream.onloaded)

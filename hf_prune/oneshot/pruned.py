@@ -1,7 +1,7 @@
 """What pruning at once has done to a model, and to each of its matrices."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -38,7 +38,8 @@ class Pruned:
 
     Attributes:
         config: the configuration.
-        masks: parameter name -> bool tensor of the parameter's shape, on the CPU, True where a weight is kept.
+        masks: parameter name -> bool tensor of the parameter's shape, on the CPU, True where a weight is kept. They are
+            held as one bit a weight, and unpacked when they are asked for.
         layers: what was done to each matrix, in order; none if the method reads no inputs.
         samples: how many samples the calibration data have.
         tokens: how many of their tokens counted.
@@ -48,7 +49,7 @@ class Pruned:
     """
 
     config: PruningConfig
-    masks: dict[str, torch.Tensor]
+    masks: Mapping[str, torch.Tensor]
     layers: list[PrunedLayer] = field(default_factory=list)
     samples: int = 0
     tokens: int = 0
@@ -60,8 +61,10 @@ class Pruned:
     @property
     def sparsity(self) -> float:
         """The share of masked weights of the tensors that were pruned."""
-        weights = sum(mask.numel() for mask in self.masks.values())
-        return sum(mask.numel() - int(mask.sum()) for mask in self.masks.values()) / max(weights, 1)
+        weights = kept = 0
+        for mask in self.masks.values():
+            weights, kept = weights + mask.numel(), kept + int(mask.sum())
+        return (weights - kept) / max(weights, 1)
 
     def save(self, directory: str | os.PathLike) -> None:
         """Write masks and configuration beside a model that `save_pretrained` has written there.

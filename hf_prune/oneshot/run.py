@@ -22,8 +22,9 @@ from ..model.names import named_parameters
 from ..structure.batches import rows_of
 from .counts import counts_of, split_count
 from .grams import Moments, moments_of
-from .layers import Layer, can_map, find_layers, matrix_of, put_matrix
+from .layers import Layer, as_part, can_map, find_layers, matrix_of, part_of, put_matrix
 from .lockstep import Lockstep, Stop
+from .masks import PackedMasks
 from .offload import CpuStore, DiskStore, Store
 from .onload import computed, device_of
 from .pruned import Progress, Pruned, PrunedLayer
@@ -65,7 +66,7 @@ class Run:
         self.stream = Lockstep(model, batches, targets, twins, autocast, device=device, store=store)
         self.work: Work | None = None
         self.left_dense: list[str] = []
-        self.masks: dict[str, torch.Tensor] = {}
+        self.masks = PackedMasks()
         self.few_tokens: list[str] = []
 
     def make_store(self) -> Store:
@@ -163,7 +164,7 @@ class Run:
         """Give the model the weights of a finished matrix, and enter its mask."""
         parameter = self.parameters[stop.target.name]
         if self.maps(stop.target):
-            self.masks[stop.target.name] = finished.kept
+            self.masks.set_mapped(stop.target.name, finished.kept)
         else:
             self.note_mask(self.layers[stop.target.name], stop.part, finished.kept)
         weight = finished.weight.to(parameter)
@@ -207,11 +208,12 @@ class Run:
 
     def note_mask(self, layer: Layer, part: int, kept: torch.Tensor) -> None:
         """Enter the mask of a matrix into that of its tensor."""
-        name = layer.target.name
+        name, parts = layer.target.name, layer.parts
         if name not in self.masks:
-            self.masks[name] = layer.parameter.detach().ne(0).cpu()
-        mask = nn.Parameter(self.masks[name], requires_grad=False)
-        put_matrix(replace(layer, parameter=mask), part, kept.cpu())
+            self.masks.add(name, layer.target.shape)
+            for other in range(parts):
+                self.masks.set_part(name, other, parts, part_of(layer, other).ne(0))
+        self.masks.set_part(name, part, parts, as_part(layer, part, kept.cpu()))
 
     def result(self, done: list[PrunedLayer]) -> Pruned:
         """What was done, after the last layer."""
@@ -243,7 +245,7 @@ class Run:
             )
         return Pruned(
             config=self.config,
-            masks={name: self.masks[name] for name in self.layers if name in self.masks},
+            masks=self.masks.in_order(self.layers),
             layers=done,
             samples=sum(map(rows_of, self.batches)),
             tokens=max(layer.tokens for layer in done),

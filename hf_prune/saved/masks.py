@@ -240,7 +240,7 @@ def _read_header(path: Path) -> _File:
         why = one_line(error)
         raise PruningStateError(f"{path}: expected saved masks, got a file that cannot be read ({why})") from error
     for name, region in regions.items():
-        expected = ("U8", _packed_shape(region.size))
+        expected = ("U8", packed_shape(region.size))
         if stored.get(name) != expected:
             raise PruningStateError(
                 f"{path}: expected {name!r} packed as {expected} for the shape {region.size}, got {stored.get(name)}"
@@ -298,7 +298,7 @@ def _read_mask(file: _File, name: str) -> torch.Tensor:
     spare = -_rows_and_columns(size)[1] % 8  # bits at the end of each row
     if file.digests.get(name, digest) != digest or bool(spare and (packed[:, -1:] >> (8 - spare)).any()):
         raise PruningStateError(f"{file.path}: the mask of {name!r} has changed since it was saved")
-    return _unpack(packed, size)
+    return unpack(packed, size)
 
 
 def _copy(values: torch.Tensor, region: Region, saved: torch.Tensor, saved_region: Region) -> None:
@@ -319,7 +319,8 @@ def _rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
     return rows, math.prod(shape) // max(rows, 1)
 
 
-def _packed_shape(shape: Sequence[int]) -> tuple[int, int]:
+def packed_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """The shape of a packed mask: rows, and the bytes of each."""
     rows, columns = _rows_and_columns(shape)
     return rows, math.ceil(columns / 8)
 
@@ -330,7 +331,7 @@ def pack(mask: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.packbits(bits, axis=1, bitorder="little"))
 
 
-def _unpack(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+def unpack(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """The bits of a packed mask: 1 where a weight is kept (uint8)."""
     _, columns = _rows_and_columns(shape)
     bits = np.unpackbits(packed.numpy(), axis=1, count=columns, bitorder="little")

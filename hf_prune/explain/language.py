@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import ExplainError
-from ..foreign.heap import large_tensors_given_back
+from ..foreign.heap import give_back_freed_memory, large_tensors_reused
 from ..publish.explanation import Answers, Compared
 from ..structure.batches import on_model
 from .resampling import Bootstrap, compared, estimate, ratio
@@ -52,7 +52,7 @@ def ask_tokens(pruned: Reader, dense: Reader | None, rows: Sequence[Row], batch_
     next ones no place, and memory would grow with each text.
     """
     found: dict[str, list[np.ndarray]] = {}
-    with large_tensors_given_back(), asked(pruned.model, dense.model if dense is not None else None):
+    with large_tensors_reused(), asked(pruned.model, dense.model if dense is not None else None):
         for indices in batches_of(lengths_of(rows), batch_size):
             batch = pruned.collate([dict(rows[index]) for index in indices])
             targets = _targets(batch)
@@ -68,6 +68,7 @@ def ask_tokens(pruned: Reader, dense: Reader | None, rows: Sequence[Row], batch_
                 for name, values in told.items():
                     found.setdefault(name, []).append(values)
             del logits  # before those of the next batch are there
+            give_back_freed_memory()
     whole = {name: np.concatenate(parts) for name, parts in found.items()}
     if not all(np.isfinite(whole[name]).all() for name in ("pruned", "dense") if name in whole):
         raise ExplainError("model", "expected finite losses, got NaN or infinite ones; its training may have diverged")

@@ -115,18 +115,17 @@ class Onload:
 
     def set(self, parameter: nn.Parameter, write: Callable[[], None]) -> None:
         """Change a parameter with a function, where its weights stay, and on the device if they are there, too."""
-        inside = self._inside.get(id(parameter))
         write()
+        inside = self._inside.get(id(parameter))
         if inside is None:
             self._at_home[parameter.untyped_storage()] = None
-        if inside is not None:
-            on_device = parameter.data
-            try:
-                parameter.data = inside.home
-                write()
-                inside.home = parameter.data
-            finally:
-                parameter.data = on_device
+            return
+        on_device = parameter.data
+        parameter.data = inside.home
+        try:
+            write()
+        finally:
+            parameter.data = on_device
 
     def _around(self, module: nn.Module) -> Callable[..., Any]:
         forward = module.forward

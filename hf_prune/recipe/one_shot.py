@@ -105,7 +105,8 @@ def prune_saved(
     check_prune(model, config, data, calibration, tokenizer, leave_unreached)
     _check_free(output, resume)
     with claimed(output, writes=True):
-        dense_metrics = _measure(model, held_out, calibration)
+        with computed(model, calibration):
+            dense_metrics = _measure(model, held_out, calibration)
         if dense_metrics:
             say(f"Perplexity of the dense model: {dense_metrics['perplexity']:.3f}")
         if target_quality is None:
@@ -137,7 +138,8 @@ def prune_saved(
                 ),
             )
             config = pruned.config
-        metrics = _measure(model, held_out, calibration)
+        with computed(model, calibration):
+            metrics = _measure(model, held_out, calibration)
         if metrics:
             say(f"Perplexity of the pruned model: {metrics['perplexity']:.3f}")
         model.save_pretrained(output)
@@ -358,8 +360,7 @@ def _class_of(path: str) -> Any:
 def _measure(model: PreTrainedModel, held_out: torch.Tensor | None, calibration: CalibrationConfig) -> dict[str, float]:
     if held_out is None:
         return {}
-    with computed(model, calibration):
-        return {"perplexity": perplexity(model, held_out, calibration.batch_size)}
+    return {"perplexity": perplexity(model, held_out, calibration.batch_size)}
 
 
 def _evaluations(

@@ -8,9 +8,11 @@ import architectures
 import models
 import pytest
 import torch
+from safetensors.torch import load_file
 from streamed import check, micro_batches, plain_outputs, tensors_in
 from test_commands import invoke, refused
-from text_models import save_text_model
+from test_run import write_csv
+from text_models import save_text_model, texts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,6 +27,8 @@ from hf_prune.oneshot.planning import plan_memory
 from hf_prune.oneshot.quality import prune_to_quality
 from hf_prune.oneshot.sensitivity import measure_sensitivity
 from hf_prune.oneshot.settings import set_for_streaming
+from hf_prune.recipe.one_shot import prune_saved
+from hf_prune.recipe.schema import DatasetSection
 from hf_prune.structure.batches import on_model
 
 CPU = torch.device("cpu")
@@ -200,6 +204,7 @@ def elsewhere(monkeypatch):
 
     for module in ("onload", "prune", "run", "planning", "sensitivity"):
         monkeypatch.setattr(f"hf_prune.oneshot.{module}.device_of", device_of)
+    monkeypatch.setattr("hf_prune.recipe.one_shot.device_of", device_of)
 
 
 def copies(monkeypatch):
@@ -314,3 +319,37 @@ def test_the_command_plans_for_a_device_that_is_not_here(tmp_path):
     shown = invoke(*command, "--device", "cuda", "--offload-weights", "--dry-run").stdout
     assert "weights on cuda at once" in shown
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target_quality", [None, 0.5])
+def test_a_saved_model_is_pruned_and_measured_in_the_same_way(target_quality, elsewhere, monkeypatch, tmp_path):
+    save_text_model(tmp_path / "model", models.llama)
+    write_csv(tmp_path / "texts.csv", [{"text": text} for text in texts(60)])
+    section = DatasetSection(name=str(tmp_path / "texts.csv"), text_column="text")
+    config = PruningConfig(method="sparsegpt", sparsity=0.5)
+    installed = []
+    enter = Onload.__enter__
+
+    def entering(self):
+        installed.append(any("forward" in module.__dict__ for module in self._model.modules()))
+        return enter(self)
+
+    monkeypatch.setattr(Onload, "__enter__", entering)
+    found = [
+        prune_saved(
+            str(tmp_path / "model"),
+            tmp_path / str(device),
+            config,
+            section,
+            CalibrationConfig(samples=4, length=12, device=device),
+            target_quality=target_quality,
+            say=lambda text: None,
+        )
+        for device in (None, "cpu")
+    ]
+    assert found[0].metrics == found[1].metrics
+    assert found[0].dense_metrics == found[1].dense_metrics
+    weights = [load_file(tmp_path / device / "model.safetensors") for device in ("None", "cpu")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert installed
+    assert not any(installed)  # never twice at once, which would copy everything twice

@@ -2,7 +2,9 @@
 
 import collections
 import json
+import re
 import weakref
+from pathlib import Path
 
 import architectures
 import models
@@ -15,6 +17,7 @@ from test_run import write_csv
 from text_models import save_text_model, texts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_prune import CalibrationConfig, PruningConfig, prune
 from hf_prune.errors import CalibrationConfigError, CalibrationError, PruningConfigError
@@ -353,3 +356,16 @@ def test_a_saved_model_is_pruned_and_measured_in_the_same_way(target_quality, el
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert installed
     assert not any(installed)  # never twice at once, which would copy everything twice
+
+
+def test_the_memory_of_a_large_model_is_what_the_docs_say():
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+    sizes |= {"num_hidden_layers": 32, "vocab_size": 128256, "max_position_embeddings": 131072, "dtype": "bfloat16"}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**sizes)).to(torch.bfloat16)
+    calibration = CalibrationConfig(device="cuda", offload="cpu")
+    memory = plan_memory(model, PruningConfig(method="sparsegpt", sparsity=0.5), calibration, 2048)
+    page = Path(__file__, "../../../docs/one_shot.md").resolve().read_text(encoding="utf-8")
+    on_gpu, on_cpu = re.findall(r"\| [^|]*(?:-weights --offload cpu`|then on the CPU)[^|]*\| ([^|]*) \|", page)
+    assert on_gpu == f"{(memory.peak - memory.masks) / 1e9:.1f}"
+    assert on_cpu == f"{memory.model / 1e9:.0f} + {memory.offloaded / 1e9:.0f} + {memory.masks / 1e9:.1f}"

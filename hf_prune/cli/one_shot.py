@@ -1,6 +1,7 @@
 """The commands that prune a model at once: `hf-prune prune` and `hf-prune sensitivity`."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,8 +52,8 @@ def prune_command(
     target_quality: Annotated[
         float | None,
         typer.Option(
-            help="Instead: the share of quality (dense perplexity / perplexity) to keep, such as 0.95; the highest "
-            "sparsity that keeps it is searched, up to --sparsity (default 0.95)."
+            help="In place of --sparsity: the share of quality (dense perplexity / perplexity) to keep, such as 0.95; "
+            "the highest sparsity that keeps it is searched, up to --sparsity (default 0.95)."
         ),
     ] = None,
     pattern: Annotated[str, typer.Option(help="unstructured, n:m such as 2:4, or block:RxC.")] = "unstructured",
@@ -66,7 +67,7 @@ def prune_command(
         str | None, typer.Option(help="least_squares: solve the weights that are kept anew, after any method.")
     ] = None,
     shared_values: Annotated[
-        int | None, typer.Option(help="How many values the weights of a tensor share that are kept, 2 to 256.")
+        int | None, typer.Option(help="Round the kept weights of each tensor to at most so many values, 2 to 256.")
     ] = None,
     settings: Fields = None,
     samples: Annotated[int, typer.Option(help="Windows of text to calibrate with.")] = 128,
@@ -74,7 +75,10 @@ def prune_command(
     batch_size: BatchSize = 1,
     seed: Seed = 0,
     damping: Annotated[
-        float | None, typer.Option(help="Damping of the second moments (default: the method's).")
+        float | None,
+        typer.Option(
+            help="Damping of the second moments (default: 0.1 for sparsegpt, 0.01 without dense weight, 0.3 for alps)."
+        ),
     ] = None,
     dense_weight: Annotated[
         float, typer.Option(help="How far layers approximate the dense model's outputs, 0 to 1 (0: their own).")
@@ -87,7 +91,7 @@ def prune_command(
     ] = None,
     offload: Annotated[
         str | None,
-        typer.Option(help="cpu (of a model on an accelerator) or disk: where paused forward passes keep tensors."),
+        typer.Option(help="disk, or cpu with --device cuda: where paused forward passes keep their tensors."),
     ] = None,
     data_config: DataConfig = None,
     split: Split = "train",
@@ -124,10 +128,17 @@ def prune_command(
 
         if scope is None and (method, pattern) == ("wanda", "unstructured"):
             scope = "row"  # as it was published
-        if target_quality is not None and sparsity is None:
+        if target_quality is not None and resume:
+            raise RecipeError("--target-quality", "must not be set with --resume: a search starts anew")
+        if target_quality is not None and sparsity is None and not re.fullmatch(r"\d+:\d+", pattern):
             sparsity = 0.95  # the highest that is tried
-        check_computing(dtype, None if dry_run else device)
+        if offload == "cpu" and (device is None or device.split(":")[0] == "cpu"):
+            raise RecipeError("--offload", "expected --device with an accelerator for cpu, got none; use disk, or none")
+        check_computing(dtype, device, computes=not dry_run)
         computed_on = _computed_on(offload_weights, device)
+        is_given = sparsity is not None or any(one.startswith("sparsity=") for one in settings or [])
+        if not is_given and not re.fullmatch(r"\d+:\d+", pattern):
+            raise RecipeError("--sparsity", "expected the share of weights to mask, such as --sparsity 0.5, got none")
         given = {"method": method, "pattern": pattern, "sparsity": sparsity, "scope": scope}
         given |= {"reconstruction": reconstruction, "shared_values": shared_values}
         overrides = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
@@ -238,7 +249,7 @@ def _computed_on(offload_weights: bool, device: str | None) -> str | None:
     """The device that weights are copied to, layer by layer; None where they are moved there as a whole, or stay."""
     if not offload_weights:
         return None
-    if device is None or device == "cpu":
+    if device is None or device.split(":")[0] == "cpu":
         raise RecipeError("--offload-weights", "expected an accelerator to compute on, such as --device cuda, got none")
     return device
 

@@ -80,10 +80,10 @@ def admm(
 
 
 def numbers(rows: int, columns: int) -> int:
-    """The most float32 numbers that `admm` holds at once: 2 d² + 6 r d.
+    """The most float32 numbers that `admm` holds at once: 2 d² + 6.5 r d.
 
     What it is given is among them: the gram matrix, d², and weights and mask, 1.25 r d. There are also the inverse, V,
     the weights times H, two matrices of the size of the weights that change from step to step, and masks. With other
     `wanted` weights, or with zeros, it is r d more.
     """
-    return 2 * columns**2 + 6 * rows * columns
+    return 2 * columns**2 + 13 * rows * columns // 2

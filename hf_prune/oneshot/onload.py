@@ -1,6 +1,7 @@
 """A model computed on another device than its weights are on: each module's are copied there while it is computed."""
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,9 +15,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
 from ..config.calibration import CalibrationConfig
-from ..errors import CalibrationError, first_line
+from ..errors import CalibrationError
 from ..foreign.torch import changes_arguments
-from ..model.devices import why_not_device
+from ..model.devices import why_not_device, why_not_name
 
 
 def device_of(model: PreTrainedModel, calibration: CalibrationConfig) -> torch.device | None:
@@ -26,11 +27,10 @@ def device_of(model: PreTrainedModel, calibration: CalibrationConfig) -> torch.d
     """
     if calibration.device is None:
         return None
-    try:
-        device = torch.device(calibration.device)
-    except RuntimeError as error:
-        problem = f"expected a device of torch, such as cuda, got {calibration.device!r}: {first_line(error)}"
-        raise CalibrationError("device", problem) from error
+    problem = why_not_name(calibration.device)
+    if problem is not None:
+        raise CalibrationError("device", problem)
+    device = torch.device(calibration.device)
     here = model.device
     return None if device.type == here.type and device.index in (None, here.index) else device
 
@@ -58,7 +58,8 @@ class Onload:
     The parameters and buffers of a module have their memory on the device while the module's own `forward` runs, and
     that of before when it has ended, also by an error. So they can be read and set between two calls as ever. What
     `forward` writes into them is lost. Those that are used without a call of their module are copied for the operation
-    that reads them. The model's inputs are copied to the device, and its outputs stay there.
+    that reads them. Inputs of the model, or of a part that is called by itself, are copied to the device, and outputs
+    stay there. Kernels that torch knows nothing of get the weights of modules that are not called where these stay.
 
     Args:
         model: the model, with all of its weights on one device.
@@ -82,6 +83,7 @@ class Onload:
         self._at_home = WeakIdKeyDictionary()  # the storages that parameters and buffers have where they stay
         self._held: dict[tuple[Any, ...], torch.Tensor] | None = None
         self._is_copying = False
+        self._thread = threading.local()
         self._bytes = 0
         self.most = 0
 
@@ -115,33 +117,45 @@ class Onload:
 
     def set(self, parameter: nn.Parameter, write: Callable[[], None]) -> None:
         """Change a parameter with a function, where its weights stay, and on the device if they are there, too."""
-        write()
         inside = self._inside.get(id(parameter))
-        if inside is None:
-            self._at_home[parameter.untyped_storage()] = None
-            return
         on_device = parameter.data
-        parameter.data = inside.home
-        try:
+        if inside is not None:
+            parameter.data = inside.home
+        write()
+        self._at_home[parameter.untyped_storage()] = None
+        if inside is None:
+            return
+        is_in_place = parameter.data_ptr() == inside.home.data_ptr()
+        inside.home, parameter.data = parameter.data, on_device
+        if is_in_place:
             write()
-        finally:
-            parameter.data = on_device
+        else:
+            on_device.copy_(inside.home)
 
     def _around(self, module: nn.Module) -> Callable[..., Any]:
         forward = module.forward
-        is_root = module is self._model
 
         @functools.wraps(forward)
         def on_device(*arguments: Any, **options: Any) -> Any:
             with ExitStack() as stack:
-                if is_root:
+                if not getattr(self._thread, "is_reading", False):
                     arguments, options = tree_map_only(torch.Tensor, self._moved, (arguments, options))
-                    stack.enter_context(_Reading(self, self._device))
+                    stack.enter_context(self._reading())
                 for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                     stack.enter_context(self._there(tensor))
                 return forward(*arguments, **options)
 
         return on_device
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """In the outermost call of a module in a thread: operations get copies on the device."""
+        self._thread.is_reading = True
+        try:
+            with _Reading(self, self._device):
+                yield
+        finally:
+            self._thread.is_reading = False
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._device)

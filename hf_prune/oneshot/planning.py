@@ -213,7 +213,7 @@ def matrix_bytes(
     inputs = 0 if is_float32 else 4 * tokens * columns * (2 if twins else 1)
     inputs += 4 * tokens * rows * lacks
     summing = moments + max(square, matrix * lacks) + inputs + copied
-    copies = matrix * (not is_float32)  # of the weights, in float32
+    copies = matrix  # of the weights, in float32
     target = max(square + 2 * matrix, 3 * matrix) if twins else 0
     solving = 2 * square + 2 * matrix
     solver = SOLVERS.get(config.method)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from ..methods.table import reads_of
 from ..model.names import named_parameters
 from ..model.targets import find_targets
 from ..quantise.forms import SharedValues
+from .masks import PackedMasks
 from .onload import check_device, device_of
 from .pruned import Progress, Pruned
 from .run import Run
@@ -101,12 +103,18 @@ def check_prune(
     calibration: CalibrationConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
     leave_unreached: bool = False,
+    to_resume: Path | None = None,
 ) -> None:
-    """Raise what `prune` raises before it changes anything: for arguments, data, targets, and what is never called."""
+    """Raise what `prune` raises before it changes anything: for arguments, data, targets, and what is never called.
+
+    With the folder of a run that is to be resumed, also for another run, or none.
+    """
     check_arguments(model, config, calibration)
     _check_places(model, calibration)
     if reads_inputs(config):
-        _checked_run(model, config, calibration, data, tokenizer, leave_unreached)
+        run = _checked_run(model, config, calibration, data, tokenizer, leave_unreached)
+        if to_resume is not None:
+            Work(to_resume, run.settings(), resume=True)
     else:
         at_once(model, config)
 
@@ -147,6 +155,12 @@ def check_arguments(model: Any, config: Any, calibration: Any) -> None:
         raise CalibrationError(
             "offload", "expected a model that is computed on an accelerator for 'cpu', got the CPU; use 'disk', or none"
         )
+    if device_of(model, calibration) is not None and SCOPES[config.scope].reads == "outputs":
+        raise PruningConfigError(
+            "scope",
+            f"cannot be {config.scope!r} with weights that stay on the CPU, as gradients would need all of them on "
+            f"{calibration.device} at once; use 'layer' or 'owl', or overrides that hf-prune sensitivity has measured",
+        )
     if is_shared_model(model):
         raise PlacementError("the model is sharded over processes; prune it at once in one process, before training")
 
@@ -176,7 +190,11 @@ def _pruned_without_data(model: PreTrainedModel, config: PruningConfig) -> Prune
     """Prune with a method that reads the weights alone, as at the first step of a training."""
     pruner = at_once(model, config)
     pruner.start(1)
-    return Pruned(config, {name: mask.cpu() for name, mask in pruner.masks.items()})
+    masks = PackedMasks()
+    for name, mask in pruner.masks.items():
+        masks.add(name, tuple(mask.shape))
+        masks.set_part(name, 0, 1, mask)
+    return Pruned(config, masks)
 
 
 def at_once(model: PreTrainedModel, config: PruningConfig) -> Pruner:
@@ -197,12 +215,6 @@ def _checked_run(
     batches = as_batches(data, model, tokenizer, calibration)
     targets = find_targets(model, config.targets, config.exclude, config.adapters)
     groups = make_groups(0, config, targets)
-    if device_of(model, calibration) is not None and "outputs" in (SCOPES[group.scope].reads for group in groups):
-        raise PruningConfigError(
-            "scope",
-            f"cannot be {config.scope!r} with weights that stay on the CPU, as gradients would need all of them on "
-            f"{calibration.device} at once; use 'layer' or 'owl', or overrides that hf-prune sensitivity has measured",
-        )
     run = Run(model, config, calibration, batches, targets, groups)
     run.check_reached(leave_unreached)
     fused = [layer.target.name for layer in run.layers.values() if layer.parts > 1]

@@ -12,7 +12,7 @@ from ..config.pruning import PruningConfig
 from ..errors import CalibrationError, PruningConfigError
 from ..model.names import named_parameters
 from ..model.targets import find_targets
-from .onload import check_device, computed
+from .onload import check_device
 from .prune import Progress, Pruned, check_arguments, prune
 
 # Sparsities that are tried are multiples of this.
@@ -58,7 +58,7 @@ def prune_to_quality(
         evaluate: returns the value of a model, above 0; such as its perplexity on text that is not used for
             calibration.
         target_quality: the share of the dense model's quality that is to be kept, between 0 and 1.
-        calibration: settings, see `prune`.
+        calibration: settings, see `prune`; with `device`, `evaluate` says itself where it computes.
         greater_is_better: whether higher values are better.
         dense_value: the value of the dense model, if it is known.
         step: sparsities that are tried are multiples of this, and the highest.
@@ -80,10 +80,7 @@ def prune_to_quality(
         raise PruningConfigError("step", f"expected 0 < step < 1, got {step!r}")
     highest = highest_sparsity(config)
     check_device(model, calibration)
-    if dense_value is None:
-        with computed(model, calibration):
-            dense_value = evaluate(model)
-    dense = dense_value
+    dense = evaluate(model) if dense_value is None else dense_value
     targets = find_targets(model, config.targets, config.exclude, config.adapters)
     before = _weights(model, [target.name for target in targets])
     trials: list[Trial] = []
@@ -102,8 +99,7 @@ def prune_to_quality(
             leave_unreached=leave_unreached,
             progress=progress,
         )
-        with computed(model, calibration):
-            value = evaluate(model)
+        value = evaluate(model)
         quality = value / dense if greater_is_better else dense / value
         trials.append(Trial(sparsity, value, quality))
         if tried is not None:

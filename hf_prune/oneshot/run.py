@@ -119,7 +119,7 @@ class Run:
                 name: value for name, value in self.calibration.to_dict().items() if name not in _WITHOUT_EFFECT
             },
             "torch": torch.__version__,
-            "device": str(device_of(self.model, self.calibration) or self.model.device),
+            "device": (device_of(self.model, self.calibration) or self.model.device).type,
             "threads": torch.get_num_threads(),
         }
 

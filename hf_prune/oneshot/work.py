@@ -62,6 +62,7 @@ class Work:
             raise CalibrationError(
                 f"{path}: expected the settings of a run, got a file that cannot be read: {one_line(error)}"
             ) from error
+        saved, settings = _flat(saved), _flat(settings)
         different = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
         if different:
             name = different[0]
@@ -124,3 +125,11 @@ class Work:
 
     def _path(self, place: int) -> Path:
         return self.folder / f"{place:05d}.safetensors"
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name; those of a part with its name and a dot before theirs."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from ..config.safe_json import read_json
 from ..errors import RecipeError, TargetError, nearest, nearest_beside, one_line
-from ..model.devices import why_not_device
+from ..model.devices import why_not_device, why_not_name
 from ..model.limits import too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..model.targets import check_expressions
@@ -21,13 +21,16 @@ from .tasks import Task
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def check_computing(dtype: str, device: str | None) -> None:
-    """Raise RecipeError for what `--dtype` and `--device` cannot be, in words of torch where those say why."""
+def check_computing(dtype: str, device: str | None, computes: bool = True) -> None:
+    """Raise RecipeError for what `--dtype` and `--device` cannot be, in words of torch where those say why.
+
+    Where nothing is computed, the device need not be on this machine.
+    """
     if dtype not in _DTYPES:
         raise RecipeError("--dtype", f"expected one of {', '.join(_DTYPES)}, got {dtype!r}")
     if device is None:
         return
-    problem = why_not_device(device)
+    problem = why_not_device(device) if computes else why_not_name(device)
     if problem is not None:
         raise RecipeError("--device", problem)
 

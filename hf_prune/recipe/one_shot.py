@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +18,9 @@ from ..foreign.transformers import commit_of
 from ..model.limits import few_modules, too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..model.targets import find_targets
-from ..oneshot.onload import computed, device_of
-from ..oneshot.perplexity import mean_loss, perplexity
+from ..oneshot.offload import CpuStore, DiskStore
+from ..oneshot.onload import device_of
+from ..oneshot.perplexity import mean_loss, perplexity, streamed_perplexity
 from ..oneshot.planning import OneShotPlan, plan_prune
 from ..oneshot.prune import check_prune, prune
 from ..oneshot.pruned import Progress, Pruned
@@ -102,11 +103,10 @@ def prune_saved(
         raise RecipeError("target_quality", "expected a causal language model, whose perplexity can be measured")
     if target_quality is not None and resume:
         raise RecipeError("target_quality", "must not be set with --resume: a search starts anew")
-    check_prune(model, config, data, calibration, tokenizer, leave_unreached)
+    check_prune(model, config, data, calibration, tokenizer, leave_unreached, output if resume else None)
     _check_free(output, resume)
     with claimed(output, writes=True):
-        with computed(model, calibration):
-            dense_metrics = _measure(model, held_out, calibration)
+        dense_metrics = _measure(model, held_out, calibration)
         if dense_metrics:
             say(f"Perplexity of the dense model: {dense_metrics['perplexity']:.3f}")
         if target_quality is None:
@@ -138,8 +138,7 @@ def prune_saved(
                 ),
             )
             config = pruned.config
-        with computed(model, calibration):
-            metrics = _measure(model, held_out, calibration)
+        metrics = _measure(model, held_out, calibration)
         if metrics:
             say(f"Perplexity of the pruned model: {metrics['perplexity']:.3f}")
         model.save_pretrained(output)
@@ -198,7 +197,8 @@ def plan_saved(
     wanted = saved_as if dtype == "auto" else getattr(torch, dtype, None)
     if isinstance(wanted, torch.dtype):
         model = model.to(wanted)
-    return plan_prune(model.eval(), config, calibration, has_directory=target_quality is None)
+    plan = plan_prune(model.eval(), config, calibration, has_directory=target_quality is None)
+    return replace(plan, target_quality=target_quality)
 
 
 # What `measure_saved` writes.
@@ -360,7 +360,11 @@ def _class_of(path: str) -> Any:
 def _measure(model: PreTrainedModel, held_out: torch.Tensor | None, calibration: CalibrationConfig) -> dict[str, float]:
     if held_out is None:
         return {}
-    return {"perplexity": perplexity(model, held_out, calibration.batch_size)}
+    device = device_of(model, calibration)
+    if device is None:
+        return {"perplexity": perplexity(model, held_out, calibration.batch_size)}
+    store = {"cpu": CpuStore, "disk": DiskStore}.get(calibration.offload or "")
+    return {"perplexity": streamed_perplexity(model, held_out, calibration.batch_size, device, store)}
 
 
 def _evaluations(

@@ -225,6 +225,12 @@ def _check_calibration(prepared: Prepared) -> None:
             f"{launched_processes()}; prune with hf-prune prune, and train the model on with many in a recipe with "
             "pruning: {method: keep}",
         )
+    if config.device is not None:
+        raise RecipeError(
+            "calibration.device",
+            "must not be set in a recipe, whose model is where the Trainer computes; use hf-prune prune with --device "
+            f"{config.device} --offload-weights, and train the model on in a recipe with pruning: {{method: keep}}",
+        )
     try:
         check_prune(prepared.model, recipe.pruning_configs[0], calibration_data(prepared), config)
     except (PruningConfigError, TargetError, CalibrationError) as error:

@@ -1,6 +1,7 @@
 """`hf-prune prune`: a saved model pruned at once, from the command line."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_run import tree, write_csv
 from text_models import save_text_model, texts
 from transformers import AutoModelForCausalLM
 
+from hf_prune import PruningConfig, prune
 from hf_prune.config.pruning import load_configs
 from hf_prune.publish.record import load_record
 from hf_prune.saved.report import make_report
@@ -150,7 +152,7 @@ def test_what_is_never_called_is_refused_or_left_dense(material, tmp_path):
         (("--set", "targets=['x']"), "'x'"),
         (("--method", "magnitude", "--set", "structure=neurons"), "structure: expected None"),
         (("--dtype", "float99"), "--dtype: expected one of auto,"),
-        (("--device", "nope"), "--device: expected a device that torch can use here"),
+        (("--device", "nope"), "--device: expected a device of torch, such as cuda, got 'nope'"),
     ],
     ids=str,
 )
@@ -254,3 +256,37 @@ def test_weights_share_values_from_the_command_line(material, tmp_path):
     assert "frantar2023gptq" in card
     [said] = refused(*arguments[:2], tmp_path / "other", *arguments[3:], "--shared-values", 1)
     assert "shared_values: expected a whole number from 2 to 256, int8, int4, or None, got 1" in said
+
+
+def test_a_run_that_cannot_be_resumed_is_told_before_anything_is_measured(material, tmp_path):
+    out = tmp_path / "out"
+    given = ("prune", material / "llama", out, "--data", material / "texts.csv", *SHORT, "--resume")
+    result = invoke(*given, "--sparsity", 0.5)
+    assert result.exit_code == 2
+    assert "expected a run to resume, found none; leave out --resume" in result.stderr
+    assert "Perplexity" not in result.stdout
+    assert not out.exists()
+    model = AutoModelForCausalLM.from_pretrained(material / "llama")
+    windows = torch.zeros(4, 12, dtype=torch.int64)
+
+    def stop(done, total, layer):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, PruningConfig(method="sparsegpt", sparsity=0.6), windows, directory=out, progress=stop)
+    before = tree(out)
+    result = invoke(*given, "--sparsity", 0.5)
+    assert result.exit_code == 2
+    assert re.search(r"expected the same \S+ as in the run that was stopped \(\S+\), got \S+; resume", result.stderr)
+    assert "Perplexity" not in result.stdout
+    assert tree(out) == before
+
+
+def test_a_sparsity_that_is_missing_is_asked_for_by_its_option(material, tmp_path):
+    given = ("prune", material / "llama", tmp_path / "out", "--data", material / "texts.csv", *SHORT, "--dry-run")
+    [line] = refused(*given)
+    assert "--sparsity: expected the share of weights to mask, such as --sparsity 0.5, got none" in line
+    assert invoke(*given, "--pattern", "2:4").exit_code == 0
+    assert invoke(*given, "--set", "sparsity=0.5").exit_code == 0
+    said = words(invoke(*given, "--target-quality", 0.9).stdout)
+    assert "pruned at once to at most 9" in said

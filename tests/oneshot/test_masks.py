@@ -59,3 +59,9 @@ def test_masks_of_a_pruned_model_are_its_weights_and_take_a_bit_each(build):
     assert all(torch.equal(mask, parameters[name] != 0) for name, mask in pruned.masks.items())
     weights = sum(mask.numel() for mask in pruned.masks.values())
     assert sum(packed.nbytes for packed, _ in pruned.masks._masks.values()) == weights / 8
+
+
+def test_masks_of_a_method_without_data_take_a_bit_too():
+    pruned = prune(models.llama(), PruningConfig(method="magnitude", sparsity=0.5))
+    assert isinstance(pruned.masks, PackedMasks)
+    assert pruned.sparsity == 0.5

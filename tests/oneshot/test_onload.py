@@ -25,7 +25,7 @@ from hf_prune.model.targets import find_targets
 from hf_prune.oneshot.lockstep import Lockstep
 from hf_prune.oneshot.offload import DiskStore
 from hf_prune.oneshot.onload import Onload
-from hf_prune.oneshot.perplexity import perplexity
+from hf_prune.oneshot.perplexity import perplexity, streamed_perplexity
 from hf_prune.oneshot.planning import plan_memory
 from hf_prune.oneshot.quality import prune_to_quality
 from hf_prune.oneshot.sensitivity import measure_sensitivity
@@ -151,6 +151,47 @@ def test_a_small_share_of_the_weights_is_there_at_once_and_planned():
     assert there.onloaded == 0
     assert elsewhere.onloaded == made.onloaded
     assert there.peak <= elsewhere.peak <= there.peak + made.onloaded
+
+
+def test_perplexity_is_the_same_and_needs_each_weight_once(monkeypatch):
+    model, windows = models.llama(), torch.randint(5, models.VOCABULARY, (7, 12))
+    expected = perplexity(model, windows, 2)
+    copied = collections.Counter()
+    of_stream = Lockstep._apart
+
+    def counting(self, function):
+        copied[function.func.__self__.data_ptr()] += self._running is not None
+        return of_stream(self, function)
+
+    monkeypatch.setattr(Lockstep, "_apart", counting)
+    assert streamed_perplexity(model, windows, 2, CPU) == expected
+    assert streamed_perplexity(model, windows, 2, CPU, DiskStore) == expected
+    assert {copied[parameter.data_ptr()] for parameter in model.parameters()} == {2}  # once in each
+    assert is_as_before(model, memory_of(model))
+
+
+def test_a_part_of_a_model_that_is_called_by_itself_is_computed_there():
+    model = models.t5().eval()
+    tokens = token_batches()[0]["input_ids"]
+    with torch.no_grad():
+        expected = model.get_encoder()(input_ids=tokens).last_hidden_state
+    reads = Reads(model)
+    with torch.no_grad(), reads, Onload(model, CPU):
+        found = model.get_encoder()(input_ids=tokens).last_hidden_state
+    assert not reads.found
+    assert torch.equal(found, expected)
+
+
+def test_what_is_set_while_it_is_used_is_what_is_used_from_then_on():
+    model = models.llama()
+    weight = model.model.norm.weight
+    with torch.no_grad(), Onload(model, CPU) as onload:
+        with onload._there(weight):
+            onload.set(weight, lambda: weight.data.fill_(3))
+            assert weight.eq(3).all()
+            onload.set(weight, lambda: setattr(weight, "data", torch.full_like(weight, 5)))
+            assert weight.eq(5).all()
+        assert weight.eq(5).all()
 
 
 def test_a_model_is_as_before_after_a_stream_that_is_left_and_after_an_error():
@@ -300,7 +341,6 @@ def test_what_a_device_cannot_be_is_said_before_anything_is_changed(monkeypatch,
     assert not (tmp_path / "work").exists()
     with pytest.raises(CalibrationConfigError, match="device: expected the name of a device of torch, or None, got 0"):
         CalibrationConfig(device=0)
-    monkeypatch.setattr("hf_prune.oneshot.onload.why_not_device", lambda device: None)
     needs_gradients = PruningConfig(method="sparsegpt", sparsity=0.5, scope="sensitivity")
     with pytest.raises(PruningConfigError, match="scope: cannot be 'sensitivity' with weights that stay on the CPU"):
         prune(model, needs_gradients, data, CalibrationConfig(device="cuda"))
@@ -324,20 +364,29 @@ def test_the_command_plans_for_a_device_that_is_not_here(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--device", "gpu"), "--device: expected a device of torch, such as cuda, got 'gpu'"),
+        (("--device", "meta", "--offload-weights"), "--device: expected a device that can compute"),
+        (("--device", "cpu:0", "--offload-weights"), "--offload-weights: expected an accelerator to compute on"),
+        (("--offload", "cpu"), "--offload: expected --device with an accelerator for cpu, got none"),
+        (("--device", "cuda", "--offload-weights", "--scope", "sensitivity"), "scope: cannot be 'sensitivity'"),
+        (("--target-quality", 0.9, "--resume"), "--target-quality: must not be set with --resume"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(options, problem, tmp_path):
+    save_text_model(tmp_path / "model", models.llama)
+    command = ("prune", tmp_path / "model", tmp_path / "out", "--data", "none", "--sparsity", 0.5, "--length", 16)
+    assert problem in " ".join(refused(*command, *options, "--dry-run"))
+
+
 @pytest.mark.parametrize("target_quality", [None, 0.5])
-def test_a_saved_model_is_pruned_and_measured_in_the_same_way(target_quality, elsewhere, monkeypatch, tmp_path):
+def test_a_saved_model_is_pruned_and_measured_in_the_same_way(target_quality, elsewhere, tmp_path):
     save_text_model(tmp_path / "model", models.llama)
     write_csv(tmp_path / "texts.csv", [{"text": text} for text in texts(60)])
     section = DatasetSection(name=str(tmp_path / "texts.csv"), text_column="text")
     config = PruningConfig(method="sparsegpt", sparsity=0.5)
-    installed = []
-    enter = Onload.__enter__
-
-    def entering(self):
-        installed.append(any("forward" in module.__dict__ for module in self._model.modules()))
-        return enter(self)
-
-    monkeypatch.setattr(Onload, "__enter__", entering)
     found = [
         prune_saved(
             str(tmp_path / "model"),
@@ -354,8 +403,6 @@ def test_a_saved_model_is_pruned_and_measured_in_the_same_way(target_quality, el
     assert found[0].dense_metrics == found[1].dense_metrics
     weights = [load_file(tmp_path / device / "model.safetensors") for device in ("None", "cpu")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert installed
-    assert not any(installed)  # never twice at once, which would copy everything twice
 
 
 def test_the_memory_of_a_large_model_is_what_the_docs_say():

@@ -19,6 +19,7 @@ import torch
 from language_structures import config_of
 from language_structures import prune as remove_units
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 from oneshot import perplexity
 from oneshot_texts import calibration_windows, held_out_windows, make_model
 from size_ways import WAYS, open_model, rounded_by_torchao
@@ -106,14 +107,19 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
                 half = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
                 cells.append(f"{means[-1]:.1f}{half}")
             points.append((megabytes, means[0]))
+            if setting == "dense":
+                axes.annotate(way, points[-1], (0, 6), textcoords="offset points", rotation=60, fontsize=7)
             lines.append(f"| {setting} | {way} | {len(some)} | {megabytes:.1f} | {' | '.join(cells)} |")
         axes.scatter(*zip(*points, strict=True), label=setting)
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_xticks([75, 100, 150, 200, 300, 400, 500])
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(y=0.2)
     axes.set_xlabel("MB of weights, configuration and tokenizer")
     axes.set_ylabel(f"perplexity on {kinds[0]}")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7)
     figure.savefig(folder / "size_text.png", dpi=150)
     text = "\n".join(lines) + "\n"
     (folder / "report.md").write_text(text, encoding="utf-8")

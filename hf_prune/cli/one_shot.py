@@ -121,7 +121,7 @@ def prune_command(
     """
     with errors_as_lines():
         quiet(data=True)
-        from ..config.calibration import CalibrationConfig
+        from ..config.calibration import CalibrationConfig, check_quality, highest_sparsity
         from ..recipe.loading import parse_pruning
         from ..recipe.models import check_computing
         from ..recipe.one_shot import plan_saved, prune_saved
@@ -143,6 +143,9 @@ def prune_command(
         given |= {"reconstruction": reconstruction, "shared_values": shared_values}
         overrides = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
         config = parse_pruning([*overrides, *(settings or [])])
+        if target_quality is not None:
+            check_quality(target_quality)
+            highest_sparsity(config)
         calibration = CalibrationConfig(
             samples=samples,
             length=length,

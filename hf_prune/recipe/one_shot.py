@@ -18,7 +18,7 @@ from ..foreign.transformers import commit_of
 from ..model.limits import few_modules, too_large
 from ..model.opening import LOADING_ERRORS, why_not_opened
 from ..model.targets import find_targets
-from ..oneshot.offload import CpuStore, DiskStore
+from ..oneshot.offload import CpuStore, DiskStore, Store
 from ..oneshot.onload import device_of
 from ..oneshot.perplexity import mean_loss, perplexity, streamed_perplexity
 from ..oneshot.planning import OneShotPlan, plan_prune
@@ -106,7 +106,7 @@ def prune_saved(
     check_prune(model, config, data, calibration, tokenizer, leave_unreached, output if resume else None)
     _check_free(output, resume)
     with claimed(output, writes=True):
-        dense_metrics = _measure(model, held_out, calibration)
+        dense_metrics = _measure(model, held_out, calibration, output)
         if dense_metrics:
             say(f"Perplexity of the dense model: {dense_metrics['perplexity']:.3f}")
         if target_quality is None:
@@ -126,7 +126,7 @@ def prune_saved(
                 model,
                 config,
                 data,
-                lambda one: _measure(one, held_out, calibration)["perplexity"],
+                lambda one: _measure(one, held_out, calibration, output)["perplexity"],
                 target_quality,
                 calibration,
                 dense_value=dense_metrics["perplexity"],
@@ -138,7 +138,7 @@ def prune_saved(
                 ),
             )
             config = pruned.config
-        metrics = _measure(model, held_out, calibration)
+        metrics = _measure(model, held_out, calibration, output)
         if metrics:
             say(f"Perplexity of the pruned model: {metrics['perplexity']:.3f}")
         model.save_pretrained(output)
@@ -357,13 +357,16 @@ def _class_of(path: str) -> Any:
     return found
 
 
-def _measure(model: PreTrainedModel, held_out: torch.Tensor | None, calibration: CalibrationConfig) -> dict[str, float]:
+def _measure(
+    model: PreTrainedModel, held_out: torch.Tensor | None, calibration: CalibrationConfig, output: Path
+) -> dict[str, float]:
     if held_out is None:
         return {}
     device = device_of(model, calibration)
     if device is None:
         return {"perplexity": perplexity(model, held_out, calibration.batch_size)}
-    store = {"cpu": CpuStore, "disk": DiskStore}.get(calibration.offload or "")
+    stores: dict[str | None, Callable[[], Store]] = {"cpu": CpuStore, "disk": lambda: DiskStore(output)}
+    store = stores.get(calibration.offload)
     return {"perplexity": streamed_perplexity(model, held_out, calibration.batch_size, device, store)}
 
 

@@ -288,5 +288,7 @@ def test_a_sparsity_that_is_missing_is_asked_for_by_its_option(material, tmp_pat
     assert "--sparsity: expected the share of weights to mask, such as --sparsity 0.5, got none" in line
     assert invoke(*given, "--pattern", "2:4").exit_code == 0
     assert invoke(*given, "--set", "sparsity=0.5").exit_code == 0
+    [line] = refused(*given, "--pattern", "2:4", "--target-quality", 0.9)
+    assert "expected a pattern that leaves a choice of sparsities" in line
     said = words(invoke(*given, "--target-quality", 0.9).stdout)
     assert "pruned at once to at most 9" in said

@@ -381,8 +381,8 @@ def test_a_dry_run_refuses_what_a_run_would(options, problem, tmp_path):
     assert problem in " ".join(refused(*command, *options, "--dry-run"))
 
 
-@pytest.mark.parametrize("target_quality", [None, 0.5])
-def test_a_saved_model_is_pruned_and_measured_in_the_same_way(target_quality, elsewhere, tmp_path):
+@pytest.mark.parametrize(("target_quality", "offload"), [(None, None), (0.5, None), (None, "disk")])
+def test_a_saved_model_is_pruned_and_measured_in_the_same_way(target_quality, offload, elsewhere, tmp_path):
     save_text_model(tmp_path / "model", models.llama)
     write_csv(tmp_path / "texts.csv", [{"text": text} for text in texts(60)])
     section = DatasetSection(name=str(tmp_path / "texts.csv"), text_column="text")
@@ -393,7 +393,7 @@ def test_a_saved_model_is_pruned_and_measured_in_the_same_way(target_quality, el
             tmp_path / str(device),
             config,
             section,
-            CalibrationConfig(samples=4, length=12, device=device),
+            CalibrationConfig(samples=4, length=12, device=device, offload=offload),
             target_quality=target_quality,
             say=lambda text: None,
         )

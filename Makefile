@@ -130,9 +130,11 @@ bench-structure: $(VENV)/installed
 bench-oneshot: $(VENV)/installed
 	$(BIN)/python benchmarks/oneshot.py
 
-# Accuracy against bytes on disk, over three seeds; continues where it was stopped. The report is in outputs/size.
+# Accuracy of a classifier, and perplexity of a language model, against bytes on disk, over three seeds; continues where it
+# was stopped. The reports are in outputs/size and outputs/size_text.
 bench-size: $(VENV)/installed-optimizers
 	$(BIN)/python benchmarks/size.py
+	$(BIN)/python benchmarks/size_text.py
 
 # What pruning does to MiniLM on film reviews at 50 to 95%, explained: trains 21 models, and writes docs/study.md; continues
 # where it was stopped. About an hour of CPU.

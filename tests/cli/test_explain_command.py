@@ -168,7 +168,7 @@ def test_texts_are_not_written_unless_they_may_be(material, tmp_path):
         ("bert/pruned", ["--data", "texts.csv", "--expression", "a=("], "'(' is not a regular expression"),
         ("bert/pruned", ["--data", "texts.csv", "--dtype", "int8"], "--dtype: expected one of auto, float32, bfloat16"),
         ("bert/pruned", ["--data", "texts.csv", "--device", "cuda:99"], "--device: expected a device that torch can"),
-        ("bert/pruned", ["--data", "texts.csv", "--device", "nope"], "--device: expected a device that torch can"),
+        ("bert/pruned", ["--data", "texts.csv", "--device", "nope"], "--device: expected a device of torch"),
         ("bert/pruned", ["--data", "texts.csv", "--device", "meta"], "--device: expected a device that can compute"),
         ("bert/pruned", ["--data", "texts.csv", "--resamples", 3], "--resamples: input should be greater than"),
         ("bert/pruned", ["--data", "texts.csv", "--validation-size", 3], "must not be set without --test-size"),

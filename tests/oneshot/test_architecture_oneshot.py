@@ -25,7 +25,7 @@ def test_the_docs_have_the_numbers_that_were_found():
     number = {word: sum(result["result"] == word for result in tried) for word in WORDS}
     page = " ".join((TESTS.parent / "docs" / "one_shot.md").read_text(encoding="utf-8").split())
     assert f"{sum(map(can_be_pruned, tried))} of {len(tried)} model classes were pruned" in page
-    assert f"{number['unreached']} of them use some weights without calling their layers" in page
+    assert f"{number['unreached']} of them have weights whose layers are not called" in page
     assert f"bit for bit, but for {number['random']} that draw random numbers" in page
 
 

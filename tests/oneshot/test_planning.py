@@ -146,7 +146,8 @@ def grown(rows, columns, tokens, config, twins):
     before, _ = most()
     moments = moments_of(zip(inputs, others, missing), columns, config.method != "wanda")
     weights = {"dense_weight": 0.75, "residual_weight": 0.5} if twins else {"dense_weight": 0, "residual_weight": 0}
-    solve(Matrix("weight", weight, weight != 0, rows * columns // 2), moments, config, CalibrationConfig(**weights))
+    copy = weight.clone()  # as a stream gives it
+    solve(Matrix("weight", copy, copy != 0, rows * columns // 2), moments, config, CalibrationConfig(**weights))
     return most()[1] - before
 
 method, twins = sys.argv[1], sys.argv[2] == "twins"

@@ -130,14 +130,15 @@ def prune_command(
             scope = "row"  # as it was published
         if target_quality is not None and resume:
             raise RecipeError("--target-quality", "must not be set with --resume: a search starts anew")
-        if target_quality is not None and sparsity is None and not re.fullmatch(r"\d+:\d+", pattern):
+        has_one_sparsity = re.fullmatch(r"\d+:\d+", pattern) is not None  # n:m
+        if target_quality is not None and sparsity is None and not has_one_sparsity:
             sparsity = 0.95  # the highest that is tried
         if offload == "cpu" and (device is None or device.split(":")[0] == "cpu"):
             raise RecipeError("--offload", "expected --device with an accelerator for cpu, got none; use disk, or none")
         check_computing(dtype, device, computes=not dry_run)
         computed_on = _computed_on(offload_weights, device)
         is_given = sparsity is not None or any(one.startswith("sparsity=") for one in settings or [])
-        if not is_given and not re.fullmatch(r"\d+:\d+", pattern):
+        if not is_given and not has_one_sparsity:
             raise RecipeError("--sparsity", "expected the share of weights to mask, such as --sparsity 0.5, got none")
         given = {"method": method, "pattern": pattern, "sparsity": sparsity, "scope": scope}
         given |= {"reconstruction": reconstruction, "shared_values": shared_values}

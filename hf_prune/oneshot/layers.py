@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -101,13 +101,14 @@ def part_of(layer: Layer, part: int) -> torch.Tensor:
     return _share(layer.parameter.detach(), 0, layer.parts, part)
 
 
-def as_part(layer: Layer, part: int, matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix (out, in) as `part_of` has it, in a tensor of its own."""
-    content = torch.empty(part_of(layer, part).shape, dtype=matrix.dtype, device=matrix.device)
-    target = replace(layer.target, shape=tuple(content.shape))
-    alone = replace(layer, target=target, parameter=nn.Parameter(content, requires_grad=False), parts=1)
-    put_matrix(alone, 0, matrix)
-    return content
+def as_part(layer: Layer, matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix (out, in) of a part in the shape of `part_of`."""
+    first, *others = layer.target.shape
+    sides = (first // layer.parts, *others)
+    if layer.kind == "convolution":
+        rows = matrix.reshape(len(matrix), math.prod(sides[2:]), sides[1])
+        return rows.transpose(1, 2).reshape(sides).contiguous()
+    return from_matrices(matrix[None], layer.target.layout, sides)
 
 
 def can_map(target: Target) -> bool:
@@ -118,16 +119,6 @@ def can_map(target: Target) -> bool:
 def take_matrix(layer: Layer, matrix: torch.Tensor) -> None:
     """Give a parameter, for which `can_map` holds, this matrix (out, in) as its memory, without a copy."""
     layer.parameter.data = matrix
-
-
-def as_parameter(layer: Layer, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The tensor of the target's shape that has these matrices as its parts."""
-    if layer.kind == "convolution":
-        sides = layer.target.shape
-        kernel = math.prod(sides[2:])
-        rows = [matrix.reshape(len(matrix), kernel, sides[1]).transpose(1, 2) for matrix in matrices]
-        return torch.cat(rows).reshape(sides).contiguous()
-    return from_matrices(torch.stack(tuple(matrices)), layer.target.layout, layer.target.shape)
 
 
 def inputs_of_part(layer: Layer, part: int, seen: torch.Tensor) -> torch.Tensor:

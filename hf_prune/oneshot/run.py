@@ -213,7 +213,7 @@ class Run:
             self.masks.add(name, layer.target.shape)
             for other in range(parts):
                 self.masks.set_part(name, other, parts, part_of(layer, other).ne(0))
-        self.masks.set_part(name, part, parts, as_part(layer, part, kept.cpu()))
+        self.masks.set_part(name, part, parts, as_part(layer, kept.cpu()))
 
     def result(self, done: list[PrunedLayer]) -> Pruned:
         """What was done, after the last layer."""

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_prune.model.targets import find_targets
-from hf_prune.oneshot.layers import as_parameter, find_layers, inputs_of_part, matrix_of, put_matrix
+from hf_prune.oneshot.layers import as_part, find_layers, inputs_of_part, matrix_of, put_matrix
 
 CONVOLUTIONS = [
     nn.Conv2d(4, 6, 3, bias=False),
@@ -53,7 +53,7 @@ def test_a_matrix_that_is_put_back_is_the_parameter_again(module):
     layer = layer_of(module)
     before = layer.parameter.detach().clone()
     matrices = [matrix_of(layer, part).clone() for part in range(layer.parts)]
-    assert torch.equal(as_parameter(layer, matrices), before)
+    assert torch.equal(torch.cat([as_part(layer, matrix) for matrix in matrices]), before)
     nn.init.zeros_(layer.parameter)
     address = layer.parameter.data_ptr()
     for part, matrix in enumerate(matrices):
